@@ -1,0 +1,42 @@
+"""Trainable propagation rules for Zennit: gates, rules, composites and rule sets."""
+
+from .activation import LearnedActivation
+from .composites import (
+    LearnedComposite,
+    LearnedGradient,
+    LearnedGuidedBackprop,
+    composite_class,
+    register_composite,
+    register_trained,
+)
+from .coverage import Coverage
+from .errors import RuleError, RuleWarning
+from .gates import ChannelGate, ElementGate, FeatureGate, Gate, PositionGate, QuadrantGate, register_gate
+from .pooling import LearnedMaxPool, PoolGate
+from .ruleset import RuleSet
+from .sites import Site, SiteTracker
+
+__all__ = [
+    "ChannelGate",
+    "Coverage",
+    "ElementGate",
+    "FeatureGate",
+    "Gate",
+    "LearnedActivation",
+    "LearnedComposite",
+    "LearnedGradient",
+    "LearnedGuidedBackprop",
+    "LearnedMaxPool",
+    "PoolGate",
+    "PositionGate",
+    "QuadrantGate",
+    "RuleError",
+    "RuleSet",
+    "RuleWarning",
+    "Site",
+    "SiteTracker",
+    "composite_class",
+    "register_composite",
+    "register_gate",
+    "register_trained",
+]

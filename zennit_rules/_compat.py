@@ -1,0 +1,45 @@
+"""Everything that leans on non-public names of zennit or torch; each has a test of its own."""
+
+from __future__ import annotations
+
+import torch
+
+try:
+    from zennit.canonizers import Canonizer
+    from zennit.composites import COMPOSITES, LayerMapComposite
+    from zennit.core import Composite, Hook, RemovableHandle, RemovableHandleList
+except (ImportError, RuntimeError, AttributeError) as error:  # zennit imports torchvision eagerly
+    raise ImportError(
+        f"zennit cannot be imported ({error}). It imports torchvision: install torch and torchvision "
+        "of matching releases, then `pip install 'zennit>=0.5.1,<2'`."
+    ) from error
+
+# Switches off every __torch_function__ handler, modes included: what a rule computes inside a site is not
+# a call of the user's model.
+DisableTorchFunction = torch._C.DisableTorchFunction
+
+
+def unsupported_model(model: torch.nn.Module) -> str | None:
+    """Tell why hooks cannot work on ``model``, or None if they can."""
+    if hasattr(model, "_orig_mod"):
+        return "it was made by torch.compile, which bypasses hooks: pass the original, `model._orig_mod`"
+    for name, module in model.named_modules():
+        where = f"its module {name!r}" if name else "it"
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"{where} is a scripted or traced module, which hooks cannot reach: pass the eager model"
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            return f"{where} was compiled (torch.compile), which bypasses hooks: pass the model before compiling"
+    return None
+
+
+__all__ = [
+    "COMPOSITES",
+    "Canonizer",
+    "Composite",
+    "DisableTorchFunction",
+    "Hook",
+    "LayerMapComposite",
+    "RemovableHandle",
+    "RemovableHandleList",
+    "unsupported_model",
+]

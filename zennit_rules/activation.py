@@ -1,0 +1,176 @@
+"""LearnedActivation: a gate at every call of an element-wise activation."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ._compat import DisableTorchFunction, Hook, RemovableHandle, RemovableHandleList
+from .gates import Gate
+from .interpose import interpose
+from .sites import ElementWise, activation_function, recorder
+
+
+class GateProvider(Protocol):
+    """Finds the gate of the call that is being made; a `Gate` can stand in for itself."""
+
+    def gate_at(self, module: nn.Module, kind: str, z: Tensor) -> tuple[str, nn.Module]:
+        """Name of the site and its gate, for this call of ``module`` with pre-activation ``z``."""
+
+
+def find_gate(gate: GateProvider | nn.Module, module: nn.Module, kind: str, z: Tensor) -> tuple[str, nn.Module]:
+    """Ask a provider; a gate given directly serves every site."""
+    if isinstance(gate, nn.Module):
+        return type(module).__name__, gate
+    return gate.gate_at(module, kind, z)
+
+
+class SiteCall:
+    """One call of one site: what its backward pass needs, and what passed through it.
+
+    Attributes:
+        name: Name of the site.
+        keep: Whether to remember the saved tensor and the incoming signal, for the tangent pass.
+        saved: What the rule needs of the forward pass (once ``keep`` is set).
+        g: Signal that arrived in the last backward pass (once ``keep`` is set).
+    """
+
+    def __init__(self, hook: Hook, name: str, gate: nn.Module) -> None:
+        self.hook = hook
+        self.name = name
+        self.gate = gate
+        self.keep = False
+        self.saved: tuple[Tensor, ...] = ()
+        self.g: Tensor | None = None
+
+    def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """The vector-Jacobian product of the layer itself."""
+        raise NotImplementedError
+
+    def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """What the rule passes on; differentiable in ``g`` and in the gate's parameters."""
+        raise NotImplementedError
+
+    def propagate(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """Backward pass of the site: the rule while its hook is active, else the true gradient."""
+        if not self.hook.active:
+            return self.true_gradient(saved, g)
+        if self.keep:
+            self.g = g.detach()
+        return self.signal(saved, g)
+
+
+class GatedSite(torch.autograd.Function):
+    """A layer whose backward pass is a rule.
+
+    Parameters of the gate enter through recorded backward operations, not as inputs: the forward value does not
+    depend on them. They are reached through the call and not saved by autograd, because an optimiser that updates
+    them in place between two backward passes over one forward pass would invalidate saved tensors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, call: ActivationCall, inplace: bool) -> Tensor:  # type: ignore[override]
+        """Value of the layer, unchanged by the rule."""
+        ctx.call = call
+        if inplace:
+            out = torch.relu_(z)
+            ctx.mark_dirty(z)
+        else:
+            out = call.fn(z)
+        ctx.save_for_backward(out if call.from_output else z)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """The rule's signal."""
+        return ctx.call.propagate(ctx.saved_tensors, g), None, None
+
+
+class ActivationCall(SiteCall):
+    """A call of an element-wise activation ``fn``."""
+
+    def __init__(self, hook: Hook, name: str, gate: nn.Module, fn: ElementWise) -> None:
+        super().__init__(hook, name, gate)
+        self.fn = fn
+        self.is_relu = fn is torch.relu
+        # relu(z) has the sign pattern of z: what autograd keeps for the next layer anyway is enough.
+        self.from_output = self.is_relu and getattr(gate, "sign_only", False)
+
+    def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """``g * f'(z)``, by autograd."""
+        (z,) = saved
+        if self.is_relu:
+            return torch.ops.aten.threshold_backward(g, z, 0)
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            if not (again and z.requires_grad):
+                z = z.detach().requires_grad_()
+            return torch.autograd.grad(self.fn(z), z, g, create_graph=again)[0]
+
+    def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """``a * g * f'(z) + b * g``."""
+        a, b = self.gate(saved[0], g)
+        passed = None
+        if not (isinstance(a, float) and a == 0.0):
+            passed = self.true_gradient(saved, g) * (a.to(g.dtype) if isinstance(a, Tensor) else a)
+        if not (isinstance(b, float) and b == 0.0):
+            direct = g * (b.to(g.dtype) if isinstance(b, Tensor) else b)
+            passed = direct if passed is None else passed + direct
+        return torch.zeros_like(g) if passed is None else passed
+
+
+class LearnedActivation(Hook):
+    """Zennit rule: the true gradient and the incoming signal, mixed by a gate.
+
+    Works for every activation module whose true gradient autograd knows (ReLU, ReLU6, LeakyReLU, ELU, GELU, SiLU,
+    Hardswish, Softplus, Tanh, Sigmoid, ...; `sites.ACTIVATION_TYPES`), in place or not, reused or not. The forward
+    value is unchanged. The result is differentiable in the parameters of the gate, whatever seeds the backward pass,
+    and does not depend on ``create_graph``.
+
+    Args:
+        gate: A `Gate` that serves every module the rule is registered on, or a provider that finds one per site (the
+            composites of this package pass theirs).
+    """
+
+    def __init__(self, gate: GateProvider | Gate) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.gate!r})"
+
+    def copy(self) -> LearnedActivation:
+        """A hook that shares the gate."""
+        return type(self)(self.gate)
+
+    def pre_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Marks the hook as registered; the work is done around ``forward``."""
+
+    def register(self, module: nn.Module) -> RemovableHandleList:
+        """Register on ``module`` and return the handles."""
+        handles = [RemovableHandle(self), module.register_forward_pre_hook(self.pre_forward)]
+        fn = activation_function(module)
+        if fn is not None:
+            handles.append(interpose(module, partial(self._run, module, fn)))
+        return RemovableHandleList(handles)
+
+    def _run(self, module: nn.Module, fn: ElementWise, call_next: Any, input: Tensor) -> Tensor:
+        name, gate = find_gate(self.gate, module, "activation", input)
+        if not (torch.is_grad_enabled() and input.requires_grad):
+            return call_next(input)
+        call = ActivationCall(self, name, gate, fn)
+        inplace = bool(getattr(module, "inplace", False))
+        with DisableTorchFunction():
+            if not inplace:
+                out = GatedSite.apply(input, call, False)
+            elif call.from_output:
+                out = GatedSite.apply(input, call, True)
+            else:  # the rule needs z itself: compute beside, then write the value where the user expects it
+                out = input.copy_(GatedSite.apply(input.clone(), call, False))
+        listener = recorder.get()
+        if listener is not None:
+            listener.site(call, input, out)
+        return out

@@ -1,0 +1,187 @@
+"""Composites: which trainable rule goes to which layer, registered by name with zennit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ._compat import COMPOSITES, Composite, Hook, LayerMapComposite
+from .activation import LearnedActivation
+from .errors import RuleError
+from .gates import STARTS, gate_class
+from .pooling import LearnedMaxPool
+from .ruleset import RuleSet
+from .sites import ACTIVATION_TYPES, POOLING_TYPES, SiteTracker
+
+POOLINGS = ("exact", "soft")
+
+
+class LearnedComposite(LayerMapComposite):
+    """A gate at every activation, starting at a textbook rule.
+
+    A composite is used like any of zennit's: ``with composite.context(model): ...``. Its parameters live in
+    ``composite.rules``; without ``rules`` they are made as the first forward pass meets the sites.
+
+    Args:
+        gate: Name or class of the gates.
+        start: Rule they start at.
+        pooling: ``"exact"`` leaves max-pools their own gradient, ``"soft"`` puts a `LearnedMaxPool` there.
+        gate_options: Further arguments of the gates.
+        per_sample: Each sample of the batch gets its own parameters.
+        rules: A `RuleSet` (or the path of one) to propagate by; the configuration above is then the rule set's.
+        layer_map: Entries that take precedence, as in zennit: ``[(types, hook), ...]``.
+        canonizers: Zennit canonizers, applied before the rules.
+
+    Raises:
+        RuleError: For unknown names.
+    """
+
+    name: ClassVar[str] = ""
+    default_start: ClassVar[str] = "gradient"
+    default_gate: ClassVar[str | type] = "channel"
+    default_rules: ClassVar[Any] = None
+
+    def __init__(
+        self,
+        gate: str | type | None = None,
+        start: str | None = None,
+        pooling: str = "exact",
+        *,
+        gate_options: Mapping[str, Any] | None = None,
+        per_sample: bool = False,
+        rules: RuleSet | str | Path | None = None,
+        layer_map: list[Any] | None = None,
+        canonizers: list[Any] | None = None,
+    ) -> None:
+        rules = self.default_rules if rules is None else rules
+        if rules is None:
+            rules = self._open_rules(gate, start, pooling, gate_options, per_sample)
+        elif not isinstance(rules, RuleSet):
+            rules = RuleSet.load(rules)
+        self.rules: RuleSet = rules
+        self.tracker = SiteTracker(self._hook_functional)
+        activations: list[Any] = [(ACTIVATION_TYPES, LearnedActivation(self))]
+        pools: list[Any] = [(POOLING_TYPES, LearnedMaxPool(self))] if rules.config["pooling"] == "soft" else []
+        super().__init__(
+            layer_map=[*(layer_map or []), *activations, *pools], canonizers=[*(canonizers or []), self.tracker]
+        )
+
+    def _open_rules(
+        self, gate: Any, start: str | None, pooling: str, gate_options: Mapping[str, Any] | None, per_sample: bool
+    ) -> RuleSet:
+        gate = self.default_gate if gate is None else gate
+        start = self.default_start if start is None else start
+        known = gate_class(gate)
+        if start not in STARTS:
+            raise RuleError(f"unknown start {start!r}; choose one of {', '.join(STARTS)}")
+        if pooling not in POOLINGS:
+            raise RuleError(f"unknown pooling {pooling!r}; choose one of {', '.join(POOLINGS)}")
+        config = {
+            "gate": known.name or known,
+            "start": start,
+            "pooling": pooling,
+            "gate_options": dict(gate_options or {}),
+            "per_sample": per_sample,
+        }
+        return RuleSet(self.name, config)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The rule set's parameters (empty before the first forward pass if no rule set was given)."""
+        return self.rules.parameters()
+
+    def register(self, module: nn.Module) -> None:
+        """Register on a model; undone by ``remove()``, and at once if something fails on the way."""
+        self.rules.check_model(module)
+        try:
+            super().register(module)
+        except BaseException:
+            self.remove()
+            raise
+
+    def gate_at(self, module: nn.Module, kind: str, z: Tensor) -> tuple[str, nn.Module]:
+        """Site and gate of the call being made (see `activation.GateProvider`)."""
+        name = self.tracker.call_site(module)
+        return name, self.rules.gate_for(name, kind, type(module).__name__, z, self.tracker.channel_dim(z))
+
+    def _hook_functional(self, stand_in: nn.Module, path: str) -> None:
+        template = self.module_map({}, path, stand_in)
+        if template is None:
+            return
+        hook: Hook = template.copy()
+        self.hook_refs.add(hook)
+        self.handles.append(hook.register(stand_in))
+
+
+class LearnedGradient(LearnedComposite):
+    """Gates that start at the plain gradient; "learned_gradient" in ``COMPOSITES``."""
+
+    name = "learned_gradient"
+
+
+class LearnedGuidedBackprop(LearnedComposite):
+    """Gates that start at guided backprop; "learned_guided_backprop" in ``COMPOSITES``."""
+
+    name = "learned_guided_backprop"
+    default_start = "guided_backprop"
+
+
+def register_composite(name: str, composite: type[Composite]) -> None:
+    """Make a composite class known to zennit by name; unlike zennit's own, it never overwrites.
+
+    Raises:
+        RuleError: If the name belongs to another class; registering the same class again does nothing.
+    """
+    if not (isinstance(composite, type) and issubclass(composite, Composite)):
+        raise RuleError(f"composite {name!r} must be a zennit Composite class, got {composite!r}")
+    known = COMPOSITES.setdefault(name, composite)
+    if known is not composite:
+        raise RuleError(f"the composite name {name!r} belongs to {known.__module__}.{known.__qualname__}; choose another")
+
+
+def composite_class(name: str) -> type[LearnedComposite]:
+    """Look a trainable composite up by name.
+
+    Raises:
+        RuleError: If there is none of that name, or it has no trainable rules.
+    """
+    found = COMPOSITES.get(name)
+    if found is None or not issubclass(found, LearnedComposite):
+        learned = sorted(n for n, c in COMPOSITES.items() if issubclass(c, LearnedComposite))
+        what = "has no trainable rules" if found is not None else "is unknown"
+        raise RuleError(f"the composite {name!r} {what}; trainable ones: {', '.join(learned)}")
+    return found
+
+
+def register_trained(name: str, path: str | Path, *, overwrite: bool = False) -> type[LearnedComposite]:
+    """Make a saved rule set a composite of its own, so that scripts which know ``COMPOSITES[name]`` use it.
+
+    Args:
+        name: New name in ``zennit.composites.COMPOSITES``.
+        path: A file written by ``RuleSet.save``.
+        overwrite: Replace an earlier trained composite of that name.
+
+    Returns:
+        The class; ``COMPOSITES[name](canonizers=...)`` makes instances that share the rules.
+
+    Raises:
+        RuleError: For an unreadable file or a name that is taken.
+    """
+    rules = RuleSet.load(path)
+    base = composite_class(rules.composite_name)
+    trained = type(f"Trained_{name}", (base,), {"__doc__": f"{base.__name__} with the rules of {path}.", "default_rules": rules})
+    if overwrite and getattr(COMPOSITES.get(name), "default_rules", None) is not None:
+        del COMPOSITES[name]
+    register_composite(name, trained)
+    return trained
+
+
+for _composite in (LearnedGradient, LearnedGuidedBackprop):
+    register_composite(_composite.name, _composite)
+
+__all__ = [
+    "LearnedComposite", "LearnedGradient", "LearnedGuidedBackprop", "composite_class", "register_composite",
+    "register_trained",
+]  # fmt: skip

@@ -1,0 +1,32 @@
+"""Which model a rule set belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def architecture(model: nn.Module) -> str:
+    """Digest of the module types and of the names and shapes of parameters and buffers (16 hex digits)."""
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        digest.update(f"{name}:{type(module).__name__};".encode())
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name}:{tuple(tensor.shape)};".encode())
+    return digest.hexdigest()[:16]
+
+
+def weights(model: nn.Module) -> str:
+    """Digest of the values of parameters and buffers, as float32 (16 hex digits)."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            values = tensor.detach()
+            if values.is_floating_point():
+                values = values.to(torch.float32)
+            digest.update(name.encode())
+            digest.update(memoryview(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()[:16]

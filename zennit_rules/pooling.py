@@ -1,0 +1,202 @@
+"""LearnedMaxPool: a max-pool whose backward pass can be softened."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._compat import DisableTorchFunction, Hook, RemovableHandle, RemovableHandleList
+from .activation import GateProvider, SiteCall, find_gate
+from .errors import RuleError
+from .interpose import interpose
+from .sites import POOLING_TYPES, is_pooling, recorder
+
+
+class PoolGate(nn.Module):
+    """How far a max-pool's backward pass departs from winner-take-all.
+
+    The signal ``g`` of a window is shared out by ``(1 - m) * onehot(argmax z) + m * softmax(z / (T s))``, with ``s``
+    the standard deviation of ``z`` over the sample. ``m = strength + tanh(raw_strength)`` and the temperature
+    ``T = temperature * exp(raw_temperature) > 0``. The limit ``T -> 0`` is the exact max-pool gradient for any ``m``,
+    and so is ``m = 0``, the default start: exact, and yet ``m`` has a gradient.
+
+    Args:
+        temperature: Starting value of ``T``, in standard deviations of the layer's input.
+        strength: Starting value of ``m``.
+        samples: None shares the two parameters over samples; a number gives each sample its own.
+    """
+
+    def __init__(self, temperature: float = 0.5, strength: float = 0.0, *, samples: int | None = None) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise RuleError(f"temperature must be positive, got {temperature}; the limit 0 is strength=0")
+        self.start_temperature = float(temperature)
+        self.start_strength = float(strength)
+        self.samples = samples
+        self.raw_temperature = nn.Parameter(torch.zeros(samples or 1))
+        self.raw_strength = nn.Parameter(torch.zeros(samples or 1))
+
+    @property
+    def temperature(self) -> Tensor:
+        """``T``, shape ``(1,)`` or ``(samples,)``, positive."""
+        return self.start_temperature * torch.exp(self.raw_temperature)
+
+    @property
+    def strength(self) -> Tensor:
+        """``m``, shape ``(1,)`` or ``(samples,)``, within 1 of its start."""
+        return self.start_strength + torch.tanh(self.raw_strength)
+
+    def extra_repr(self) -> str:
+        """Configuration shown by ``repr``."""
+        return f"temperature={self.start_temperature}, strength={self.start_strength}"
+
+
+def _dims(module: nn.Module) -> int:
+    return next(n for n, cls in enumerate(POOLING_TYPES, start=1) if isinstance(module, cls))
+
+
+class _Windows:
+    """The windows of a max-pool, as one strided view per offset inside the window."""
+
+    def __init__(self, module: Any, z_shape: torch.Size, out_shape: torch.Size) -> None:
+        self.dims = _dims(module)
+        kernel, self.dilation = self._each(module.kernel_size), self._each(module.dilation)
+        self.stride = kernel if module.stride in (None, ()) else self._each(module.stride)
+        self.padding = self._each(module.padding)
+        self.size, self.out = z_shape[-self.dims :], out_shape[-self.dims :]
+        # Enough room on the right for the last window, which ceil_mode may push over the edge.
+        self.right = tuple(
+            max(0, (o - 1) * s + d * (k - 1) + 1 - n - p)
+            for o, s, d, k, n, p in zip(self.out, self.stride, self.dilation, kernel, self.size, self.padding, strict=True)
+        )
+        self.offsets = list(product(*(range(k) for k in kernel)))
+
+    def _each(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        return (value,) * self.dims if isinstance(value, int) else tuple(value)
+
+    def _slices(self, offset: tuple[int, ...]) -> tuple[Any, ...]:
+        return (
+            ...,
+            *(
+                slice(k * d, k * d + (o - 1) * s + 1, s)
+                for k, d, o, s in zip(offset, self.dilation, self.out, self.stride, strict=True)
+            ),
+        )
+
+    def unfold(self, z: Tensor, fill: float) -> Tensor:
+        """``(K, ..., *out)``: what each window sees at each of its K offsets; ``fill`` outside the input."""
+        pads = [n for p, r in zip(reversed(self.padding), reversed(self.right), strict=True) for n in (p, r)]
+        padded = F.pad(z, pads, value=fill)
+        return torch.stack([padded[self._slices(offset)] for offset in self.offsets])
+
+    def fold(self, parts: Tensor) -> Tensor:
+        """Adjoint of `unfold`: add ``(K, ..., *out)`` up at the inputs, ``(..., *size)``."""
+        padded_size = [n + p + r for n, p, r in zip(self.size, self.padding, self.right, strict=True)]
+        total = parts.new_zeros((*parts.shape[1 : parts.ndim - self.dims], *padded_size))
+        for part, offset in zip(parts, self.offsets, strict=True):
+            total[self._slices(offset)] += part
+        inner = tuple(slice(p, p + n) for p, n in zip(self.padding, self.size, strict=True))
+        return total[(..., *inner)]
+
+
+class GatedPool(torch.autograd.Function):
+    """A max-pool whose backward pass is a rule; see `activation.GatedSite`."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, call: PoolCall) -> Tensor:  # type: ignore[override]
+        """Value of the layer, unchanged by the rule."""
+        ctx.call = call
+        out, index = call.pool(z)
+        ctx.save_for_backward(z, index)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """The rule's signal."""
+        return ctx.call.propagate(ctx.saved_tensors, g), None
+
+
+class PoolCall(SiteCall):
+    """A call of a max-pool."""
+
+    def __init__(self, hook: Hook, name: str, gate: nn.Module, module: nn.Module) -> None:
+        super().__init__(hook, name, gate)
+        self.module: Any = module
+
+    def pool(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and, per window, the flat spatial index of the winner."""
+        m = self.module
+        function: Any = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[_dims(m) - 1]
+        return function(z, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, return_indices=True)
+
+    def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """All of a window's signal to its winner."""
+        z, index = saved
+        dims = _dims(self.module)
+        flat = g.new_zeros((*z.shape[:-dims], z.shape[-dims:].numel()))
+        return flat.scatter_add(-1, index.flatten(-dims), g.flatten(-dims)).reshape(z.shape)
+
+    def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """The exact gradient, moved by ``m`` towards the softened one."""
+        exact = self.true_gradient(saved, g)
+        gate: Any = self.gate
+        shape = (-1, *(1,) * (g.ndim - 1))
+        m = gate.strength.to(g.dtype).reshape(shape)
+        if not torch.is_grad_enabled() and not self.keep and not bool((m != 0).any()):
+            return exact
+        z = saved[0].to(g.dtype)
+        variance = z.flatten(1).var(dim=1)
+        scale = torch.where(variance == 0, torch.ones_like(variance), variance).sqrt().reshape(shape)
+        windows = _Windows(self.module, z.shape, g.shape)
+        seen = windows.unfold(z / (gate.temperature.to(g.dtype).reshape(shape) * scale), float("-inf"))
+        return exact + m * (windows.fold(seen.softmax(dim=0) * g) - exact)
+
+
+class LearnedMaxPool(Hook):
+    """Zennit rule: winner-take-all, softened by a trainable amount and temperature.
+
+    A max-pool passes its signal to the winners alone, so gates at the other elements never see one. This rule shares
+    it out by a softmax over the window (see `PoolGate`); at its start, and in the limit of temperature 0, it *is* the
+    max-pool's gradient. The forward value is unchanged.
+
+    Args:
+        gate: A `PoolGate`, or a provider that finds one per site; by default a shared `PoolGate()`.
+    """
+
+    def __init__(self, gate: GateProvider | PoolGate | None = None) -> None:
+        super().__init__()
+        self.gate = PoolGate() if gate is None else gate
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.gate!r})"
+
+    def copy(self) -> LearnedMaxPool:
+        """A hook that shares the gate."""
+        return type(self)(self.gate)
+
+    def pre_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Marks the hook as registered; the work is done around ``forward``."""
+
+    def register(self, module: nn.Module) -> RemovableHandleList:
+        """Register on ``module`` and return the handles."""
+        handles = [RemovableHandle(self), module.register_forward_pre_hook(self.pre_forward)]
+        if is_pooling(module):
+            handles.append(interpose(module, partial(self._run, module)))
+        return RemovableHandleList(handles)
+
+    def _run(self, module: nn.Module, call_next: Any, input: Tensor) -> Tensor:
+        name, gate = find_gate(self.gate, module, "pooling", input)
+        if not (torch.is_grad_enabled() and input.requires_grad):
+            return call_next(input)
+        call = PoolCall(self, name, gate, module)
+        with DisableTorchFunction():
+            out = GatedPool.apply(input, call)
+        listener = recorder.get()
+        if listener is not None:
+            listener.site(call, input, out)
+        return out

@@ -1,0 +1,394 @@
+"""RuleSet: the trainable parameters of one composite on one model, by site; what is trained, saved and shared."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import fingerprint
+from .coverage import Coverage, unreached_nodes
+from .errors import RuleError
+from .gates import gate_class
+from .pooling import PoolGate
+from .sites import Site
+
+if TYPE_CHECKING:
+    from .composites import LearnedComposite
+
+FORMAT_VERSION = 1
+
+
+class RuleSet:
+    """Parameters of trainable rules, keyed by site.
+
+    Make one with `RuleSet.build` or `RuleSet.load`. An *open* rule set (as made by a composite that was given none)
+    grows a gate at each new site it meets; a *closed* one knows its sites and refuses others.
+
+    Args:
+        composite: Name of the composite, as in ``zennit.composites.COMPOSITES``.
+        config: Its configuration: ``gate``, ``start``, ``pooling``, ``gate_options``, ``per_sample``.
+    """
+
+    def __init__(self, composite: str, config: Mapping[str, Any] | None = None) -> None:
+        self.composite_name = composite
+        self.config: dict[str, Any] = dict(config or {})
+        self.closed = False
+        self.training: dict[str, Any] = {}
+        self.architecture: str | None = None
+        self.weights: str | None = None
+        self._sites: dict[str, Site] = {}
+        self._gates: dict[str, nn.Module] = {}
+        self._coverage: Coverage | None = None
+
+    # -- making ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def build(
+        cls,
+        model: nn.Module,
+        example_inputs: Tensor | tuple[Any, ...],
+        composite: str = "learned_gradient",
+        gate: str | type | None = None,
+        start: str | None = None,
+        *,
+        pooling: str | None = None,
+        gate_options: Mapping[str, Any] | None = None,
+        per_sample: bool = False,
+    ) -> RuleSet:
+        """Find the sites of ``model`` by one forward pass and give each a gate at its starting point.
+
+        Args:
+            model: The model; it is run once and left as it was.
+            example_inputs: What the model takes, batch first: a tensor ``(B, ...)`` or a tuple of arguments.
+            composite: Name of a registered composite.
+            gate: Name or class of a gate; the composite's own choice by default.
+            start: ``"gradient"``, ``"deconvnet"`` or ``"guided_backprop"``; the composite's own choice by default.
+            pooling: ``"exact"`` leaves max-pools alone; ``"soft"`` gives each a `PoolGate`.
+            gate_options: Further arguments of the gate, e.g. ``{"per": "layer"}``.
+            per_sample: Give each sample of the batch its own parameters.
+
+        Raises:
+            RuleError: If the model cannot be hooked, or no site was reached.
+        """
+        from .composites import composite_class
+
+        options = {
+            name: value
+            for name, value in {
+                "gate": gate,
+                "start": start,
+                "pooling": pooling,
+                "gate_options": gate_options,
+                "per_sample": per_sample,
+            }.items()
+            if value is not None
+        }
+        instance = composite_class(composite)(**options)
+        rules = instance.rules
+        args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        leaves = tuple(_leaf(a) for a in args)
+        with _buffers_kept(model), instance.context(model), torch.enable_grad():
+            output = model(*leaves)
+        rules.close(model, output)
+        return rules
+
+    def close(self, model: nn.Module, output: Any = None) -> None:
+        """Fix the sites met so far as those of ``model``.
+
+        Args:
+            model: The model that was run.
+            output: Its output with its autograd graph, in which layers that no rule reached are looked for.
+
+        Raises:
+            RuleError: If there is no site at all.
+        """
+        self._coverage = Coverage.of(model, self._sites, self._gates, unreached_nodes(output))
+        if not self._sites:
+            raise RuleError(
+                f"{type(model).__name__} has no site: its forward pass called no activation that a rule of "
+                f"{self.composite_name!r} applies to.\n{self._coverage}"
+            )
+        self.closed = True
+        self.architecture = fingerprint.architecture(model)
+
+    def gate_for(self, name: str, kind: str, function: str, z: Tensor, channel_dim: int) -> nn.Module:
+        """The gate of a site, made on the first call if the rule set is open.
+
+        Raises:
+            RuleError: If the site is unknown to a closed rule set, or its shape does not fit the gate.
+        """
+        gate = self._gates.get(name)
+        if gate is None:
+            if self.closed:
+                raise RuleError(
+                    f"the model called {function} at site {name!r}, which this rule set of {len(self._sites)} sites "
+                    "does not have: it was built for another model, input shape or control flow; build it anew"
+                )
+            gate = self._make_gate(kind, z, channel_dim)
+            self._gates[name] = gate.to(device=z.device, dtype=_parameter_dtype(z))
+            self._sites[name] = Site(name, kind, function, tuple(z.shape), channel_dim)
+            return self._gates[name]
+        self._check_shape(self._sites[name], z, gate)
+        return gate
+
+    def _make_gate(self, kind: str, z: Tensor, channel_dim: int) -> nn.Module:
+        samples = z.shape[0] if self.config.get("per_sample") else None
+        if kind == "pooling":
+            return PoolGate(samples=samples)
+        return gate_class(self.config["gate"])(
+            tuple(z.shape),
+            start=self.config["start"],
+            samples=samples,
+            channel_dim=channel_dim,
+            **self.config.get("gate_options", {}),
+        )
+
+    def _check_shape(self, site: Site, z: Tensor, gate: nn.Module) -> None:
+        samples = getattr(gate, "samples", None)
+        if samples is not None and samples not in (1, z.shape[0]):
+            raise RuleError(
+                f"site {site.name!r} holds parameters for each of {samples} samples, but got a batch of {z.shape[0]}: "
+                "rules learned per sample belong to those samples; build with a shared gate "
+                "(channel, quadrant, feature) to use them on others"
+            )
+        c = site.channel_dim
+        whole = getattr(gate, "per_sample", False)
+        same = tuple(z.shape[1:]) == site.shape[1:] if whole else z.ndim == len(site.shape) and z.shape[c] == site.shape[c]
+        if not same:
+            raise RuleError(
+                f"site {site.name!r} was built for shape {site.shape} (channels in dimension {c}), "
+                f"but got {tuple(z.shape)}"
+            )
+
+    # -- using -------------------------------------------------------------------------------------------------------
+
+    def composite(self, canonizers: list[Any] | None = None) -> LearnedComposite:
+        """A zennit composite that propagates by these rules, e.g. for ``zennit.attribution.Gradient``."""
+        from .composites import composite_class
+
+        return composite_class(self.composite_name)(rules=self, canonizers=canonizers)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[LearnedComposite]:
+        """Let every gradient of ``model`` be propagated by these rules inside the context.
+
+        Yields:
+            The composite; run a second backward pass under its ``inactive()`` if that one should be a plain gradient.
+
+        Raises:
+            RuleError: If ``model`` is not the one these rules were built for.
+        """
+        self.check_model(model)
+        composite = self.composite()
+        with composite.context(model):
+            yield composite
+
+    def check_model(self, model: nn.Module, *, check_weights: bool = False) -> None:
+        """Refuse a model of another architecture, or with ``check_weights`` one with other weights.
+
+        Raises:
+            RuleError: Naming what differs.
+        """
+        if self.architecture is not None and fingerprint.architecture(model) != self.architecture:
+            raise RuleError(
+                f"this rule set belongs to another model: its modules or parameter shapes are not those of the "
+                f"{type(model).__name__} given (fingerprint {self.architecture}); load it for the model it was trained on"
+            )
+        if check_weights and self.weights is not None and fingerprint.weights(model) != self.weights:
+            raise RuleError(
+                f"this rule set was trained on a {type(model).__name__} with other weights (fingerprint {self.weights}); "
+                "load the same checkpoint, or pass check_weights=False if you mean it"
+            )
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites, in the order of the forward pass."""
+        return tuple(self._sites.values())
+
+    def gate(self, site: str) -> nn.Module:
+        """The gate at a site."""
+        if site not in self._gates:
+            raise RuleError(f"no site {site!r}; there are: {', '.join(self._gates)}")
+        return self._gates[site]
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """``(<site>::<parameter>, parameter)`` pairs."""
+        for site, gate in self._gates.items():
+            for name, parameter in gate.named_parameters():
+                yield f"{site}::{name}", parameter
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All trainable parameters; none of them is in the model's ``state_dict()``."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def coverage(self) -> Coverage:
+        """What has a rule and what has not, and why; prints as a table.
+
+        Raises:
+            RuleError: For an open rule set, which does not know its model yet.
+        """
+        if self._coverage is None:
+            raise RuleError("coverage is known once a rule set is built (RuleSet.build) or loaded for a model")
+        return self._coverage
+
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.parameters())
+        return f"RuleSet({self.composite_name!r}, {self.config}, sites={len(self._sites)}, parameters={count})"
+
+    # -- keeping -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Detached parameters by ``<site>::<parameter>``."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy parameters in; names and shapes must fit exactly."""
+        own = dict(self.named_parameters())
+        if own.keys() != state.keys():
+            odd = sorted(own.keys() ^ state.keys())
+            raise RuleError(f"parameters do not fit this rule set; differing: {', '.join(odd[:4])}")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                if parameter.shape != state[name].shape:
+                    raise RuleError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(parameter.shape)}")
+                parameter.copy_(state[name])
+
+    def save(self, path: str | Path, model: nn.Module | None = None) -> Path:
+        """Write a ``.safetensors`` file, under a temporary name first.
+
+        Args:
+            path: Target; an existing file is replaced in one move.
+            model: If given, the fingerprint of its weights is stored and checked on load.
+
+        Returns:
+            The path.
+
+        Raises:
+            RuleError: For an open rule set, or a folder that does not exist.
+        """
+        if not self.closed:
+            raise RuleError("an open rule set has no fixed sites to save; make it with RuleSet.build")
+        if not isinstance(self.config.get("gate"), str):
+            raise RuleError(f"the gate {self.config.get('gate')!r} has no name; register it with zennit_rules.register_gate")
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise RuleError(f"cannot write {path}: the folder {path.parent} does not exist")
+        if model is not None:
+            self.check_model(model)
+            self.weights = fingerprint.weights(model)
+        document = {
+            "format_version": FORMAT_VERSION,
+            "composite": self.composite_name,
+            "config": self.config,
+            "sites": [vars(site) for site in self.sites],
+            "architecture": self.architecture,
+            "weights": self.weights,
+            "training": self.training,
+        }
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        try:
+            save_file(tensors, temporary, metadata={"captum-learnprop": json.dumps(document)})
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | None = None, *, check_weights: bool = True) -> RuleSet:
+        """Read a saved rule set and check that it is whole and belongs to ``model``.
+
+        Args:
+            path: A file written by `save`.
+            model: The model it will be used on; None postpones the check to its use.
+            check_weights: Refuse a model of the same architecture with other weights, if the file knows them.
+
+        Raises:
+            RuleError: Missing, truncated or foreign file, newer format, unknown composite or gate, another model.
+        """
+        document, tensors = _read(Path(path))
+        rules = cls(document["composite"], document["config"])
+        from .composites import composite_class
+
+        composite_class(rules.composite_name)
+        for fields in document["sites"]:
+            site = Site(**{**fields, "shape": tuple(fields["shape"])})
+            rules._sites[site.name] = site
+            gate = rules._make_gate(site.kind, torch.empty(site.shape, device="meta"), site.channel_dim)
+            own = {n.split("::")[1]: t for n, t in tensors.items() if n.startswith(f"{site.name}::")}
+            dtype = next((t.dtype for t in own.values()), torch.float32)
+            rules._gates[site.name] = gate.to(dtype=dtype)
+        rules.load_state_dict(tensors)
+        rules.closed = True
+        rules.architecture, rules.weights = document["architecture"], document["weights"]
+        rules.training = document["training"]
+        if model is not None:
+            rules.check_model(model, check_weights=check_weights)
+            rules._coverage = Coverage.of(model, rules._sites, rules._gates, {})
+            reference = next(iter(model.parameters()), None)
+            if reference is not None:
+                rules.to(device=reference.device, dtype=_parameter_dtype(reference))
+        return rules
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RuleSet:
+        """Move all parameters in place and return the rule set."""
+        for gate in self._gates.values():
+            gate.to(device=device, dtype=dtype)
+        return self
+
+
+def _leaf(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().clone().requires_grad_()
+    return value
+
+
+def _parameter_dtype(z: Tensor) -> torch.dtype:
+    """Gates of half-precision sites are kept in float32."""
+    return z.dtype if z.dtype in (torch.float32, torch.float64) else torch.float32
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Undo changes of buffers (running statistics of a model in training mode)."""
+    kept = [(b, b.detach().clone()) for b in model.buffers()] if any(m.training for m in model.modules()) else []
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise RuleError(f"no rule set at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise RuleError(f"{path} is truncated or no safetensors file ({error}); save the rule set again") from error
+    if "captum-learnprop" not in metadata:
+        raise RuleError(f"{path} is a safetensors file but not a rule set: it lacks the 'captum-learnprop' metadata")
+    document = json.loads(metadata["captum-learnprop"])
+    if document["format_version"] > FORMAT_VERSION:
+        raise RuleError(
+            f"{path} has format {document['format_version']}, newer than this version reads ({FORMAT_VERSION}): "
+            "upgrade captum-learnprop"
+        )
+    return document, tensors

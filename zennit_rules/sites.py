@@ -1,0 +1,345 @@
+"""Sites: every call of an activation or a max-pool in a forward pass, found, named and counted.
+
+A site is named after the module that is called, ``<module path>``, and ``<module path>#k`` for call k > 0 of a module
+that a forward pass uses more than once. A functional call (``F.relu(x)``, ``x.relu_()``, ``F.max_pool2d(x, 3)``)
+inside the forward of module ``<path>`` is turned into a call of an equivalent module named
+``<path>.functional_relu``, so that rules find it like any other; it is not added to the user's model.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ._compat import Canonizer, unsupported_model
+from .errors import RuleError
+from .interpose import Interposed, interpose
+
+ElementWise = Callable[[Tensor], Tensor]
+
+# Module type -> its pure, out-of-place function. Only element-wise functions of one tensor: there, the true gradient
+# is the signal times the derivative, and a gate per element makes sense.
+_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], ElementWise]] = {
+    nn.ReLU: lambda m: torch.relu,
+    nn.ReLU6: lambda m: F.relu6,
+    nn.LeakyReLU: lambda m: partial(F.leaky_relu, negative_slope=m.negative_slope),
+    nn.PReLU: lambda m: partial(F.prelu, weight=m.weight),
+    nn.ELU: lambda m: partial(F.elu, alpha=m.alpha),
+    nn.SELU: lambda m: F.selu,
+    nn.CELU: lambda m: partial(F.celu, alpha=m.alpha),
+    nn.GELU: lambda m: partial(F.gelu, approximate=m.approximate),
+    nn.SiLU: lambda m: F.silu,
+    nn.Mish: lambda m: F.mish,
+    nn.Hardswish: lambda m: F.hardswish,
+    nn.Hardsigmoid: lambda m: F.hardsigmoid,
+    nn.Hardtanh: lambda m: partial(F.hardtanh, min_val=m.min_val, max_val=m.max_val),
+    nn.Softplus: lambda m: partial(F.softplus, beta=m.beta, threshold=m.threshold),
+    nn.Tanh: lambda m: torch.tanh,
+    nn.Sigmoid: lambda m: torch.sigmoid,
+    nn.LogSigmoid: lambda m: F.logsigmoid,
+    nn.Softsign: lambda m: F.softsign,
+    nn.Tanhshrink: lambda m: F.tanhshrink,
+    nn.Softshrink: lambda m: partial(F.softshrink, lambd=m.lambd),
+    nn.Hardshrink: lambda m: partial(F.hardshrink, lambd=m.lambd),
+    nn.Threshold: lambda m: partial(F.threshold, threshold=m.threshold, value=m.value),
+}
+ACTIVATION_TYPES: tuple[type[nn.Module], ...] = tuple(_ACTIVATIONS)
+POOLING_TYPES: tuple[type[nn.Module], ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+
+# Non-linear modules and functions that are no sites: named in the coverage report, with the reason.
+_NOT_ELEMENTWISE = "not element-wise; propagates by its own gradient"
+UNREACHED_TYPES: tuple[type[nn.Module], ...] = (
+    nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.GLU, nn.MultiheadAttention, nn.RReLU,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.FractionalMaxPool2d, nn.LSTM, nn.GRU, nn.RNN,
+)  # fmt: skip
+
+
+def _declared(module: nn.Module, types: tuple[type[nn.Module], ...]) -> type[nn.Module] | None:
+    """The type in ``types`` whose ``forward`` the module runs; None if a subclass brought its own."""
+    for cls in type(module).__mro__:
+        if cls in types:
+            return cls if type(module).forward is cls.forward else None
+    return None
+
+
+def activation_function(module: nn.Module) -> ElementWise | None:
+    """The pure function an activation module computes, or None if it is not one that rules can weigh."""
+    cls = _declared(module, ACTIVATION_TYPES)
+    return None if cls is None else _ACTIVATIONS[cls](module)
+
+
+def is_pooling(module: nn.Module) -> bool:
+    """Whether the module is a max-pool that returns its values alone (no indices)."""
+    return _declared(module, POOLING_TYPES) is not None and not module.return_indices
+
+
+def is_site(module: nn.Module) -> bool:
+    """Whether calls of the module are sites."""
+    return activation_function(module) is not None or is_pooling(module)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One call of one layer.
+
+    Attributes:
+        name: ``<module path>`` or ``<module path>#k``.
+        kind: ``"activation"`` or ``"pooling"``.
+        function: Module type, e.g. ``"ReLU"``.
+        shape: Shape of the pre-activation when the rule set was built, batch first.
+        channel_dim: Dimension of ``shape`` that counts channels.
+    """
+
+    name: str
+    kind: str
+    function: str
+    shape: tuple[int, ...]
+    channel_dim: int
+
+
+# -- functional calls ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Functional:
+    """How the arguments of a function (after the input) become those of the equivalent module."""
+
+    module: type[nn.Module]
+    names: tuple[str, ...] = ()
+    inplace: bool = False
+
+    def module_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], bool] | None:
+        given = dict(zip(self.names, args, strict=False)) | kwargs
+        given.pop("input", None)
+        inplace = bool(given.pop("inplace", self.inplace))
+        if given.pop("return_indices", False) or given.pop("out", None) is not None:
+            return None
+        return {name: value for name, value in given.items() if value is not None}, inplace
+
+
+_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_FUNCTIONALS: dict[Any, _Functional] = {
+    F.relu: _Functional(nn.ReLU, ("inplace",)),
+    torch.relu: _Functional(nn.ReLU),
+    Tensor.relu: _Functional(nn.ReLU),
+    torch.relu_: _Functional(nn.ReLU, inplace=True),
+    Tensor.relu_: _Functional(nn.ReLU, inplace=True),
+    F.relu6: _Functional(nn.ReLU6, ("inplace",)),
+    F.leaky_relu: _Functional(nn.LeakyReLU, ("negative_slope", "inplace")),
+    F.leaky_relu_: _Functional(nn.LeakyReLU, ("negative_slope",), inplace=True),
+    F.elu: _Functional(nn.ELU, ("alpha", "inplace")),
+    F.elu_: _Functional(nn.ELU, ("alpha",), inplace=True),
+    F.selu: _Functional(nn.SELU, ("inplace",)),
+    torch.selu: _Functional(nn.SELU),
+    torch.selu_: _Functional(nn.SELU, inplace=True),
+    F.celu: _Functional(nn.CELU, ("alpha", "inplace")),
+    F.gelu: _Functional(nn.GELU, ("approximate",)),
+    F.silu: _Functional(nn.SiLU, ("inplace",)),
+    F.mish: _Functional(nn.Mish, ("inplace",)),
+    F.hardswish: _Functional(nn.Hardswish, ("inplace",)),
+    F.hardsigmoid: _Functional(nn.Hardsigmoid, ("inplace",)),
+    F.hardtanh: _Functional(nn.Hardtanh, ("min_val", "max_val", "inplace")),
+    F.hardtanh_: _Functional(nn.Hardtanh, ("min_val", "max_val"), inplace=True),
+    F.softplus: _Functional(nn.Softplus, ("beta", "threshold")),
+    torch.tanh: _Functional(nn.Tanh),
+    Tensor.tanh: _Functional(nn.Tanh),
+    torch.tanh_: _Functional(nn.Tanh, inplace=True),
+    Tensor.tanh_: _Functional(nn.Tanh, inplace=True),
+    torch.sigmoid: _Functional(nn.Sigmoid),
+    Tensor.sigmoid: _Functional(nn.Sigmoid),
+    torch.sigmoid_: _Functional(nn.Sigmoid, inplace=True),
+    Tensor.sigmoid_: _Functional(nn.Sigmoid, inplace=True),
+    F.logsigmoid: _Functional(nn.LogSigmoid),
+    F.softsign: _Functional(nn.Softsign),
+    F.tanhshrink: _Functional(nn.Tanhshrink),
+    F.softshrink: _Functional(nn.Softshrink, ("lambd",)),
+    F.hardshrink: _Functional(nn.Hardshrink, ("lambd",)),
+    F.threshold: _Functional(nn.Threshold, ("threshold", "value", "inplace")),
+    F.max_pool1d: _Functional(nn.MaxPool1d, _POOL),
+    F.max_pool2d: _Functional(nn.MaxPool2d, _POOL),
+    F.max_pool3d: _Functional(nn.MaxPool3d, _POOL),
+    torch.max_pool1d: _Functional(nn.MaxPool1d, _POOL[:-1]),
+    torch.max_pool2d: _Functional(nn.MaxPool2d, _POOL[:-1]),
+    torch.max_pool3d: _Functional(nn.MaxPool3d, _POOL[:-1]),
+}
+# ``x.clamp(min=0)`` is how some code spells ReLU; with any other bound it is no activation.
+_CLAMPS = {torch.clamp, torch.clamp_min, Tensor.clamp, Tensor.clamp_min, torch.clip, Tensor.clip}
+
+
+def _as_module(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[type[nn.Module], dict[str, Any], bool] | None:
+    """The module type, its arguments and whether the call is in place; None if the call is no site."""
+    if func in _CLAMPS:
+        given = dict(zip(("min", "max"), args, strict=False)) | kwargs
+        is_relu = isinstance(given.get("min"), (int, float)) and given["min"] == 0 and given.get("max") is None
+        return (nn.ReLU, {}, False) if is_relu else None
+    spec = _FUNCTIONALS.get(func)
+    bound = None if spec is None else spec.module_arguments(args, kwargs)
+    return None if spec is None or bound is None else (spec.module, *bound)
+
+
+def _child_name(module: type[nn.Module], arguments: dict[str, Any]) -> str:
+    detail = ",".join(f"{k}={v}" for k, v in sorted(arguments.items()))
+    return f"functional_{module.__name__.lower()}" + (f"({detail})" if detail else "")
+
+
+class _FunctionalCalls(TorchFunctionMode):
+    """Redirects functional activations to the tracker's stand-in modules while the model runs."""
+
+    def __init__(self, tracker: SiteTracker) -> None:
+        super().__init__()
+        self.tracker = tracker
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        known = None if self.tracker.inside_site else _as_module(func, tuple(args[1:]), kwargs)
+        if known is None:
+            return func(*args, **kwargs)
+        z = args[0] if args else kwargs["input"]
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            return func(*args, **kwargs)
+        child, takes_inplace = self.tracker.stand_in(*known)
+        out = child(z)
+        return z.copy_(out) if known[2] and not takes_inplace else out
+
+
+# -- tracking --------------------------------------------------------------------------------------------------------
+
+
+class SiteTracker(Canonizer):
+    """Knows, during a forward pass, which site is being called; a zennit canonizer, undone by ``remove()``.
+
+    Args:
+        on_functional: Called with each stand-in module of a functional call, and its path, when it first occurs:
+            the place to register rules on it.
+    """
+
+    def __init__(self, on_functional: Callable[[nn.Module, str], None] | None = None) -> None:
+        self.on_functional = on_functional
+        self.paths: dict[int, str] = {}
+        self.root: weakref.ref[nn.Module] | None = None
+        self._handles: list[Interposed] = []
+        self._stand_ins: dict[str, nn.Module] = {}
+        self._calls: dict[str, int] = {}
+        self._stack: list[tuple[str, bool]] = []
+        self._channel_last: dict[int, weakref.ref[Tensor]] = {}
+
+    def apply(self, root_module: nn.Module) -> list[SiteTracker]:
+        """Track ``root_module``; zennit calls this when a composite is registered."""
+        self.register(root_module)
+        return [self]
+
+    def copy(self) -> SiteTracker:
+        """A tracker of its own, not registered anywhere."""
+        return type(self)(self.on_functional)
+
+    def register(self, root: nn.Module) -> None:
+        """Interpose on ``root`` and all its modules.
+
+        Raises:
+            RuleError: For compiled or scripted models, which cannot be tracked.
+        """
+        self.remove()
+        reason = unsupported_model(root)
+        if reason is not None:
+            raise RuleError(f"rules cannot be applied to {type(root).__name__}: {reason}")
+        self.root = weakref.ref(root)
+        for path, module in root.named_modules():
+            self.paths[id(module)] = path
+            self._handles.append(interpose(module, partial(self._run_module, path, module, is_site(module))))
+        self._handles.append(interpose(root, self._run_root))
+
+    def remove(self) -> None:
+        """Undo everything; harmless when nothing is registered."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._stand_ins.clear()
+        self.paths.clear()
+        self.root = None
+
+    @property
+    def running(self) -> bool:
+        """Whether a forward pass of the tracked model is under way."""
+        return bool(self._stack)
+
+    @property
+    def inside_site(self) -> bool:
+        """Whether the innermost module being run is itself a site."""
+        return not self._stack or self._stack[-1][1]
+
+    def call_site(self, module: nn.Module) -> str:
+        """Name this call of ``module``, counting calls within the forward pass."""
+        path = self.paths.get(id(module), f"unnamed {type(module).__name__}") or "model"
+        if not self._stack:  # a part of the model run on its own: nothing says when its pass begins
+            return path
+        k = self._calls.get(path, 0)
+        self._calls[path] = k + 1
+        return f"{path}#{k}" if k else path
+
+    def channel_dim(self, z: Tensor) -> int:
+        """Which dimension of ``z`` counts channels: the last if a Linear or LayerNorm made it, else 1."""
+        made = self._channel_last.get(id(z))
+        last = made is not None and made() is z
+        return z.ndim - 1 if last and z.ndim > 1 else min(1, z.ndim - 1)
+
+    def stand_in(self, kind: type[nn.Module], arguments: dict[str, Any], inplace: bool) -> tuple[nn.Module, bool]:
+        """The module standing in for a functional call here, and whether it honours ``inplace`` itself."""
+        path = f"{self._stack[-1][0]}.{_child_name(kind, arguments)}".lstrip(".")
+        key = f"{path} in place" if inplace else path
+        if key not in self._stand_ins:
+            child = kind(**arguments)
+            if hasattr(child, "inplace"):
+                child.inplace = inplace
+            child.eval()
+            self._stand_ins[key] = child
+            self.paths[id(child)] = path
+            if self.on_functional is not None:
+                self.on_functional(child, path)
+        child = self._stand_ins[key]
+        return child, bool(getattr(child, "inplace", False))
+
+    def _run_root(self, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._stack:  # a model that calls itself
+            return call_next(*args, **kwargs)
+        self._calls.clear()
+        self._channel_last.clear()
+        self._stack.append(("", False))
+        try:
+            with _FunctionalCalls(self):
+                return call_next(*args, **kwargs)
+        finally:
+            self._stack.clear()
+
+    def _run_module(
+        self, path: str, module: nn.Module, site: bool, call_next: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        if not self._stack:  # a part of the model run on its own
+            return call_next(*args, **kwargs)
+        self._stack.append((path, site))
+        try:
+            out = call_next(*args, **kwargs)
+        finally:
+            if self._stack:
+                self._stack.pop()
+        if isinstance(out, Tensor) and isinstance(module, (nn.Linear, nn.LayerNorm)):
+            self._channel_last[id(out)] = weakref.ref(out)
+        return out
+
+
+class Recorder(Protocol):
+    """Someone who wants to know of every site of a forward pass (the tangent pass does)."""
+
+    def site(self, call: Any, z: Tensor, out: Tensor) -> None:
+        """Note that ``call`` turned ``z`` into ``out``."""
+
+
+recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)

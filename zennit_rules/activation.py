@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ._compat import DisableTorchFunction, Hook, RemovableHandle, RemovableHandleList
 from .gates import Gate
 from .interpose import interpose
-from .sites import ElementWise, activation_function, recorder
+from .sites import PIECEWISE_LINEAR, ElementWise, activation_function, recorder
 
 
 class GateProvider(Protocol):
@@ -33,18 +33,20 @@ class SiteCall:
 
     Attributes:
         name: Name of the site.
-        keep: Whether to remember the saved tensor and the incoming signal, for the tangent pass.
-        saved: What the rule needs of the forward pass (once ``keep`` is set).
-        g: Signal that arrived in the last backward pass (once ``keep`` is set).
+        keep: Whether someone records the forward pass (see `tangent`), so that the next two are remembered.
+        saved: What the rule needs of the forward pass.
+        g: Signal that arrived in the last backward pass.
+        shape: Shape of the layer's output.
     """
 
     def __init__(self, hook: Hook, name: str, gate: nn.Module) -> None:
         self.hook = hook
         self.name = name
         self.gate = gate
-        self.keep = False
+        self.keep = recorder.get() is not None
         self.saved: tuple[Tensor, ...] = ()
         self.g: Tensor | None = None
+        self.shape = torch.Size()
 
     def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """The vector-Jacobian product of the layer itself."""
@@ -61,6 +63,30 @@ class SiteCall:
         if self.keep:
             self.g = g.detach()
         return self.signal(saved, g)
+
+    def remember(self, *saved: Tensor) -> tuple[Tensor, ...]:
+        """Keep aliases of what autograd saves: the tensors themselves would close a reference cycle."""
+        if self.keep:
+            self.saved = tuple(tensor.detach() for tensor in saved)
+        return saved
+
+    def pull(self, tangent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Transpose of `signal` at the signal that arrived last.
+
+        Args:
+            tangent: Gradient of a loss to what the site passed on, in its shape.
+
+        Returns:
+            Gradient of the loss to the signal that arrived, and to the gate's parameters by name.
+        """
+        names, parameters = zip(*self.gate.named_parameters(), strict=True)
+        if self.g is None:  # nothing that reaches the output
+            return tangent.new_zeros(self.shape), {n: torch.zeros_like(p) for n, p in self.gate.named_parameters()}
+        with torch.enable_grad():
+            g = self.g.detach().requires_grad_()
+            passed = self.signal(self.saved, g)
+            gradients = torch.autograd.grad(passed, (g, *parameters), tangent.to(passed.dtype), materialize_grads=True)
+        return gradients[0], dict(zip(names, gradients[1:], strict=True))
 
 
 class GatedSite(torch.autograd.Function):
@@ -80,7 +106,7 @@ class GatedSite(torch.autograd.Function):
             ctx.mark_dirty(z)
         else:
             out = call.fn(z)
-        ctx.save_for_backward(out if call.from_output else z)
+        ctx.save_for_backward(*call.remember(out if call.from_output else z))
         return out
 
     @staticmethod
@@ -96,6 +122,8 @@ class ActivationCall(SiteCall):
         super().__init__(hook, name, gate)
         self.fn = fn
         self.is_relu = fn is torch.relu
+        self.piecewise_linear = getattr(fn, "func", fn) in PIECEWISE_LINEAR
+        self._kept_slope: Tensor | None = None
         # relu(z) has the sign pattern of z: what autograd keeps for the next layer anyway is enough.
         self.from_output = self.is_relu and getattr(gate, "sign_only", False)
 
@@ -104,11 +132,20 @@ class ActivationCall(SiteCall):
         (z,) = saved
         if self.is_relu:
             return torch.ops.aten.threshold_backward(g, z, 0)
-        again = torch.is_grad_enabled()
+        return g * self._slope(z)
+
+    def _slope(self, z: Tensor) -> Tensor:
+        """``f'(z)``, with its own derivative where a second-order pass may ask for it."""
+        if self._kept_slope is not None and not z.requires_grad:
+            return self._kept_slope
+        again = torch.is_grad_enabled() and z.requires_grad and not self.piecewise_linear
         with torch.enable_grad():
-            if not (again and z.requires_grad):
-                z = z.detach().requires_grad_()
-            return torch.autograd.grad(self.fn(z), z, g, create_graph=again)[0]
+            z = z if again else z.detach().requires_grad_()
+            out = self.fn(z)
+            slope = torch.autograd.grad(out, z, torch.ones_like(out), create_graph=again)[0]
+        if self.keep and not again:
+            self._kept_slope = slope
+        return slope
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """``a * g * f'(z) + b * g``."""
@@ -149,8 +186,14 @@ class LearnedActivation(Hook):
     def pre_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Marks the hook as registered; the work is done around ``forward``."""
 
+    def remove(self) -> None:
+        """Passes recorded so far propagate by the plain gradient from here on."""
+        super().remove()
+        self.active = False
+
     def register(self, module: nn.Module) -> RemovableHandleList:
         """Register on ``module`` and return the handles."""
+        self.active = True
         handles = [RemovableHandle(self), module.register_forward_pre_hook(self.pre_forward)]
         fn = activation_function(module)
         if fn is not None:

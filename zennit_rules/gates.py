@@ -59,6 +59,7 @@ class Gate(nn.Module):
 
     name: ClassVar[str] = ""
     per_sample: ClassVar[bool] = False  # True: has parameters for each sample, whatever ``samples`` says
+    sample_dim: ClassVar[int] = 0  # dimension of the raw parameters that counts samples
     sign_only: ClassVar[bool] = True  # True: ``z`` enters through its sign alone, so f(z) = relu(z) serves as well
 
     def __init__(
@@ -167,6 +168,7 @@ class QuadrantGate(Gate):
     """
 
     name = "quadrant"
+    sample_dim = 1
 
     def __init__(self, shape: Sequence[int] = (1, 1), *, per: str = "channel", **options: Any) -> None:
         if per not in ("channel", "layer"):
@@ -216,6 +218,7 @@ class FeatureGate(Gate):
     """
 
     name = "feature"
+    sample_dim = 2
     sign_only = False
 
     def make_parameters(self, shape: tuple[int, ...]) -> None:

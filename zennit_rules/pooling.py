@@ -38,6 +38,7 @@ class PoolGate(nn.Module):
         self.start_temperature = float(temperature)
         self.start_strength = float(strength)
         self.samples = samples
+        self.sample_dim = 0
         self.raw_temperature = nn.Parameter(torch.zeros(samples or 1))
         self.raw_strength = nn.Parameter(torch.zeros(samples or 1))
 
@@ -112,7 +113,7 @@ class GatedPool(torch.autograd.Function):
         """Value of the layer, unchanged by the rule."""
         ctx.call = call
         out, index = call.pool(z)
-        ctx.save_for_backward(z, index)
+        ctx.save_for_backward(*call.remember(z, index))
         return out
 
     @staticmethod
@@ -182,8 +183,14 @@ class LearnedMaxPool(Hook):
     def pre_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Marks the hook as registered; the work is done around ``forward``."""
 
+    def remove(self) -> None:
+        """Passes recorded so far propagate by the plain gradient from here on."""
+        super().remove()
+        self.active = False
+
     def register(self, module: nn.Module) -> RemovableHandleList:
         """Register on ``module`` and return the handles."""
+        self.active = True
         handles = [RemovableHandle(self), module.register_forward_pre_hook(self.pre_forward)]
         if is_pooling(module):
             handles.append(interpose(module, partial(self._run, module)))

@@ -210,6 +210,27 @@ class RuleSet:
                 "load the same checkpoint, or pass check_weights=False if you mean it"
             )
 
+    def for_samples(self, samples: int) -> RuleSet:
+        """A copy in which each of ``samples`` samples has its own parameters, all starting from these.
+
+        Raises:
+            RuleError: If these already belong to another number of samples.
+        """
+        copy = RuleSet(self.composite_name, {**self.config, "per_sample": True})
+        for name, site in self._sites.items():
+            old: Any = self._gates[name]
+            if old.samples not in (None, 1, samples):
+                raise RuleError(f"site {name!r} holds parameters for each of {old.samples} samples, not {samples}")
+            new = copy._make_gate(site.kind, torch.empty((samples, *site.shape[1:]), device="meta"), site.channel_dim)
+            new.to_empty(device="cpu").to(next(old.parameters()))
+            with torch.no_grad():
+                for ours, theirs in zip(new.parameters(), old.parameters(), strict=True):
+                    ours.copy_(theirs.expand_as(ours))
+            copy._sites[name], copy._gates[name] = site, new
+        copy.closed, copy.architecture, copy.weights = self.closed, self.architecture, self.weights
+        copy._coverage = self._coverage
+        return copy
+
     # -- looking -----------------------------------------------------------------------------------------------------
 
     @property

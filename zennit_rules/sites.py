@@ -52,6 +52,10 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], ElementWise]] = {
     nn.Hardshrink: lambda m: partial(F.hardshrink, lambd=m.lambd),
     nn.Threshold: lambda m: partial(F.threshold, threshold=m.threshold, value=m.value),
 }
+# Their second derivative is 0 (almost everywhere), which autograd does not know of all of them.
+PIECEWISE_LINEAR = frozenset(
+    (torch.relu, F.relu6, F.leaky_relu, F.prelu, F.hardsigmoid, F.hardtanh, F.softshrink, F.hardshrink, F.threshold)
+)
 ACTIVATION_TYPES: tuple[type[nn.Module], ...] = tuple(_ACTIVATIONS)
 POOLING_TYPES: tuple[type[nn.Module], ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 

@@ -1,0 +1,253 @@
+"""LearnedPropagation: attributions by trainable propagation rules, as a captum method."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from captum.attr import GradientAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from zennit_rules import RuleError, RuleSet, composite_class
+
+from .._compat import (
+    _format_additional_forward_args,
+    _format_output,
+    _format_tensor_into_tuples,
+    compute_gradients,
+)
+from ..errors import LearnpropError
+from ..training.masks import Mask, MaxMask
+from ..training.objectives import Agreement, Objective
+from ..training.per_sample import OriginalPass, learn, select
+
+TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
+
+DEFAULT_STEPS = 20
+DEFAULT_LR = 0.3
+
+
+class LearnedPropagation(GradientAttribution):
+    """Gradient attribution whose backward pass uses trainable rules at the non-linear layers.
+
+    Without ``rules`` they are learned for each sample anew: a gate at every activation weighs the backward signal, the
+    resulting map masks the input, and the gates are moved so that the masked input keeps the model's output while the
+    mask stays small. The forward pass of the original input is run once per call. With ``rules`` (a trained `RuleSet`)
+    the attribution takes one backward pass; with ``rules`` and ``n_steps`` they are refined for each sample first, and
+    the given rule set is left as it is.
+
+    The idea (plug-in modules in the backward pass, learned by double backpropagation, guided by the output for the masked
+    input) is that of Yang, Qiu, Song, Tao and Wang, "Learning Propagation Rules for Attribution Map Generation",
+    ECCV 2020 (https://arxiv.org/abs/2010.07210). Their equations are not known to us: the form of the gates, the
+    mask, the objective and the optimiser are our reconstruction, not the paper's.
+
+    Warning:
+        Rules learned per sample are optimised against the model they explain. Judge them by other measures than
+        the objective they were learned with.
+
+    Args:
+        model: The model; returned untouched from every call.
+        composite: Name of a trainable composite: ``"learned_gradient"`` or ``"learned_guided_backprop"``.
+        rules: A `RuleSet`, or the path of a saved one.
+        gate: Name or class of the gates to learn: ``"element"``, ``"position"``, ``"channel"``, ``"quadrant"``,
+            ``"feature"``.
+        start: Rule they start at; the composite's own by default.
+        pooling: ``"exact"`` or ``"soft"``: whether max-pools have a trainable rule as well.
+
+    Raises:
+        LearnpropError: If ``model`` is no module.
+        RuleError: For unknown names, or a rule set of another model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: str = "learned_gradient",
+        rules: RuleSet | str | Path | None = None,
+        gate: str | type = "element",
+        start: str | None = None,
+        pooling: str = "exact",
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise LearnpropError(f"LearnedPropagation needs an nn.Module whose layers it can reach, got {type(model).__name__}")
+        super().__init__(model)
+        self.model = model
+        self.composite = composite
+        self.options = {"gate": gate, "start": start, "pooling": pooling}
+        if rules is None:
+            composite_class(composite)(**self.options)  # names are checked here rather than at the first call
+        elif not isinstance(rules, RuleSet):
+            rules = RuleSet.load(rules, model)
+        else:
+            rules.check_model(model)
+        self.rules = rules
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: TensorOrTuple,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        n_steps: int | None = None,
+        objective: Objective | None = None,
+        mask: Mask | None = None,
+        lr: float | None = None,
+        seed: int | None = None,
+        show_progress: bool = False,
+        create_graph: bool = False,
+    ) -> TensorOrTuple:
+        """Attribute the target's output to the inputs.
+
+        Args:
+            inputs: ``(B, ...)`` floating-point tensor or tuple of them.
+            target: Explained entry of the output, by captum's conventions: class index, list or 1-D tensor of one per
+                sample, tuples for outputs of more dimensions; None for one output per sample.
+            additional_forward_args: Further arguments of the model, after ``inputs``; not differentiated.
+            n_steps: Learning steps; 20 without ``rules``, 0 with.
+            objective: What learning minimises; `Agreement()` by default.
+            mask: Turns a map into a mask; `MaxMask()` by default.
+            lr: Step size of the gates' raw parameters (root mean square per gate and step); 0.3 by default.
+            seed: Seeds whatever the objective draws; the caller's random state is untouched.
+            show_progress: Draw a progress bar over the steps.
+            create_graph: Keep the graph of the result, so that it can be differentiated with respect to the given
+                ``rules`` (and to ``inputs`` that require gradients). Not for learned-per-sample maps.
+
+        Returns:
+            Signed maps in the shapes and the container of ``inputs``: what the backward pass delivers there.
+
+        Raises:
+            TargetError: If the target does not fit the output.
+            LearnpropError: For empty, non-finite or integer inputs, arguments the model does not take, and the like.
+            RuleError: If the model has no site, or is compiled or scripted.
+        """
+        steps = self._steps(n_steps, create_graph)
+        tensors, additional = self._checked(inputs, additional_forward_args)
+        leaves = tuple(
+            x if create_graph and x.requires_grad else x.detach().clone().requires_grad_() for x in tensors
+        )
+        with _seeded(seed), _buffers_kept(self.model):
+            if steps:
+                maps = self._learn(leaves, target, additional, steps, objective, mask, lr, show_progress)
+            else:
+                maps = self._propagate(leaves, target, additional, create_graph)
+        return _format_output(isinstance(inputs, tuple), maps)
+
+    def attribute_future(self) -> None:
+        """Not implemented, as in captum's own gradient methods."""
+        raise NotImplementedError("attribute_future is not implemented for LearnedPropagation")
+
+    def _steps(self, n_steps: int | None, create_graph: bool) -> int:
+        if n_steps is None:
+            n_steps = DEFAULT_STEPS if self.rules is None else 0
+        if n_steps < 0:
+            raise LearnpropError(f"n_steps must be at least 0, got {n_steps}")
+        if create_graph and n_steps:
+            raise LearnpropError(
+                "create_graph=True needs fixed rules to differentiate: pass rules= and leave n_steps at 0"
+            )
+        return n_steps
+
+    def _checked(self, inputs: Any, additional_forward_args: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        if torch.is_inference_mode_enabled():
+            raise LearnpropError("attributions need autograd: leave torch.inference_mode() (no_grad() is fine)")
+        tensors = _format_tensor_into_tuples(inputs)
+        additional = _format_additional_forward_args(additional_forward_args) or ()
+        for i, x in enumerate(tensors):
+            where = f"inputs[{i}]" if len(tensors) > 1 else "inputs"
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+                raise LearnpropError(f"{where} must be a floating-point tensor, got {kind}; attribute embeddings, not indices")
+            if x.ndim == 0 or x.numel() == 0:
+                raise LearnpropError(f"{where} is empty: shape {tuple(x.shape)}; the batch needs at least one sample")
+            if not bool(torch.isfinite(x).all()):
+                bad = int((~torch.isfinite(x)).sum())
+                raise LearnpropError(f"{where} has {bad} values that are NaN or infinite; clean the input first")
+        try:
+            inspect.signature(self.model.forward).bind(*tensors, *additional)
+        except TypeError as error:
+            raise LearnpropError(
+                f"{type(self.model).__name__}.forward does not take {len(tensors)} inputs and {len(additional)} "
+                f"additional_forward_args: {error}"
+            ) from error
+        return tensors, additional
+
+    def _propagate(
+        self, leaves: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...], create_graph: bool
+    ) -> tuple[Tensor, ...]:
+        rules = self.rules
+        context = self._open_composite().context(self.model) if rules is None else rules.applied(self.model)
+        with context, torch.enable_grad():
+            if self.gradient_func is not compute_gradients:  # a Neuron* class explains a neuron instead
+                if create_graph:
+                    raise LearnpropError("create_graph=True cannot pass through a replaced gradient_func")
+                return self.gradient_func(self.forward_func, leaves, target, additional or None)
+            output = self.forward_func(*leaves, *additional)
+            selected = select(output, target)
+            return torch.autograd.grad(selected.sum(), leaves, create_graph=create_graph, materialize_grads=True)
+
+    def _learn(
+        self,
+        leaves: tuple[Tensor, ...],
+        target: Any,
+        additional: tuple[Any, ...],
+        n_steps: int,
+        objective: Objective | None,
+        mask: Mask | None,
+        lr: float | None,
+        show_progress: bool,
+    ) -> tuple[Tensor, ...]:
+        if self.gradient_func is not compute_gradients:
+            raise LearnpropError(
+                "gradient_func was replaced (by a Neuron* or Layer* class): rules cannot be learned for it; pass rules="
+            )
+        samples = leaves[0].shape[0]
+        composite = (
+            self._open_composite() if self.rules is None else self.rules.for_samples(samples).composite()
+        )
+        original = OriginalPass(self.model, composite, leaves, target, additional)
+
+        def forward(masked: tuple[Tensor, ...]) -> Tensor:
+            return self.forward_func(*masked, *additional)
+
+        return learn(
+            original,
+            forward,
+            target=target,
+            mask=MaxMask() if mask is None else mask,
+            objective=Agreement() if objective is None else objective,
+            n_steps=n_steps,
+            lr=DEFAULT_LR if lr is None else lr,
+            show_progress=show_progress,
+        )
+
+    def _open_composite(self) -> Any:
+        return composite_class(self.composite)(**self.options, per_sample=True)
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    with nullcontext() if seed is None else torch.random.fork_rng():
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a model in training mode does to its buffers (running statistics)."""
+    kept = [(b, b.detach().clone()) for b in model.buffers()] if any(m.training for m in model.modules()) else []
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
+
+
+__all__ = ["DEFAULT_LR", "DEFAULT_STEPS", "LearnedPropagation", "RuleError"]

@@ -1,0 +1,323 @@
+"""The output folder of ``learnprop attribute``: raw maps, overlays, and one HDF5 file in ViRelAy's layout.
+
+The raw maps are the truth: one safetensors file per image, complete as soon as it has its name. The rest is
+made from them at the end, so that an interrupted run loses nothing::
+
+    manifest.json             the options of the run; a resumed run must have the same
+    maps/<id>.safetensors     attribution (C, H, W), prediction (classes,), target ()
+    overlays/<id>.png         the attribution laid over the image
+    attributions.h5           attribution, prediction, label and index of all images
+    report.json               what was done, resumed and skipped
+    dataset.h5, label_map.json, project.yaml     on request: what ViRelAy needs beside it
+
+The HDF5 layout is the one that ViRelAy's own reader accepts (github.com/virelay/virelay, ``model.py``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.images import ImageFile
+
+FORMAT = 1
+
+MAPS, OVERLAYS = "maps", "overlays"
+MANIFEST, REPORT, HDF5 = "manifest.json", "report.json", "attributions.h5"
+DATASET, LABEL_MAP, PROJECT = "dataset.h5", "label_map.json", "project.yaml"
+
+MAX_CLASSES = 2**16  # ViRelAy's labels are uint16
+
+
+class NonFiniteError(LearnpropError):
+    """An attribution with NaN or infinite values, which is never written."""
+
+
+@dataclass(frozen=True)
+class StoredMap:
+    """What is kept of one image.
+
+    Attributes:
+        attribution: (C, H, W), float32.
+        prediction: (classes,), float32, the model's output.
+        target: the class that was explained.
+    """
+
+    attribution: torch.Tensor
+    prediction: torch.Tensor
+    target: int
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary name beside ``path`` to write to; the file is renamed only when all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: writers choose the format by it.
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        # Without the flush to disk a power cut could leave an empty file under the final name.
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def require_h5py() -> Any:
+    """The ``h5py`` module, which only the HDF5 output needs.
+
+    Raises:
+        LearnpropError: it is not installed.
+    """
+    try:
+        return importlib.import_module("h5py")
+    except ImportError as error:
+        raise LearnpropError(
+            "the HDF5 file needs h5py: pip install 'captum-learnprop[demo]', or add --no-hdf5"
+        ) from error
+
+
+class AttributionStore:
+    """One output folder.
+
+    Args:
+        folder: where it is; nothing is created before something is saved.
+        options: what decides over the values of the maps, as JSON values. A folder that already holds maps is
+            resumed when its options are the same.
+        overwrite: first delete what an earlier run wrote there.
+
+    Raises:
+        LearnpropError: the folder holds a run with other options, or files that no run has written.
+    """
+
+    def __init__(self, folder: Path, options: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.folder = folder
+        # A round trip makes tuples lists, as they will be when read back for the comparison.
+        self.options: dict[str, Any] = json.loads(json.dumps(dict(options)))
+        manifest = _read_manifest(folder)
+        if manifest is not None and overwrite:
+            _delete_run(folder)
+        elif manifest is not None:
+            _check_same(folder, manifest, self.options)
+        elif folder.exists() and not _is_empty(folder):
+            raise LearnpropError(
+                f"{folder} exists and was not written by `learnprop attribute`; choose another --out"
+            )
+
+    def has(self, image: ImageFile) -> bool:
+        """True if the map of this image, with the content it has now, is there."""
+        try:
+            with safe_open(self._map_path(image.id), framework="pt") as file:
+                metadata: dict[str, str] = file.metadata() or {}
+        except (OSError, SafetensorError):
+            return False
+        return metadata.get("image_sha256") == image.sha256() and self._overlay_path(image.id).is_file()
+
+    def save(self, image: ImageFile, stored: StoredMap, overlay: npt.NDArray[np.uint8]) -> None:
+        """Writes the overlay (H, W, 3) and, last because it marks the image as done, the map.
+
+        Raises:
+            NonFiniteError: the attribution holds NaN or infinite values.
+        """
+        wrong = int((~torch.isfinite(stored.attribution)).sum())
+        if wrong:
+            raise NonFiniteError(f"{wrong} of {stored.attribution.numel()} attribution values are not finite")
+        self._write_manifest()
+        with replacing(self._overlay_path(image.id)) as path:
+            Image.fromarray(overlay).save(path, format="PNG")
+        tensors = {
+            "attribution": stored.attribution.detach().to("cpu", torch.float32).contiguous(),
+            "prediction": stored.prediction.detach().to("cpu", torch.float32).contiguous(),
+            "target": torch.tensor(stored.target),
+        }
+        metadata = {"format": str(FORMAT), "id": image.id, "image_sha256": image.sha256()}
+        with replacing(self._map_path(image.id)) as path:
+            save_file(tensors, path, metadata=metadata)
+
+    def load(self, image: ImageFile) -> StoredMap:
+        """Reads a map back.
+
+        Raises:
+            LearnpropError: there is none, or its file is damaged.
+        """
+        path = self._map_path(image.id)
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in ("attribution", "prediction", "target")}
+        except (OSError, SafetensorError) as error:
+            raise LearnpropError(f"cannot read the map {path}: {error}") from error
+        return StoredMap(tensors["attribution"], tensors["prediction"], int(tensors["target"]))
+
+    def write_hdf5(self, images: Sequence[ImageFile]) -> Path:
+        """Gathers the maps of these images, one at a time, into ``attributions.h5``.
+
+        Row i belongs to ``images[i]``: attribution (N, C, H, W) float32, prediction (N, classes) float32,
+        label (N,) uint16 (the class that was explained), index (N,) uint32 (the row in ``dataset.h5``), and
+        id (N,) text, which ViRelAy does not read.
+
+        Raises:
+            LearnpropError: h5py is missing, or the maps differ in shape.
+        """
+        first = self.load(images[0])
+        path = self.folder / HDF5
+        with replacing(path) as temporary, require_h5py().File(temporary, "w") as file:
+            file.attrs["options"] = json.dumps(self.options)
+            count = len(images)
+            file.create_dataset("attribution", (count, *first.attribution.shape), dtype=np.float32)
+            file.create_dataset("prediction", (count, *first.prediction.shape), dtype=np.float32)
+            file.create_dataset("label", (count,), dtype=np.uint16)
+            file["index"] = np.arange(count, dtype=np.uint32)
+            file["id"] = [image.id for image in images]
+            for row, image in enumerate(images):
+                stored = self.load(image)
+                if stored.attribution.shape != first.attribution.shape:
+                    shapes = f"{tuple(first.attribution.shape)} and {tuple(stored.attribution.shape)}"
+                    raise LearnpropError(
+                        f"the maps of {images[0].id} and {image.id} have the shapes {shapes}: one HDF5 file "
+                        "needs one shape (--no-hdf5 goes without)"
+                    )
+                file["attribution"][row] = stored.attribution.numpy()
+                file["prediction"][row] = stored.prediction.numpy()
+                file["label"][row] = stored.target
+        return path
+
+    def write_dataset(
+        self,
+        images: Sequence[ImageFile],
+        pixels: Callable[[ImageFile], torch.Tensor],
+        class_names: Sequence[str],
+    ) -> Path:
+        """Writes what ViRelAy shows beside the attributions: images, class names and the project file.
+
+        ``dataset.h5`` holds data (N, C, H, W) float32 in [0, 1] and label (N,) uint16, rows as in
+        ``attributions.h5``; ``project.yaml`` is the file to give to ViRelAy.
+
+        Args:
+            images: the images of ``attributions.h5``, in the same order.
+            pixels: gives the input of an image before normalisation, (C, H, W) in [0, 1].
+            class_names: name of each class.
+        """
+        first = pixels(images[0])
+        with replacing(self.folder / DATASET) as temporary, require_h5py().File(temporary, "w") as file:
+            file.create_dataset("data", (len(images), *first.shape), dtype=np.float32)
+            file.create_dataset("label", (len(images),), dtype=np.uint16)
+            for row, image in enumerate(images):
+                file["data"][row] = pixels(image).numpy()
+                file["label"][row] = self.load(image).target
+        # ViRelAy asks for a WordNet id by which an analysis may name a class; the class number serves.
+        labels = [{"index": i, "word_net_id": str(i), "name": name} for i, name in enumerate(class_names)]
+        self._write_text(LABEL_MAP, json.dumps(labels, indent=1, ensure_ascii=False))
+        self._write_text(PROJECT, _yaml(self._project(first.shape[-2], first.shape[-1])))
+        return self.folder / PROJECT
+
+    def write_report(self, report: Mapping[str, Any]) -> Path:
+        """Writes ``report.json``."""
+        self._write_manifest()
+        return self._write_text(REPORT, json.dumps({"format": FORMAT, **report}, indent=1))
+
+    def _project(self, height: int, width: int) -> dict[str, Any]:
+        by_prediction = self.options.get("target") == "predicted"
+        return {
+            "project": {
+                "name": f"{self.options.get('method')} on {self.options.get('model')}",
+                "model": self.options.get("model"),
+                "label_map": LABEL_MAP,
+                "dataset": {
+                    "name": "images",
+                    "type": "hdf5",
+                    "path": DATASET,
+                    "input_width": width,
+                    "input_height": height,
+                    "down_sampling_method": "none",
+                    "up_sampling_method": "none",
+                },
+                "attributions": {
+                    "attribution_method": self.options.get("method"),
+                    "attribution_strategy": "predicted_label" if by_prediction else "true_label",
+                    "sources": [HDF5],
+                },
+            }
+        }
+
+    def _write_manifest(self) -> None:
+        if not (self.folder / MANIFEST).exists():
+            self._write_text(MANIFEST, json.dumps({"format": FORMAT, "options": self.options}, indent=1))
+
+    def _write_text(self, name: str, text: str) -> Path:
+        with replacing(self.folder / name) as path:
+            path.write_text(text + "\n", encoding="utf-8")
+        return self.folder / name
+
+    def _map_path(self, identifier: str) -> Path:
+        return self.folder / MAPS / f"{identifier}.safetensors"
+
+    def _overlay_path(self, identifier: str) -> Path:
+        return self.folder / OVERLAYS / f"{identifier}.png"
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        options, version = manifest["options"], manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LearnpropError(f"{path} is damaged or of another program; choose another --out") from error
+    if version != FORMAT:
+        raise LearnpropError(
+            f"{folder} was written in format {version}, this version writes {FORMAT}: "
+            "choose another --out or add --overwrite"
+        )
+    return dict(options)
+
+
+def _is_empty(folder: Path) -> bool:
+    # Hidden files do not count: a killed run leaves temporary ones, desktops put theirs everywhere.
+    return folder.is_dir() and all(entry.name.startswith(".") for entry in folder.iterdir())
+
+
+def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if not changed:
+        return
+    listed = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in changed)
+    raise LearnpropError(
+        f"{folder} holds a run with other options ({listed}); choose another --out, "
+        "or add --overwrite to delete that run"
+    )
+
+
+def _delete_run(folder: Path) -> None:
+    """Deletes what a run writes, and nothing else that lies in the folder; the manifest goes last."""
+    for name in (MAPS, OVERLAYS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (HDF5, DATASET, LABEL_MAP, PROJECT, REPORT, MANIFEST):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _yaml(value: Mapping[str, Any], indent: str = "") -> str:
+    """Nested mappings as block YAML; lists and scalars as JSON, which YAML contains. Saves a dependency."""
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            lines += [f"{indent}{key}:", _yaml(item, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {json.dumps(item, ensure_ascii=False)}")
+    return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""The ``learnprop`` command.
+
+Commands live in ``captum_learnprop.commands``, one module each, and are imported when they are asked for:
+help and listings must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from captum_learnprop.errors import LearnpropError, PluginWarning
+
+__all__ = ["LazyGroup", "cli", "main"]
+
+#: Short help by command; the module ``captum_learnprop.commands.<name>`` holds the click command ``command``.
+COMMANDS: dict[str, str] = {
+    "demo": "Learn rules for a small digit classifier, compare and draw them.",
+    "attribute": "Write attributions of a model for a folder of images.",
+    "plugins": "List plugins: version, owner, hooks, records and status.",
+    "run": "Run a script unchanged, with every plugin loaded.",
+}
+
+# What a shell expects of a program ended by Ctrl-C: 128 + SIGINT.
+_INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is used, and prints a user's error as one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"captum_learnprop.commands.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command line; exit codes are 0, 1 (the user's error) and 2 (wrong usage)."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        options = extra.setdefault("obj", {"debug": False})
+        with _short_plugin_warnings():
+            try:
+                result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            except click.Abort:
+                _fail("interrupted", _INTERRUPTED)
+            except Exception as error:
+                if options["debug"] or not _is_the_users(error):
+                    raise
+                _fail(_message(error), getattr(error, "exit_code", 1))
+        # Without standalone mode, click hands back the exit code of `ctx.exit` or what the command returns.
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+@click.group(
+    cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="captum-learnprop", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Trainable backward propagation rules for Captum and Zennit."""
+    ctx.ensure_object(dict)["debug"] = debug
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main() -> None:
+    """Run ``learnprop`` as a program."""
+    cli.main(prog_name="learnprop")
+
+
+def _is_the_users(error: Exception) -> bool:
+    """Whether an error is about what the user asked for, and not a fault of the program.
+
+    The errors of both packages are told by their module: importing them here would import torch.
+    """
+    if isinstance(error, (LearnpropError, click.ClickException)):
+        return True
+    package = type(error).__module__.partition(".")[0]
+    return isinstance(error, ValueError) and package in {"captum_learnprop", "zennit_rules"}
+
+
+def _message(error: Exception) -> str:
+    if not isinstance(error, click.ClickException):
+        return str(error)
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"{message} (see '{error.ctx.command_path} --help')"
+    return message
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+@contextmanager
+def _short_plugin_warnings() -> Iterator[None]:
+    """Print warnings about plugins as one line, without the place in our code that noticed them."""
+    original = warnings.formatwarning
+
+    def short(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> str:
+        if issubclass(category, PluginWarning):
+            return f"warning: {message}\n"
+        return original(message, category, *rest, **named)
+
+    warnings.formatwarning = short
+    try:
+        yield
+    finally:
+        warnings.formatwarning = original
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,569 @@
+"""``learnprop attribute``: explain a folder of images."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import click
+
+from captum_learnprop.errors import LearnpropError
+
+# torch takes seconds to import: the help must not wait for it.
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor, nn
+
+    from captum_learnprop.attribution_store import AttributionStore
+    from captum_learnprop.images import ImageFile, Preprocessing
+
+    Explainer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+PREDICTED = "predicted"
+FROM_FOLDER = "label-from-folder"
+TORCHVISION = "torchvision:"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for; the fields are the options of :data:`command`."""
+
+    model: str
+    weights: str | None
+    checkpoint: Path | None
+    method: str
+    composite: str | None
+    gate: str | None
+    rules: Path | None
+    steps: int | None
+    images: Path
+    recursive: bool
+    target: int | str
+    out: Path
+    overwrite: bool
+    hdf5: bool
+    dataset_file: bool
+    batch_size: int
+    size: int | None
+    normalization: str
+    threads: int | None
+    device: str
+    seed: int
+
+
+@dataclass
+class Report:
+    """What a run did, by image id; filled while it works, so that an interrupted run has one too."""
+
+    computed: list[str] = field(default_factory=list)
+    resumed: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    found: int = 0
+
+    @property
+    def done(self) -> int:
+        """Number of images whose maps are there."""
+        return len(self.computed) + len(self.resumed)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that has shown that it classifies the images of this run.
+
+    Attributes:
+        module: in evaluation mode, on the device of the run.
+        name: as the user wrote it.
+        classes: number of columns of its output.
+        class_names: their names, where the weights tell them.
+    """
+
+    module: nn.Module
+    name: str
+    classes: int
+    class_names: tuple[str, ...] | None
+
+    def names(self) -> list[str]:
+        """A name for each class, its number where no other is known."""
+        return list(self.class_names or map(str, range(self.classes)))
+
+    def check(self, target: int) -> int:
+        """Gives the target back.
+
+        Raises:
+            LearnpropError: it is no class of this model.
+        """
+        if not 0 <= target < self.classes:
+            raise LearnpropError(
+                f"target {target} is out of range: {self.name} has {self.classes} classes, "
+                f"0 to {self.classes - 1}"
+            )
+        return target
+
+
+def run(request: Request, report: Report) -> None:
+    """Explains the images that the output folder does not hold yet, then gathers all maps.
+
+    Args:
+        request: what to do.
+        report: is filled on the way.
+
+    Raises:
+        LearnpropError: the request cannot be carried out as given.
+    """
+    import torch
+
+    from captum_learnprop.attribution_store import MAX_CLASSES, AttributionStore, require_h5py
+    from captum_learnprop.images import find_images
+
+    started = time.monotonic()
+    if request.hdf5:
+        require_h5py()  # now, not after hours of work
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    images = find_images(request.images, recursive=_searches_folders(request), exclude=request.out)
+    report.found = len(images)
+    module = _load(request)
+    preprocessing = _preprocessing(request)
+    classifier = _classifier(request, module, preprocessing)
+    if request.hdf5 and classifier.classes > MAX_CLASSES:
+        raise LearnpropError(
+            f"{request.model} has {classifier.classes} classes, the HDF5 layout ends at {MAX_CLASSES}: "
+            "add --no-hdf5"
+        )
+    targets = _targets(request.target, images, classifier)
+    explain = _explainer(request, classifier.module)
+    store = AttributionStore(request.out, _options(request, preprocessing), overwrite=request.overwrite)
+    job = Job(request, images, preprocessing, classifier, targets, explain, store, report)
+    try:
+        job.explain_all()
+    except torch.cuda.OutOfMemoryError as error:
+        raise LearnpropError(
+            f"out of memory with --batch-size {request.batch_size}; a smaller one resumes the run"
+        ) from error
+    job.gather(time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked request at work."""
+
+    request: Request
+    images: list[ImageFile]
+    preprocessing: Preprocessing
+    classifier: Classifier
+    targets: dict[str, int] | None
+    explain: Explainer
+    store: AttributionStore
+    report: Report
+
+    def explain_all(self) -> None:
+        """Explains, in fixed batches, what the store does not hold yet."""
+        from tqdm import tqdm
+
+        size = self.request.batch_size
+        with tqdm(total=len(self.images), desc=self.request.method, unit="image", disable=None) as progress:
+            for start in range(0, len(self.images), size):
+                self._resume(self.images[start : start + size])
+                progress.update(min(size, len(self.images) - start))
+
+    def _resume(self, batch: list[ImageFile]) -> None:
+        done = {image for image in batch if self.store.has(image)}
+        self.report.resumed += [image.id for image in batch if image in done]
+        pixels = {image: self._read(image) for image in batch if image not in done}
+        if all(value is None for value in pixels.values()):
+            return
+        # The finished images join once more: a method that draws random numbers must draw them for the same
+        # batch as in a run that was never interrupted.
+        pixels |= {image: self._read(image) for image in done}
+        readable = {image: value for image in batch if (value := pixels[image]) is not None}
+        self._explain(readable, done)
+
+    def _read(self, image: ImageFile) -> Tensor | None:
+        from captum_learnprop.images import UnreadableImageError, read_image
+
+        try:
+            return self.preprocessing.pixels(read_image(image.path))
+        except UnreadableImageError as error:
+            self.report.skipped[image.id] = str(error)
+            return None
+
+    def _explain(self, pixels: dict[ImageFile, Tensor], done: set[ImageFile]) -> None:
+        import torch
+
+        from captum_learnprop.attribution_store import NonFiniteError, StoredMap
+
+        images = list(pixels)
+        torch.manual_seed(self.request.seed)
+        inputs = self.preprocessing.normalize(torch.stack(list(pixels.values()))).to(self.request.device)
+        with torch.no_grad():
+            predictions = self.classifier.module(inputs)
+        finite = predictions.isfinite().all(1)
+        if not finite.all():
+            self._refuse(pixels, finite, done)
+            return
+        targets = self._targets_of(images, predictions)
+        attributions = self.explain(inputs, targets)
+        for row, image in enumerate(images):
+            if image in done:
+                continue
+            stored = StoredMap(attributions[row], predictions[row], int(targets[row]))
+            try:
+                self.store.save(image, stored, _overlay(pixels[image], stored.attribution))
+                self.report.computed.append(image.id)
+            except NonFiniteError as error:
+                self.report.skipped[image.id] = f"refused: {error}"
+
+    def _refuse(self, pixels: dict[ImageFile, Tensor], finite: Tensor, done: set[ImageFile]) -> None:
+        """Leaves out the images whose output is not finite, and explains the others."""
+        kept = {image: pixels[image] for image, good in zip(pixels, finite.tolist(), strict=True) if good}
+        for image in pixels:
+            if image not in kept:
+                self.report.skipped[image.id] = "refused: the model's output for it is not finite"
+        if kept.keys() - done:
+            self._explain(kept, done)
+
+    def _targets_of(self, images: list[ImageFile], predictions: Tensor) -> Tensor:
+        import torch
+
+        if self.targets is None:
+            return predictions.argmax(1)
+        return torch.tensor([self.targets[image.id] for image in images], device=predictions.device)
+
+    def gather(self, seconds: float) -> None:
+        """Makes the files that cover all images, and the report."""
+        report = self.report
+        complete = {*report.computed, *report.resumed}
+        images = [image for image in self.images if image.id in complete]
+        if images and self.request.hdf5:
+            self.store.write_hdf5(images)
+        if images and self.request.dataset_file:
+            self.store.write_dataset(images, self._pixels, self.classifier.names())
+        self.store.write_report(
+            {
+                "found": report.found,
+                "computed": report.computed,
+                "resumed": report.resumed,
+                "skipped": [{"id": name, "reason": reason} for name, reason in report.skipped.items()],
+                "seconds": round(seconds, 3),
+            }
+        )
+
+    def _pixels(self, image: ImageFile) -> Tensor:
+        from captum_learnprop.images import read_image
+
+        return self.preprocessing.pixels(read_image(image.path))
+
+
+def _searches_folders(request: Request) -> bool:
+    return request.recursive or request.target == FROM_FOLDER
+
+
+def _preprocessing(request: Request) -> Preprocessing:
+    from captum_learnprop.images import Preprocessing
+
+    torchvision_name = _torchvision_name(request)
+    if torchvision_name and request.weights:
+        preprocessing = Preprocessing.of_weights(torchvision_name, request.weights)
+    else:
+        preprocessing = Preprocessing()
+    if request.size is not None:
+        preprocessing = preprocessing.at_size(request.size)
+    # Only torchvision leaves the normalisation outside of the model as a rule.
+    if request.normalization == "none" or (request.normalization == "auto" and not torchvision_name):
+        preprocessing = preprocessing.without_normalization()
+    return preprocessing
+
+
+def _torchvision_name(request: Request) -> str | None:
+    return request.model.removeprefix(TORCHVISION) if request.model.startswith(TORCHVISION) else None
+
+
+def _load(request: Request) -> nn.Module:
+    import torch
+
+    from captum_learnprop.models import load_model
+
+    torch.manual_seed(request.seed)  # a model without weights must be the same one when the run is resumed
+    return load_model(request.model, request.weights, request.checkpoint).to(_device(request.device)).eval()
+
+
+def _classifier(request: Request, module: nn.Module, preprocessing: Preprocessing) -> Classifier:
+    from captum_learnprop.images import torchvision_weights
+
+    classes = _count_classes(request, module, preprocessing)
+    name, weights = _torchvision_name(request), request.weights
+    names = torchvision_weights(name, weights).meta.get("categories") if name and weights else None
+    return Classifier(module, request.model, classes, tuple(names) if names else None)
+
+
+def _count_classes(request: Request, module: nn.Module, preprocessing: Preprocessing) -> int:
+    import torch
+
+    shape = (1, 3, preprocessing.crop, preprocessing.crop)
+    probe = preprocessing.normalize(torch.zeros(shape)).to(request.device)
+    try:
+        with torch.no_grad():
+            output = module(probe)
+    # The forward pass is the user's code; whatever it raises means that it does not take this input.
+    except Exception as error:
+        raise LearnpropError(
+            f"{request.model} does not take an input of {shape}: {error}; give its size with --size"
+        ) from error
+    if isinstance(output, torch.Tensor) and output.ndim == 2:
+        return output.shape[1]
+    found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    raise LearnpropError(f"{request.model} is no classifier: it gives {found}, expected (batch, classes)")
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    # torch raises RuntimeError, AssertionError or NotImplementedError, by backend.
+    except Exception as error:
+        raise LearnpropError(f"device {name!r} cannot be used: {error}") from error
+    return device
+
+
+def _targets(target: int | str, images: Sequence[ImageFile], classifier: Classifier) -> dict[str, int] | None:
+    """The class to explain for each image id; None for the predicted one."""
+    from captum_learnprop.images import folder_labels
+
+    if target == PREDICTED:
+        return None
+    if isinstance(target, int):
+        return dict.fromkeys((image.id for image in images), classifier.check(target))
+    return folder_labels(images, classifier.classes, classifier.class_names)
+
+
+def _explainer(request: Request, model: nn.Module) -> Explainer:
+    """Builds the method; the result maps inputs (B, 3, H, W) and targets (B,) to (B, C, H', W')."""
+    from captum.attr import GradientAttribution
+
+    from captum_learnprop.plugins import get_manager
+
+    factory = get_manager().get("method", request.method).resolve()
+    built: dict[str, Any] = {"composite": request.composite, "gate": request.gate}
+    built = {name: value for name, value in built.items() if value is not None}
+    for name in built:
+        _require(factory, name, f"--{name}", request.method)
+    rules = _rules(request, model)
+    takes_rules = rules is not None and _accepts(factory, "rules")
+    method = factory(model, **built, **({"rules": rules} if takes_rules else {}))
+    options = _attribute_options(request, method)
+    wants_gradient = isinstance(method, GradientAttribution)
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    if rules is not None and not takes_rules:
+        _check_gradient_method(request.method, method)
+
+        def around() -> AbstractContextManager[Any]:
+            return rules.applied(model)
+
+    def explain(inputs: Tensor, targets: Tensor) -> Tensor:
+        with around():
+            # Captum warns at every call when it must ask for the gradient itself.
+            inputs = inputs.detach().requires_grad_(wants_gradient)
+            attribution: Tensor = method.attribute(inputs, target=targets, **options)
+        return _checked(attribution, inputs, request.method).detach()
+
+    return explain
+
+
+def _rules(request: Request, model: nn.Module) -> Any:
+    if request.rules is None:
+        return None
+    from zennit_rules import RuleSet
+
+    return RuleSet.load(request.rules, model)
+
+
+def _attribute_options(request: Request, method: Any) -> dict[str, Any]:
+    """What this method's ``attribute`` gets beside inputs and target."""
+    options: dict[str, Any] = {}
+    if request.steps is not None:
+        _require(method.attribute, "n_steps", "--steps", request.method)
+        options["n_steps"] = request.steps
+    parameters = inspect.signature(method.attribute).parameters
+    if "seed" in parameters:
+        options["seed"] = request.seed
+    if "abs" in parameters:  # captum's Saliency drops the sign unless told otherwise
+        options["abs"] = False
+    return options
+
+
+def _accepts(function: Callable[..., Any], name: str) -> bool:
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+
+def _require(function: Callable[..., Any], name: str, option: str, method: str) -> None:
+    if not _accepts(function, name):
+        raise LearnpropError(f"{option} means nothing to the method {method}; leave it out")
+
+
+def _check_gradient_method(name: str, method: Any) -> None:
+    from captum.attr import LRP, Deconvolution, DeepLift, GradientAttribution, GuidedBackprop
+
+    if not isinstance(method, GradientAttribution):
+        raise LearnpropError(f"--rules needs a gradient-based method, {name} is none")
+    if isinstance(method, (GuidedBackprop, Deconvolution, DeepLift, LRP)):
+        raise LearnpropError(f"--rules cannot be combined with {name}, which has backward rules of its own")
+
+
+def _checked(attribution: Any, inputs: Tensor, method: str) -> Tensor:
+    import torch
+
+    if isinstance(attribution, tuple) and attribution:
+        attribution = attribution[0]
+    if isinstance(attribution, torch.Tensor) and attribution.ndim == 4 and len(attribution) == len(inputs):
+        return attribution
+    found = tuple(attribution.shape) if isinstance(attribution, torch.Tensor) else type(attribution).__name__
+    raise LearnpropError(f"{method} gave {found} for images {tuple(inputs.shape)}, expected (B, C, H, W)")
+
+
+def _options(request: Request, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Everything that decides over the values of the maps; files by content, because paths move."""
+    pixels = asdict(preprocessing)
+    return {
+        "model": request.model,
+        "weights": _weights_name(request),
+        "checkpoint": _digest(request.checkpoint),
+        "method": request.method,
+        "composite": request.composite,
+        "gate": request.gate,
+        "rules": _digest(request.rules),
+        "steps": request.steps,
+        "target": request.target,
+        "seed": request.seed,
+        "size": pixels.pop("crop"),  # the name of its option
+        **pixels,
+    }
+
+
+def _weights_name(request: Request) -> str | None:
+    from captum_learnprop.images import torchvision_weights
+
+    name = _torchvision_name(request)
+    if name is None or request.weights is None:
+        return request.weights
+    # DEFAULT means other weights in another torchvision.
+    return str(torchvision_weights(name, request.weights).name)
+
+
+def _digest(path: Path | None) -> str | None:
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" if path is not None else None
+
+
+def _overlay(pixels: Tensor, attribution: Tensor) -> npt.NDArray[np.uint8]:
+    """The attribution (C, H', W') laid over the image (3, H, W): (H, W, 3)."""
+    import numpy as np
+    import torch
+    from torch.nn import functional as F
+
+    from captum_learnprop.plot import overlay
+
+    values = torch.nan_to_num(attribution.float().cpu())  # the store refuses what is not finite
+    if values.shape[-2:] != pixels.shape[-2:]:
+        values = F.interpolate(values[None], pixels.shape[-2:], mode="bilinear")[0]
+    return np.rint(np.clip(overlay(pixels, values), 0, 1) * 255).astype(np.uint8)
+
+
+class _Target(click.ParamType):
+    """``predicted``, ``label-from-folder`` or a class number."""
+
+    name = "target"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value in (PREDICTED, FROM_FOLDER):
+            return str(value)
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither {PREDICTED!r}, {FROM_FOLDER!r} nor a class number", param, ctx)
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_PATH = click.Path(path_type=Path)
+_POSITIVE = click.IntRange(min=1)
+
+
+@click.command(name="attribute", context_settings={"show_default": True})
+@click.option("--model", required=True, metavar="SPEC", help="What to explain, e.g. torchvision:resnet18.")
+@click.option("--weights", metavar="NAME", help="Pretrained weights of the model, e.g. DEFAULT.")
+@click.option("--checkpoint", type=_FILE, help="File with the model's weights.")
+@click.option("--method", required=True, metavar="NAME", help="How to explain; see `learnprop plugins`.")
+@click.option("--composite", metavar="NAME", help="Composite of the method, if it takes one.")
+@click.option("--gate", metavar="NAME", help="Gate of the method, if it takes one.")
+@click.option("--rules", type=_FILE, help="Trained rule set, for every gradient-based method.")
+@click.option("--steps", type=_POSITIVE, help="Steps of the method, if it takes some.")
+@click.option("--images", required=True, type=_PATH, help="Folder of images, or one image.")
+@click.option("--recursive", is_flag=True, help="Look in sub-folders too.")
+@click.option(
+    "--target",
+    type=_Target(),
+    default=PREDICTED,
+    metavar=f"[{PREDICTED}|{FROM_FOLDER}|NUMBER]",
+    help=f"Class to explain; {FROM_FOLDER} takes it from the top sub-folder's name (implies --recursive).",
+)
+@click.option("--out", required=True, type=_PATH, help="Folder for the results.")
+@click.option("--overwrite", is_flag=True, help="Delete an earlier run in the output folder first.")
+@click.option("--hdf5/--no-hdf5", default=True, help="Gather all maps in one HDF5 file (needs h5py).")
+@click.option("--dataset-file", is_flag=True, help="Also write the other files that ViRelAy needs.")
+@click.option("--batch-size", type=_POSITIVE, default=8, help="Images explained at a time.")
+@click.option("--size", type=_POSITIVE, help="Input size.  [default: that of the weights, else 224]")
+@click.option(
+    "--normalization",
+    type=click.Choice(["auto", "imagenet", "none"]),
+    default="auto",
+    help="auto: that of the weights, ImageNet's for other torchvision models, none for other models.",
+)
+@click.option("--threads", type=_POSITIVE, help="CPU threads.  [default: torch decides]")
+@click.option("--device", default="cpu", metavar="NAME", help="Where to compute.")
+@click.option("--seed", type=int, default=0, help="For random weights and methods that draw at random.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def command(ctx: click.Context, debug: bool, **options: Any) -> None:
+    """Write attributions of a model for a folder of images.
+
+    Each image gets a raw map (maps/*.safetensors) and an overlay (overlays/*.png); attributions.h5 gathers
+    all maps in the layout that ViRelAy reads, report.json says what was skipped. The same command again
+    resumes an interrupted run.
+    """
+    if debug:
+        ctx.ensure_object(dict)["debug"] = True
+    request = Request(**options)
+    if request.dataset_file and not request.hdf5:
+        raise click.UsageError("--dataset-file describes the HDF5 file: leave out --no-hdf5", ctx)
+    report = Report()
+    if request.model.startswith(TORCHVISION) and not (request.weights or request.checkpoint):
+        click.echo("warning: neither --weights nor --checkpoint: the model has random weights", err=True)
+    try:
+        run(request, report)
+    except KeyboardInterrupt:
+        click.echo(f"stopped with {_counted(report)}; the same command resumes", err=True)
+        raise
+    # Captum, Zennit and the file system tell mistakes of the user by these.
+    except (ValueError, OSError, AssertionError) as error:
+        if isinstance(error, LearnpropError):
+            raise
+        raise LearnpropError(str(error) or type(error).__name__) from error
+    for name, reason in report.skipped.items():
+        click.echo(f"skipped {name}: {reason}", err=True)
+    click.echo(f"{_counted(report)} in {request.out}")
+    ctx.exit(0 if report.done else 1)
+
+
+def _counted(report: Report) -> str:
+    counts = f"{report.done} of {report.found} images done"
+    if report.resumed:
+        counts += f" ({len(report.resumed)} from an earlier run)"
+    return counts + (f", {len(report.skipped)} skipped" if report.skipped else "")

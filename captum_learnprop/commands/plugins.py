@@ -1,0 +1,53 @@
+"""``learnprop plugins``: what is installed, from whom, and whether it works."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from captum_learnprop.errors import PluginWarning
+from captum_learnprop.plugins.manager import PluginManager
+
+__all__ = ["command"]
+
+
+@click.command("plugins")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> None:
+    """List plugins: name, version, owner, status, hooks and records.
+
+    CAPTUM_LEARNPROP_DISABLE_PLUGINS=1 (or a comma-separated list of names) leaves plugins out;
+    CAPTUM_LEARNPROP_STRICT_PLUGINS=1 turns a faulty plugin into an error.
+    """
+    with warnings.catch_warnings():
+        # The listing itself shows every fault.
+        warnings.simplefilter("ignore", PluginWarning)
+        plugins = PluginManager.discover().info()
+    click.echo(json.dumps(plugins, indent=2) if as_json else "\n".join(_table(plugins)))
+
+
+def _table(plugins: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield from _columns(["name", "version", "owner", "status", "hooks"], map(_row, plugins))
+    for plugin in plugins:
+        if plugin["error"] is not None:
+            yield f"\n{plugin['name']}: {plugin['error']}"
+        if plugin["records"]:
+            yield f"\nrecords of {plugin['name']}"
+            names = ["kind", "name", "status", "summary"]
+            yield from _columns(names, ([record[name] for name in names] for record in plugin["records"]))
+
+
+def _row(plugin: dict[str, Any]) -> list[str]:
+    hooks = [hook.removeprefix("learnprop_") for hook in plugin["hooks"]]
+    return [plugin["name"], plugin["version"], plugin["owner"], plugin["status"], ", ".join(hooks)]
+
+
+def _columns(header: list[str], rows: Any) -> Iterator[str]:
+    table = [header, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    for row in table:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,0 +1,147 @@
+"""Compare methods on scenes with known ground truth, each with the treatment of its maps that suits it best.
+
+A method's attribution becomes a map by a *treatment*: how signs and channels are reduced, and how much the map is smoothed.
+Hand-made methods gain a lot from a good one, so a comparison without it is not fair: the treatment is chosen on
+validation scenes, and scores are taken on other scenes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from torch import Tensor
+
+from captum_learnprop.evaluation.faithfulness import deletion
+from captum_learnprop.evaluation.localization import average_precision, class_auc
+from captum_learnprop.evaluation.maps import reduce_channels, smooth
+from captum_learnprop.evaluation.scenes import Questions
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """How an attribution ``(B, C, H, W)`` becomes a map ``(B, H, W)``.
+
+    Attributes:
+        sign: see `reduce_channels`.
+        sigma: Gaussian smoothing in pixels.
+    """
+
+    sign: str = "absolute"
+    sigma: float = 1.0
+
+    def __call__(self, attribution: Tensor) -> Tensor:
+        """The map."""
+        return smooth(reduce_channels(attribution.detach(), self.sign), self.sigma)
+
+    def __str__(self) -> str:
+        return f"{self.sign}, sigma {self.sigma:g}"
+
+
+TREATMENTS = tuple(
+    Treatment(sign, sigma) for sign, sigma in product(("absolute", "positive"), (0.0, 1.0, 2.0, 3.0))
+)
+"""What hand-made methods choose from."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Something that explains.
+
+    Attributes:
+        name: as in tables and figures.
+        attribute: ``(images (B, C, H, W), targets (B,)) -> attribution (B, C, H, W)``.
+        treatments: what its treatment is chosen from; one means that nothing is chosen.
+    """
+
+    name: str
+    attribute: Callable[[Tensor, Tensor], Tensor]
+    treatments: Sequence[Treatment] = TREATMENTS
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method scored on ``M`` questions.
+
+    Attributes:
+        name: of the method.
+        treatment: of its maps.
+        maps: ``(M, H, W)``.
+        scores: by metric, ``(M,)`` each; see `SCORES`.
+        seconds: per image, for the attribution alone.
+    """
+
+    name: str
+    treatment: Treatment
+    maps: Tensor
+    scores: dict[str, Tensor]
+    seconds: float
+
+    def mean(self, score: str) -> float:
+        """Mean over the questions."""
+        return self.scores[score].mean().item()
+
+    def standard_error(self, score: str) -> float:
+        """Standard error of the mean over the questions; NaN for a single one."""
+        values = self.scores[score].double()
+        return (values.std() / len(values) ** 0.5).item()
+
+
+SCORES: dict[str, bool] = {"average precision": True, "class AUC": True, "deletion": False}
+"""Scores by name, and whether higher is better."""
+
+
+def choose_treatment(method: Method, questions: Questions) -> Treatment:
+    """The treatment with the highest mean average precision; the first of equals. Give it validation scenes."""
+    if len(method.treatments) == 1:
+        return method.treatments[0]
+    attribution = method.attribute(questions.images, questions.targets)
+    quality = [
+        average_precision(treat(attribution), questions.masks).mean().item() for treat in method.treatments
+    ]
+    return method.treatments[quality.index(max(quality))]
+
+
+def measure(
+    method: Method,
+    model: Callable[[Tensor], Tensor],
+    questions: Questions,
+    treatment: Treatment,
+    *,
+    output: str = "sigmoid",
+    deletion_steps: int = 32,
+    repeats: int = 1,
+) -> Result:
+    """Explain all questions, score the maps, take the time.
+
+    Args:
+        method: what to measure.
+        model: the explained model, for deletion (baseline 0, black).
+        questions: what is asked; every image must hold another object, which class AUC compares with.
+        treatment: from `choose_treatment` on other scenes.
+        output: the quantity on the deletion curve, see `deletion`.
+        deletion_steps: points of the deletion curve.
+        repeats: how often the time is taken; the fastest counts, which is the least disturbed by other programs.
+    """
+    seconds = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        attribution = method.attribute(questions.images, questions.targets)
+        seconds = min(seconds, (time.perf_counter() - start) / len(questions))
+    maps = treatment(attribution)
+    scores = {
+        "average precision": average_precision(maps, questions.masks),
+        "class AUC": class_auc(maps, questions.masks, questions.other_masks),
+        "deletion": deletion(
+            model, questions.images, maps, questions.targets, output=output, steps=deletion_steps
+        ),
+    }
+    return Result(method.name, treatment, maps, scores, seconds)
+
+
+def paired_difference(first: Result, second: Result, score: str) -> tuple[float, float]:
+    """Mean difference first - second over the same questions, and its standard error."""
+    difference = first.scores[score].double() - second.scores[score].double()
+    return difference.mean().item(), (difference.std() / len(difference) ** 0.5).item()

@@ -1,0 +1,162 @@
+"""Does the map lie on the object? Scores of a map against ground-truth pixels.
+
+Every function takes maps ``(B, H, W)`` or ``(B, 1, H, W)``, higher meaning more relevant, and boolean masks
+of the same shape, and returns one float64 value per map, ``(B,)``. Each score is 1 at best and 0 at worst.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from captum_learnprop.evaluation.maps import MapError
+
+
+def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
+    """Area under the precision-recall curve of "this pixel belongs to the object", ``(B,)`` in (0, 1].
+
+    ``AP = sum_k (R_k - R_{k-1}) P_k`` over the distinct values of the map as thresholds, from high to low,
+    with precision ``P_k`` and recall ``R_k`` of the pixels at or above the k-th value. Equal values enter
+    together, as in ``sklearn.metrics.average_precision_score``: a constant map scores the share of object
+    pixels, whatever their order.
+
+    Args:
+        maps: ``(B, H, W)`` or ``(B, 1, H, W)``.
+        masks: the object, bool, of the same shape; at least one pixel each.
+
+    Raises:
+        MapError: shapes differ, a map is not finite, or a mask is empty.
+    """
+    scores, positive = _flatten(maps, masks)
+    _require_pixels(positive, "masks")
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    ranked = scores.gather(1, order)
+    hits = positive.gather(1, order).double().cumsum(1)
+    last = _last_of_ties(ranked)
+    taken = torch.arange(1, scores.shape[1] + 1, device=scores.device, dtype=torch.float64)
+    # Recall moves only where a group of ties ends: there, by the hits since the end of the previous group.
+    reached = torch.where(last, hits, torch.zeros_like(hits)).cummax(1).values
+    gained = torch.diff(reached, dim=1, prepend=torch.zeros_like(reached[:, :1]))
+    return (gained * hits / taken).sum(1) / hits[:, -1]
+
+
+def class_auc(maps: Tensor, masks: Tensor, other_masks: Tensor) -> Tensor:
+    """Probability that a pixel of the asked object outranks a pixel of the others, ``(B,)`` in [0, 1]; 0.5
+    is chance.
+
+    The area under the ROC curve (Mann-Whitney statistic) of the asked object's pixels against those of the
+    other objects; the background does not count. A tie counts one half, as in
+    ``sklearn.metrics.roc_auc_score``, which is the expected value over random orders of the tied pixels.
+
+    Args:
+        maps: ``(B, H, W)`` or ``(B, 1, H, W)``.
+        masks: the asked object, bool, of the same shape.
+        other_masks: the other objects, bool, of the same shape; disjoint from ``masks``.
+
+    Raises:
+        MapError: shapes differ, a map is not finite, a mask is empty, or the two masks share pixels.
+    """
+    scores, positive = _flatten(maps, masks)
+    _, negative = _flatten(maps, other_masks)
+    _require_pixels(positive, "masks")
+    _require_pixels(negative, "other_masks")
+    if (positive & negative).any():
+        raise MapError("masks and other_masks share pixels; a pixel can belong to one object only")
+    order = scores.sort(dim=1, stable=True).indices
+    ranked = scores.gather(1, order)
+    hits = positive.gather(1, order).double()
+    below = negative.gather(1, order).double().cumsum(1)
+    # Negatives below a group of ties, and negatives up to its end; their mean counts each tie one half.
+    first = torch.searchsorted(ranked.contiguous(), ranked.contiguous(), side="left")
+    final = torch.searchsorted(ranked.contiguous(), ranked.contiguous(), side="right") - 1
+    before = torch.where(first > 0, below.gather(1, (first - 1).clamp(min=0)), torch.zeros_like(below))
+    outranked = (before + below.gather(1, final)) / 2
+    return (hits * outranked).sum(1) / (positive.sum(1).double() * negative.sum(1).double())
+
+
+def pointing_game(maps: Tensor, masks: Tensor, tolerance: int = 0) -> Tensor:
+    """Is the highest pixel on the object? ``(B,)`` in [0, 1] (Zhang et al., *Excitation Backprop*, ECCV
+    2016).
+
+    Where several pixels share the highest value the score is the share of them that hits: the expected
+    value over a random choice. So a constant map scores the share of the image that the object covers, not
+    what lies at the corner.
+
+    Args:
+        maps: ``(B, H, W)`` or ``(B, 1, H, W)``.
+        masks: the object, bool, of the same shape.
+        tolerance: a hit is also a pixel at most this many pixels away in Euclidean distance (15 in the
+            paper's images).
+
+    Raises:
+        MapError: shapes differ, a map is not finite, a mask is empty, or the tolerance is negative.
+    """
+    if tolerance < 0:
+        raise MapError(f"tolerance must be at least 0 pixels, got {tolerance}")
+    scores, positive = _flatten(maps, masks)
+    _require_pixels(positive, "masks")
+    if tolerance:
+        positive = _dilate(masks.reshape(len(masks), 1, *masks.shape[-2:]), tolerance).flatten(1)
+    highest = scores == scores.amax(1, keepdim=True)
+    return (highest & positive).sum(1).double() / highest.sum(1)
+
+
+def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
+    """Share of the map's positive mass on the object, ``(B,)`` in [0, 1] (Arras et al., *CLEVR-XAI*, 2022,
+    section 3.2).
+
+    ``sum_{i in object} max(m_i, 0) / sum_i max(m_i, 0)``; 0 for a map without positive values.
+
+    Args:
+        maps: ``(B, H, W)`` or ``(B, 1, H, W)``.
+        masks: the object, bool, of the same shape.
+
+    Raises:
+        MapError: shapes differ, a map is not finite, or a mask is empty.
+    """
+    scores, positive = _flatten(maps, masks)
+    _require_pixels(positive, "masks")
+    mass = scores.double().clamp(min=0.0)
+    # Divide by the maximum first: sums of very small values would be lost in the guard against zero.
+    mass = mass / mass.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    total = mass.sum(1)
+    inside = (mass * positive).sum(1)
+    return torch.where(total > 0, inside / total.clamp(min=1.0), torch.zeros_like(total))
+
+
+def _flatten(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps and masks as ``(B, H * W)``, checked."""
+    if maps.shape != masks.shape:
+        raise MapError(f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} differ in shape")
+    if maps.dim() not in (3, 4) or (maps.dim() == 4 and maps.shape[1] != 1) or not maps.numel():
+        raise MapError(
+            f"maps must be (B, H, W) or (B, 1, H, W) and not empty, got {tuple(maps.shape)}; sum colour channels first"
+        )
+    if masks.dtype != torch.bool:
+        raise MapError(f"masks must be bool, got {masks.dtype}; compare with a threshold, e.g. masks > 0.5")
+    bad = ~maps.flatten(1).isfinite().all(1)
+    if bad.any():
+        raise MapError(f"map {int(bad.nonzero()[0])} has NaN or infinite values; no ranking exists")
+    return maps.detach().flatten(1), masks.flatten(1)
+
+
+def _require_pixels(masks: Tensor, name: str) -> None:
+    empty = ~masks.any(1)
+    if empty.any():
+        raise MapError(
+            f"{name}[{int(empty.nonzero()[0])}] has no pixel; the score is not defined, leave the map out"
+        )
+
+
+def _last_of_ties(ranked: Tensor) -> Tensor:
+    last = torch.ones_like(ranked, dtype=torch.bool)
+    last[:, :-1] = ranked[:, :-1] != ranked[:, 1:]
+    return last
+
+
+def _dilate(masks: Tensor, radius: int) -> Tensor:
+    """Masks ``(B, 1, H, W)`` grown by a disc of a radius in pixels."""
+    span = torch.arange(-radius, radius + 1, device=masks.device, dtype=torch.float32)
+    disc = (span[:, None] ** 2 + span[None] ** 2 <= radius**2).float()
+    return F.conv2d(masks.float(), disc[None, None], padding=radius) > 0.5

@@ -1,0 +1,266 @@
+"""Images on disk: finding them, reading them whatever their format, and preparing them for a classifier."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, ImageOps
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
+
+from captum_learnprop.errors import LearnpropError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+# The longer side a resize keeps, in units of the shorter one. Classifiers look at a central square; without a
+# limit a 1 x 20,000 pixel strip would first be blown up to 256 x 5,120,000 pixels.
+MAX_ASPECT = 16
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class UnreadableImageError(LearnpropError):
+    """A file that looks like an image by its name and cannot be read as one."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image file below a folder.
+
+    Attributes:
+        id: path relative to the folder, with ``/`` between its parts and the suffix kept (``cats/a.png``):
+            unique, and the same whatever else lies in the folder.
+        path: where the file is.
+    """
+
+    id: str
+    path: Path
+
+    @property
+    def folder(self) -> str | None:
+        """The top-level sub-folder the image lies in (the class, in many data sets); None outside of any."""
+        first, slash, _ = self.id.partition("/")
+        return first if slash else None
+
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the file's bytes."""
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+def find_images(folder: Path, *, recursive: bool = False, exclude: Path | None = None) -> list[ImageFile]:
+    """Finds image files by their suffix, sorted by id. Hidden files and folders are left out.
+
+    Args:
+        folder: the folder to look in, or one image file.
+        recursive: look in sub-folders too (links to folders are not followed).
+        exclude: a folder whose content never counts, such as the output folder inside ``folder``.
+
+    Raises:
+        LearnpropError: the folder is missing or holds no image.
+    """
+    if folder.is_file():
+        return [ImageFile(_identifier(folder.name), folder)]
+    if not folder.is_dir():
+        raise LearnpropError(f"no such folder or file: {folder}")
+    paths = _walk(folder, exclude.resolve() if exclude is not None else None)
+    # One pass over the tree serves both the search and the hint below.
+    found = [ImageFile(_identifier(path.relative_to(folder).as_posix()), path) for path in paths]
+    wanted = [image for image in found if recursive or image.folder is None]
+    if not wanted:
+        hint = f"; {len(found)} lie in sub-folders: add --recursive" if found else ""
+        raise LearnpropError(f"no image in {folder} (looked for {', '.join(SUFFIXES)}){hint}")
+    return sorted(wanted, key=lambda image: image.id)
+
+
+def _walk(folder: Path, excluded: Path | None) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        here = Path(root)
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and (here / name).resolve() != excluded
+        ]
+        for name in names:
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+                yield here / name
+
+
+def _identifier(relative: str) -> str:
+    # A file name may hold bytes that are no UTF-8; JSON, HDF5 and PNG names need text.
+    return os.fsencode(relative).decode("utf-8", "backslashreplace")
+
+
+def folder_labels(
+    images: Sequence[ImageFile], classes: int, class_names: Sequence[str] | None = None
+) -> dict[str, int]:
+    """Reads the class of each image, by id, from the name of its top-level folder.
+
+    The names are class numbers; or names in ``class_names`` (upper case and underscores do not count); or,
+    when there are as many folders as classes, the classes in alphabetical order, as in torchvision's
+    ``ImageFolder``.
+
+    Raises:
+        LearnpropError: an image lies in no sub-folder, a number is out of range, or the names mean nothing.
+    """
+    outside = [image.id for image in images if image.folder is None]
+    if outside:
+        raise LearnpropError(f"{outside[0]} lies in no sub-folder that could name its class")
+    folders = sorted({str(image.folder) for image in images})
+    numbers = _class_numbers(folders, classes, class_names or ())
+    return {image.id: numbers[str(image.folder)] for image in images}
+
+
+def _class_numbers(folders: list[str], classes: int, class_names: Sequence[str]) -> dict[str, int]:
+    if all(name.isdecimal() for name in folders):
+        for name in folders:
+            if int(name) >= classes:
+                raise LearnpropError(f"folder {name} is out of range: the classes are 0 to {classes - 1}")
+        return {name: int(name) for name in folders}
+    spelled = [name.casefold() for name in class_names]
+    # ImageNet has two cranes: a name that two classes share tells nothing.
+    known = {name: number for number, name in enumerate(spelled) if spelled.count(name) == 1}
+    spoken = {name: name.replace("_", " ").casefold() for name in folders}
+    if all(name in known for name in spoken.values()):
+        return {name: known[spoken[name]] for name in folders}
+    if len(folders) == classes:
+        return {name: number for number, name in enumerate(folders)}
+    some = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
+    raise LearnpropError(
+        f"folders {some} are neither class numbers nor known class names, and {len(folders)} folders cannot "
+        f"stand for {classes} classes in alphabetical order"
+    )
+
+
+def read_image(path: Path) -> Image.Image:
+    """Reads the first frame of an image as upright 8-bit RGB.
+
+    The orientation noted by a camera (EXIF) is applied, transparency is laid over white, and 16-bit greyscale
+    is scaled by its full range (PIL's own conversion clips it to white).
+
+    Raises:
+        UnreadableImageError: the file is missing, damaged, cut short, too large or of an unknown format.
+    """
+    try:
+        with Image.open(path) as file:
+            file.load()
+            return _to_rgb(ImageOps.exif_transpose(file))
+    # PIL's decoders raise whatever they meet in damaged bytes: OSError, SyntaxError, struct.error and more.
+    except Exception as error:
+        reason = str(error).replace(str(path), path.name) or type(error).__name__
+        raise UnreadableImageError(f"cannot read image {path.name}: {reason}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _grey(image, 65535.0)
+    if image.mode == "F":
+        return _grey(image, 1.0)
+    if "A" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey(image: Image.Image, white: float) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64) / white
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(f"grey values of mode {image.mode} lie outside [0, {white:g}]")
+    return Image.fromarray(np.rint(values * 255).astype(np.uint8)).convert("RGB")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the input of a classifier.
+
+    Attributes:
+        resize: the shorter side after resizing, in pixels.
+        crop: side of the central square that is kept, in pixels.
+        mean, std: per-channel statistics of the normalisation, for pixels in [0, 1].
+        interpolation: name of a ``torchvision.transforms.InterpolationMode`` value.
+    """
+
+    resize: int = 224
+    crop: int = 224
+    mean: tuple[float, float, float] = _IMAGENET_MEAN
+    std: tuple[float, float, float] = _IMAGENET_STD
+    interpolation: str = "bilinear"
+
+    @classmethod
+    def of_weights(cls, model: str, weights: str) -> Preprocessing:
+        """The preprocessing that belongs to pretrained torchvision weights.
+
+        Args:
+            model: name in ``torchvision.models``, e.g. ``resnet18``.
+            weights: ``DEFAULT`` or another of its weights, e.g. ``IMAGENET1K_V1``.
+
+        Raises:
+            LearnpropError: no such model or weights, or weights that are not for image classification.
+        """
+        preset = torchvision_weights(model, weights).transforms()
+        if not hasattr(preset, "crop_size"):
+            raise LearnpropError(f"{model} with weights {weights} is not an image classifier")
+        return cls(
+            preset.resize_size[0],
+            preset.crop_size[0],
+            tuple(preset.mean),
+            tuple(preset.std),
+            preset.interpolation.value,
+        )
+
+    def at_size(self, size: int) -> Preprocessing:
+        """The same preprocessing for inputs of ``size`` pixels; the crop cuts off the same share."""
+        return replace(self, resize=max(size, round(self.resize * size / self.crop)), crop=size)
+
+    def without_normalization(self) -> Preprocessing:
+        """The same geometry for a model that takes pixels in [0, 1]."""
+        return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """What the model gets to see, before normalisation: (3, crop, crop), float32 in [0, 1]."""
+        mode = InterpolationMode(self.interpolation)
+        resized = transforms.resize(_trimmed(image), [self.resize], interpolation=mode)
+        square = transforms.center_crop(resized, [self.crop])
+        pixels: torch.Tensor = transforms.convert_image_dtype(transforms.pil_to_tensor(square), torch.float)
+        return pixels
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalises pixels (..., 3, H, W) in [0, 1] per channel."""
+        normalized: torch.Tensor = transforms.normalize(pixels, list(self.mean), list(self.std))
+        return normalized
+
+
+def _trimmed(image: Image.Image) -> Image.Image:
+    limit = MAX_ASPECT * min(image.size)
+    if max(image.size) <= limit:
+        return image
+    width, height = min(image.width, limit), min(image.height, limit)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def torchvision_weights(model: str, weights: str) -> Any:
+    """The ``torchvision`` weights entry of that name (with ``.transforms()`` and ``.meta``).
+
+    Raises:
+        LearnpropError: no such model, or no such weights for it.
+    """
+    try:
+        entries = torchvision.models.get_model_weights(model)
+    except ValueError as error:
+        raise LearnpropError(f"torchvision has no model {model!r}") from error
+    if weights not in entries.__members__:
+        known = ", ".join(entries.__members__)
+        raise LearnpropError(f"{model} has no weights {weights!r}; torchvision has {known}")
+    return entries[weights]

@@ -1,0 +1,422 @@
+"""Finding, checking and handing out what plugins provide.
+
+The loader is our own and not ``pluggy.load_setuptools_entrypoints``, where one failing import ends the
+program. Here a faulty plugin is left out as a whole, and a warning names it, its distribution and the error.
+
+Two environment variables steer it:
+
+* ``CAPTUM_LEARNPROP_DISABLE_PLUGINS``: ``1`` leaves out every third-party plugin; otherwise a comma-separated
+  list of the plugins to leave out.
+* ``CAPTUM_LEARNPROP_STRICT_PLUGINS``: ``1`` turns every fault into a :class:`PluginError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import pluggy
+
+from captum_learnprop.errors import PluginError, PluginWarning
+from captum_learnprop.plugins import builtin, specs
+from captum_learnprop.plugins.specs import NAME, RECORD_TYPES, SUPPORTED_API_VERSIONS, Record
+
+__all__ = ["Entry", "PluginManager", "get_manager"]
+
+_DISABLE = "CAPTUM_LEARNPROP_DISABLE_PLUGINS"
+_STRICT = "CAPTUM_LEARNPROP_STRICT_PLUGINS"
+_DISTRIBUTION = "captum-learnprop"
+_HOOKS = {record.hook: record for record in RECORD_TYPES.values()}
+
+# A plugin that calls sys.exit while it is imported must not end the program either.
+_FAULTS = (Exception, SystemExit)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record together with the plugin and the distribution it comes from."""
+
+    record: Record
+    plugin: str
+    owner: str
+    version: str
+
+    @property
+    def kind(self) -> str:
+        """The kind of the record, one of ``RECORD_TYPES``."""
+        return self.record.kind
+
+    @property
+    def name(self) -> str:
+        """The name under which users ask for it."""
+        return self.record.name
+
+    @property
+    def summary(self) -> str:
+        """One line for listings."""
+        return self.record.summary
+
+    def resolve(self) -> Callable[..., Any]:
+        """Return the factory, imported if it is lazy.
+
+        Raises:
+            PluginError: If it cannot be imported; the message names the plugin.
+        """
+        try:
+            return self.record.resolve()
+        except PluginError as error:
+            raise PluginError(f"{_label(self.plugin, self.owner, self.version)}: {error}") from error
+
+
+@dataclass
+class _RecordStatus:
+    record: Record
+    status: str = "ok"
+    error: str | None = None
+
+
+@dataclass
+class _PluginStatus:
+    name: str
+    owner: str
+    version: str
+    status: str = "ok"
+    error: str | None = None
+    hooks: list[str] = field(default_factory=list)
+    records: list[_RecordStatus] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return _label(self.name, self.owner, self.version)
+
+
+class PluginManager:
+    """Everything that can be asked for by name, with the plugin it comes from.
+
+    Args:
+        strict: Whether a faulty plugin raises :class:`PluginError` and not only warns. By default the
+            environment variable ``CAPTUM_LEARNPROP_STRICT_PLUGINS`` decides.
+    """
+
+    def __init__(self, *, strict: bool | None = None) -> None:
+        self.strict = _switched_on(os.environ.get(_STRICT, "")) if strict is None else strict
+        self._pluggy = pluggy.PluginManager(NAME)
+        self._pluggy.add_hookspecs(specs)
+        self._plugins: list[_PluginStatus] = []
+        self._entries: dict[str, dict[str, Entry]] = {kind: {} for kind in RECORD_TYPES}
+
+    @classmethod
+    def discover(cls, *, strict: bool | None = None) -> PluginManager:
+        """Return a manager with our own parts and every installed plugin.
+
+        Lazy factories stay lazy and nothing is installed in other packages: enough for a listing.
+
+        Raises:
+            PluginError: In strict mode, if a plugin is faulty.
+        """
+        manager = cls(strict=strict)
+        manager.register(builtin, "builtin", owner=_DISTRIBUTION, version=_own_version())
+        manager.load_entry_points()
+        return manager
+
+    def register(self, plugin: object, name: str, *, owner: str = "", version: str = "") -> None:
+        """Add a plugin object (a module, an instance, or a class without constructor arguments).
+
+        Args:
+            plugin: What implements the hooks.
+            name: The plugin's name, unique among plugins.
+            owner: The distribution it comes from.
+            version: The version of that distribution.
+
+        Raises:
+            PluginError: In strict mode, if the plugin is faulty.
+        """
+        self._admit(_PluginStatus(name, owner, version), lambda: plugin)
+
+    def load_entry_points(self) -> None:
+        """Add every plugin named in the entry-point group ``captum_learnprop`` by an installed distribution.
+
+        Raises:
+            PluginError: In strict mode, if a plugin is faulty.
+        """
+        all_off, names_off = _switched_off(os.environ.get(_DISABLE, ""))
+        points = sorted(metadata.entry_points(group=NAME), key=lambda point: (_owner(point)[0], point.name))
+        for point in points:
+            status = _PluginStatus(point.name, *_owner(point))
+            if all_off or point.name in names_off:
+                status.status = "disabled"
+                self._plugins.append(status)
+            else:
+                self._admit(status, point.load)
+        for name in sorted(names_off - {point.name for point in points}):
+            warnings.warn(
+                f"{_DISABLE} names {name!r}, which is not an installed plugin", PluginWarning, stacklevel=2
+            )
+
+    def install(self) -> None:
+        """Make gates and composites known to ``zennit_rules``, and so to ``zennit.composites.COMPOSITES``.
+
+        Gates go first, because a composite may name its gate. Imports torch.
+
+        Raises:
+            PluginError: In strict mode, if a part cannot be imported or its name is taken.
+        """
+        from zennit_rules.composites import register_composite
+        from zennit_rules.gates import register_gate
+
+        targets: dict[str, Callable[[str, Any], object]] = {
+            "gate": register_gate,
+            "composite": register_composite,
+        }
+        for kind, register in targets.items():
+            for entry in list(self._entries[kind].values()):
+                try:
+                    register(entry.name, entry.record.resolve())
+                except _FAULTS as error:
+                    self._withdraw(entry, error)
+
+    def available(self, kind: str) -> dict[str, Entry]:
+        """Return everything of one kind by name.
+
+        Args:
+            kind: ``"composite"``, ``"gate"``, ``"objective"``, ``"method"``, ``"metric"`` or ``"model"``.
+
+        Raises:
+            PluginError: If there is no such kind.
+        """
+        if kind not in self._entries:
+            raise PluginError(_unknown("kind of record", kind, self._entries))
+        return dict(self._entries[kind])
+
+    def get(self, kind: str, name: str) -> Entry:
+        """Return one entry; ``get(kind, name).resolve()`` is its factory.
+
+        Raises:
+            PluginError: If there is no such kind or name; the message lists what there is.
+        """
+        entries = self.available(kind)
+        if name not in entries:
+            raise PluginError(_unknown(kind, name, entries))
+        return entries[name]
+
+    def create(self, kind: str, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call the factory of one entry.
+
+        Raises:
+            PluginError: If there is no such kind or name, or the factory cannot be imported.
+        """
+        return self.get(kind, name).resolve()(*args, **kwargs)
+
+    def info(self) -> list[dict[str, Any]]:
+        """Return what ``learnprop plugins --json`` prints: one dictionary per plugin, in loading order.
+
+        Each has ``name``, ``version``, ``owner`` (the distribution), ``hooks``, ``records``, ``error`` and
+        ``status``: ``"ok"``, ``"partial"`` (some records left out), ``"failed"`` (left out as a whole) or
+        ``"disabled"``.
+        """
+        return [_plugin_info(plugin) for plugin in self._plugins]
+
+    def _admit(self, status: _PluginStatus, load: Callable[[], object]) -> None:
+        """Load one plugin and keep its records, or none of them if anything about it is faulty."""
+        self._plugins.append(status)
+        plugin: object = None
+        try:
+            plugin = _instance(load())
+            self._check_name_is_free(status)
+            self._pluggy.register(plugin, name=status.name)
+            status.hooks = self._hooks(plugin)
+            records = [record for hook in status.hooks for record in self._call(hook, plugin)]
+        except _FAULTS as error:
+            if plugin is not None and self._pluggy.get_plugin(status.name) is plugin:
+                self._pluggy.unregister(name=status.name)
+            status.status, status.error = "failed", _describe(error)
+            self._report(f"{status.label} was left out: {status.error}", error)
+            return
+        for record in records:
+            self._keep(status, record)
+
+    def _check_name_is_free(self, status: _PluginStatus) -> None:
+        if not self._pluggy.has_plugin(status.name):
+            return
+        owner = next(
+            plugin for plugin in self._plugins if plugin.name == status.name and plugin.status != "failed"
+        )
+        raise PluginError(f"the name is already used by {owner.label}")
+
+    def _hooks(self, plugin: object) -> list[str]:
+        """Return the names of the hooks that a plugin implements, in the order of the specification."""
+        callers = self._pluggy.get_hookcallers(plugin) or []
+        for caller in callers:
+            required = [
+                each for each in caller.get_hookimpls() if each.plugin is plugin and not each.optionalhook
+            ]
+            if not caller.has_spec() and required:
+                raise PluginError(_unknown("hook", caller.name, _HOOKS))
+        implemented = {caller.name for caller in callers}
+        hooks = [hook for hook in _HOOKS if hook in implemented]
+        if not hooks:
+            raise PluginError(f"it implements no hook (is @hookimpl missing?); hooks: {', '.join(_HOOKS)}")
+        return hooks
+
+    def _call(self, hook: str, plugin: object) -> list[Record]:
+        """Return the checked records of one hook of one plugin."""
+        others = [other for other in self._pluggy.get_plugins() if other is not plugin]
+        results = self._pluggy.subset_hook_caller(hook, others)()
+        expected = _HOOKS[hook]
+        records: list[Record] = []
+        for result in results:
+            if not isinstance(result, Iterable):
+                raise PluginError(f"{hook} must return an iterable of {expected.__name__}, got {result!r}")
+            for record in result:
+                _check_record(record, hook, expected)
+                records.append(record)
+        return records
+
+    def _keep(self, status: _PluginStatus, record: Record) -> None:
+        """Enter one record, unless its name is taken: the first stays."""
+        row = _RecordStatus(record)
+        status.records.append(row)
+        entries = self._entries[record.kind]
+        first = entries.get(record.name)
+        if first is None:
+            entries[record.name] = Entry(record, status.name, status.owner, status.version)
+            return
+        owner = _label(first.plugin, first.owner, first.version)
+        row.status = "duplicate"
+        row.error = f"{record.kind} {record.name!r} is provided by both {owner} and {status.label}"
+        status.status, status.error = "partial", row.error
+        self._report(f"{row.error}; the first is kept")
+
+    def _withdraw(self, entry: Entry, error: BaseException) -> None:
+        """Take one record out that could not be installed."""
+        del self._entries[entry.kind][entry.name]
+        status = next(
+            plugin for plugin in self._plugins if any(row.record is entry.record for row in plugin.records)
+        )
+        row = next(row for row in status.records if row.record is entry.record)
+        row.status, row.error = "failed", _describe(error)
+        status.status, status.error = "partial", f"{entry.kind} {entry.name!r}: {row.error}"
+        self._report(f"{entry.kind} {entry.name!r} of {status.label} was left out: {row.error}", error)
+
+    def _report(self, message: str, error: BaseException | None = None) -> None:
+        if self.strict:
+            raise PluginError(message) from error
+        warnings.warn(message, PluginWarning, stacklevel=2)
+
+
+@functools.cache
+def get_manager() -> PluginManager:
+    """Return the manager of this process; the first call loads and installs every plugin.
+
+    Raises:
+        PluginError: In strict mode, if a plugin is faulty.
+    """
+    manager = PluginManager.discover()
+    manager.install()
+    return manager
+
+
+def _instance(plugin: object) -> object:
+    """Return a plugin whose hooks can be called: pluggy registers a class with its hooks unbound."""
+    if not inspect.isclass(plugin):
+        return plugin
+    try:
+        return plugin()
+    except Exception as error:
+        raise PluginError(
+            f"it is the class {plugin.__qualname__}, which cannot be constructed without arguments "
+            f"({_describe(error)}); name an instance or a module"
+        ) from error
+
+
+def _check_record(record: object, hook: str, expected: type[Record]) -> None:
+    if not isinstance(record, expected):
+        raise PluginError(f"{hook} must give {expected.__name__} records, got {record!r}")
+    if record.api_version not in SUPPORTED_API_VERSIONS:
+        supported = ", ".join(map(str, SUPPORTED_API_VERSIONS))
+        raise PluginError(
+            f"{record.kind} {record.name!r} wants plugin API version {record.api_version}, "
+            f"but this {_DISTRIBUTION} supports {supported}; install versions that fit each other"
+        )
+
+
+def _describe(error: BaseException) -> str:
+    text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+    # pluggy's own errors span lines; a warning and a table take one.
+    return " ".join(text.split())
+
+
+def _label(name: str, owner: str, version: str) -> str:
+    distribution = " ".join(part for part in (owner, version) if part)
+    return f"plugin {name!r} ({distribution})" if distribution else f"plugin {name!r}"
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"unknown {what} {name!r}; {hint}available: {', '.join(names) or 'none'}"
+
+
+def _plugin_info(plugin: _PluginStatus) -> dict[str, Any]:
+    return {
+        "name": plugin.name,
+        "version": plugin.version,
+        "owner": plugin.owner,
+        "hooks": list(plugin.hooks),
+        "records": [_record_info(row) for row in plugin.records],
+        "status": plugin.status,
+        "error": plugin.error,
+    }
+
+
+def _record_info(row: _RecordStatus) -> dict[str, Any]:
+    factory = row.record.factory
+    return {
+        "kind": row.record.kind,
+        "name": row.record.name,
+        "summary": row.record.summary,
+        "factory": factory if isinstance(factory, str) else _import_path(factory),
+        "api_version": row.record.api_version,
+        "status": row.status,
+        "error": row.error,
+    }
+
+
+def _import_path(factory: Callable[..., Any]) -> str:
+    module, name = getattr(factory, "__module__", None), getattr(factory, "__qualname__", None)
+    return f"{module}:{name}" if module and name else repr(factory)
+
+
+def _owner(point: metadata.EntryPoint) -> tuple[str, str]:
+    """Return the name and version of the distribution of an entry point."""
+    if point.dist is None:
+        return "unknown", ""
+    return point.dist.name, point.dist.version
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version(_DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _switched_on(value: str) -> bool:
+    return value.strip().lower() in {"1", "true", "yes", "on"}
+
+
+def _switched_off(value: str) -> tuple[bool, set[str]]:
+    """Read the off switch: whether every third-party plugin is off, and the names of those that are."""
+    if _switched_on(value):
+        return True, set()
+    if value.strip().lower() in {"", "0", "false", "no", "off"}:
+        return False, set()
+    return False, {name.strip() for name in value.split(",") if name.strip()}

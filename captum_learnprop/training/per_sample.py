@@ -1,0 +1,229 @@
+"""Per-sample learning: one forward pass of the original input, then many cheap steps on its rules.
+
+One step is a backward pass by the current rules, a forward and a backward pass of the masked input, and one
+linearised forward pass that turns the gradient of the loss to the map into the gradient of every gate (see
+`zennit_rules.tangent`). Where the model cannot be linearised, general double backward gives the same gradient.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from zennit_rules import LearnedComposite, RuleSet, RuleWarning
+from zennit_rules.activation import SiteCall
+from zennit_rules.tangent import record
+
+from .._compat import _select_targets
+from ..errors import TargetError
+from .masks import Mask
+from .objectives import MaskedPass, Objective
+
+# A linear map's transpose satisfies <v, A g> = <A' v, g> up to rounding; anything beyond this is a fault.
+_ADJOINT_TOLERANCE = {torch.float64: 1e-8}
+_ADJOINT_TOLERANCE_LOW = 1e-2
+
+
+def select(output: Any, target: Any) -> Tensor:
+    """The explained entry of each sample, ``(B,)``, by captum's conventions.
+
+    Raises:
+        TargetError: If the output is no tensor, or the target does not fit it.
+    """
+    if not isinstance(output, Tensor):
+        raise TargetError(
+            f"the model returned a {type(output).__name__}; wrap it so that it returns one tensor, batch first"
+        )
+    try:
+        selected = _select_targets(output, target)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise TargetError(
+            f"target {target!r} does not fit the model's output of shape {tuple(output.shape)}: {error or 'out of range'}. "
+            "Pass a class index, a list or 1-D tensor with one index per sample, or tuples for more dimensions"
+        ) from error
+    if selected.ndim == 0 or selected.numel() != selected.shape[0]:
+        raise TargetError(
+            f"target {target!r} leaves {tuple(selected.shape)} of the output {tuple(output.shape)}: "
+            "name one entry per sample"
+        )
+    return selected.reshape(-1)
+
+
+class OriginalPass:
+    """The forward pass of the original input, kept; propagates backward by rules as often as asked.
+
+    Args:
+        model: The model; hooked during the forward pass only.
+        composite: Composite whose rules propagate.
+        leaves: Differentiable inputs.
+        target: Captum target.
+        additional: Further arguments of the model.
+    """
+
+    def __init__(
+        self, model: nn.Module, composite: LearnedComposite, leaves: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...]
+    ) -> None:
+        self.leaves = leaves
+        self.rules: RuleSet = composite.rules
+        self.fallback: str | None = None
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+            with composite.context(model), record(leaves) as tape:
+                output = model(*leaves, *additional)
+                hooks = list(composite.hook_refs)
+            self.selected = select(output, target)
+        self.output: Tensor = output
+        if not self.rules.closed:
+            self.rules.close(model, output)
+        for hook in hooks:  # removed from the model, but this pass goes on propagating by the rules
+            hook.active = True
+        tape.finish(output)
+        self.tape = tape
+        self.fallback = tape.unsupported
+        self._checked = False
+        if not output.requires_grad:
+            raise TargetError("the model's output does not depend on its input in a differentiable way")
+        (self.seed,) = torch.autograd.grad(self.selected.sum(), output, retain_graph=True)
+
+    def attributions(self, *, create_graph: bool = False) -> tuple[Tensor, ...]:
+        """One backward pass by the current rules; a signed map per leaf."""
+        with torch.enable_grad():
+            return torch.autograd.grad(
+                self.output, self.leaves, self.seed, retain_graph=True, create_graph=create_graph, materialize_grads=True
+            )
+
+    def rule_gradients(
+        self, maps: tuple[Tensor, ...], v: tuple[Tensor, ...], update: Callable[[str, nn.Module, dict[str, Tensor]], None]
+    ) -> None:
+        """Gradient of a loss to the rules, given its gradient ``v`` to the maps of the last `attributions`.
+
+        Args:
+            maps: Those maps.
+            v: Gradient of the loss to each.
+            update: Called per site with its gate and the gradients by parameter name; it may change the gate.
+        """
+        if self.fallback is None and not self._checked:
+            self.fallback = self._check(maps, v)
+            self._checked = True
+            if self.fallback is not None:
+                warnings.warn(f"learning by double backward: {self.fallback}", RuleWarning, stacklevel=2)
+        if self.fallback is None:
+            self.tape.pull(v, lambda call, gradients: update(call.name, call.gate, gradients))
+            return
+        live = self.attributions(create_graph=True)
+        names = [name for name, _ in self.rules.named_parameters()]
+        found = torch.autograd.grad(live, self.rules.parameters(), v, materialize_grads=True)
+        by_site: dict[str, dict[str, Tensor]] = {}
+        for name, gradient in zip(names, found, strict=True):
+            site, parameter = name.rsplit("::", 1)
+            by_site.setdefault(site, {})[parameter] = gradient
+        for site, gradients in by_site.items():
+            update(site, self.rules.gate(site), gradients)
+
+    def _check(self, maps: tuple[Tensor, ...], v: tuple[Tensor, ...]) -> str | None:
+        """Compare the linearised pass with the backward pass once, by the adjoint identity."""
+
+        def ignore(call: SiteCall, gradients: dict[str, Tensor]) -> None:
+            pass
+
+        try:
+            tangent = self.tape.pull(v, ignore)
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            return f"an operation of the model cannot be linearised ({error})"
+        left = sum(float((a.double() * b.double()).sum()) for a, b in zip(maps, v, strict=True))
+        right = float((tangent.double() * self.seed.double()).sum())
+        size = sum(float((a.double() * b.double()).abs().sum()) for a, b in zip(maps, v, strict=True))
+        size = max(size, float((tangent.double() * self.seed.double()).abs().sum()))
+        tolerance = _ADJOINT_TOLERANCE.get(tangent.dtype, _ADJOINT_TOLERANCE_LOW)
+        if abs(left - right) <= tolerance * size:
+            return None
+        return f"the linearised pass does not match the backward pass ({left:.6g} against {right:.6g})"
+
+
+class Descent:
+    """Momentum with steps of unit size per sample and gate: blind to the scale of the loss, and to the other samples.
+
+    Dividing by each element's own gradient size, as Adam does, would let rounding noise in elements without a
+    signal decide their steps, and a sample's map then depends on its batch.
+
+    Args:
+        lr: Root mean square step of a gate's raw parameters.
+        momentum: Weight of the past.
+    """
+
+    def __init__(self, lr: float, momentum: float = 0.8) -> None:
+        self.lr, self.momentum = lr, momentum
+        self._moving: dict[tuple[str, str], Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, site: str, gate: nn.Module, gradients: dict[str, Tensor]) -> None:
+        """Move the gate's parameters against their gradients."""
+        for name, gradient in gradients.items():
+            parameter = gate.get_parameter(name)
+            moving = self._moving.get((site, name))
+            if moving is None:
+                moving = self._moving[site, name] = gradient.clone()
+            else:
+                moving.mul_(self.momentum).add_(gradient)
+            dims = [d for d in range(moving.ndim) if d != getattr(gate, "sample_dim", 0)]
+            size = torch.linalg.vector_norm(moving, dim=dims, keepdim=True) if dims else moving.abs()
+            count = moving.numel() // max(size.numel(), 1)
+            scale = torch.where(size > 0, self.lr * count**0.5 / size, torch.zeros_like(size))
+            parameter.addcmul_(moving, scale, value=-1)
+
+
+def learn(
+    original: OriginalPass,
+    forward: Callable[[tuple[Tensor, ...]], Tensor],
+    *,
+    target: Any,
+    mask: Mask,
+    objective: Objective,
+    n_steps: int,
+    lr: float,
+    show_progress: bool = False,
+) -> tuple[Tensor, ...]:
+    """Learn the rules of one batch and return, per sample, the map with the lowest objective met on the way.
+
+    Args:
+        original: The kept forward pass; its rules are changed.
+        forward: The model on masked inputs (a plain pass, no rules).
+        target: Captum target.
+        mask: Turns a map into a mask.
+        objective: Loss per sample.
+        n_steps: Number of steps; each map met, the last included, is judged by the objective.
+        lr: Step size of `Descent`.
+        show_progress: Draw a progress bar.
+
+    Returns:
+        A signed map per input.
+    """
+    descent = Descent(lr)
+    inputs = tuple(leaf.detach() for leaf in original.leaves)
+    reference, selected = original.output.detach(), original.selected.detach()
+    best: tuple[Tensor, ...] = ()
+    lowest = torch.full_like(selected, float("inf"))
+    for step in tqdm(range(n_steps + 1), desc="learning rules", disable=not show_progress):
+        maps = original.attributions()
+        last = step == n_steps
+        with torch.set_grad_enabled(not last):
+            live = tuple(m.detach().requires_grad_(not last) for m in maps)
+            masks = tuple(mask(m) for m in live)
+            masked = forward(tuple(objective.apply(x, m) for x, m in zip(inputs, masks, strict=True)))
+            loss = objective(MaskedPass(reference, masked, selected, select(masked, target), target, masks))
+        better = loss.detach() < lowest
+        lowest = torch.where(better, loss.detach(), lowest)
+        best = tuple(_where(better, new, old) for new, old in zip(maps, best or maps, strict=True))
+        if not last:
+            v = torch.autograd.grad(loss.sum(), live, materialize_grads=True)
+            original.rule_gradients(maps, v, descent.step)
+    return best
+
+
+def _where(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -1,0 +1,217 @@
+"""Finding, reading and preparing images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.images import (
+    ImageFile,
+    Preprocessing,
+    UnreadableImageError,
+    find_images,
+    folder_labels,
+    read_image,
+)
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def files(*ids: str) -> list[ImageFile]:
+    return [ImageFile(each, Path(each)) for each in ids]
+
+
+class TestFindImages:
+    def test_is_sorted_and_takes_images_only(self, tmp_path: Path) -> None:
+        touch(*(tmp_path / name for name in ("b.PNG", "a.jpeg", "notes.txt", ".hidden.png", "a.png")))
+        assert [image.id for image in find_images(tmp_path)] == ["a.jpeg", "a.png", "b.PNG"]
+
+    def test_looks_in_sub_folders_only_when_asked(self, tmp_path: Path) -> None:
+        touch(tmp_path / "a.png", tmp_path / "cats" / "a.png", tmp_path / ".cache" / "c.png")
+        assert [image.id for image in find_images(tmp_path)] == ["a.png"]
+        assert [image.id for image in find_images(tmp_path, recursive=True)] == ["a.png", "cats/a.png"]
+
+    def test_ids_do_not_depend_on_the_other_files(self, tmp_path: Path) -> None:
+        touch(tmp_path / "cats" / "a.png")
+        before = find_images(tmp_path, recursive=True)
+        touch(tmp_path / "a.png", tmp_path / "cats" / "a.jpg", tmp_path / "cats_a.png")
+        after = find_images(tmp_path, recursive=True)
+        assert before[0] in after
+        assert len({image.id for image in after}) == 4
+
+    def test_leaves_out_the_excluded_folder(self, tmp_path: Path) -> None:
+        touch(tmp_path / "a.png", tmp_path / "out" / "overlays" / "a.png.png")
+        found = find_images(tmp_path, recursive=True, exclude=tmp_path / "out")
+        assert [image.id for image in found] == ["a.png"]
+
+    def test_takes_a_single_file(self, tmp_path: Path) -> None:
+        touch(tmp_path / "a.png", tmp_path / "b.png")
+        assert [image.id for image in find_images(tmp_path / "b.png")] == ["b.png"]
+
+    def test_missing_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(LearnpropError, match="no such folder or file"):
+            find_images(tmp_path / "missing")
+
+    def test_empty_folder_hints_at_sub_folders(self, tmp_path: Path) -> None:
+        with pytest.raises(LearnpropError, match=r"no image in .*\.png") as error:
+            find_images(tmp_path)
+        assert "--recursive" not in str(error.value)
+        touch(tmp_path / "cats" / "a.png")
+        with pytest.raises(LearnpropError, match="1 lie in sub-folders: add --recursive"):
+            find_images(tmp_path)
+
+
+class TestReadImage:
+    @pytest.mark.parametrize(
+        ("name", "mode"),
+        [
+            ("a.png", "RGB"),
+            ("a.png", "P"),
+            ("a.png", "L"),
+            ("a.png", "1"),
+            ("a.jpg", "CMYK"),
+            ("a.gif", "P"),
+            ("a.webp", "RGB"),
+        ],
+    )
+    def test_every_mode_becomes_rgb(self, tmp_path: Path, name: str, mode: str) -> None:
+        Image.new("RGB", (6, 4), "white").convert(mode).save(tmp_path / name)
+        image = read_image(tmp_path / name)
+        assert (image.mode, image.size) == ("RGB", (6, 4))
+        assert np.asarray(image).min() >= 250
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA"])
+    def test_transparency_lies_over_white(self, tmp_path: Path, mode: str) -> None:
+        Image.new("RGBA", (2, 2), (0, 0, 0, 0)).convert(mode).save(tmp_path / "a.png")
+        assert read_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+
+    def test_transparent_palette_entry(self, tmp_path: Path) -> None:
+        image = Image.new("P", (2, 1))
+        image.putpalette([*RED, *BLUE])
+        image.putpixel((1, 0), 1)
+        image.save(tmp_path / "a.png", transparency=0)
+        read = read_image(tmp_path / "a.png")
+        assert [read.getpixel((0, 0)), read.getpixel((1, 0))] == [(255, 255, 255), BLUE]
+
+    def test_sixteen_bits_are_scaled_and_not_clipped(self, tmp_path: Path) -> None:
+        Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16)).save(tmp_path / "a.png")
+        assert np.asarray(read_image(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 100, 255]
+
+    def test_float_values_in_the_unit_interval(self, tmp_path: Path) -> None:
+        Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32)).save(tmp_path / "a.tif")
+        assert np.asarray(read_image(tmp_path / "a.tif"))[0, :, 2].tolist() == [0, 51, 255]
+
+    def test_float_values_of_unknown_range_are_unreadable(self, tmp_path: Path) -> None:
+        Image.fromarray(np.array([[0.0, 700.0]], dtype=np.float32)).save(tmp_path / "a.tif")
+        with pytest.raises(UnreadableImageError, match=r"a\.tif: grey values of mode F lie outside \[0, 1\]"):
+            read_image(tmp_path / "a.tif")
+
+    def test_camera_orientation_is_applied(self, tmp_path: Path) -> None:
+        image = Image.new("RGB", (2, 1), RED)
+        image.putpixel((1, 0), GREEN)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turned by 90 degrees clockwise to be upright
+        image.save(tmp_path / "a.png", exif=exif)
+        upright = read_image(tmp_path / "a.png")
+        assert upright.size == (1, 2)
+        assert [upright.getpixel((0, 0)), upright.getpixel((0, 1))] == [RED, GREEN]
+
+    def test_damaged_files_are_unreadable(self, tmp_path: Path) -> None:
+        whole = tmp_path / "whole.png"
+        Image.effect_noise((32, 32), 60).save(whole)
+        contents = {
+            "text.png": b"not an image",
+            "empty.jpg": b"",
+            "cut.png": whole.read_bytes()[:200],
+            "flipped.png": whole.read_bytes()[:60] + b"\x00" * 40 + whole.read_bytes()[100:],
+        }
+        for name, content in contents.items():
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(UnreadableImageError, match=f"cannot read image {name}: ."):
+                read_image(tmp_path / name)
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(UnreadableImageError, match=r"gone\.png"):
+            read_image(tmp_path / "gone.png")
+
+
+class TestPreprocessing:
+    @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "inception_v3"])
+    def test_equals_the_transforms_of_the_weights(self, name: str) -> None:
+        image = Image.effect_noise((300, 420), 80).convert("RGB")
+        ours = Preprocessing.of_weights(name, "DEFAULT")
+        expected = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()(image)
+        torch.testing.assert_close(ours.normalize(ours.pixels(image)), expected, rtol=0, atol=0)
+
+    def test_unknown_model_or_weights(self) -> None:
+        with pytest.raises(LearnpropError, match="no model 'resnet19'"):
+            Preprocessing.of_weights("resnet19", "DEFAULT")
+        with pytest.raises(LearnpropError, match=r"no weights 'BEST'.*IMAGENET1K_V1"):
+            Preprocessing.of_weights("resnet18", "BEST")
+
+    def test_weights_for_another_task(self) -> None:
+        with pytest.raises(LearnpropError, match="not an image classifier"):
+            Preprocessing.of_weights("fcn_resnet50", "DEFAULT")
+
+    def test_crops_the_centre_of_the_shorter_side(self) -> None:
+        image = Image.new("RGB", (30, 10), BLUE)
+        image.paste(GREEN, (10, 0, 20, 10))
+        pixels = Preprocessing(10, 10).pixels(image)
+        expected = torch.tensor([0.0, 1.0, 0.0])[:, None, None].expand(3, 10, 10)
+        torch.testing.assert_close(pixels, expected)
+
+    def test_size_keeps_the_share_of_the_margin(self) -> None:
+        assert Preprocessing(256, 224).at_size(64) == Preprocessing(73, 64)
+        assert Preprocessing().at_size(64) == Preprocessing(64, 64)
+
+    def test_without_normalization_the_pixels_stay(self) -> None:
+        pixels = torch.rand(2, 3, 5, 5)
+        torch.testing.assert_close(Preprocessing().without_normalization().normalize(pixels), pixels)
+
+    def test_a_very_long_image_takes_no_gigabytes(self) -> None:
+        image = Image.new("RGB", (2, 100_000), RED)
+        image.paste(GREEN, (0, 49_990, 2, 50_010))
+        pixels = Preprocessing(224, 224).pixels(image)  # untrimmed: 224 x 11 million pixels
+        assert pixels.shape == (3, 224, 224)
+        assert pixels[1].min() == 1
+
+
+class TestFolderLabels:
+    def test_numbers(self) -> None:
+        assert folder_labels(files("7/a.png", "03/b.png"), 10) == {"7/a.png": 7, "03/b.png": 3}
+
+    def test_number_out_of_range(self) -> None:
+        with pytest.raises(LearnpropError, match="folder 10 is out of range: the classes are 0 to 9"):
+            folder_labels(files("10/a.png"), 10)
+
+    def test_class_names(self) -> None:
+        names = ["tench", "great white shark", "hen"]
+        assert folder_labels(files("Great_White_Shark/x/a.png", "hen/b.png"), 3, names) == {
+            "Great_White_Shark/x/a.png": 1,
+            "hen/b.png": 2,
+        }
+
+    def test_a_name_of_two_classes_means_nothing(self) -> None:
+        with pytest.raises(LearnpropError, match="nor known class names"):
+            folder_labels(files("crane/a.png"), 3, ["crane", "hen", "crane"])
+
+    def test_alphabetical_order_when_every_class_has_its_folder(self) -> None:
+        assert folder_labels(files("dog/a.png", "cat/b.png"), 2) == {"dog/a.png": 1, "cat/b.png": 0}
+        with pytest.raises(LearnpropError, match="2 folders cannot stand for 3 classes"):
+            folder_labels(files("dog/a.png", "cat/b.png"), 3)
+
+    def test_image_outside_of_any_folder(self) -> None:
+        with pytest.raises(LearnpropError, match=r"b\.png lies in no sub-folder"):
+            folder_labels(files("cat/a.png", "b.png"), 2)

@@ -116,9 +116,7 @@ class AttributionStore:
         elif manifest is not None:
             _check_same(folder, manifest, self.options)
         elif folder.exists() and not _is_empty(folder):
-            raise LearnpropError(
-                f"{folder} exists and was not written by `learnprop attribute`; choose another --out"
-            )
+            raise LearnpropError(f"{folder} exists and was not written by `learnprop attribute`; choose another --out")
 
     def has(self, image: ImageFile) -> bool:
         """True if the map of this image, with the content it has now, is there."""

@@ -88,9 +88,7 @@ def find_images(folder: Path, *, recursive: bool = False, exclude: Path | None =
 def _walk(folder: Path, excluded: Path | None) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
         here = Path(root)
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and (here / name).resolve() != excluded
-        ]
+        folders[:] = [name for name in folders if not name.startswith(".") and (here / name).resolve() != excluded]
         for name in names:
             if not name.startswith(".") and name.lower().endswith(SUFFIXES):
                 yield here / name

@@ -40,9 +40,7 @@ def load_model(spec: str, weights: str | None = None, checkpoint: str | Path | N
     return model.eval()
 
 
-def torchvision_model(
-    name: str | None, weights: str | None = None, checkpoint: str | Path | None = None
-) -> nn.Module:
+def torchvision_model(name: str | None, weights: str | None = None, checkpoint: str | Path | None = None) -> nn.Module:
     """Return a torchvision classification model in evaluation mode, without auxiliary classifiers.
 
     Args:
@@ -85,9 +83,7 @@ def digits_cnn(
     from captum_learnprop.evaluation import digits_net
 
     if argument is not None or weights is not None:
-        raise LearnpropError(
-            f"digits_cnn is one model with its own weights; leave out {argument or weights!r}"
-        )
+        raise LearnpropError(f"digits_cnn is one model with its own weights; leave out {argument or weights!r}")
     try:
         return digits_net.load(checkpoint)
     except (ValueError, OSError) as error:

@@ -48,9 +48,7 @@ def to_hwc(image: Tensor | NDArray[np.floating]) -> Array:
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or array.shape[0] not in (1, 3) or not array.size:
-        raise PlotError(
-            f"an image must be (3, H, W), (1, H, W), (H, W) or one of a batch of 1, got {array.shape}"
-        )
+        raise PlotError(f"an image must be (3, H, W), (1, H, W), (H, W) or one of a batch of 1, got {array.shape}")
     if not np.isfinite(array).all():
         raise PlotError("the image has NaN or infinite values")
     low, high = float(array.min()), float(array.max())
@@ -179,9 +177,7 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 120) -> Path:
     """
     path = Path(path)
     if not path.suffix:
-        raise PlotError(
-            f"{str(path)!r} has no suffix to take the format from; write e.g. {path.name + '.png'!r}"
-        )
+        raise PlotError(f"{str(path)!r} has no suffix to take the format from; write e.g. {path.name + '.png'!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._compat import DisableTorchFunction, Hook, RemovableHandle, RemovableHandleList
-from .gates import Gate
+from .gates import Gate, ScaledGate
 from .interpose import interpose
 from .sites import PIECEWISE_LINEAR, ElementWise, activation_function, recorder
 
@@ -60,8 +60,8 @@ class SiteCall:
         """Backward pass of the site: the rule while its hook is active, else the true gradient."""
         if not self.hook.active:
             return self.true_gradient(saved, g)
-        if self.keep:
-            self.g = g.detach()
+        if self.keep and not torch.is_grad_enabled():
+            self.g = g
         return self.signal(saved, g)
 
     def remember(self, *saved: Tensor) -> tuple[Tensor, ...]:
@@ -98,7 +98,7 @@ class GatedSite(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, call: ActivationCall, inplace: bool) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, z: Tensor, call: ActivationCall, inplace: bool) -> Tensor:
         """Value of the layer, unchanged by the rule."""
         ctx.call = call
         if inplace:
@@ -110,7 +110,7 @@ class GatedSite(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         """The rule's signal."""
         return ctx.call.propagate(ctx.saved_tensors, g), None, None
 
@@ -124,6 +124,7 @@ class ActivationCall(SiteCall):
         self.is_relu = fn is torch.relu
         self.piecewise_linear = getattr(fn, "func", fn) in PIECEWISE_LINEAR
         self._kept_slope: Tensor | None = None
+        self.scales_gradient = isinstance(gate, ScaledGate) and gate.start == "gradient"
         # relu(z) has the sign pattern of z: what autograd keeps for the next layer anyway is enough.
         self.from_output = self.is_relu and getattr(gate, "sign_only", False)
 
@@ -146,6 +147,23 @@ class ActivationCall(SiteCall):
         if self.keep and not again:
             self._kept_slope = slope
         return slope
+
+    def propagate(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """See `SiteCall.propagate`; a scaled gradient remembers what it scaled instead of ``g``."""
+        if not (self.scales_gradient and self.keep and self.hook.active) or torch.is_grad_enabled():
+            return super().propagate(saved, g)
+        self.g = self.true_gradient(saved, g)
+        return self.g * self.gate.scale().to(g.dtype)  # type: ignore[operator]
+
+    def pull(self, tangent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `SiteCall.pull`; for a scaled gradient in closed form."""
+        if not self.scales_gradient or self.g is None:
+            return super().pull(tangent)
+        raw = self.gate.get_parameter("raw")
+        w = self.gate.scale()  # type: ignore[operator]
+        towards_w = (tangent * self.g).to(raw.dtype).sum_to_size(raw.shape)
+        onwards = self.true_gradient(self.saved, tangent * w.to(tangent.dtype))
+        return onwards, {"raw": towards_w.mul_(w).mul_(2 - w)}  # d(1 + tanh r)/dr = w (2 - w)
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """``a * g * f'(z) + b * g``."""

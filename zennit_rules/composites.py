@@ -138,7 +138,9 @@ def register_composite(name: str, composite: type[Composite]) -> None:
         raise RuleError(f"composite {name!r} must be a zennit Composite class, got {composite!r}")
     known = COMPOSITES.setdefault(name, composite)
     if known is not composite:
-        raise RuleError(f"the composite name {name!r} belongs to {known.__module__}.{known.__qualname__}; choose another")
+        raise RuleError(
+            f"the composite name {name!r} belongs to {known.__module__}.{known.__qualname__}; choose another"
+        )
 
 
 def composite_class(name: str) -> type[LearnedComposite]:
@@ -171,7 +173,9 @@ def register_trained(name: str, path: str | Path, *, overwrite: bool = False) ->
     """
     rules = RuleSet.load(path)
     base = composite_class(rules.composite_name)
-    trained = type(f"Trained_{name}", (base,), {"__doc__": f"{base.__name__} with the rules of {path}.", "default_rules": rules})
+    trained = type(
+        f"Trained_{name}", (base,), {"__doc__": f"{base.__name__} with the rules of {path}.", "default_rules": rules}
+    )
     if overwrite and getattr(COMPOSITES.get(name), "default_rules", None) is not None:
         del COMPOSITES[name]
     register_composite(name, trained)

@@ -28,5 +28,5 @@ def weights(model: nn.Module) -> str:
             if values.is_floating_point():
                 values = values.to(torch.float32)
             digest.update(name.encode())
-            digest.update(memoryview(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+            digest.update(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

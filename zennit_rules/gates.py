@@ -105,21 +105,32 @@ class Gate(nn.Module):
         return (self._rows(shape), *(n if d == self.channel_dim else 1 for d, n in enumerate(shape) if d))
 
 
-class _Scaled(Gate):
-    """The start's rule times one weight ``1 + tanh(raw)``, in (0, 2)."""
+class ScaledGate(Gate):
+    """The start's rule times one weight ``1 + tanh(raw)``, in (0, 2): linear in the weight, which saves work."""
 
     raw: nn.Parameter
 
     def forward(self, z: Tensor, g: Tensor) -> tuple[Weight, Weight]:
         """See `Gate.forward`."""
-        w = (1 + torch.tanh(self.raw)).to(g.dtype)
+        w = self.scale().to(g.dtype)
         if self.start == "gradient":
             return w, 0.0
         w = w * _positive(g)
         return (0.0, w) if self.start == "deconvnet" else (w, 0.0)
 
+    def scale(self) -> Tensor:
+        """The weight, in the shape of ``raw``; without a graph it is kept until ``raw`` changes."""
+        if torch.is_grad_enabled():
+            return 1 + torch.tanh(self.raw)
+        state = (self.raw._version, self.raw.data_ptr())
+        if self._kept is None or self._kept[0] != state:
+            self._kept = (state, torch.tanh(self.raw).add_(1))
+        return self._kept[1]
 
-class ElementGate(_Scaled):
+    _kept: tuple[tuple[int, int], Tensor] | None = None
+
+
+class ElementGate(ScaledGate):
     """One weight per activation element and sample (reading A of the ECCV 2020 paper).
 
     ``raw`` has the shape of the site, ``(B, ...)``; the weight ``1 + tanh(raw)`` in (0, 2) multiplies the start's
@@ -134,7 +145,7 @@ class ElementGate(_Scaled):
         self.raw = nn.Parameter(torch.zeros(shape))
 
 
-class PositionGate(_Scaled):
+class PositionGate(ScaledGate):
     """One weight per spatial position and sample, shared over channels (reading B); ``raw`` is ``(B, 1, H, W)``."""
 
     name = "position"
@@ -145,7 +156,7 @@ class PositionGate(_Scaled):
         self.raw = nn.Parameter(torch.zeros([1 if d == self.channel_dim else n for d, n in enumerate(shape)]))
 
 
-class ChannelGate(_Scaled):
+class ChannelGate(ScaledGate):
     """One weight per channel, shared over samples unless ``samples`` is given; ``raw`` is ``(1, C, 1, 1)``."""
 
     name = "channel"

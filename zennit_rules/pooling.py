@@ -73,7 +73,9 @@ class _Windows:
         # Enough room on the right for the last window, which ceil_mode may push over the edge.
         self.right = tuple(
             max(0, (o - 1) * s + d * (k - 1) + 1 - n - p)
-            for o, s, d, k, n, p in zip(self.out, self.stride, self.dilation, kernel, self.size, self.padding, strict=True)
+            for o, s, d, k, n, p in zip(
+                self.out, self.stride, self.dilation, kernel, self.size, self.padding, strict=True
+            )
         )
         self.offsets = list(product(*(range(k) for k in kernel)))
 
@@ -101,15 +103,15 @@ class _Windows:
         total = parts.new_zeros((*parts.shape[1 : parts.ndim - self.dims], *padded_size))
         for part, offset in zip(parts, self.offsets, strict=True):
             total[self._slices(offset)] += part
-        inner = tuple(slice(p, p + n) for p, n in zip(self.padding, self.size, strict=True))
-        return total[(..., *inner)]
+        inner: tuple[Any, ...] = (..., *(slice(p, p + n) for p, n in zip(self.padding, self.size, strict=True)))
+        return total[inner]
 
 
 class GatedPool(torch.autograd.Function):
     """A max-pool whose backward pass is a rule; see `activation.GatedSite`."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, call: PoolCall) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, z: Tensor, call: PoolCall) -> Tensor:
         """Value of the layer, unchanged by the rule."""
         ctx.call = call
         out, index = call.pool(z)
@@ -117,7 +119,7 @@ class GatedPool(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         """The rule's signal."""
         return ctx.call.propagate(ctx.saved_tensors, g), None
 

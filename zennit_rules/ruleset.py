@@ -82,7 +82,7 @@ class RuleSet:
         """
         from .composites import composite_class
 
-        options = {
+        options: dict[str, Any] = {
             name: value
             for name, value in {
                 "gate": gate,
@@ -163,7 +163,9 @@ class RuleSet:
             )
         c = site.channel_dim
         whole = getattr(gate, "per_sample", False)
-        same = tuple(z.shape[1:]) == site.shape[1:] if whole else z.ndim == len(site.shape) and z.shape[c] == site.shape[c]
+        same = (
+            tuple(z.shape[1:]) == site.shape[1:] if whole else z.ndim == len(site.shape) and z.shape[c] == site.shape[c]
+        )
         if not same:
             raise RuleError(
                 f"site {site.name!r} was built for shape {site.shape} (channels in dimension {c}), "
@@ -202,12 +204,12 @@ class RuleSet:
         if self.architecture is not None and fingerprint.architecture(model) != self.architecture:
             raise RuleError(
                 f"this rule set belongs to another model: its modules or parameter shapes are not those of the "
-                f"{type(model).__name__} given (fingerprint {self.architecture}); load it for the model it was trained on"
+                f"{type(model).__name__} given (fingerprint {self.architecture}); use the model it was trained on"
             )
         if check_weights and self.weights is not None and fingerprint.weights(model) != self.weights:
             raise RuleError(
-                f"this rule set was trained on a {type(model).__name__} with other weights (fingerprint {self.weights}); "
-                "load the same checkpoint, or pass check_weights=False if you mean it"
+                f"this rule set was trained on a {type(model).__name__} with other weights (fingerprint "
+                f"{self.weights}); load the same checkpoint, or pass check_weights=False if you mean it"
             )
 
     def for_samples(self, samples: int) -> RuleSet:
@@ -302,7 +304,9 @@ class RuleSet:
         if not self.closed:
             raise RuleError("an open rule set has no fixed sites to save; make it with RuleSet.build")
         if not isinstance(self.config.get("gate"), str):
-            raise RuleError(f"the gate {self.config.get('gate')!r} has no name; register it with zennit_rules.register_gate")
+            raise RuleError(
+                f"the gate {self.config.get('gate')!r} has no name; register it with zennit_rules.register_gate"
+            )
         path = Path(path)
         if not path.parent.is_dir():
             raise RuleError(f"cannot write {path}: the folder {path.parent} does not exist")

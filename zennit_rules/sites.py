@@ -179,7 +179,9 @@ _FUNCTIONALS: dict[Any, _Functional] = {
 _CLAMPS = {torch.clamp, torch.clamp_min, Tensor.clamp, Tensor.clamp_min, torch.clip, Tensor.clip}
 
 
-def _as_module(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[type[nn.Module], dict[str, Any], bool] | None:
+def _as_module(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[type[nn.Module], dict[str, Any], bool] | None:
     """The module type, its arguments and whether the call is in place; None if the call is no site."""
     if func in _CLAMPS:
         given = dict(zip(("min", "max"), args, strict=False)) | kwargs
@@ -302,7 +304,7 @@ class SiteTracker(Canonizer):
         if key not in self._stand_ins:
             child = kind(**arguments)
             if hasattr(child, "inplace"):
-                child.inplace = inplace
+                setattr(child, "inplace", inplace)  # noqa: B010 (not declared on Module)
             child.eval()
             self._stand_ins[key] = child
             self.paths[id(child)] = path

@@ -1,8 +1,8 @@
 """Gradients of rule parameters by one linearised forward pass.
 
 For a loss on an attribution ``r``, the rules' parameters need ``v = dLoss/dr`` carried back through the backward pass.
-A backward pass is linear in its signal, layer by layer; its transpose is the layer's linearisation, run *forwards*: ``v``
-goes through the network with biases dropped, batch norm reduced to its scale, each site replaced by the derivative of
+A backward pass is linear in its signal, layer by layer; its transpose is the layer's linearisation, run *forwards*:
+``v`` goes through the network with biases dropped, batch norm reduced to its scale, each site replaced by the derivative of
 its rule, and at a site the gradient of the parameters is local: (signal that arrived there) x (tangent there). This
 costs one forward pass, where general double backward costs two to three, and gives the same numbers.
 
@@ -31,24 +31,27 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .activation import SiteCall
 from .sites import recorder
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Linear and homogeneous in all tensors that depend on the input, whatever the other arguments are.
-_LINEAR = frozenset(
+_LINEAR = _words(
     """flatten view reshape permute transpose swapaxes swapdims movedim t squeeze unsqueeze expand expand_as view_as
     reshape_as contiguous clone chunk split split_with_sizes unbind narrow select index_select gather take_along_dim roll
     flip rot90 repeat repeat_interleave tile unflatten __getitem__ mean sum cumsum neg __neg__ positive diagonal
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample
     pixel_shuffle pixel_unshuffle channel_shuffle unfold fold to type type_as float double half bfloat16 alias
-    tensor_split hsplit vsplit dsplit adjoint cat concat concatenate stack hstack vstack dstack tril triu""".split()
+    tensor_split hsplit vsplit dsplit adjoint cat concat concatenate stack hstack vstack dstack tril triu"""
 )
-_JOINING = frozenset("cat concat concatenate stack hstack vstack dstack".split())
-_MULTILINEAR = frozenset("mul multiply __mul__ __rmul__ matmul __matmul__ __rmatmul__ mm bmm einsum dot inner outer".split())
-_DIVIDING = frozenset("div divide true_divide __truediv__".split())
+_JOINING = _words("""cat concat concatenate stack hstack vstack dstack""")
+_MULTILINEAR = _words("""mul multiply __mul__ __rmul__ matmul __matmul__ __rmatmul__ mm bmm einsum dot inner outer""")
+_DIVIDING = _words("""div divide true_divide __truediv__""")
 _ADDING = {"add": 1, "__add__": 1, "__radd__": 1, "sub": -1, "subtract": -1, "__sub__": -1, "__rsub__": -1, "rsub": -1}
-_WEIGHTED = frozenset(
-    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
-)
+_WEIGHTED = _words("""linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d""")
 _MAX_POOLS = {"max_pool1d": (F.max_pool1d, 1), "max_pool2d": (F.max_pool2d, 2), "max_pool3d": (F.max_pool3d, 3)}
-_DROPOUTS = frozenset("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split())
+_DROPOUTS = _words("""dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout""")
 
 Map = Callable[..., Any]  # tangents of the inputs -> tangents of the outputs
 

@@ -41,8 +41,8 @@ class LearnedPropagation(GradientAttribution):
     the attribution takes one backward pass; with ``rules`` and ``n_steps`` they are refined for each sample first, and
     the given rule set is left as it is.
 
-    The idea (plug-in modules in the backward pass, learned by double backpropagation, guided by the output for the masked
-    input) is that of Yang, Qiu, Song, Tao and Wang, "Learning Propagation Rules for Attribution Map Generation",
+    The idea (plug-in modules in the backward pass, learned by double backpropagation, guided by the output for the
+    masked input) is that of Yang, Qiu, Song, Tao and Wang, "Learning Propagation Rules for Attribution Map Generation",
     ECCV 2020 (https://arxiv.org/abs/2010.07210). Their equations are not known to us: the form of the gates, the
     mask, the objective and the optimiser are our reconstruction, not the paper's.
 
@@ -74,11 +74,13 @@ class LearnedPropagation(GradientAttribution):
         pooling: str = "exact",
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise LearnpropError(f"LearnedPropagation needs an nn.Module whose layers it can reach, got {type(model).__name__}")
+            raise LearnpropError(
+                f"LearnedPropagation needs an nn.Module whose layers it can reach, got {type(model).__name__}"
+            )
         super().__init__(model)
         self.model = model
         self.composite = composite
-        self.options = {"gate": gate, "start": start, "pooling": pooling}
+        self.options: dict[str, Any] = {"gate": gate, "start": start, "pooling": pooling}
         if rules is None:
             composite_class(composite)(**self.options)  # names are checked here rather than at the first call
         elif not isinstance(rules, RuleSet):
@@ -128,9 +130,7 @@ class LearnedPropagation(GradientAttribution):
         """
         steps = self._steps(n_steps, create_graph)
         tensors, additional = self._checked(inputs, additional_forward_args)
-        leaves = tuple(
-            x if create_graph and x.requires_grad else x.detach().clone().requires_grad_() for x in tensors
-        )
+        leaves = tuple(x if create_graph and x.requires_grad else x.detach().clone().requires_grad_() for x in tensors)
         with _seeded(seed), _buffers_kept(self.model):
             if steps:
                 maps = self._learn(leaves, target, additional, steps, objective, mask, lr, show_progress)
@@ -162,7 +162,9 @@ class LearnedPropagation(GradientAttribution):
             where = f"inputs[{i}]" if len(tensors) > 1 else "inputs"
             if not isinstance(x, Tensor) or not x.is_floating_point():
                 kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-                raise LearnpropError(f"{where} must be a floating-point tensor, got {kind}; attribute embeddings, not indices")
+                raise LearnpropError(
+                    f"{where} must be a floating-point tensor, got {kind}; attribute embeddings, not indices"
+                )
             if x.ndim == 0 or x.numel() == 0:
                 raise LearnpropError(f"{where} is empty: shape {tuple(x.shape)}; the batch needs at least one sample")
             if not bool(torch.isfinite(x).all()):
@@ -207,9 +209,7 @@ class LearnedPropagation(GradientAttribution):
                 "gradient_func was replaced (by a Neuron* or Layer* class): rules cannot be learned for it; pass rules="
             )
         samples = leaves[0].shape[0]
-        composite = (
-            self._open_composite() if self.rules is None else self.rules.for_samples(samples).composite()
-        )
+        composite = self._open_composite() if self.rules is None else self.rules.for_samples(samples).composite()
         original = OriginalPass(self.model, composite, leaves, target, additional)
 
         def forward(masked: tuple[Tensor, ...]) -> Tensor:

@@ -101,8 +101,7 @@ class Classifier:
         """
         if not 0 <= target < self.classes:
             raise LearnpropError(
-                f"target {target} is out of range: {self.name} has {self.classes} classes, "
-                f"0 to {self.classes - 1}"
+                f"target {target} is out of range: {self.name} has {self.classes} classes, 0 to {self.classes - 1}"
             )
         return target
 
@@ -134,8 +133,7 @@ def run(request: Request, report: Report) -> None:
     classifier = _classifier(request, module, preprocessing)
     if request.hdf5 and classifier.classes > MAX_CLASSES:
         raise LearnpropError(
-            f"{request.model} has {classifier.classes} classes, the HDF5 layout ends at {MAX_CLASSES}: "
-            "add --no-hdf5"
+            f"{request.model} has {classifier.classes} classes, the HDF5 layout ends at {MAX_CLASSES}: add --no-hdf5"
         )
     targets = _targets(request.target, images, classifier)
     explain = _explainer(request, classifier.module)

@@ -19,9 +19,7 @@ from captum_learnprop.plugins.manager import get_manager
 __all__ = ["command"]
 
 
-def _parse_trained(
-    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> list[tuple[str, Path]]:
+def _parse_trained(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, Path]]:
     """Read ``NAME=PATH`` pairs."""
     pairs: list[tuple[str, Path]] = []
     for value in values:

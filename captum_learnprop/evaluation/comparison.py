@@ -1,8 +1,8 @@
 """Compare methods on scenes with known ground truth, each with the treatment of its maps that suits it best.
 
-A method's attribution becomes a map by a *treatment*: how signs and channels are reduced, and how much the map is smoothed.
-Hand-made methods gain a lot from a good one, so a comparison without it is not fair: the treatment is chosen on
-validation scenes, and scores are taken on other scenes.
+A method's attribution becomes a map by a *treatment*: how signs and channels are reduced, and how much the
+map is smoothed. Hand-made methods gain a lot from a good one, so a comparison without it is not fair: the
+treatment is chosen on validation scenes, and scores are taken on other scenes.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class Treatment:
         return f"{self.sign}, sigma {self.sigma:g}"
 
 
-TREATMENTS = tuple(
-    Treatment(sign, sigma) for sign, sigma in product(("absolute", "positive"), (0.0, 1.0, 2.0, 3.0))
-)
+TREATMENTS = tuple(Treatment(sign, sigma) for sign, sigma in product(("absolute", "positive"), (0.0, 1.0, 2.0, 3.0)))
 """What hand-made methods choose from."""
 
 
@@ -94,13 +92,12 @@ SCORES: dict[str, bool] = {"average precision": True, "class AUC": True, "deleti
 
 
 def choose_treatment(method: Method, questions: Questions) -> Treatment:
-    """The treatment with the highest mean average precision; the first of equals. Give it validation scenes."""
+    """The treatment with the highest mean average precision; the first of equals. Give it validation
+    scenes."""
     if len(method.treatments) == 1:
         return method.treatments[0]
     attribution = method.attribute(questions.images, questions.targets)
-    quality = [
-        average_precision(treat(attribution), questions.masks).mean().item() for treat in method.treatments
-    ]
+    quality = [average_precision(treat(attribution), questions.masks).mean().item() for treat in method.treatments]
     return method.treatments[quality.index(max(quality))]
 
 
@@ -123,7 +120,8 @@ def measure(
         treatment: from `choose_treatment` on other scenes.
         output: the quantity on the deletion curve, see `deletion`.
         deletion_steps: points of the deletion curve.
-        repeats: how often the time is taken; the fastest counts, which is the least disturbed by other programs.
+        repeats: how often the time is taken; the fastest counts, which is the least disturbed by other
+            programs.
     """
     seconds = float("inf")
     for _ in range(repeats):
@@ -134,9 +132,7 @@ def measure(
     scores = {
         "average precision": average_precision(maps, questions.masks),
         "class AUC": class_auc(maps, questions.masks, questions.other_masks),
-        "deletion": deletion(
-            model, questions.images, maps, questions.targets, output=output, steps=deletion_steps
-        ),
+        "deletion": deletion(model, questions.images, maps, questions.targets, output=output, steps=deletion_steps),
     }
     return Result(method.name, treatment, maps, scores, seconds)
 

@@ -53,9 +53,7 @@ class DigitsNet(nn.Module):
             *_convolution(64, 96),
             nn.MaxPool2d(2),
         )
-        self.classifier = nn.Sequential(
-            nn.Flatten(), nn.Linear(96 * 4 * 4, 96), nn.ReLU(), nn.Linear(96, NUM_CLASSES)
-        )
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(96 * 4 * 4, 96), nn.ReLU(), nn.Linear(96, NUM_CLASSES))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""

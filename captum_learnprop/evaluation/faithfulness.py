@@ -153,9 +153,7 @@ def _curve(
     sample = torch.arange(batch, device=start.device).repeat_interleave(steps + 1)
     changed = counts.repeat(batch)
     values = []
-    for rows, count in zip(
-        sample.split(internal_batch_size), changed.split(internal_batch_size), strict=True
-    ):
+    for rows, count in zip(sample.split(internal_batch_size), changed.split(internal_batch_size), strict=True):
         replaced = ranks[rows] < count[:, None, None, None]
         outputs = quantity(model(torch.where(replaced, end[rows], start[rows])))
         values.append(outputs.gather(1, targets[rows, None])[:, 0])
@@ -203,9 +201,7 @@ def _check(
     if bad.any():
         raise MapError(f"map {int(bad.nonzero()[0])} has NaN or infinite values; no ranking exists")
     if targets.shape != (batch,) or targets.dtype != torch.int64:
-        raise MapError(
-            f"targets must be int64 of shape ({batch},), got {targets.dtype} of {tuple(targets.shape)}"
-        )
+        raise MapError(f"targets must be int64 of shape ({batch},), got {targets.dtype} of {tuple(targets.shape)}")
     if not 1 <= steps <= height * width:
         raise MapError(f"steps must be between 1 and the number of pixels {height * width}, got {steps}")
     if output not in OUTPUTS:

@@ -144,9 +144,7 @@ def _flatten(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 def _require_pixels(masks: Tensor, name: str) -> None:
     empty = ~masks.any(1)
     if empty.any():
-        raise MapError(
-            f"{name}[{int(empty.nonzero()[0])}] has no pixel; the score is not defined, leave the map out"
-        )
+        raise MapError(f"{name}[{int(empty.nonzero()[0])}] has no pixel; the score is not defined, leave the map out")
 
 
 def _last_of_ties(ranked: Tensor) -> Tensor:

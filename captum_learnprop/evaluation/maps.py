@@ -1,7 +1,7 @@
 """From an attribution to a map: one value per pixel, smoothed or not.
 
-Scores and objectives rank or sum pixels, so they need one value for each. How signs and channels are reduced and how
-much a map is smoothed changes every score: compare methods under the same choices.
+Scores and objectives rank or sum pixels, so they need one value for each. How signs and channels are
+reduced and how much a map is smoothed changes every score: compare methods under the same choices.
 """
 
 from __future__ import annotations

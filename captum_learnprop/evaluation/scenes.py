@@ -185,9 +185,7 @@ FAMILIES: dict[str, Callable[[int, Tensor, Tensor, torch.Generator], Scenes]] = 
 def _separate(sizes: Tensor, generator: torch.Generator, candidates: int = 64) -> Tensor:
     """Centres ``(N, 2, 2)`` in pixels of two boxes of the given sizes ``(N, 2)`` that do not touch."""
     room = (SIZE - sizes)[:, None, :, None]
-    centres = (
-        sizes[:, None, :, None] / 2 + torch.rand(len(sizes), candidates, 2, 2, generator=generator) * room
-    )
+    centres = sizes[:, None, :, None] / 2 + torch.rand(len(sizes), candidates, 2, 2, generator=generator) * room
     gap = (centres[:, :, 0] - centres[:, :, 1]).abs().amax(-1) - sizes.mean(1, keepdim=True)
     # The first candidate that fits; where none does (about 1 scene in 1,000), opposite corners, which
     # always fit.
@@ -247,9 +245,7 @@ def _scatter_fragments(images: Tensor, digits: Tensor, generator: torch.Generato
     return images
 
 
-def _place(
-    sources: Tensor, sizes: Tensor, centres: Tensor, max_angle: float, generator: torch.Generator
-) -> Tensor:
+def _place(sources: Tensor, sizes: Tensor, centres: Tensor, max_angle: float, generator: torch.Generator) -> Tensor:
     """Coverage ``(N, 1, 64, 64)`` in [0, 1] of sources ``(N, h, w)`` scaled to ``sizes`` pixels at
     ``centres``."""
     count = len(sources)
@@ -258,9 +254,7 @@ def _place(
     aspect = _uniform((count,), 0.9, 1.1, generator)
     scale = SIZE / sizes
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    linear = torch.stack(
-        [torch.stack([cos * aspect, sin + shear * scale], 1), torch.stack([-sin, cos / aspect], 1)], 1
-    )
+    linear = torch.stack([torch.stack([cos * aspect, sin + shear * scale], 1), torch.stack([-sin, cos / aspect], 1)], 1)
     offset = -linear @ (2.0 * centres / SIZE - 1.0)[..., None]
     grid = F.affine_grid(torch.cat([linear, offset], 2), [count, 1, SIZE, SIZE], align_corners=False)
     ink = F.grid_sample(sources[:, None], grid, mode="bicubic", padding_mode="zeros", align_corners=False)
@@ -268,9 +262,7 @@ def _place(
     return ((ink - 0.25) / 0.3).clamp(0.0, 1.0)
 
 
-def _paint(
-    images: Tensor, coverage: Tensor, contrasts: tuple[float, float], generator: torch.Generator
-) -> Tensor:
+def _paint(images: Tensor, coverage: Tensor, contrasts: tuple[float, float], generator: torch.Generator) -> Tensor:
     """Cover images with one random colour each, lighter or darker than the mean of the image by a
     contrast."""
     count = len(images)

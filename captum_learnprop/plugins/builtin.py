@@ -19,9 +19,7 @@ from captum_learnprop.plugins.specs import (
 def learnprop_composites() -> Iterable[CompositeRecord]:
     """Composites of ``zennit_rules``."""
     where = "zennit_rules.composites"
-    yield CompositeRecord(
-        "learned_gradient", f"{where}:LearnedGradient", "trainable gates at every activation"
-    )
+    yield CompositeRecord("learned_gradient", f"{where}:LearnedGradient", "trainable gates at every activation")
     yield CompositeRecord(
         "learned_guided_backprop",
         f"{where}:LearnedGuidedBackprop",
@@ -36,12 +34,8 @@ def learnprop_gates() -> Iterable[GateRecord]:
     yield GateRecord("element", f"{where}:ElementGate", "one weight per activation element and sample")
     yield GateRecord("position", f"{where}:PositionGate", "one weight per spatial position and sample")
     yield GateRecord("channel", f"{where}:ChannelGate", "one weight per channel, shared over samples")
-    yield GateRecord(
-        "quadrant", f"{where}:QuadrantGate", "four weights over the signs of activation and signal"
-    )
-    yield GateRecord(
-        "feature", f"{where}:FeatureGate", "weight predicted from activation, signal and their product"
-    )
+    yield GateRecord("quadrant", f"{where}:QuadrantGate", "four weights over the signs of activation and signal")
+    yield GateRecord("feature", f"{where}:FeatureGate", "weight predicted from activation, signal and their product")
 
 
 @hookimpl
@@ -64,9 +58,7 @@ def learnprop_methods() -> Iterable[MethodRecord]:
     )
     yield MethodRecord("saliency", "captum.attr:Saliency", "gradient of the output (Captum)")
     yield MethodRecord("input_x_gradient", "captum.attr:InputXGradient", "input times gradient (Captum)")
-    yield MethodRecord(
-        "integrated_gradients", "captum.attr:IntegratedGradients", "path integral of gradients (Captum)"
-    )
+    yield MethodRecord("integrated_gradients", "captum.attr:IntegratedGradients", "path integral of gradients (Captum)")
     yield MethodRecord("guided_backprop", "captum.attr:GuidedBackprop", "guided backpropagation (Captum)")
     yield MethodRecord("deconvolution", "captum.attr:Deconvolution", "Deconvnet (Captum)")
 
@@ -75,29 +67,19 @@ def learnprop_methods() -> Iterable[MethodRecord]:
 def learnprop_metrics() -> Iterable[MetricRecord]:
     """Metrics of ``captum_learnprop.evaluation``."""
     where = "captum_learnprop.evaluation"
-    yield MetricRecord(
-        "deletion", f"{where}.faithfulness:deletion", "output while the most relevant input is removed"
-    )
-    yield MetricRecord(
-        "insertion", f"{where}.faithfulness:insertion", "output while the most relevant input is added"
-    )
+    yield MetricRecord("deletion", f"{where}.faithfulness:deletion", "output while the most relevant input is removed")
+    yield MetricRecord("insertion", f"{where}.faithfulness:insertion", "output while the most relevant input is added")
     yield MetricRecord(
         "average_precision",
         f"{where}.localization:average_precision",
         "attribution as a detector of the true region",
     )
-    yield MetricRecord(
-        "pointing_game", f"{where}.localization:pointing_game", "does the maximum hit the true region"
-    )
+    yield MetricRecord("pointing_game", f"{where}.localization:pointing_game", "does the maximum hit the true region")
 
 
 @hookimpl
 def learnprop_models() -> Iterable[ModelRecord]:
     """Sources of models for ``--model``."""
     where = "captum_learnprop.models"
-    yield ModelRecord(
-        "torchvision", f"{where}:torchvision_model", "classification models, as torchvision:<name>"
-    )
-    yield ModelRecord(
-        "digits_cnn", f"{where}:digits_cnn", "the small digit classifier that ships with the package"
-    )
+    yield ModelRecord("torchvision", f"{where}:torchvision_model", "classification models, as torchvision:<name>")
+    yield ModelRecord("digits_cnn", f"{where}:digits_cnn", "the small digit classifier that ships with the package")

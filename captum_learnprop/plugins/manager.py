@@ -156,9 +156,7 @@ class PluginManager:
             else:
                 self._admit(status, point.load)
         for name in sorted(names_off - {point.name for point in points}):
-            warnings.warn(
-                f"{_DISABLE} names {name!r}, which is not an installed plugin", PluginWarning, stacklevel=2
-            )
+            warnings.warn(f"{_DISABLE} names {name!r}, which is not an installed plugin", PluginWarning, stacklevel=2)
 
     def install(self) -> None:
         """Make gates and composites known to ``zennit_rules``, and so to ``zennit.composites.COMPOSITES``.
@@ -245,18 +243,14 @@ class PluginManager:
     def _check_name_is_free(self, status: _PluginStatus) -> None:
         if not self._pluggy.has_plugin(status.name):
             return
-        owner = next(
-            plugin for plugin in self._plugins if plugin.name == status.name and plugin.status != "failed"
-        )
+        owner = next(plugin for plugin in self._plugins if plugin.name == status.name and plugin.status != "failed")
         raise PluginError(f"the name is already used by {owner.label}")
 
     def _hooks(self, plugin: object) -> list[str]:
         """Return the names of the hooks that a plugin implements, in the order of the specification."""
         callers = self._pluggy.get_hookcallers(plugin) or []
         for caller in callers:
-            required = [
-                each for each in caller.get_hookimpls() if each.plugin is plugin and not each.optionalhook
-            ]
+            required = [each for each in caller.get_hookimpls() if each.plugin is plugin and not each.optionalhook]
             if not caller.has_spec() and required:
                 raise PluginError(_unknown("hook", caller.name, _HOOKS))
         implemented = {caller.name for caller in callers}
@@ -297,9 +291,7 @@ class PluginManager:
     def _withdraw(self, entry: Entry, error: BaseException) -> None:
         """Take one record out that could not be installed."""
         del self._entries[entry.kind][entry.name]
-        status = next(
-            plugin for plugin in self._plugins if any(row.record is entry.record for row in plugin.records)
-        )
+        status = next(plugin for plugin in self._plugins if any(row.record is entry.record for row in plugin.records))
         row = next(row for row in status.records if row.record is entry.record)
         row.status, row.error = "failed", _describe(error)
         status.status, status.error = "partial", f"{entry.kind} {entry.name!r}: {row.error}"

@@ -79,24 +79,16 @@ class Record:
     def __post_init__(self) -> None:
         here = type(self).__name__
         if not isinstance(self.name, str) or not _SNAKE_CASE.fullmatch(self.name):
-            raise PluginError(
-                f"{here} name {self.name!r} is not a lower-case snake identifier like 'my_{self.kind}'"
-            )
+            raise PluginError(f"{here} name {self.name!r} is not a lower-case snake identifier like 'my_{self.kind}'")
         if isinstance(self.factory, str):
             if not _LAZY_PATH.fullmatch(self.factory):
-                raise PluginError(
-                    f"{here} {self.name!r}: factory {self.factory!r} is not 'package.module:attribute'"
-                )
+                raise PluginError(f"{here} {self.name!r}: factory {self.factory!r} is not 'package.module:attribute'")
         elif not callable(self.factory):
-            raise PluginError(
-                f"{here} {self.name!r}: factory {self.factory!r} is neither a callable nor a string"
-            )
+            raise PluginError(f"{here} {self.name!r}: factory {self.factory!r} is neither a callable nor a string")
         if not isinstance(self.summary, str) or not self.summary.strip() or "\n" in self.summary:
             raise PluginError(f"{here} {self.name!r}: summary must be one line of text, got {self.summary!r}")
         if not isinstance(self.api_version, int) or isinstance(self.api_version, bool):
-            raise PluginError(
-                f"{here} {self.name!r}: api_version must be an integer, got {self.api_version!r}"
-            )
+            raise PluginError(f"{here} {self.name!r}: api_version must be an integer, got {self.api_version!r}")
 
     def resolve(self) -> Callable[..., Any]:
         """Return the factory, importing it if it is a lazy string.

@@ -56,8 +56,8 @@ class Agreement:
 
     Args:
         distance: ``"cross_entropy"``: minus log of the target's softmax probability for the masked input, for
-            outputs ``(B, C)``; ``"kl"``: KL divergence of the masked from the original softmax; ``"relative"``: squared change
-            of the explained entry, relative to its original size; ``"auto"``: cross-entropy for outputs ``(B, C > 1)``
+            outputs ``(B, C)``; ``"kl"``: KL divergence of the masked from the original softmax; ``"relative"``: squared
+            change of the explained entry, relative to its original size; ``"auto"``: cross-entropy for outputs ``(B, C > 1)``
             with one class index per sample, else relative.
         area: Weight of the mean of the mask.
         total_variation: Weight of the mean absolute difference of neighbours in the mask.
@@ -76,7 +76,9 @@ class Agreement:
         if self.distance not in DISTANCES:
             raise LearnpropError(f"Agreement(distance={self.distance!r}): choose one of {', '.join(DISTANCES)}")
         if self.area < 0 or self.total_variation < 0:
-            raise LearnpropError(f"Agreement: area={self.area} and total_variation={self.total_variation} must not be negative")
+            raise LearnpropError(
+                f"Agreement: area={self.area} and total_variation={self.total_variation} must not be negative"
+            )
 
     def apply(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """``m * x + (1 - m) * b``."""
@@ -109,9 +111,13 @@ class Agreement:
                 "use distance='relative'"
             )
         if kind == "kl":
-            return F.kl_div(r.masked.log_softmax(1), r.original.log_softmax(1), reduction="none", log_target=True).sum(1)
+            return F.kl_div(r.masked.log_softmax(1), r.original.log_softmax(1), reduction="none", log_target=True).sum(
+                1
+            )
         if index is None:
-            raise LearnpropError(f"distance='cross_entropy' needs one class index per sample as target, got {r.target!r}")
+            raise LearnpropError(
+                f"distance='cross_entropy' needs one class index per sample as target, got {r.target!r}"
+            )
         return F.cross_entropy(r.masked, index, reduction="none")
 
 

@@ -94,9 +94,7 @@ def build_cache(
         repeated = image.repeat_interleave(deletions, 0)
         changed = torch.where(region[:, None].to(image.device), fill, repeated)
         asked = target.repeat_interleave(deletions)[:, None]
-        after = torch.cat([quantity(model(part)) for part in changed.split(internal_batch_size)]).gather(
-            1, asked
-        )
+        after = torch.cat([quantity(model(part)) for part in changed.split(internal_batch_size)]).gather(1, asked)
         before = quantity(model(image)).gather(1, target[:, None])
         drops.append(before - after.reshape(count, deletions))
         regions.append(region.reshape(count, deletions, height, width).to(image.device))
@@ -160,7 +158,8 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _largest(rows: Tensor) -> Tensor:
-    """The largest absolute value of each row, 1 for a row of zeros: maps of deep nets can be as small as 1e-20."""
+    """The largest absolute value of each row, 1 for a row of zeros: maps of deep nets can be as small as
+    1e-20."""
     size = rows.detach().abs().amax(1, keepdim=True)
     return torch.where(size > 0, size, torch.ones_like(size))
 

@@ -44,8 +44,8 @@ def select(output: Any, target: Any) -> Tensor:
         selected = _select_targets(output, target)
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise TargetError(
-            f"target {target!r} does not fit the model's output of shape {tuple(output.shape)}: {error or 'out of range'}. "
-            "Pass a class index, a list or 1-D tensor with one index per sample, or tuples for more dimensions"
+            f"target {target!r} does not fit the model's output of shape {tuple(output.shape)}: "
+            f"{error or 'out of range'}. Pass a class index, a list or 1-D tensor with one index per sample, or tuples for more dimensions"
         ) from error
     if selected.ndim == 0 or selected.numel() != selected.shape[0]:
         raise TargetError(
@@ -67,7 +67,12 @@ class OriginalPass:
     """
 
     def __init__(
-        self, model: nn.Module, composite: LearnedComposite, leaves: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...]
+        self,
+        model: nn.Module,
+        composite: LearnedComposite,
+        leaves: tuple[Tensor, ...],
+        target: Any,
+        additional: tuple[Any, ...],
     ) -> None:
         self.leaves = leaves
         self.rules: RuleSet = composite.rules
@@ -94,11 +99,19 @@ class OriginalPass:
         """One backward pass by the current rules; a signed map per leaf."""
         with torch.enable_grad():
             return torch.autograd.grad(
-                self.output, self.leaves, self.seed, retain_graph=True, create_graph=create_graph, materialize_grads=True
+                self.output,
+                self.leaves,
+                self.seed,
+                retain_graph=True,
+                create_graph=create_graph,
+                materialize_grads=True,
             )
 
     def rule_gradients(
-        self, maps: tuple[Tensor, ...], v: tuple[Tensor, ...], update: Callable[[str, nn.Module, dict[str, Tensor]], None]
+        self,
+        maps: tuple[Tensor, ...],
+        v: tuple[Tensor, ...],
+        update: Callable[[str, nn.Module, dict[str, Tensor]], None],
     ) -> None:
         """Gradient of a loss to the rules, given its gradient ``v`` to the maps of the last `attributions`.
 
@@ -167,9 +180,9 @@ class Descent:
             parameter = gate.get_parameter(name)
             moving = self._moving.get((site, name))
             if moving is None:
-                moving = self._moving[site, name] = gradient.clone()
+                moving = self._moving[site, name] = gradient
             else:
-                moving.mul_(self.momentum).add_(gradient)
+                torch.add(gradient, moving, alpha=self.momentum, out=moving)
             dims = [d for d in range(moving.ndim) if d != getattr(gate, "sample_dim", 0)]
             size = torch.linalg.vector_norm(moving, dim=dims, keepdim=True) if dims else moving.abs()
             count = moving.numel() // max(size.numel(), 1)

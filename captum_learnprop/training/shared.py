@@ -110,18 +110,12 @@ def fit_maps(
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
-        raise FitError(
-            "no parameter to learn: every gate is fixed; choose gates with parameters, e.g. gate='feature'"
-        )
+        raise FitError("no parameter to learn: every gate is fixed; choose gates with parameters, e.g. gate='feature'")
     if steps < 1 or batch_size < 1 or not lr > 0:
-        raise FitError(
-            f"steps and batch_size must be at least 1 and lr above 0, got {steps}, {batch_size}, {lr}"
-        )
+        raise FitError(f"steps and batch_size must be at least 1 and lr above 0, got {steps}, {batch_size}, {lr}")
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(trained, lr=lr)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     losses: list[float] = []
     for step, index in enumerate(_batches(len(images), batch_size, steps, generator)):
         loss = occlusion_loss(make_maps(images[index], targets[index]), cache[index])

@@ -30,15 +30,11 @@ def main() -> None:
     torch.manual_seed(options.seed)
     net = train(options.scenes, options.epochs, options.batch_size, options.lr, options.seed)
     accuracy = {
-        f"{split}_{family}": score(
-            net, make_scenes(family, options.test_scenes, split=split, seed=options.seed)
-        )
+        f"{split}_{family}": score(net, make_scenes(family, options.test_scenes, split=split, seed=options.seed))
         for split in ("validation", "test")
         for family in ("digits", "pairs")
     }
-    print(
-        "share of scenes with every digit named:", {name: round(value, 4) for name, value in accuracy.items()}
-    )
+    print("share of scenes with every digit named:", {name: round(value, 4) for name, value in accuracy.items()})
     schedule = {
         "scenes": options.scenes,
         "epochs": options.epochs,
@@ -51,9 +47,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("digits_cnn.safetensors"))
     parser.add_argument("--scenes", type=int, default=4000, help="new scenes per epoch, half of them pairs")
     parser.add_argument("--epochs", type=int, default=30)
@@ -114,9 +108,7 @@ def write(net: DigitsNet, path: Path, metadata: dict[str, float]) -> None:
         for name, value in metadata.items()
     }
     text |= {"format_version": FORMAT_VERSION, "net": "DigitsNet", "made_by": "examples/train_digits_net.py"}
-    save_file(
-        {name: value.contiguous() for name, value in net.state_dict().items()}, temporary, metadata=text
-    )
+    save_file({name: value.contiguous() for name, value in net.state_dict().items()}, temporary, metadata=text)
     os.replace(temporary, path)
 
 

@@ -2,9 +2,9 @@
 
 For a loss on an attribution ``r``, the rules' parameters need ``v = dLoss/dr`` carried back through the backward pass.
 A backward pass is linear in its signal, layer by layer; its transpose is the layer's linearisation, run *forwards*:
-``v`` goes through the network with biases dropped, batch norm reduced to its scale, each site replaced by the derivative of
-its rule, and at a site the gradient of the parameters is local: (signal that arrived there) x (tangent there). This
-costs one forward pass, where general double backward costs two to three, and gives the same numbers.
+``v`` goes through the network with biases dropped, batch norm reduced to its scale and each site replaced by the
+derivative of its rule. At a site the gradient of the parameters is local: (signal that arrived there) x (tangent
+there). This costs one forward pass, where general double backward costs two to three, and gives the same numbers.
 
 `Tape` records, during the one forward pass, what that needs. Operations it has no linear form for are linearised by
 forward-mode autograd; what it cannot follow at all is reported in `Tape.unsupported`, and the caller falls back to
@@ -39,8 +39,8 @@ def _words(text: str) -> frozenset[str]:
 # Linear and homogeneous in all tensors that depend on the input, whatever the other arguments are.
 _LINEAR = _words(
     """flatten view reshape permute transpose swapaxes swapdims movedim t squeeze unsqueeze expand expand_as view_as
-    reshape_as contiguous clone chunk split split_with_sizes unbind narrow select index_select gather take_along_dim roll
-    flip rot90 repeat repeat_interleave tile unflatten __getitem__ mean sum cumsum neg __neg__ positive diagonal
+    reshape_as contiguous clone chunk split split_with_sizes unbind narrow select index_select gather take_along_dim
+    roll flip rot90 repeat repeat_interleave tile unflatten __getitem__ mean sum cumsum neg __neg__ positive diagonal
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample
     pixel_shuffle pixel_unshuffle channel_shuffle unfold fold to type type_as float double half bfloat16 alias
     tensor_split hsplit vsplit dsplit adjoint cat concat concatenate stack hstack vstack dstack tril triu"""

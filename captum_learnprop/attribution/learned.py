@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,12 +24,15 @@ from .._compat import (
 from ..errors import LearnpropError
 from ..training.masks import Mask, MaxMask
 from ..training.objectives import Agreement, Objective
-from ..training.per_sample import OriginalPass, learn, select
+from ..training.per_sample import Descent, OriginalPass, Step, learn, select
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 
 DEFAULT_STEPS = 20
-DEFAULT_LR = 0.3
+DEFAULT_LR = 0.1
+# Chosen on validation scenes: the plain form (no smoothing, zero baseline) lets gates find adversarial masks.
+DEFAULT_MASK = MaxMask(sigma=0.02, power=0.5)
+DEFAULT_OBJECTIVE = Agreement(baseline="noise")
 
 
 class LearnedPropagation(GradientAttribution):
@@ -112,10 +115,11 @@ class LearnedPropagation(GradientAttribution):
                 sample, tuples for outputs of more dimensions; None for one output per sample.
             additional_forward_args: Further arguments of the model, after ``inputs``; not differentiated.
             n_steps: Learning steps; 20 without ``rules``, 0 with.
-            objective: What learning minimises; `Agreement()` by default.
-            mask: Turns a map into a mask; `MaxMask()` by default.
-            lr: Step size of the gates' raw parameters (root mean square per gate and step); 0.3 by default.
-            seed: Seeds whatever the objective draws; the caller's random state is untouched.
+            objective: What learning minimises; ``Agreement(baseline="noise")`` by default.
+            mask: Turns a map into a mask; ``MaxMask(sigma=0.02, power=0.5)`` by default. ``Agreement()`` with
+                ``MaxMask()`` is the plain LPR-reconstruction.
+            lr: Step size of the gates' raw parameters (root mean square per gate and step); 0.1 by default.
+            seed: Seeds whatever the objective draws, 0 by default; the caller's random state is untouched.
             show_progress: Draw a progress bar over the steps.
             create_graph: Keep the graph of the result, so that it can be differentiated with respect to the given
                 ``rules`` (and to ``inputs`` that require gradients). Not for learned-per-sample maps.
@@ -215,16 +219,15 @@ class LearnedPropagation(GradientAttribution):
         def forward(masked: tuple[Tensor, ...]) -> Tensor:
             return self.forward_func(*masked, *additional)
 
-        return learn(
+        step = Step(
             original,
             forward,
-            target=target,
-            mask=MaxMask() if mask is None else mask,
-            objective=Agreement() if objective is None else objective,
-            n_steps=n_steps,
-            lr=DEFAULT_LR if lr is None else lr,
-            show_progress=show_progress,
+            target,
+            DEFAULT_MASK if mask is None else mask,
+            DEFAULT_OBJECTIVE if objective is None else objective,
+            Descent(DEFAULT_LR if lr is None else lr),
         )
+        return learn(step, n_steps, show_progress=show_progress)
 
     def _open_composite(self) -> Any:
         return composite_class(self.composite)(**self.options, per_sample=True)
@@ -232,9 +235,8 @@ class LearnedPropagation(GradientAttribution):
 
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    with nullcontext() if seed is None else torch.random.fork_rng():
-        if seed is not None:
-            torch.manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(0 if seed is None else seed)
         yield
 
 

@@ -31,14 +31,20 @@ VALIDATION_SCENES = 16
 FIGURE_SCENES = 3
 
 GATE = "feature"
-START = "gradient"
+START = "guided_backprop"
 POOLING = "soft"
-LEARNING_RATE = 0.03
+LEARNING_RATE = 0.1
 BATCH_SIZE = 12
+DELETIONS = 48
+SMOOTHING = 1.5
+"""Of the maps that the shared rules are learned with and used with, in pixels."""
 
-UNTRAINED = "learned, untrained start"
-SHARED = "learned, shared"
-PER_SAMPLE = "learned, per sample"
+SAMPLE_LEARNING_RATE = 0.1
+INTEGRATED_STEPS = 50
+
+UNTRAINED = "shared rules, untrained"
+SHARED = "shared rules, learned"
+PER_SAMPLE = "learned per sample"
 SALIENCY = "saliency"
 INTEGRATED = "integrated gradients"
 SLOW = (INTEGRATED, PER_SAMPLE)
@@ -59,8 +65,8 @@ class Plan:
 
 @click.command("demo")
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("learnprop-demo"), show_default=True,
-    help="Folder for the figure, the tables and the learned rules.",
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("learnprop-demo"),
+    show_default=True, help="Folder for the figure, the tables and the learned rules.",
 )  # fmt: skip
 @click.option("--scenes", type=click.IntRange(1), default=24, show_default=True, help="Test scenes, two digits each.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of scenes and learning.")
@@ -68,9 +74,9 @@ class Plan:
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    default=100,
+    default=80,
     show_default=True,
-    help="Learning steps of the shared rules.",
+    help="Steps of the shared rules.",
 )
 @click.option(
     "--sample-steps", type=click.IntRange(1), default=None,
@@ -131,11 +137,13 @@ def learn(model: nn.Module, plan: Plan) -> tuple[RuleSet, dict[str, float]]:
 
     training = make_scenes("pairs", TRAINING_SCENES, split="train", seed=plan.seed).questions()
     rules = _new_rules(model)
+    click.echo(f"measuring {len(training) * DELETIONS:,} random deletions, then learning from them", err=True)
     start = time.perf_counter()
     with _progress("learning shared rules", plan.steps) as advance:
         losses = fit_shared(
             rules, model, training.images, training.targets,
-            steps=plan.steps, lr=LEARNING_RATE, batch_size=BATCH_SIZE, seed=plan.seed, progress=advance,
+            steps=plan.steps, lr=LEARNING_RATE, batch_size=BATCH_SIZE, seed=plan.seed,
+            deletions=DELETIONS, sigma=SMOOTHING, progress=advance,
         )  # fmt: skip
     return rules, {
         "seconds": time.perf_counter() - start,
@@ -147,40 +155,44 @@ def learn(model: nn.Module, plan: Plan) -> tuple[RuleSet, dict[str, float]]:
 
 
 def methods(model: nn.Module, rules: RuleSet, plan: Plan) -> list[Method]:
-    """What is compared: hand-made rules, then learned ones."""
+    """What is compared: hand-made rules, then learned ones. The learned shared rules have no treatment to choose."""
     from captum.attr import GuidedBackprop, IntegratedGradients, Saliency
 
     from captum_learnprop.attribution.learned import LearnedPropagation
-    from captum_learnprop.evaluation.comparison import Method
+    from captum_learnprop.evaluation.comparison import Method, Treatment
+    from captum_learnprop.training.sufficiency import KeepProbability, LowPassMask
+
+    def saliency(images: Tensor, targets: Tensor) -> Tensor:
+        with _quiet_captum():
+            return Saliency(model).attribute(images, target=targets, abs=False)
 
     def guided(images: Tensor, targets: Tensor) -> Tensor:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU")
-            attribution: Tensor = GuidedBackprop(model).attribute(images, target=targets)
-        return attribution
+        with _quiet_captum():
+            return GuidedBackprop(model).attribute(images, target=targets)
 
     def integrated(images: Tensor, targets: Tensor) -> Tensor:
-        attribution: Tensor = IntegratedGradients(model).attribute(
-            images, target=targets, n_steps=50, internal_batch_size=256
+        method = IntegratedGradients(model)
+        attribution: Tensor = method.attribute(
+            images, target=targets, n_steps=INTEGRATED_STEPS, internal_batch_size=256
         )
         return attribution.to(images.dtype)
 
-    untrained = _new_rules(model)
+    def per_sample(images: Tensor, targets: Tensor) -> Tensor:
+        return LearnedPropagation(model, start=START).attribute(
+            images, targets, n_steps=plan.sample_steps, lr=SAMPLE_LEARNING_RATE, seed=plan.seed,
+            mask=LowPassMask(), objective=KeepProbability(),
+        )  # fmt: skip
+
+    def shared(used: RuleSet) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda images, targets: LearnedPropagation(model, rules=used).attribute(images, targets)
+
     return [
-        Method(SALIENCY, lambda images, targets: Saliency(model).attribute(images, target=targets, abs=False)),
+        Method(SALIENCY, saliency),
         Method("guided backprop", guided),
         Method(INTEGRATED, integrated),
-        Method(
-            PER_SAMPLE,
-            lambda images, targets: LearnedPropagation(model).attribute(
-                images, target=targets, n_steps=plan.sample_steps, seed=plan.seed
-            ),
-        ),
-        Method(
-            UNTRAINED,
-            lambda images, targets: LearnedPropagation(model, rules=untrained).attribute(images, targets),
-        ),
-        Method(SHARED, lambda images, targets: LearnedPropagation(model, rules=rules).attribute(images, targets)),
+        Method(PER_SAMPLE, per_sample),
+        Method(UNTRAINED, shared(_new_rules(model))),
+        Method(SHARED, shared(rules), (Treatment(sigma=SMOOTHING),)),
     ]
 
 
@@ -221,7 +233,7 @@ def format_table(results: Sequence[Result]) -> str:
               "cost (x saliency)", "ms / image", "map treatment"]]  # fmt: skip
     for row in rows:
         scores = [
-            f"{row[score]:.3f} +- {row[f'{score} standard error']:.3f}{'*' if row[score] == best[score] else ' '}"
+            f"{row[score]:.3f} +- {row[f'{score} standard error']:.3f}" + ("*" if row[score] == best[score] else " ")
             for score in SCORES
         ]
         cost = [f"{row['cost']:.1f}", f"{1000 * float(row['seconds per image']):.1f}"]
@@ -240,8 +252,8 @@ def summary(results: Sequence[Result], learning: dict[str, float]) -> str:
     best = max(hand_made, key=lambda result: result.mean("average precision"))
     difference, error = paired_difference(learned, best, "average precision")
     return (
-        f"{learning['parameters']:.0f} parameters learned in {learning['seconds']:.0f} s from {learning['scenes']:.0f} "
-        f"scenes; then one forward and one backward pass per image.\n"
+        f"{learning['parameters']:.0f} parameters learned in {learning['seconds']:.0f} s from "
+        f"{learning['scenes']:.0f} scenes; then one forward and one backward pass per image.\n"
         f"Average precision against the best hand-made rule here ({best.name}), same images: "
         f"{difference:+.3f} +- {error:.3f}."
     )
@@ -264,8 +276,8 @@ def draw(model: nn.Module, questions: Questions, results: Sequence[Result], path
         row_titles=[f"where is the {questions.targets[row]}?" for row in chosen],
         outlines=questions.masks[chosen],
         captions={result.name: f"{result.mean('average precision'):.2f}" for result in drawn},
-        title=f"Which pixels are the asked digit? Under each name: average precision on {len(questions)} test questions; "
-        "the outline is the truth",
+        title="Which pixels are the asked digit? The outline is the truth; "
+        f"under each name: average precision on {len(questions)} test questions",
     )
     return save_figure(figure, path)
 
@@ -288,14 +300,17 @@ def write_json(results: Sequence[Result], learning: dict[str, float], plan: Plan
 
     document = {
         "options": {**vars(plan), "out": str(plan.out)},
-        "rules": {"gate": GATE, "start": START, "pooling": POOLING, "learning rate": LEARNING_RATE,
-                  "batch size": BATCH_SIZE, **learning},
+        "rules": {
+            "gate": GATE, "start": START, "pooling": POOLING, "learning rate": LEARNING_RATE,
+            "batch size": BATCH_SIZE, "deletions": DELETIONS, "smoothing": SMOOTHING, **learning,
+        },
         "classifier": weights_metadata(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "table": table(results),
         "scores": {
-            result.name: {score: values.tolist() for score, values in result.scores.items()} for result in results
+            result.name: {score: values.tolist() for score, values in result.scores.items()}
+            for result in results
         },
     }  # fmt: skip
     return _write(path, json.dumps(document, indent=1) + "\n")
@@ -315,8 +330,8 @@ def _opening(model: nn.Module, questions: Questions) -> str:
         asked = model(questions.images).sigmoid().gather(1, questions.targets[:, None])
     share = (asked > 0.5).float().mean().item()
     return (
-        f"{len(questions)} questions about {len(questions) // 2} test scenes; the classifier sees the asked digit in "
-        f"{100 * share:.0f} % of them"
+        f"{len(questions)} questions about {len(questions) // 2} test scenes; "
+        f"the classifier sees the asked digit in {100 * share:.0f} % of them"
     )
 
 
@@ -331,6 +346,15 @@ def _progress(label: str, steps: int) -> Iterator[Callable[[int, int, float], No
             bar.update(done - bar.n)
 
         yield advance
+
+
+@contextmanager
+def _quiet_captum() -> Iterator[None]:
+    """Without captum's warnings on every call, which tell of nothing a user could change here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU")
+        warnings.filterwarnings("ignore", message="Input Tensor 0 did not already require gradients")
+        yield
 
 
 @contextmanager

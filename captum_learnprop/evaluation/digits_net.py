@@ -79,8 +79,8 @@ def load(path: str | Path | None = None, *, device: torch.device | str = "cpu") 
     tensors, metadata = _read(path)
     if metadata.get("format_version") != FORMAT_VERSION:
         raise WeightsError(
-            f"weights file has format version {metadata.get('format_version')!r}, this version of captum-learnprop "
-            f"reads {FORMAT_VERSION!r}; train anew with examples/train_digits_net.py"
+            f"weights file has format version {metadata.get('format_version')!r}, this version of "
+            f"captum-learnprop reads {FORMAT_VERSION!r}; train anew with examples/train_digits_net.py"
         )
     net = DigitsNet()
     try:

@@ -61,7 +61,8 @@ def deletion(
     """
     curves = deletion_curve(
         model, inputs, maps, targets,
-        baseline=baseline, steps=steps, output=output, relative=relative, internal_batch_size=internal_batch_size,
+        baseline=baseline, steps=steps, output=output, relative=relative,
+        internal_batch_size=internal_batch_size,
     )  # fmt: skip
     return area(curves)
 
@@ -86,7 +87,8 @@ def insertion(
     """
     curves = insertion_curve(
         model, inputs, maps, targets,
-        baseline=baseline, steps=steps, output=output, relative=relative, internal_batch_size=internal_batch_size,
+        baseline=baseline, steps=steps, output=output, relative=relative,
+        internal_batch_size=internal_batch_size,
     )  # fmt: skip
     return area(curves)
 
@@ -194,8 +196,8 @@ def _check(
     batch, _, height, width = inputs.shape
     if tuple(maps.shape) not in ((batch, height, width), (batch, 1, height, width)):
         raise MapError(
-            f"maps must be {(batch, height, width)} or {(batch, 1, height, width)} for inputs {tuple(inputs.shape)}, "
-            f"got {tuple(maps.shape)}; sum colour channels first"
+            f"maps must be {(batch, height, width)} or {(batch, 1, height, width)} for inputs "
+            f"{tuple(inputs.shape)}, got {tuple(maps.shape)}; sum colour channels first"
         )
     bad = ~maps.flatten(1).isfinite().all(1)
     if bad.any():

@@ -40,8 +40,7 @@ def reduce_channels(attribution: Tensor, sign: str = "absolute") -> Tensor:
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian smoothing of maps ``(B, H, W)`` by ``sigma`` pixels, differentiable; 0 leaves them as they
-    are.
+    """Gaussian smoothing of maps ``(B, *spatial)`` by ``sigma`` pixels, differentiable; 0 leaves them as they are.
 
     The kernel reaches 3 sigma; beyond the border the border's values are repeated.
     """
@@ -52,6 +51,9 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
         return maps
     span = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
     kernel = torch.exp(-0.5 * (span / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    padded = F.pad(maps[:, None], (radius,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel[None, None, :, None]), kernel[None, None, None])[:, 0]
+    kernel = (kernel / kernel.sum())[None, None]
+    for dim in range(1, maps.dim()):
+        rows = maps.movedim(dim, -1)
+        padded = F.pad(rows.reshape(-1, 1, rows.shape[-1]), (radius, radius), mode="replicate")
+        maps = F.conv1d(padded, kernel).reshape(rows.shape).movedim(-1, dim)
+    return maps

@@ -26,8 +26,8 @@ SIZE = 64
 SPLITS: dict[str, tuple[float, float]] = {"train": (0.0, 0.7), "validation": (0.7, 0.85), "test": (0.85, 1.0)}
 """Which part of the shuffled source digits of each class a split draws from; the parts are disjoint.
 
-The data set is ordered by writer, and its last writers are harder to read. Shuffling makes the splits alike; one
-writer's digits can be in several splits, one digit never.
+The data set is ordered by writer, and its last writers are harder to read. Shuffling makes the splits alike;
+one writer's digits can be in several splits, one digit never.
 """
 
 DIGIT_PIXELS = (20.0, 28.0)

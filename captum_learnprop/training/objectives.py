@@ -57,11 +57,12 @@ class Agreement:
     Args:
         distance: ``"cross_entropy"``: minus log of the target's softmax probability for the masked input, for
             outputs ``(B, C)``; ``"kl"``: KL divergence of the masked from the original softmax; ``"relative"``: squared
-            change of the explained entry, relative to its original size; ``"auto"``: cross-entropy for outputs ``(B, C > 1)``
-            with one class index per sample, else relative.
+            change of the explained entry, relative to its original size; ``"auto"``: cross-entropy for outputs
+            ``(B, C > 1)`` with one class index per sample, else relative.
         area: Weight of the mean of the mask.
         total_variation: Weight of the mean absolute difference of neighbours in the mask.
-        baseline: What replaces the input where the mask is 0: a number, or a function of the input.
+        baseline: What replaces the input where the mask is 0: a number, a function of the input, or ``"noise"``:
+            a random colour and texture of the sample's own mean and spread, drawn anew each step (see `noise_fill`).
 
     Raises:
         LearnpropError: For an unknown distance or a negative weight.
@@ -70,11 +71,13 @@ class Agreement:
     distance: str = "auto"
     area: float = 1.0
     total_variation: float = 0.0
-    baseline: float | Callable[[Tensor], Tensor] = 0.0
+    baseline: float | str | Callable[[Tensor], Tensor] = 0.0
 
     def __post_init__(self) -> None:
         if self.distance not in DISTANCES:
             raise LearnpropError(f"Agreement(distance={self.distance!r}): choose one of {', '.join(DISTANCES)}")
+        if isinstance(self.baseline, str) and self.baseline != "noise":
+            raise LearnpropError(f"Agreement(baseline={self.baseline!r}): choose a number, a function or 'noise'")
         if self.area < 0 or self.total_variation < 0:
             raise LearnpropError(
                 f"Agreement: area={self.area} and total_variation={self.total_variation} must not be negative"
@@ -82,8 +85,8 @@ class Agreement:
 
     def apply(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """``m * x + (1 - m) * b``."""
-        if callable(self.baseline):
-            fill = self.baseline(inputs)
+        if not isinstance(self.baseline, (int, float)):
+            fill = noise_fill(inputs) if isinstance(self.baseline, str) else self.baseline(inputs)
             return fill + mask * (inputs - fill)
         if self.baseline == 0.0:
             return inputs * mask
@@ -119,6 +122,19 @@ class Agreement:
                 f"distance='cross_entropy' needs one class index per sample as target, got {r.target!r}"
             )
         return F.cross_entropy(r.masked, index, reduction="none")
+
+
+def noise_fill(inputs: Tensor) -> Tensor:
+    """A random fill ``mean + std * (u + n / 2)`` in the shape of ``inputs``.
+
+    Mean and standard deviation are those of each sample and channel, ``u`` is uniform in [-1, 1] per channel and ``n``
+    normal per element. All samples share the draw, so that a sample's fill does not depend on its batch.
+    """
+    dims = tuple(range(2 if inputs.ndim > 2 else 1, inputs.ndim))
+    mean = inputs.mean(dim=dims, keepdim=True) if dims else inputs
+    spread = inputs.std(dim=dims, keepdim=True, correction=0) if dims else torch.zeros_like(inputs)
+    colour = torch.rand_like(mean[:1]) * 2 - 1
+    return mean + spread * (colour + torch.randn_like(inputs[:1]) / 2)
 
 
 def _class_index(r: MaskedPass) -> Tensor | None:

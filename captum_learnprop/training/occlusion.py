@@ -176,7 +176,8 @@ def occlusion_loss(maps: Tensor, cache: OcclusionCache) -> Tensor:
     """
     if maps.dim() != 3 or cache.regions.shape[0] != len(maps) or cache.regions.shape[2:] != maps.shape[1:]:
         raise OcclusionError(
-            f"maps {tuple(maps.shape)} do not fit regions {tuple(cache.regions.shape)}; expected (B, H, W) and (B, D, H, W)"
+            f"maps {tuple(maps.shape)} do not fit regions {tuple(cache.regions.shape)}; "
+            "expected (B, H, W) and (B, D, H, W)"
         )
     return 1.0 - correlation(region_mass(maps, cache.regions), cache.drops.to(maps.dtype)).mean()
 

@@ -45,7 +45,8 @@ def select(output: Any, target: Any) -> Tensor:
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise TargetError(
             f"target {target!r} does not fit the model's output of shape {tuple(output.shape)}: "
-            f"{error or 'out of range'}. Pass a class index, a list or 1-D tensor with one index per sample, or tuples for more dimensions"
+            f"{error or 'out of range'}. Pass a class index, a list or 1-D tensor with one index per sample, "
+            "or tuples for outputs of more dimensions"
         ) from error
     if selected.ndim == 0 or selected.numel() != selected.shape[0]:
         raise TargetError(
@@ -93,7 +94,8 @@ class OriginalPass:
         self._checked = False
         if not output.requires_grad:
             raise TargetError("the model's output does not depend on its input in a differentiable way")
-        (self.seed,) = torch.autograd.grad(self.selected.sum(), output, retain_graph=True)
+        with torch.enable_grad():
+            (self.seed,) = torch.autograd.grad(self.selected.sum(), output, retain_graph=True)
 
     def attributions(self, *, create_graph: bool = False) -> tuple[Tensor, ...]:
         """One backward pass by the current rules; a signed map per leaf."""
@@ -190,18 +192,8 @@ class Descent:
             parameter.addcmul_(moving, scale, value=-1)
 
 
-def learn(
-    original: OriginalPass,
-    forward: Callable[[tuple[Tensor, ...]], Tensor],
-    *,
-    target: Any,
-    mask: Mask,
-    objective: Objective,
-    n_steps: int,
-    lr: float,
-    show_progress: bool = False,
-) -> tuple[Tensor, ...]:
-    """Learn the rules of one batch and return, per sample, the map with the lowest objective met on the way.
+class Step:
+    """One step of learning: map, masked pass, loss, and the gradient of the rules.
 
     Args:
         original: The kept forward pass; its rules are changed.
@@ -209,32 +201,55 @@ def learn(
         target: Captum target.
         mask: Turns a map into a mask.
         objective: Loss per sample.
-        n_steps: Number of steps; each map met, the last included, is judged by the objective.
-        lr: Step size of `Descent`.
+        descent: Moves the gates.
+    """
+
+    def __init__(
+        self,
+        original: OriginalPass,
+        forward: Callable[[tuple[Tensor, ...]], Tensor],
+        target: Any,
+        mask: Mask,
+        objective: Objective,
+        descent: Descent,
+    ) -> None:
+        self.original, self.forward, self.target = original, forward, target
+        self.mask, self.objective, self.descent = mask, objective, descent
+        self.inputs = tuple(leaf.detach() for leaf in original.leaves)
+        self.output, self.selected = original.output.detach(), original.selected.detach()
+
+    def run(self, *, update: bool) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Maps by the current rules and the loss of each, ``(B,)``; with ``update``, the rules move after that."""
+        maps = self.original.attributions()
+        with torch.set_grad_enabled(update):
+            live = tuple(m.detach().requires_grad_(update) for m in maps)
+            masks = tuple(self.mask(m) for m in live)
+            masked = self.forward(tuple(self.objective.apply(x, m) for x, m in zip(self.inputs, masks, strict=True)))
+            selected = select(masked, self.target)
+            loss = self.objective(MaskedPass(self.output, masked, self.selected, selected, self.target, masks))
+            v = torch.autograd.grad(loss.sum(), live, materialize_grads=True) if update else ()
+        if update:
+            self.original.rule_gradients(maps, v, self.descent.step)
+        return maps, loss.detach()
+
+
+def learn(step: Step, n_steps: int, *, show_progress: bool = False) -> tuple[Tensor, ...]:
+    """Learn the rules of one batch and return, per sample, the map with the lowest loss met on the way.
+
+    Args:
+        step: What to repeat.
+        n_steps: Number of updates; each map met, the last included, is judged.
         show_progress: Draw a progress bar.
 
     Returns:
         A signed map per input.
     """
-    descent = Descent(lr)
-    inputs = tuple(leaf.detach() for leaf in original.leaves)
-    reference, selected = original.output.detach(), original.selected.detach()
-    best: tuple[Tensor, ...] = ()
-    lowest = torch.full_like(selected, float("inf"))
-    for step in tqdm(range(n_steps + 1), desc="learning rules", disable=not show_progress):
-        maps = original.attributions()
-        last = step == n_steps
-        with torch.set_grad_enabled(not last):
-            live = tuple(m.detach().requires_grad_(not last) for m in maps)
-            masks = tuple(mask(m) for m in live)
-            masked = forward(tuple(objective.apply(x, m) for x, m in zip(inputs, masks, strict=True)))
-            loss = objective(MaskedPass(reference, masked, selected, select(masked, target), target, masks))
-        better = loss.detach() < lowest
-        lowest = torch.where(better, loss.detach(), lowest)
-        best = tuple(_where(better, new, old) for new, old in zip(maps, best or maps, strict=True))
-        if not last:
-            v = torch.autograd.grad(loss.sum(), live, materialize_grads=True)
-            original.rule_gradients(maps, v, descent.step)
+    best, lowest = step.run(update=n_steps > 0)
+    for done in tqdm(range(1, n_steps + 1), desc="learning rules", disable=not show_progress):
+        maps, loss = step.run(update=done < n_steps)
+        better = loss < lowest
+        lowest = torch.where(better, loss, lowest)
+        best = tuple(_where(better, new, old) for new, old in zip(maps, best, strict=True))
     return best
 
 

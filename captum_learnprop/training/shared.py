@@ -139,8 +139,8 @@ def _step(
     finite = loss.isfinite() and all(gradient is None or gradient.isfinite().all() for gradient in gradients)
     if not finite:
         raise FitError(
-            f"loss or gradient is not finite at step {step} (loss {loss.item():g}); the rules keep the values of the step "
-            "before: try a smaller lr, or look for inputs whose map overflows"
+            f"loss or gradient is not finite at step {step} (loss {loss.item():g}); the rules keep the values of "
+            "the step before: try a smaller lr, or look for inputs whose map overflows"
         )
     for parameter, gradient in zip(trained, gradients, strict=True):
         parameter.grad = gradient

@@ -1,4 +1,4 @@
-"""Deletion and insertion against a slow re-implementation, pixel by pixel, and on models with a known answer."""
+"""Deletion and insertion against a slow re-implementation, and on models with a known answer."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from captum_learnprop.evaluation.maps import MapError
 def setting() -> tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A small net, inputs, maps with ties, targets."""
     torch.manual_seed(0)
-    model = (
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 4, 5)).double().eval()
-    )
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 4, 5)).double().eval()
     maps = (torch.randn(4, 8, 6) * 2).round()
     return model, torch.rand(4, 3, 8, 6).double(), maps, torch.tensor([0, 3, 3, 1])
 
@@ -59,9 +57,7 @@ def test_batch_equals_singles_and_internal_batches_do_not_matter(setting) -> Non
     model, inputs, maps, targets = setting
     whole = deletion(model, inputs, maps, targets, steps=5)
     torch.testing.assert_close(whole, deletion(model, inputs, maps, targets, steps=5, internal_batch_size=3))
-    singles = [
-        deletion(model, inputs[i : i + 1], maps[i : i + 1], targets[i : i + 1], steps=5) for i in range(4)
-    ]
+    singles = [deletion(model, inputs[i : i + 1], maps[i : i + 1], targets[i : i + 1], steps=5) for i in range(4)]
     torch.testing.assert_close(whole, torch.cat(singles))
 
 

@@ -1,4 +1,4 @@
-"""Occlusion regression: the cache says what was lost, the loss is the correlation it claims to be and has its gradient."""
+"""Occlusion regression: what the cache holds, what the loss is, and its gradient."""
 
 from __future__ import annotations
 
@@ -69,9 +69,7 @@ def test_gradient_through_reduction_and_smoothing(cache: OcclusionCache, sign: s
 @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e20])
 def test_loss_does_not_depend_on_the_scale_of_a_map(cache: OcclusionCache, scale: float) -> None:
     maps = torch.rand(3, 10, 8).double()
-    assert occlusion_loss(maps * scale, cache).item() == pytest.approx(
-        occlusion_loss(maps, cache).item(), abs=1e-9
-    )
+    assert occlusion_loss(maps * scale, cache).item() == pytest.approx(occlusion_loss(maps, cache).item(), abs=1e-9)
 
 
 def test_constant_rows_have_no_correlation_and_a_finite_gradient() -> None:

@@ -59,4 +59,5 @@ def differences(before: Any, after: Any, where: str = "") -> list[str]:
 
 def assert_untouched(before: dict[str, Any], model: nn.Module, *tensors: Tensor) -> None:
     """Compare with a snapshot of the same model and tensors."""
-    assert differences(before, snapshot(model, *tensors)) == []
+    found = differences(before, snapshot(model, *tensors))
+    assert not found, "\n".join(found)

@@ -20,12 +20,24 @@ class GateProvider(Protocol):
     def gate_at(self, module: nn.Module, kind: str, z: Tensor) -> tuple[str, nn.Module]:
         """Name of the site and its gate, for this call of ``module`` with pre-activation ``z``."""
 
+    def skip(self, module: nn.Module) -> None:
+        """Count a call of ``module`` that no signal comes back from."""
+
 
 def find_gate(gate: GateProvider | nn.Module, module: nn.Module, kind: str, z: Tensor) -> tuple[str, nn.Module]:
     """Ask a provider; a gate given directly serves every site."""
     if isinstance(gate, nn.Module):
         return type(module).__name__, gate
     return gate.gate_at(module, kind, z)
+
+
+def skipped(gate: GateProvider | nn.Module, module: nn.Module) -> bool:
+    """Whether this call needs no gate: autograd is off, as in a plain pass or inside a custom autograd Function."""
+    if torch.is_grad_enabled():
+        return False
+    if not isinstance(gate, nn.Module):
+        gate.skip(module)
+    return True
 
 
 class SiteCall:
@@ -160,10 +172,10 @@ class ActivationCall(SiteCall):
         if not self.scales_gradient or self.g is None:
             return super().pull(tangent)
         raw = self.gate.get_parameter("raw")
-        w = self.gate.scale()  # type: ignore[operator]
+        deviation = torch.tanh(raw)  # again: keeping it since propagate() would cost one more activation's memory
+        onwards = self.true_gradient(self.saved, torch.addcmul(tangent, tangent, deviation.to(tangent.dtype)))
         towards_w = (tangent * self.g).to(raw.dtype).sum_to_size(raw.shape)
-        onwards = self.true_gradient(self.saved, tangent * w.to(tangent.dtype))
-        return onwards, {"raw": towards_w.mul_(w).mul_(2 - w)}  # d(1 + tanh r)/dr = w (2 - w)
+        return onwards, {"raw": towards_w.mul_(deviation.square_().neg_().add_(1))}
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """``a * g * f'(z) + b * g``."""
@@ -219,8 +231,10 @@ class LearnedActivation(Hook):
         return RemovableHandleList(handles)
 
     def _run(self, module: nn.Module, fn: ElementWise, call_next: Any, input: Tensor) -> Tensor:
+        if skipped(self.gate, module):
+            return call_next(input)
         name, gate = find_gate(self.gate, module, "activation", input)
-        if not (torch.is_grad_enabled() and input.requires_grad):
+        if not input.requires_grad:
             return call_next(input)
         call = ActivationCall(self, name, gate, fn)
         inplace = bool(getattr(module, "inplace", False))

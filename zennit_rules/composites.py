@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ._compat import COMPOSITES, Composite, Hook, LayerMapComposite
+from ._compat import COMPOSITES, Composite, Hook, LayerMapComposite, RemovableHandleList
 from .activation import LearnedActivation
 from .errors import RuleError
 from .gates import STARTS, gate_class
@@ -61,6 +61,11 @@ class LearnedComposite(LayerMapComposite):
             rules = self._open_rules(gate, start, pooling, gate_options, per_sample)
         elif not isinstance(rules, RuleSet):
             rules = RuleSet.load(rules)
+        if self.name and rules.composite_name != self.name:
+            raise RuleError(
+                f"a rule set of the composite {rules.composite_name!r} was given to {type(self).__name__} "
+                f"({self.name!r}); use rules.composite()"
+            )
         self.rules: RuleSet = rules
         self.tracker = SiteTracker(self._hook_functional)
         activations: list[Any] = [(ACTIVATION_TYPES, LearnedActivation(self))]
@@ -106,13 +111,17 @@ class LearnedComposite(LayerMapComposite):
         name = self.tracker.call_site(module)
         return name, self.rules.gate_for(name, kind, type(module).__name__, z, self.tracker.channel_dim(z))
 
-    def _hook_functional(self, stand_in: nn.Module, path: str) -> None:
+    def skip(self, module: nn.Module) -> None:
+        """Count a call without a gate (see `activation.GateProvider`)."""
+        self.tracker.call_site(module)
+
+    def _hook_functional(self, stand_in: nn.Module, path: str) -> RemovableHandleList | None:
         template = self.module_map({}, path, stand_in)
         if template is None:
-            return
+            return None
         hook: Hook = template.copy()
         self.hook_refs.add(hook)
-        self.handles.append(hook.register(stand_in))
+        return hook.register(stand_in)
 
 
 class LearnedGradient(LearnedComposite):

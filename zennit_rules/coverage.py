@@ -14,7 +14,8 @@ from .sites import POOLING_TYPES, UNREACHED_TYPES, Site, is_site
 
 # Autograd nodes of functions that would have been sites, had a rule reached them.
 _MISSED = ("Relu", "Elu", "Gelu", "Silu", "Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "Softplus", "Tanh", "Sigmoid",
-           "Selu", "Celu", "Prelu", "LeakyRelu", "Threshold")  # fmt: skip
+           "Selu", "Celu", "Prelu", "LeakyRelu", "Threshold",
+           "DifferentiableGraph")  # fmt: skip
 # Non-linear, but no element-wise activation.
 _OTHER = ("Softmax", "LogSoftmax", "Glu")
 _FAMILIES = ("MaxPool", "AdaptiveMaxPool", "FractionalMaxPool", "ScaledDotProduct")

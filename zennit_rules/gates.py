@@ -119,15 +119,9 @@ class ScaledGate(Gate):
         return (0.0, w) if self.start == "deconvnet" else (w, 0.0)
 
     def scale(self) -> Tensor:
-        """The weight, in the shape of ``raw``; without a graph it is kept until ``raw`` changes."""
-        if torch.is_grad_enabled():
-            return 1 + torch.tanh(self.raw)
-        state = (self.raw._version, self.raw.data_ptr())
-        if self._kept is None or self._kept[0] != state:
-            self._kept = (state, torch.tanh(self.raw).add_(1))
-        return self._kept[1]
-
-    _kept: tuple[tuple[int, int], Tensor] | None = None
+        """The weight, in the shape of ``raw``."""
+        w = torch.tanh(self.raw)
+        return 1 + w if w.requires_grad else w.add_(1)
 
 
 class ElementGate(ScaledGate):
@@ -214,9 +208,13 @@ class QuadrantGate(Gate):
 def _squash(v: Tensor) -> Tensor:
     """``v / (|v| + rms(v))`` with the root mean square over each sample: in (-1, 1), blind to the scale of ``v``."""
     dims = tuple(range(1, v.ndim))
+    top = v.detach().abs()
+    top = top.amax(dim=dims, keepdim=True) if dims else top
+    # Divided by the largest value first, since squares of tiny signals would underflow; a silent sample stays silent.
+    v = v / torch.where(top > 0, top, torch.ones_like(top))
     mean = v.square().mean(dim=dims, keepdim=True) if dims else v.square()
-    # A silent sample: sqrt'(0) is infinite and would turn 0 * inf into NaN in the second backward pass.
-    rms = torch.where(mean == 0, torch.ones_like(mean), mean).sqrt()
+    # sqrt'(0) is infinite and would turn 0 * inf into NaN in the second backward pass.
+    rms = torch.where(mean > 0, mean, torch.ones_like(mean)).sqrt()
     return v / (v.abs() + rms)
 
 

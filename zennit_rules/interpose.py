@@ -7,6 +7,7 @@ dispatcher, so that the order of removal does not matter.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,10 @@ class _Dispatcher:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._run(len(self.layers), args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the module made meanwhile is a plain one: nobody could take the layers off it again."""
+        return copy.deepcopy(self.forward, memo)
 
     def _run(self, depth: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if depth == 0:
@@ -51,7 +56,9 @@ class Interposed:
         dispatcher = module.__dict__.get("forward")
         if not isinstance(dispatcher, _Dispatcher):
             return
-        dispatcher.layers = [layer for layer in dispatcher.layers if layer is not self.around]
+        at = next((i for i, layer in enumerate(dispatcher.layers) if layer is self.around), None)
+        if at is not None:
+            del dispatcher.layers[at]
         if dispatcher.layers:
             return
         if dispatcher.own is None:

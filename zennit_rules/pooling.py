@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._compat import DisableTorchFunction, Hook, RemovableHandle, RemovableHandleList
-from .activation import GateProvider, SiteCall, find_gate
+from .activation import GateProvider, SiteCall, find_gate, skipped
 from .errors import RuleError
 from .interpose import interpose
 from .sites import POOLING_TYPES, is_pooling, recorder
@@ -124,6 +124,16 @@ class GatedPool(torch.autograd.Function):
         return ctx.call.propagate(ctx.saved_tensors, g), None
 
 
+def _spread(z: Tensor) -> Tensor:
+    """Standard deviation of each sample, ``(B,)``; 1 where all values are equal."""
+    z = z.flatten(1)
+    top = z.detach().abs().amax(dim=1)
+    top = torch.where(top > 0, top, torch.ones_like(top))  # squares of tiny values would underflow
+    variance = (z / top[:, None]).var(dim=1, correction=min(1, z.shape[1] - 1))
+    flat = variance == 0
+    return torch.where(flat, torch.ones_like(top), top * torch.where(flat, 1.0, variance).sqrt())
+
+
 class PoolCall(SiteCall):
     """A call of a max-pool."""
 
@@ -153,8 +163,7 @@ class PoolCall(SiteCall):
         if not torch.is_grad_enabled() and not self.keep and not bool((m != 0).any()):
             return exact
         z = saved[0].to(g.dtype)
-        variance = z.flatten(1).var(dim=1)
-        scale = torch.where(variance == 0, torch.ones_like(variance), variance).sqrt().reshape(shape)
+        scale = _spread(z).reshape(shape)
         windows = _Windows(self.module, z.shape, g.shape)
         seen = windows.unfold(z / (gate.temperature.to(g.dtype).reshape(shape) * scale), float("-inf"))
         return exact + m * (windows.fold(seen.softmax(dim=0) * g) - exact)
@@ -199,8 +208,10 @@ class LearnedMaxPool(Hook):
         return RemovableHandleList(handles)
 
     def _run(self, module: nn.Module, call_next: Any, input: Tensor) -> Tensor:
+        if skipped(self.gate, module):
+            return call_next(input)
         name, gate = find_gate(self.gate, module, "pooling", input)
-        if not (torch.is_grad_enabled() and input.requires_grad):
+        if not input.requires_grad:
             return call_next(input)
         call = PoolCall(self, name, gate, module)
         with DisableTorchFunction():

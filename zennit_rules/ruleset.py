@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from . import fingerprint
@@ -228,7 +229,8 @@ class RuleSet:
             with torch.no_grad():
                 for ours, theirs in zip(new.parameters(), old.parameters(), strict=True):
                     ours.copy_(theirs.expand_as(ours))
-            copy._sites[name], copy._gates[name] = site, new
+            copy._sites[name] = replace(site, shape=(samples, *site.shape[1:]))
+            copy._gates[name] = new
         copy.closed, copy.architecture, copy.weights = self.closed, self.architecture, self.weights
         copy._coverage = self._coverage
         return copy
@@ -323,13 +325,12 @@ class RuleSet:
             "training": self.training,
         }
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
+        temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
         try:
-            save_file(tensors, temporary, metadata={"captum-learnprop": json.dumps(document)})
+            temporary.write_bytes(save(tensors, metadata={"captum-learnprop": json.dumps(document)}))
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         return path
 
@@ -346,9 +347,23 @@ class RuleSet:
             RuleError: Missing, truncated or foreign file, newer format, unknown composite or gate, another model.
         """
         document, tensors = _read(Path(path))
-        rules = cls(document["composite"], document["config"])
+        try:
+            rules = cls._from_document(document, tensors)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RuleError(f"{path} is damaged ({error!r}); save the rule set again") from error
+        if model is not None:
+            rules.check_model(model, check_weights=check_weights)
+            rules._coverage = Coverage.of(model, rules._sites, rules._gates, {})
+            reference = next(iter(model.parameters()), None)
+            if reference is not None:
+                rules.to(device=reference.device, dtype=_parameter_dtype(reference))
+        return rules
+
+    @classmethod
+    def _from_document(cls, document: dict[str, Any], tensors: dict[str, Tensor]) -> RuleSet:
         from .composites import composite_class
 
+        rules = cls(document["composite"], document["config"])
         composite_class(rules.composite_name)
         for fields in document["sites"]:
             site = Site(**{**fields, "shape": tuple(fields["shape"])})
@@ -361,12 +376,6 @@ class RuleSet:
         rules.closed = True
         rules.architecture, rules.weights = document["architecture"], document["weights"]
         rules.training = document["training"]
-        if model is not None:
-            rules.check_model(model, check_weights=check_weights)
-            rules._coverage = Coverage.of(model, rules._sites, rules._gates, {})
-            reference = next(iter(model.parameters()), None)
-            if reference is not None:
-                rules.to(device=reference.device, dtype=_parameter_dtype(reference))
         return rules
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RuleSet:
@@ -410,8 +419,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise RuleError(f"{path} is truncated or no safetensors file ({error}); save the rule set again") from error
     if "captum-learnprop" not in metadata:
         raise RuleError(f"{path} is a safetensors file but not a rule set: it lacks the 'captum-learnprop' metadata")
-    document = json.loads(metadata["captum-learnprop"])
-    if document["format_version"] > FORMAT_VERSION:
+    try:
+        document = json.loads(metadata["captum-learnprop"])
+        newer = document["format_version"] > FORMAT_VERSION
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RuleError(f"{path} is damaged ({error!r}); save the rule set again") from error
+    if newer:
         raise RuleError(
             f"{path} has format {document['format_version']}, newer than this version reads ({FORMAT_VERSION}): "
             "upgrade captum-learnprop"

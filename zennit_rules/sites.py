@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ._compat import Canonizer, unsupported_model
+from ._compat import Canonizer, RemovableHandleList, unsupported_model
 from .errors import RuleError
 from .interpose import Interposed, interpose
 
@@ -146,6 +147,8 @@ _FUNCTIONALS: dict[Any, _Functional] = {
     torch.selu: _Functional(nn.SELU),
     torch.selu_: _Functional(nn.SELU, inplace=True),
     F.celu: _Functional(nn.CELU, ("alpha", "inplace")),
+    torch.celu: _Functional(nn.CELU, ("alpha",)),
+    torch.celu_: _Functional(nn.CELU, ("alpha",), inplace=True),
     F.gelu: _Functional(nn.GELU, ("approximate",)),
     F.silu: _Functional(nn.SiLU, ("inplace",)),
     F.mish: _Functional(nn.Mish, ("inplace",)),
@@ -167,7 +170,10 @@ _FUNCTIONALS: dict[Any, _Functional] = {
     F.tanhshrink: _Functional(nn.Tanhshrink),
     F.softshrink: _Functional(nn.Softshrink, ("lambd",)),
     F.hardshrink: _Functional(nn.Hardshrink, ("lambd",)),
+    Tensor.hardshrink: _Functional(nn.Hardshrink, ("lambd",)),
     F.threshold: _Functional(nn.Threshold, ("threshold", "value", "inplace")),
+    torch.threshold: _Functional(nn.Threshold, ("threshold", "value")),
+    torch.threshold_: _Functional(nn.Threshold, ("threshold", "value"), inplace=True),
     F.max_pool1d: _Functional(nn.MaxPool1d, _POOL),
     F.max_pool2d: _Functional(nn.MaxPool2d, _POOL),
     F.max_pool3d: _Functional(nn.MaxPool3d, _POOL),
@@ -213,8 +219,9 @@ class _FunctionalCalls(TorchFunctionMode):
         if not isinstance(z, Tensor) or not z.is_floating_point():
             return func(*args, **kwargs)
         child, takes_inplace = self.tracker.stand_in(*known)
-        out = child(z)
-        return z.copy_(out) if known[2] and not takes_inplace else out
+        if known[2] and not takes_inplace:  # beside, then written: a rule may need z itself
+            return z.copy_(child(z.clone()))
+        return child(z)
 
 
 # -- tracking --------------------------------------------------------------------------------------------------------
@@ -225,14 +232,14 @@ class SiteTracker(Canonizer):
 
     Args:
         on_functional: Called with each stand-in module of a functional call, and its path, when it first occurs:
-            the place to register rules on it.
+            the place to register rules on it; the handle it returns is removed with the tracker.
     """
 
-    def __init__(self, on_functional: Callable[[nn.Module, str], None] | None = None) -> None:
+    def __init__(self, on_functional: Callable[[nn.Module, str], RemovableHandleList | None] | None = None) -> None:
         self.on_functional = on_functional
         self.paths: dict[int, str] = {}
         self.root: weakref.ref[nn.Module] | None = None
-        self._handles: list[Interposed] = []
+        self._handles: list[Interposed | RemovableHandleList] = []
         self._stand_ins: dict[str, nn.Module] = {}
         self._calls: dict[str, int] = {}
         self._stack: list[tuple[str, bool]] = []
@@ -308,8 +315,9 @@ class SiteTracker(Canonizer):
             child.eval()
             self._stand_ins[key] = child
             self.paths[id(child)] = path
-            if self.on_functional is not None:
-                self.on_functional(child, path)
+            handle = None if self.on_functional is None else self.on_functional(child, path)
+            if handle is not None:
+                self._handles.append(handle)
         child = self._stand_ins[key]
         return child, bool(getattr(child, "inplace", False))
 
@@ -319,10 +327,15 @@ class SiteTracker(Canonizer):
         self._calls.clear()
         self._channel_last.clear()
         self._stack.append(("", False))
+        root = id(self.root() if self.root is not None else None)
+        served = _served.get()
+        token = _served.set(served | {root})
         try:
-            with _FunctionalCalls(self):
+            # Of several composites on one model the one applied last has the modules, and so the functional calls.
+            with nullcontext() if root in served else _FunctionalCalls(self):
                 return call_next(*args, **kwargs)
         finally:
+            _served.reset(token)
             self._stack.clear()
 
     def _run_module(
@@ -339,6 +352,9 @@ class SiteTracker(Canonizer):
         if isinstance(out, Tensor) and isinstance(module, (nn.Linear, nn.LayerNorm)):
             self._channel_last[id(out)] = weakref.ref(out)
         return out
+
+
+_served: ContextVar[frozenset[int]] = ContextVar("_served", default=frozenset())
 
 
 class Recorder(Protocol):

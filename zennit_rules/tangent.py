@@ -53,6 +53,9 @@ _WEIGHTED = _words("""linear conv1d conv2d conv3d conv_transpose1d conv_transpos
 _MAX_POOLS = {"max_pool1d": (F.max_pool1d, 1), "max_pool2d": (F.max_pool2d, 2), "max_pool3d": (F.max_pool3d, 3)}
 _DROPOUTS = _words("""dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout""")
 
+_SHAPED_LIKE = _words("""expand_as view_as reshape_as type_as to type""")
+_DETERMINISTIC = _LINEAR | _MULTILINEAR | _DIVIDING | _ADDING.keys() | _WEIGHTED | _MAX_POOLS.keys() | {"batch_norm"}
+
 Map = Callable[..., Any]  # tangents of the inputs -> tangents of the outputs
 
 
@@ -81,13 +84,23 @@ class Tape(TorchFunctionMode):
         self._count = 0
         self._leaves = tuple(self._new_slot(leaf) for leaf in leaves)
         self._last_use: list[list[int]] | None = None
+        self._needed: list[tuple[Tensor, int]] = []  # values run again later, and their versions
 
     # -- recording ---------------------------------------------------------------------------------------------------
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _MAX_POOLS and self.unsupported is None and torch.is_grad_enabled():
+            pooled = self._max_pool(name, tuple(args), dict(kwargs or {}))
+            if pooled is not None:
+                return pooled
+        if self.unsupported is not None or not torch.is_grad_enabled():
+            return func(*args, **(kwargs or {}))
+        before = None if name.rstrip("_") in _DETERMINISTIC else _random_states()
         out = func(*args, **(kwargs or {}))
-        if self.unsupported is None and torch.is_grad_enabled():
-            self._record(func, tuple(args), dict(kwargs or {}), out)
+        self._record(func, tuple(args), dict(kwargs or {}), out)
+        if before is not None and not all(map(torch.equal, before, _random_states())):
+            self._forget(f"{name} draws random numbers")
         return out
 
     def site(self, call: SiteCall, z: Tensor, out: Tensor) -> None:
@@ -95,6 +108,9 @@ class Tape(TorchFunctionMode):
         if self.unsupported is not None:
             return
         if z not in self._slots:
+            if z in self._constants or z.grad_fn is None:  # made of parameters alone: no signal of the input's passes
+                self._constants[out] = True
+                return
             self._forget(f"the input of site {call.name!r} was computed in a way that cannot be followed")
             return
         source = self._slots[z]
@@ -120,13 +136,15 @@ class Tape(TorchFunctionMode):
             if v.grad_fn is not None and v not in self._slots and v not in self._constants:
                 self._forget(f"an argument of {name} was computed in a way that cannot be followed")
                 return
+        if name in _SHAPED_LIKE:  # the other tensors say where to, not what
+            tracked = [i for i in tracked if i == 0]
         if not tracked:
             for o in outs:
                 self._constants[o] = True
             return
         inplace = [o for o in outs if any(o is v for v in tensors)]
         if inplace:
-            if name in _LINEAR or name in _DROPOUTS:
+            if name in _LINEAR or (name in _DROPOUTS and not _is_random(args, kwargs)):
                 return  # handed its input on: contiguous, to, dropout in evaluation
             if not name.endswith("_") or len(outs) > 1 or outs[0] is not args[0] or self._aliased(outs[0]):
                 self._forget(f"{name} works in place on a tensor that shares memory with another")
@@ -169,9 +187,24 @@ class Tape(TorchFunctionMode):
             return None if _is_random(args, kwargs) else lambda t: t
         if name == "pad" and first:
             return _pad(func, args, kwargs)
-        if name in _MAX_POOLS and first:
-            return _max_pool(name, args, kwargs)
+        self._needed.extend((v, v._version) for v in fixed if isinstance(v, Tensor))
         return _forward_mode(func, fixed, spec, tracked)
+
+    def _max_pool(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """A max-pool run once, with its winners; None if it is not the plain kind."""
+        function, dims = _MAX_POOLS[name]
+        names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+        given = {n: v for n, v in (dict(zip(names, args, strict=False)) | kwargs).items() if v is not None}
+        if given.pop("return_indices", False) or given["input"] not in self._slots:
+            return None
+        out, index = function(**given, return_indices=True)
+        flat_index, shape = index.flatten(-dims), index.shape
+
+        def run(t: Tensor) -> Tensor:
+            return t.flatten(-dims).gather(-1, flat_index).reshape(shape)
+
+        self._steps.append(_Step((self._slots[given["input"]],), (self._new_slot(out),), run))
+        return out
 
     @staticmethod
     def _sum(name: str, flat: list[Any], tracked: list[int], alpha: Any, size: Any) -> Map | None:
@@ -200,6 +233,7 @@ class Tape(TorchFunctionMode):
     def _forget(self, reason: str) -> None:
         self.unsupported = reason
         self._steps.clear()
+        self._needed.clear()
 
     # -- replaying ---------------------------------------------------------------------------------------------------
 
@@ -207,6 +241,10 @@ class Tape(TorchFunctionMode):
         """Name the tensor whose tangent `pull` returns."""
         if self.unsupported is None and output not in self._slots:
             self._forget("the output was computed in a way that cannot be followed")
+        # Autograd itself need not notice: softmax, say, keeps its output alone.
+        if any(value._version != version for value, version in self._needed):
+            self._forget("a value that is needed again was overwritten in place")
+        self._needed.clear()
         if self.unsupported is None:
             self._output = self._slots[output]
             last: dict[int, int] = {}
@@ -224,8 +262,8 @@ class Tape(TorchFunctionMode):
 
         Args:
             v: Gradient of the loss to each attribution, in the shapes of the leaves.
-            on_site: Called at each site with the gradients of its gate's parameters, by parameter name; the gate
-                may be updated right there.
+            on_site: Called at each site with the gradients of its gate's parameters, by parameter name; a gate that
+                serves this site alone may be updated right there.
 
         Returns:
             Tangent of the output, in its shape.
@@ -332,6 +370,13 @@ def _batch_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Map | None:
     return run
 
 
+def _random_states() -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states.append(torch.cuda.get_rng_state())
+    return states
+
+
 def _is_random(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
     return bool(given.get("training", True)) and given.get("p", 0.5) > 0
@@ -343,18 +388,6 @@ def _pad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Map:
     if given.get("mode", "constant") == "constant":
         given["value"] = 0.0
     return lambda t: func(t, **given)
-
-
-def _max_pool(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Map | None:
-    function, dims = _MAX_POOLS[name]
-    names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    given = {n: v for n, v in (dict(zip(names, args, strict=False)) | kwargs).items() if v is not None}
-    if given.pop("return_indices", False):
-        return None
-    with torch.no_grad():
-        index = function(**given, return_indices=True)[1]
-    flat_index, shape = index.flatten(-dims), index.shape
-    return lambda t: t.flatten(-dims).gather(-1, flat_index).reshape(shape)
 
 
 def _forward_mode(func: Any, flat: list[Any], spec: Any, tracked: list[int]) -> Map:

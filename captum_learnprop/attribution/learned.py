@@ -160,6 +160,8 @@ class LearnedPropagation(GradientAttribution):
     def _checked(self, inputs: Any, additional_forward_args: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         if torch.is_inference_mode_enabled():
             raise LearnpropError("attributions need autograd: leave torch.inference_mode() (no_grad() is fine)")
+        if not isinstance(inputs, (Tensor, tuple)):
+            raise LearnpropError(f"inputs must be a tensor or a tuple of tensors, got {type(inputs).__name__}")
         tensors = _format_tensor_into_tuples(inputs)
         additional = _format_additional_forward_args(additional_forward_args) or ()
         for i, x in enumerate(tensors):
@@ -175,7 +177,11 @@ class LearnedPropagation(GradientAttribution):
                 bad = int((~torch.isfinite(x)).sum())
                 raise LearnpropError(f"{where} has {bad} values that are NaN or infinite; clean the input first")
         try:
-            inspect.signature(self.model.forward).bind(*tensors, *additional)
+            signature = inspect.signature(self.model.forward)
+        except ValueError:  # scripted code has none; whether rules reach it is checked later
+            return tensors, additional
+        try:
+            signature.bind(*tensors, *additional)
         except TypeError as error:
             raise LearnpropError(
                 f"{type(self.model).__name__}.forward does not take {len(tensors)} inputs and {len(additional)} "

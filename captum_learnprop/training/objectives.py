@@ -150,7 +150,8 @@ def _class_index(r: MaskedPass) -> Tensor | None:
         target = None
     if target is None:
         return None
-    return target.to(r.masked.device).long().reshape(-1).expand(r.masked.shape[0])
+    index = target.to(r.masked.device).long().reshape(-1).expand(r.masked.shape[0])
+    return index % r.masked.shape[1]  # captum takes -1 for the last class, cross_entropy does not
 
 
 def _size(value: Tensor) -> Tensor:

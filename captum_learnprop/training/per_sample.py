@@ -29,6 +29,11 @@ from .objectives import MaskedPass, Objective
 _ADJOINT_TOLERANCE = {torch.float64: 1e-8}
 _ADJOINT_TOLERANCE_LOW = 1e-2
 
+# A gate that scales a whole map has gradient 0 under masks that are blind to scale; what is left is rounding of about
+# 1 eps of sum |v r|, where real gradients were never seen below 1e5 eps.
+_NOISE = 100
+_NOISE_MOST = 1e-3  # in low precision, eps * _NOISE would silence real gradients
+
 
 def select(output: Any, target: Any) -> Tensor:
     """The explained entry of each sample, ``(B,)``, by captum's conventions.
@@ -86,6 +91,7 @@ class OriginalPass:
         self.output: Tensor = output
         if not self.rules.closed:
             self.rules.close(model, output)
+            _warn_of_mixed_samples(self.rules, leaves[0].shape[0])
         for hook in hooks:  # removed from the model, but this pass goes on propagating by the rules
             hook.active = True
         tape.finish(output)
@@ -160,19 +166,39 @@ class OriginalPass:
         return f"the linearised pass does not match the backward pass ({left:.6g} against {right:.6g})"
 
 
+def _warn_of_mixed_samples(rules: RuleSet, samples: int) -> None:
+    """Say so where the first dimension of a site is no batch, as in models that put time first.
+
+    A first dimension of 1 is what parameters have that are shared over the batch.
+    """
+    mixed = [s.name for s in rules.sites if s.shape[0] != 1 and s.shape[0] % samples]
+    if mixed:
+        warnings.warn(
+            f"the first dimension of site {mixed[0]!r} ({len(mixed)} such sites) does not count the {samples} samples: "
+            "their gates are learned together, and a map depends on its batch; attribute one sample at a time",
+            RuleWarning,
+            stacklevel=2,
+        )
+
+
 class Descent:
     """Momentum with steps of unit size per sample and gate: blind to the scale of the loss, and to the other samples.
 
     Dividing by each element's own gradient size, as Adam does, would let rounding noise in elements without a
-    signal decide their steps, and a sample's map then depends on its batch.
+    signal decide their steps, and a sample's map then depends on its batch. For the same reason a gate whose whole
+    gradient is rounding noise stays where it is.
 
     Args:
         lr: Root mean square step of a gate's raw parameters.
         momentum: Weight of the past.
+
+    Attributes:
+        noise: Size below which a sample's gradient is rounding noise, ``(B,)``.
     """
 
     def __init__(self, lr: float, momentum: float = 0.8) -> None:
         self.lr, self.momentum = lr, momentum
+        self.noise = torch.zeros(1)
         self._moving: dict[tuple[str, str], Tensor] = {}
 
     @torch.no_grad()
@@ -188,8 +214,14 @@ class Descent:
             dims = [d for d in range(moving.ndim) if d != getattr(gate, "sample_dim", 0)]
             size = torch.linalg.vector_norm(moving, dim=dims, keepdim=True) if dims else moving.abs()
             count = moving.numel() // max(size.numel(), 1)
-            scale = torch.where(size > 0, self.lr * count**0.5 / size, torch.zeros_like(size))
+            heard = size > self._noise_of(size)
+            scale = torch.where(heard, self.lr * count**0.5 / size, torch.zeros_like(size))
             parameter.addcmul_(moving, scale, value=-1)
+
+    def _noise_of(self, size: Tensor) -> Tensor:
+        """The noise in the shape of ``size``, which has an entry per row of the gate: a sample, or a part of one."""
+        rows, rest = divmod(size.numel(), self.noise.numel())
+        return torch.zeros_like(size) if rest else self.noise.to(size).repeat_interleave(rows).reshape(size.shape)
 
 
 class Step:
@@ -229,8 +261,15 @@ class Step:
             loss = self.objective(MaskedPass(self.output, masked, self.selected, selected, self.target, masks))
             v = torch.autograd.grad(loss.sum(), live, materialize_grads=True) if update else ()
         if update:
+            self.descent.noise = _rounding(maps, v)
             self.original.rule_gradients(maps, v, self.descent.step)
         return maps, loss.detach()
+
+
+def _rounding(maps: tuple[Tensor, ...], v: tuple[Tensor, ...]) -> Tensor:
+    """Bound of the rounding error in the gradient of a gate, ``(B,)``: a few eps of ``sum |v r|``, which it adds up."""
+    terms = [(a * b).abs().flatten(1).sum(dim=1) for a, b in zip(maps, v, strict=True)]
+    return torch.stack(terms).sum(dim=0) * min(_NOISE * torch.finfo(maps[0].dtype).eps, _NOISE_MOST)
 
 
 def learn(step: Step, n_steps: int, *, show_progress: bool = False) -> tuple[Tensor, ...]:
@@ -247,7 +286,7 @@ def learn(step: Step, n_steps: int, *, show_progress: bool = False) -> tuple[Ten
     best, lowest = step.run(update=n_steps > 0)
     for done in tqdm(range(1, n_steps + 1), desc="learning rules", disable=not show_progress):
         maps, loss = step.run(update=done < n_steps)
-        better = loss < lowest
+        better = (loss < lowest) | lowest.isnan()
         lowest = torch.where(better, loss, lowest)
         best = tuple(_where(better, new, old) for new, old in zip(maps, best, strict=True))
     return best

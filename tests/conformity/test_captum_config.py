@@ -26,6 +26,8 @@ from captum_learnprop import LearnedPropagation
 from captum_learnprop.errors import LearnpropError
 from zennit_rules import RuleSet
 
+pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor", r"ignore:\s*Setting forward, backward hooks")
+
 REPLACED = {ca.Saliency, ca.GuidedBackprop, ca.Deconvolution}
 PLAIN = [c for c in CONFIG if REPLACED & set(c["algorithms"])]
 NEURON = [c for c in CONFIG if {ca.NeuronGuidedBackprop, ca.NeuronDeconvolution} & set(c["algorithms"])]

@@ -7,20 +7,19 @@ saw data) they are set to values under which signals keep their size, so that a 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from functools import cache
 
 import pytest
 import torch
 import torchvision.models as models
 from torch import Tensor, nn
+from untouched import assert_untouched, snapshot
 
 from captum_learnprop import LearnedPropagation
 from captum_learnprop.training.per_sample import OriginalPass
 from zennit_rules import LearnedGradient, RuleSet
 
 LIMIT = 100_000_000  # parameters; the sweep leaves larger variants out
-SIZES = {"inception_v3": 75, "maxvit": 224, "vit": 64}  # pixels; 32 do for the others
+SIZES = {"alexnet": 63, "inception_v3": 75, "maxvit": 224, "vit": 64}  # pixels; 32 do for the others
 NO_INIT = ("googlenet", "inception_v3", "vgg")  # they draw truncated normals for long unless told not to
 
 # A prefix per family; the longest that fits a name is its family.
@@ -83,3 +82,107 @@ def lively(model: nn.Module, x: Tensor) -> nn.Module:
 def test_every_model_of_torchvision_belongs_to_a_family() -> None:
     assert {family(n) for n in NAMES} == set(FAMILIES)
     assert set(SWEEP) | set(SMALLEST) == {n for n in NAMES if size(n) < LIMIT} | {"vgg11"}
+
+
+# -- each model ------------------------------------------------------------------------------------------------------
+
+# Layers without a rule, as the coverage report has to name them: not element-wise, or max-pools (exact by default).
+POOL = {"MaxPool2d", "MaxPool2DWithIndices"}
+SOFTMAX = {"Softmax"}
+NO_RULE = {
+    "alexnet": POOL, "densenet": POOL, "googlenet": POOL, "inception_v3": POOL, "resnet": POOL, "resnext": POOL,
+    "shufflenet_v2": POOL, "squeezenet": POOL, "vgg": POOL, "wide_resnet": POOL,
+    "maxvit": SOFTMAX, "swin": SOFTMAX, "swin_v2": SOFTMAX,
+    "vit": {"MultiheadAttention", "ScaledDotProductFlashAttentionForCpu"},
+}  # fmt: skip
+REASONS = {"max-pools are exact in this rule set", "not element-wise: keeps its own gradient"}
+
+
+def without_input(name: str, site: str) -> bool:
+    """Sites that see parameters only: no signal to the input passes through them."""
+    return family(name) == "swin_v2" and (".cpb_mlp." in site or site.endswith(".attn.functional_sigmoid"))
+
+
+def original_pass(model: nn.Module, x: Tensor, gate: str = "element") -> OriginalPass:
+    leaf = x.clone().requires_grad_()
+    return OriginalPass(model, LearnedGradient(gate=gate, per_sample=True), (leaf,), 3, ())
+
+
+def gradients(original: OriginalPass, v: Tensor) -> dict[str, Tensor]:
+    """Gradient of ``<v, map>`` to the gate of every site."""
+    found: dict[str, Tensor] = {}
+    original.rule_gradients(original.attributions(), (v,), lambda site, _, g: found.update({site: g["raw"].clone()}))
+    return found
+
+
+def check(name: str) -> None:
+    model, x = make(name), images(name)
+    before = snapshot(model, x)
+
+    coverage = RuleSet.build(model, x, gate="channel").coverage()
+    missing = {row.function: row.reason for row in coverage.rows if not row.rule}
+    assert coverage.complete, str(coverage)
+    assert set(missing) == NO_RULE.get(family(name), set()), str(coverage)
+    assert set(missing.values()) <= REASONS
+
+    maps = LearnedPropagation(model, gate="element").attribute(x, target=3, n_steps=1)
+    assert maps.isfinite().all()
+    assert maps.any()
+
+    found = gradients(original_pass(model, x), torch.randn_like(x))
+    assert set(found) >= {row.name for row in coverage.rows if row.rule and not without_input(name, row.name)}
+    for site, gradient in found.items():
+        assert gradient.isfinite().all(), site
+        assert bool(gradient.any()) != without_input(name, site), site
+    assert_untouched(before, model, x)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_family(name: str) -> None:
+    check(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWEEP)
+def test_variant(name: str) -> None:
+    check(name)
+
+
+# -- the fast path ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_fast_path_is_taken(name: str) -> None:
+    model, x = make(name), images(name)
+    original = original_pass(model, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradients(original, torch.randn_like(x))
+    assert original.fallback is None
+
+
+# One of each kind of block: plain, in place, residual, reused, concatenated, gated, attention, shifted windows.
+EXACT = [
+    "squeezenet1_1", "resnet18", "densenet121", "googlenet", "mobilenet_v3_small", "efficientnet_b0",
+    "shufflenet_v2_x0_5", "convnext_tiny", "vit_b_16", "swin_t",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("gate", ["element", "quadrant"])
+def test_fast_path_equals_double_backward(name: str, gate: str) -> None:
+    model, x = make(name).double(), images(name).double()
+    fast, slow = original_pass(model, x, gate), original_pass(model, x, gate)
+    for original in (fast, slow):
+        generator = torch.Generator().manual_seed(2)
+        for parameter in original.rules.parameters():
+            parameter.data.normal_(std=0.3, generator=generator)
+    slow.fallback = "asked for"
+    v = torch.randn_like(x)
+    expected, found = gradients(slow, v), gradients(fast, v)
+    assert fast.fallback is None
+    torch.testing.assert_close(fast.attributions()[0], slow.attributions()[0], rtol=1e-10, atol=0)
+    assert expected.keys() == found.keys()
+    for site, gradient in expected.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(found[site], gradient, rtol=0, atol=1e-9 * scale, msg=site)

@@ -141,7 +141,8 @@ def randomise(parameters: Iterable[Tensor], scale: float = 0.4) -> None:
 def score(maps: Tensor | Sequence[Tensor]) -> Tensor:
     """A loss on attributions whose derivative depends on their values."""
     maps = [maps] if isinstance(maps, Tensor) else maps
-    return sum(((m * torch.linspace(-1, 1, m.numel(), dtype=m.dtype).view_as(m)).sum() + m.square().sum()) for m in maps)
+    ramps = (torch.linspace(-1, 1, m.numel(), dtype=m.dtype).view_as(m) for m in maps)
+    return torch.stack([(m * (ramp + m)).sum() for m, ramp in zip(maps, ramps, strict=True)]).sum()
 
 
 def assert_gradient(

@@ -39,7 +39,7 @@ ACTIVATIONS: dict[str, tuple[Callable[..., nn.Module], Callable[..., Tensor], Ca
     "Softshrink": (nn.Softshrink, F.softshrink, None),
     "Hardshrink": (nn.Hardshrink, F.hardshrink, None),
     "PReLU": (nn.PReLU, F.prelu, None),
-    "Threshold": (lambda: nn.Threshold(0.1, -0.2), lambda z: F.threshold(z, 0.1, -0.2), None),
+    "Threshold": (lambda **options: nn.Threshold(0.1, -0.2, **options), lambda z: F.threshold(z, 0.1, -0.2), None),
 }
 SMOOTH = ("GELU", "SiLU", "Softplus", "Tanh", "Sigmoid", "Mish", "ELU")
 ADAPTERS = ("module", "inplace", "reused", "reused_inplace", "functional", "functional_inplace")
@@ -86,7 +86,7 @@ class Net(nn.Module):
 
 def build(activation: str, adapter: str) -> tuple[nn.Module, Tensor]:
     """Model and input."""
-    return prepare(Net(activation, adapter)), torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    return prepare(Net(activation, adapter)), (2 * torch.randn(2, 2, 4, 4, dtype=torch.float64)).requires_grad_()
 
 
 def relevance(model: nn.Module, x: Tensor, target: str, method: str, create_graph: bool) -> Tensor:
@@ -214,10 +214,11 @@ class TestBareRule:
 
     def test_in_zennit_composite(self) -> None:
         model, x = build("ReLU", "module")
-        gate = zr.ChannelGate((1, 3), start="guided_backprop").double()
+        gate = zr.ChannelGate((1, 3, 1, 1), start="guided_backprop").double()
         with NameMapComposite([(["a"], zr.LearnedActivation(gate))]).context(model):
             relevance(model, x, "constant", "grad", create_graph=True).sum().backward()
-        assert gate.raw.grad is None  # (1, 3) does not fit (B, 3, H, W) per channel, but broadcasts over the width
+        assert gate.raw.grad is not None
+        assert gate.raw.grad.any()
 
     def test_copies_share_the_gate(self) -> None:
         rule = zr.LearnedActivation(zr.ChannelGate((1, 3)))

@@ -191,7 +191,7 @@ def test_batch_equals_singles(gate: str) -> None:
         torch.testing.assert_close(maps(single, x[i : i + 1]), whole[i : i + 1], rtol=1e-10, atol=1e-13)
 
 
-def test_kept_scale_follows_its_parameter() -> None:
+def test_scale_follows_its_parameter() -> None:
     gate = zr.ChannelGate((1, 2)).double()
     with torch.no_grad():
         first = gate.scale()

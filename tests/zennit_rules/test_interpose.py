@@ -1,0 +1,196 @@
+"""Interposed layers, and each private name the package leans on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from zennit_rules import _compat
+from zennit_rules.interpose import interpose
+
+
+def adding(amount: float) -> Any:
+    """A layer that adds to the output."""
+    return lambda call_next, *args, **kwargs: call_next(*args, **kwargs) + amount
+
+
+class TestInterpose:
+    def test_the_last_one_is_outermost(self) -> None:
+        module, order = nn.Identity(), []
+
+        def layer(name: str) -> Any:
+            def around(call_next: Any, x: Tensor) -> Tensor:
+                order.append(name)
+                return call_next(x)
+
+            return around
+
+        handles = [interpose(module, layer(name)) for name in "abc"]
+        module(torch.zeros(1))
+        assert order == ["c", "b", "a"]
+        for handle in handles:
+            handle.remove()
+        assert "forward" not in module.__dict__
+
+    @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
+    def test_removed_in_any_order(self, order: tuple[int, ...]) -> None:
+        module = nn.Identity()
+        handles, expected = [interpose(module, adding(10**k)) for k in range(3)], 111
+        for k in order:
+            assert module(torch.zeros(1)) == expected
+            handles[k].remove()
+            handles[k].remove()
+            expected -= 10**k
+        assert module(torch.zeros(1)) == 0
+        assert "forward" not in module.__dict__
+
+    def test_one_function_interposed_twice_is_removed_once(self) -> None:
+        module, around = nn.Identity(), adding(1)
+        first, second = interpose(module, around), interpose(module, around)
+        assert module(torch.zeros(1)) == 2
+        first.remove()
+        assert module(torch.zeros(1)) == 1
+        second.remove()
+        assert "forward" not in module.__dict__
+
+    def test_the_users_own_forward_comes_back(self) -> None:
+        module = nn.Identity()
+        own = module.__dict__["forward"] = lambda x: x * 3
+        handle = interpose(module, adding(1))
+        assert module(torch.ones(1)) == 4
+        handle.remove()
+        assert module.__dict__["forward"] is own
+
+    def test_someone_who_replaced_forward_meanwhile_keeps_it(self) -> None:
+        module = nn.Identity()
+        handle = interpose(module, adding(1))
+        theirs = module.__dict__["forward"] = lambda x: x * 3
+        handle.remove()
+        assert module.__dict__["forward"] is theirs
+
+    def test_keyword_arguments_and_errors_pass_through(self) -> None:
+        class Failing(nn.Module):
+            def forward(self, x: Tensor, *, scale: float = 1.0) -> Tensor:
+                if scale < 0:
+                    raise KeyboardInterrupt
+                return x * scale
+
+        module = Failing()
+        handle = interpose(module, adding(1))
+        assert module(torch.ones(1), scale=3.0) == 4
+        with pytest.raises(KeyboardInterrupt):
+            module(torch.ones(1), scale=-1.0)
+        handle.remove()
+        assert module(torch.ones(1)) == 1
+
+    def test_the_class_is_untouched(self) -> None:
+        interpose(nn.Identity(), adding(1))
+        assert nn.Identity()(torch.zeros(1)) == 0
+
+
+class TestCompat:
+    """Fails when zennit or torch moves a name this package needs."""
+
+    def test_composites_is_a_registry_of_classes(self) -> None:
+        assert isinstance(_compat.COMPOSITES, dict)
+        assert all(isinstance(c, type) and issubclass(c, _compat.Composite) for c in _compat.COMPOSITES.values())
+        assert "epsilon_plus" in _compat.COMPOSITES
+
+    def test_composite(self) -> None:
+        composite = _compat.Composite()
+        composite.handles.append(_Handle())
+        composite.hook_refs.add(_compat.Hook())
+        composite.remove()
+        assert not composite.hook_refs
+        assert hasattr(composite, "context")
+        assert hasattr(composite, "inactive")
+
+    def test_composite_asks_module_map_for_each_module(self) -> None:
+        asked = []
+
+        def module_map(ctx: dict[str, Any], name: str, module: nn.Module) -> None:
+            asked.append(name)
+
+        with _compat.Composite(module_map=module_map).context(nn.Sequential(nn.ReLU())):
+            assert asked == ["", "0"]
+
+    def test_layer_map_composite(self) -> None:
+        hook = _compat.Hook()
+        composite = _compat.LayerMapComposite(layer_map=[(nn.ReLU, hook)], canonizers=[])
+        assert composite.module_map({}, "x", nn.ReLU()) is hook
+        assert composite.module_map({}, "x", nn.Tanh()) is None
+
+    def test_hook(self) -> None:
+        hook = _compat.Hook()
+        assert hook.active
+        hook.remove()
+        assert isinstance(hook.copy(), _compat.Hook)
+
+    def test_canonizer(self) -> None:
+        seen = []
+
+        class Noted(_compat.Canonizer):
+            def apply(self, root_module: nn.Module) -> list[Any]:
+                seen.append("apply")
+                return [self]
+
+            def register(self) -> None:
+                pass
+
+            def remove(self) -> None:
+                seen.append("remove")
+
+            def copy(self) -> Any:
+                return self
+
+        with _compat.Composite(canonizers=[Noted()]).context(nn.ReLU()):
+            pass
+        assert seen == ["apply", "remove"]
+
+    def test_removable_handles(self) -> None:
+        hook = _compat.Hook()
+        removed = []
+        hook.remove = lambda: removed.append(1)
+        handles = _compat.RemovableHandleList([_compat.RemovableHandle(hook)])
+        handles.remove()
+        assert removed == [1]
+        assert not handles
+
+    def test_disable_torch_function_switches_modes_off(self) -> None:
+        seen = []
+
+        class Noted(TorchFunctionMode):
+            def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                seen.append(func)
+                return func(*args, **(kwargs or {}))
+
+        with Noted():
+            with _compat.DisableTorchFunction():
+                torch.relu(torch.zeros(1))
+            assert not seen
+            torch.relu(torch.zeros(1))
+        assert seen
+
+    def test_marks_of_compiled_and_scripted_models(self) -> None:
+        assert hasattr(torch.compile(nn.ReLU()), "_orig_mod")
+        module = nn.ReLU()
+        assert module._compiled_call_impl is None
+        module.compile()
+        assert module._compiled_call_impl is not None
+        assert isinstance(torch.jit.script(nn.ReLU()), torch.jit.ScriptModule)
+        assert _compat.unsupported_model(nn.Sequential(nn.ReLU())) is None
+
+    def test_all_names_are_tested_here(self) -> None:
+        assert set(_compat.__all__) == {
+            "COMPOSITES", "Canonizer", "Composite", "DisableTorchFunction", "Hook", "LayerMapComposite",
+            "RemovableHandle", "RemovableHandleList", "unsupported_model",
+        }  # fmt: skip
+
+
+class _Handle:
+    def remove(self) -> None:
+        """Nothing to do."""

@@ -56,6 +56,7 @@ class LearnedComposite(LayerMapComposite):
         layer_map: list[Any] | None = None,
         canonizers: list[Any] | None = None,
     ) -> None:
+        self.strangers = rules is None or not isinstance(rules, RuleSet)  # not yet checked against a model's weights
         rules = self.default_rules if rules is None else rules
         if rules is None:
             rules = self._open_rules(gate, start, pooling, gate_options, per_sample)
@@ -68,6 +69,7 @@ class LearnedComposite(LayerMapComposite):
             )
         self.rules: RuleSet = rules
         self.tracker = SiteTracker(self._hook_functional)
+        self.functional_hooks: weakref.WeakSet[Hook] = weakref.WeakSet()
         activations: list[Any] = [(ACTIVATION_TYPES, LearnedActivation(self))]
         pools: list[Any] = [(POOLING_TYPES, LearnedMaxPool(self))] if rules.config["pooling"] == "soft" else []
         super().__init__(
@@ -98,13 +100,23 @@ class LearnedComposite(LayerMapComposite):
         return self.rules.parameters()
 
     def register(self, module: nn.Module) -> None:
-        """Register on a model; undone by ``remove()``, and at once if something fails on the way."""
-        self.rules.check_model(module)
+        """Register on a model; undone by ``remove()``, and at once if something fails on the way.
+
+        Raises:
+            RuleError: If the rules belong to another model; rules that came from a file are checked against its
+                weights too.
+        """
+        self.rules.check_model(module, check_weights=self.strangers)
         try:
             super().register(module)
         except BaseException:
             self.remove()
             raise
+
+    def mapping(self, ctx: dict[str, Any], name: str, module: nn.Module) -> Hook | None:
+        """Hook of a module; the model itself gets the switch of its functional calls."""
+        hook = super().mapping(ctx, name, module)
+        return _FunctionalSwitch(self) if hook is None and not name else hook
 
     def gate_at(self, module: nn.Module, kind: str, z: Tensor) -> tuple[str, nn.Module]:
         """Site and gate of the call being made (see `activation.GateProvider`)."""
@@ -120,8 +132,47 @@ class LearnedComposite(LayerMapComposite):
         if template is None:
             return None
         hook: Hook = template.copy()
-        self.hook_refs.add(hook)
+        self.functional_hooks.add(hook)
         return hook.register(stand_in)
+
+
+class _FunctionalSwitch(Hook):
+    """Passes ``active`` on to the hooks of functional calls.
+
+    Those are made during the forward pass, when the composite around (a ``MixedComposite``, say) has already listed the
+    hooks that its ``inactive()`` switches.
+    """
+
+    def __init__(self, composite: LearnedComposite) -> None:
+        self.composite = composite
+        super().__init__()
+
+    @property
+    def active(self) -> bool:
+        """Whether functional calls propagate by their rules."""
+        return self._active
+
+    @active.setter
+    def active(self, value: bool) -> None:
+        self._active = value
+        for hook in self.composite.functional_hooks:
+            hook.active = value
+
+    def copy(self) -> _FunctionalSwitch:
+        """A switch of the same hooks."""
+        return type(self)(self.composite)
+
+    def pre_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keeps the switch alive while it is registered."""
+
+    def remove(self) -> None:
+        """Passes recorded so far propagate by the plain gradient from here on."""
+        super().remove()
+        self.active = False
+
+    def register(self, module: nn.Module) -> RemovableHandleList:
+        """Register on the model and return the handles."""
+        return RemovableHandleList([RemovableHandle(self), module.register_forward_pre_hook(self.pre_forward)])
 
 
 class LearnedGradient(LearnedComposite):

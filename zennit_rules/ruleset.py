@@ -146,13 +146,13 @@ class RuleSet:
         samples = z.shape[0] if self.config.get("per_sample") else None
         if kind == "pooling":
             return PoolGate(samples=samples)
-        return gate_class(self.config["gate"])(
-            tuple(z.shape),
-            start=self.config["start"],
-            samples=samples,
-            channel_dim=channel_dim,
-            **self.config.get("gate_options", {}),
-        )
+        known, options = gate_class(self.config["gate"]), self.config.get("gate_options", {})
+        try:
+            return known(
+                tuple(z.shape), start=self.config["start"], samples=samples, channel_dim=channel_dim, **options
+            )
+        except TypeError as error:
+            raise RuleError(f"{known.__name__} does not take gate_options={options}: {error}") from error
 
     def _check_shape(self, site: Site, z: Tensor, gate: nn.Module) -> None:
         samples = getattr(gate, "samples", None)

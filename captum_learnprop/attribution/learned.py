@@ -28,10 +28,10 @@ from ..training.per_sample import Descent, OriginalPass, Step, learn, select
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 
-DEFAULT_STEPS = 20
-DEFAULT_LR = 0.1
+DEFAULT_STEPS = 30
+DEFAULT_LR = 0.03
 # Chosen on validation scenes: the plain form (no smoothing, zero baseline) lets gates find adversarial masks.
-DEFAULT_MASK = MaxMask(sigma=0.02, power=0.5)
+DEFAULT_MASK = MaxMask("sum", sigma=0.02, power=0.5)
 DEFAULT_OBJECTIVE = Agreement(baseline="noise")
 
 
@@ -114,11 +114,11 @@ class LearnedPropagation(GradientAttribution):
             target: Explained entry of the output, by captum's conventions: class index, list or 1-D tensor of one per
                 sample, tuples for outputs of more dimensions; None for one output per sample.
             additional_forward_args: Further arguments of the model, after ``inputs``; not differentiated.
-            n_steps: Learning steps; 20 without ``rules``, 0 with.
+            n_steps: Learning steps; 30 without ``rules``, 0 with.
             objective: What learning minimises; ``Agreement(baseline="noise")`` by default.
-            mask: Turns a map into a mask; ``MaxMask(sigma=0.02, power=0.5)`` by default. ``Agreement()`` with
-                ``MaxMask()`` is the plain LPR-reconstruction.
-            lr: Step size of the gates' raw parameters (root mean square per gate and step); 0.1 by default.
+            mask: Turns a map into a mask; ``MaxMask("sum", sigma=0.02, power=0.5)`` by default.
+                ``Agreement()`` with ``MaxMask()`` is the plain LPR-reconstruction.
+            lr: Step size of the gates' raw parameters (root mean square per gate and step); 0.03 by default.
             seed: Seeds whatever the objective draws, 0 by default; the caller's random state is untouched.
             show_progress: Draw a progress bar over the steps.
             create_graph: Keep the graph of the result, so that it can be differentiated with respect to the given

@@ -77,19 +77,13 @@ def save(path: Path, heatmap: Image.Image, cmap: str, level: float) -> None:
 @click.argument("dataset_root", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("relevance_format")
 @click.option("--attributor", "attributor_name", type=click.Choice(list(ATTRIBUTORS)), default="gradient")
-@click.option(
-    "--composite", "composite_name", type=click.Choice(list(COMPOSITES)), help="Default: plain gradient."
-)
+@click.option("--composite", "composite_name", type=click.Choice(list(COMPOSITES)), help="Default: plain gradient.")
 @click.option("--model", "model_name", type=click.Choice(list(MODELS)), default="resnet18")
-@click.option(
-    "--parameters", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="State dict."
-)
+@click.option("--parameters", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="State dict.")
 @click.option("--n-outputs", type=int, default=1000, help="Number of classes.")
 @click.option("--size", type=int, default=224, help="Height and width of the input, in pixels.")
 @click.option("--batch-size", type=int, default=16)
-@click.option(
-    "--relevance-norm", type=click.Choice(["symmetric", "absolute", "unaligned"]), default="symmetric"
-)
+@click.option("--relevance-norm", type=click.Choice(["symmetric", "absolute", "unaligned"]), default="symmetric")
 @click.option("--cmap", type=click.Choice(sorted(CMAPS)), default="coldnhot")
 @click.option("--level", type=float, default=1.0, help="Reach of the color map.")
 @click.option("--seed", type=int, default=0, help="Seed of the random parameters.")

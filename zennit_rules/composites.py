@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ._compat import COMPOSITES, Composite, Hook, LayerMapComposite, RemovableHandleList
+from ._compat import COMPOSITES, Composite, Hook, LayerMapComposite, RemovableHandle, RemovableHandleList
 from .activation import LearnedActivation
 from .errors import RuleError
 from .gates import STARTS, gate_class

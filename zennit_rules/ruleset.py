@@ -49,6 +49,7 @@ class RuleSet:
         self.weights: str | None = None
         self._sites: dict[str, Site] = {}
         self._gates: dict[str, nn.Module] = {}
+        self._shared: dict[str, nn.Module] = {}
         self._coverage: Coverage | None = None
 
     # -- making ------------------------------------------------------------------------------------------------------
@@ -139,8 +140,11 @@ class RuleSet:
             self._gates[name] = gate.to(device=z.device, dtype=_parameter_dtype(z))
             self._sites[name] = Site(name, kind, function, tuple(z.shape), channel_dim)
             return self._gates[name]
+        shared = self._shared.pop(name, None)
+        if shared is not None and getattr(gate, "samples", None) != z.shape[0]:
+            gate = self._gates[name] = self._expanded(shared, self._sites[name], z.shape[0])
         self._check_shape(self._sites[name], z, gate)
-        return gate
+        return gate.to(z.device)
 
     def _make_gate(self, kind: str, z: Tensor, channel_dim: int) -> nn.Module:
         samples = z.shape[0] if self.config.get("per_sample") else None
@@ -224,16 +228,23 @@ class RuleSet:
             old: Any = self._gates[name]
             if old.samples not in (None, 1, samples):
                 raise RuleError(f"site {name!r} holds parameters for each of {old.samples} samples, not {samples}")
-            new = copy._make_gate(site.kind, torch.empty((samples, *site.shape[1:]), device="meta"), site.channel_dim)
-            new.to_empty(device="cpu").to(next(old.parameters()))
-            with torch.no_grad():
-                for ours, theirs in zip(new.parameters(), old.parameters(), strict=True):
-                    ours.copy_(theirs.expand_as(ours))
-            copy._sites[name] = replace(site, shape=(samples, *site.shape[1:]))
-            copy._gates[name] = new
+            copy._gates[name] = copy._expanded(old, site, samples)
+            if old.samples is None:
+                copy._shared[name] = old  # a site that folds something else into its batch needs more rows
         copy.closed, copy.architecture, copy.weights = self.closed, self.architecture, self.weights
         copy._coverage = self._coverage
         return copy
+
+    def _expanded(self, shared: nn.Module, site: Site, rows: int) -> nn.Module:
+        """A gate with ``rows`` copies of a shared gate's parameters; notes the site's new shape."""
+        shape = (rows, *site.shape[1:])
+        gate = self._make_gate(site.kind, torch.empty(shape, device="meta"), site.channel_dim)
+        gate.to_empty(device="cpu").to(next(shared.parameters()))
+        with torch.no_grad():
+            for ours, theirs in zip(gate.parameters(), shared.parameters(), strict=True):
+                ours.copy_(theirs.expand_as(ours))
+        self._sites[site.name] = replace(site, shape=shape)
+        return gate
 
     # -- looking -----------------------------------------------------------------------------------------------------
 

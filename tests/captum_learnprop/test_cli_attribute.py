@@ -158,9 +158,7 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def attribute(
-    images: Path, out: Path, *options: str, model: str = "tiny", method: str = "saliency"
-) -> Result:
+def attribute(images: Path, out: Path, *options: str, model: str = "tiny", method: str = "saliency") -> Result:
     fixed = ["attribute", "--model", model, "--method", method, "--images", str(images), "--out", str(out)]
     return CliRunner().invoke(cli, [*fixed, "--size", str(SIZE), "--threads", "1", *options])
 
@@ -444,10 +442,7 @@ class TestRules:
         assert not torch.allclose(attributions(tmp_path / "plain"), guided, rtol=0.1)
 
     def test_a_method_that_takes_them_gets_them(self, images: Path, tmp_path: Path, rules: Path) -> None:
-        assert (
-            attribute(images, tmp_path / "out", "--rules", str(rules), model="relu", method="ruled").exit_code
-            == 0
-        )
+        assert attribute(images, tmp_path / "out", "--rules", str(rules), model="relu", method="ruled").exit_code == 0
         expected = sum(each.numel() for each in RuleSet.load(rules).parameters())
         assert expected > 0
         assert (attributions(tmp_path / "out") == expected).all()
@@ -465,9 +460,7 @@ class TestRules:
             options = ["--gate", "position", "--steps", "4", "--batch-size", size]
             result = attribute(images, tmp_path / size, *options, model="relu", method="learned_propagation")
             assert result.exit_code == 0, result.output
-        torch.testing.assert_close(
-            attributions(tmp_path / "4"), attributions(tmp_path / "1"), rtol=1e-3, atol=1e-6
-        )
+        torch.testing.assert_close(attributions(tmp_path / "4"), attributions(tmp_path / "1"), rtol=1e-3, atol=1e-6)
         assert not torch.allclose(attributions(tmp_path / "1"), attributions(tmp_path / "start"), rtol=0.05)
 
     def test_an_unknown_gate_is_told_in_one_line(self, images: Path, tmp_path: Path) -> None:

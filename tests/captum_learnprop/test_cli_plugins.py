@@ -62,9 +62,7 @@ class TestGroup:
     def test_version(self) -> None:
         assert learnprop("--version").output == f"learnprop {metadata.version('captum-learnprop')}\n"
 
-    @pytest.mark.parametrize(
-        "args", [["no-such-command"], ["--no-such-option"], ["plugins", "extra"], ["run"]]
-    )
+    @pytest.mark.parametrize("args", [["no-such-command"], ["--no-such-option"], ["plugins", "extra"], ["run"]])
     def test_wrong_usage_is_one_line_and_exit_code_2(self, args: list[str]) -> None:
         result = learnprop(*args)
         assert result.exit_code == 2
@@ -75,9 +73,7 @@ class TestGroup:
     @pytest.mark.parametrize(
         "error", [LearnpropError("no\nluck"), RuleError("no luck"), click.ClickException("no luck")]
     )
-    def test_users_error_is_one_line_and_exit_code_1(
-        self, error: Exception, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_users_error_is_one_line_and_exit_code_1(self, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
         use_command(monkeypatch, error)
         result = learnprop("demo")
         assert result.exit_code == 1

@@ -48,9 +48,7 @@ class TestTorchvision:
             assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 1000)
 
     def test_unknown_name(self) -> None:
-        with pytest.raises(
-            LearnpropError, match="no classification model 'resnet_18'; did you mean 'resnet18'"
-        ):
+        with pytest.raises(LearnpropError, match="no classification model 'resnet_18'; did you mean 'resnet18'"):
             torchvision_model("resnet_18")
         with pytest.raises(LearnpropError, match="no classification model 'fcn_resnet50'"):
             torchvision_model("fcn_resnet50")
@@ -82,9 +80,7 @@ class TestTorchvision:
         other = {key: value for key, value in state.items() if key != "features.0.bias"}
         other |= {"extra": torch.zeros(1), "features.0.weight": torch.zeros(2, 2)}
         torch.save(other, path)
-        faults = (
-            r"missing: features.0.bias; unexpected: extra; wrong shape: features.0.weight \(2, 2\) for \(64"
-        )
+        faults = r"missing: features.0.bias; unexpected: extra; wrong shape: features.0.weight \(2, 2\) for \(64"
         with pytest.raises(LearnpropError, match=f"does not fit squeezenet1_1: {faults}"):
             torchvision_model(NAME, checkpoint=path)
 

@@ -30,10 +30,7 @@ EXAMPLE = ROOT / "examples" / "plugin"
 KINDS = list(specs.RECORD_TYPES)
 
 HEADER = "from captum_learnprop.plugins import *\n"
-GOOD = (
-    HEADER
-    + "@hookimpl\ndef learnprop_metrics():\n    yield MetricRecord('answer', 'math:sqrt', 'a metric')\n"
-)
+GOOD = HEADER + "@hookimpl\ndef learnprop_metrics():\n    yield MetricRecord('answer', 'math:sqrt', 'a metric')\n"
 
 
 @pytest.fixture
@@ -78,9 +75,7 @@ def discover_with_warning(match: str) -> PluginManager:
 class TestRecords:
     @pytest.mark.parametrize("name", ["", "Gate", "my-gate", "1st", "two words", "_x", "x_", "a__b", None])
     def test_bad_name(self, name: str) -> None:
-        with pytest.raises(
-            PluginError, match=r"GateRecord name .* lower-case snake identifier like 'my_gate'"
-        ):
+        with pytest.raises(PluginError, match=r"GateRecord name .* lower-case snake identifier like 'my_gate'"):
             GateRecord(name, "math:sqrt", "a gate")
 
     @pytest.mark.parametrize("factory", ["math.sqrt", "math:", ":sqrt", "a b:c", "math:1", 3, None])
@@ -252,8 +247,7 @@ class TestEntryPoints:
             "must return an iterable of GateRecord",
         ),
         "wrong API version": (
-            HEADER
-            + "@hookimpl\ndef learnprop_gates():\n    yield GateRecord('x', len, 'x', api_version=7)\n",
+            HEADER + "@hookimpl\ndef learnprop_gates():\n    yield GateRecord('x', len, 'x', api_version=7)\n",
             "",
             "gate 'x' wants plugin API version 7, but this captum-learnprop supports 1",
         ),
@@ -320,9 +314,7 @@ class TestEntryPoints:
 
     def test_duplicate_plugin_name(self, site: Path) -> None:
         write_distribution(site, "a-dist", {"mine": "a_plugin"}, {"a_plugin": GOOD})
-        write_distribution(
-            site, "b-dist", {"mine": "b_plugin"}, {"b_plugin": GOOD.replace("answer", "other")}
-        )
+        write_distribution(site, "b-dist", {"mine": "b_plugin"}, {"b_plugin": GOOD.replace("answer", "other")})
         manager = discover_with_warning(
             r"plugin 'mine' \(b-dist 1.0\) was left out: the name is already used by plugin 'mine' \(a-dist"
         )
@@ -366,9 +358,7 @@ class TestSwitches:
 
 class TestLookUp:
     def test_unknown_name_lists_what_there_is(self, site: Path) -> None:
-        with pytest.raises(
-            PluginError, match=r"unknown gate 'chanel'; did you mean 'channel'.*: channel, element"
-        ):
+        with pytest.raises(PluginError, match=r"unknown gate 'chanel'; did you mean 'channel'.*: channel, element"):
             PluginManager.discover().get("gate", "chanel")
 
     def test_unknown_kind(self, site: Path) -> None:

@@ -114,9 +114,7 @@ class TestScript:
     def test_faulty_plugin_is_one_warning_line(
         self, tmp_path: Path, script: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        write_distribution(
-            tmp_path / "site", "bad-dist", {"bad": "bad_run"}, {"bad_run": "raise RuntimeError('x')"}
-        )
+        write_distribution(tmp_path / "site", "bad-dist", {"bad": "bad_run"}, {"bad_run": "raise RuntimeError('x')"})
         monkeypatch.syspath_prepend(tmp_path / "site")
         with pytest.warns(UserWarning, match="plugin 'bad'"):
             result = run(script)

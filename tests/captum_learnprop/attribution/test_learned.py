@@ -220,6 +220,17 @@ def test_batch_equals_singles_with_time_folded_into_the_batch(gate: str) -> None
     assert_batch_equals_singles(LearnedPropagation(model, gate=gate), x, [0, 1, 2], 1e-9, n_steps=4)
 
 
+def test_refinement_with_time_folded_into_the_batch() -> None:
+    torch.manual_seed(1)
+    model, x = Folded().double().eval(), torch.randn(3, 5, 4, dtype=torch.float64)
+    rules = moved(RuleSet.build(model, x, gate="channel"), 0.3)
+    method = LearnedPropagation(model, rules=rules)
+    start = method.attribute(x, target=0)
+    lonely = method.attribute(x, target=0, n_steps=3, lr=0.3, **PLAIN)
+    assert not torch.allclose(lonely, start)
+    assert_batch_equals_singles(method, x, [0, 0, 0], 1e-9, n_steps=3, lr=0.3, **PLAIN)
+
+
 def test_a_site_without_a_batch_is_said_to_mix_samples() -> None:
     model, x = TimeFirst(), torch.randn(3, 5, 4)
     with pytest.warns(RuleWarning, match=r"first dimension of site 'relu'.*3 samples.*one sample at a time"):

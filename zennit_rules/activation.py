@@ -2,103 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._compat import DisableTorchFunction, Hook, RemovableHandle, RemovableHandleList
-from .gates import Gate, ScaledGate
-from .interpose import interpose
-from .sites import PIECEWISE_LINEAR, ElementWise, activation_function, recorder
-
-
-class GateProvider(Protocol):
-    """Finds the gate of the call that is being made; a `Gate` can stand in for itself."""
-
-    def gate_at(self, module: nn.Module, kind: str, z: Tensor) -> tuple[str, nn.Module]:
-        """Name of the site and its gate, for this call of ``module`` with pre-activation ``z``."""
-
-    def skip(self, module: nn.Module) -> None:
-        """Count a call of ``module`` that no signal comes back from."""
-
-
-def find_gate(gate: GateProvider | nn.Module, module: nn.Module, kind: str, z: Tensor) -> tuple[str, nn.Module]:
-    """Ask a provider; a gate given directly serves every site."""
-    if isinstance(gate, nn.Module):
-        return type(module).__name__, gate
-    return gate.gate_at(module, kind, z)
-
-
-def skipped(gate: GateProvider | nn.Module, module: nn.Module) -> bool:
-    """Whether this call needs no gate: autograd is off, as in a plain pass or inside a custom autograd Function."""
-    if torch.is_grad_enabled():
-        return False
-    if not isinstance(gate, nn.Module):
-        gate.skip(module)
-    return True
-
-
-class SiteCall:
-    """One call of one site: what its backward pass needs, and what passed through it.
-
-    Attributes:
-        name: Name of the site.
-        keep: Whether someone records the forward pass (see `tangent`), so that the next two are remembered.
-        saved: What the rule needs of the forward pass.
-        g: Signal that arrived in the last backward pass.
-        shape: Shape of the layer's output.
-    """
-
-    def __init__(self, hook: Hook, name: str, gate: nn.Module) -> None:
-        self.hook = hook
-        self.name = name
-        self.gate = gate
-        self.keep = recorder.get() is not None
-        self.saved: tuple[Tensor, ...] = ()
-        self.g: Tensor | None = None
-        self.shape = torch.Size()
-
-    def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """The vector-Jacobian product of the layer itself."""
-        raise NotImplementedError
-
-    def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """What the rule passes on; differentiable in ``g`` and in the gate's parameters."""
-        raise NotImplementedError
-
-    def propagate(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """Backward pass of the site: the rule while its hook is active, else the true gradient."""
-        if not self.hook.active:
-            return self.true_gradient(saved, g)
-        if self.keep and not torch.is_grad_enabled():
-            self.g = g
-        return self.signal(saved, g)
-
-    def remember(self, *saved: Tensor) -> tuple[Tensor, ...]:
-        """Keep aliases of what autograd saves: the tensors themselves would close a reference cycle."""
-        if self.keep:
-            self.saved = tuple(tensor.detach() for tensor in saved)
-        return saved
-
-    def pull(self, tangent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Transpose of `signal` at the signal that arrived last.
-
-        Args:
-            tangent: Gradient of a loss to what the site passed on, in its shape.
-
-        Returns:
-            Gradient of the loss to the signal that arrived, and to the gate's parameters by name.
-        """
-        names, parameters = zip(*self.gate.named_parameters(), strict=True)
-        if self.g is None:  # nothing that reaches the output
-            return tangent.new_zeros(self.shape), {n: torch.zeros_like(p) for n, p in self.gate.named_parameters()}
-        with torch.enable_grad():
-            g = self.g.detach().requires_grad_()
-            passed = self.signal(self.saved, g)
-            gradients = torch.autograd.grad(passed, (g, *parameters), tangent.to(passed.dtype), materialize_grads=True)
-        return gradients[0], dict(zip(names, gradients[1:], strict=True))
+from ._compat import Hook
+from .gates import ScaledGate
+from .hook import SiteCall, SiteHook
+from .sites import PIECEWISE_LINEAR, ElementWise, activation_function
 
 
 class GatedSite(torch.autograd.Function):
@@ -189,7 +101,7 @@ class ActivationCall(SiteCall):
         return torch.zeros_like(g) if passed is None else passed
 
 
-class LearnedActivation(Hook):
+class LearnedActivation(SiteHook):
     """Zennit rule: the true gradient and the incoming signal, mixed by a gate.
 
     Works for every activation module whose true gradient autograd knows (ReLU, ReLU6, LeakyReLU, ELU, GELU, SiLU,
@@ -202,50 +114,20 @@ class LearnedActivation(Hook):
             composites of this package pass theirs).
     """
 
-    def __init__(self, gate: GateProvider | Gate) -> None:
-        super().__init__()
-        self.gate = gate
+    kind = "activation"
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.gate!r})"
+    def applies(self, module: nn.Module) -> bool:
+        """Whether ``module`` is an element-wise activation."""
+        return activation_function(module) is not None
 
-    def copy(self) -> LearnedActivation:
-        """A hook that shares the gate."""
-        return type(self)(self.gate)
-
-    def pre_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Marks the hook as registered; the work is done around ``forward``."""
-
-    def remove(self) -> None:
-        """Passes recorded so far propagate by the plain gradient from here on."""
-        super().remove()
-        self.active = False
-
-    def register(self, module: nn.Module) -> RemovableHandleList:
-        """Register on ``module`` and return the handles."""
-        self.active = True
-        handles = [RemovableHandle(self), module.register_forward_pre_hook(self.pre_forward)]
+    def run(self, module: nn.Module, name: str, gate: nn.Module, input: Tensor) -> tuple[SiteCall, Tensor]:
+        """See `SiteHook.run`."""
         fn = activation_function(module)
-        if fn is not None:
-            handles.append(interpose(module, partial(self._run, module, fn)))
-        return RemovableHandleList(handles)
-
-    def _run(self, module: nn.Module, fn: ElementWise, call_next: Any, input: Tensor) -> Tensor:
-        if skipped(self.gate, module):
-            return call_next(input)
-        name, gate = find_gate(self.gate, module, "activation", input)
-        if not input.requires_grad:
-            return call_next(input)
+        assert fn is not None
         call = ActivationCall(self, name, gate, fn)
-        inplace = bool(getattr(module, "inplace", False))
-        with DisableTorchFunction():
-            if not inplace:
-                out = GatedSite.apply(input, call, False)
-            elif call.from_output:
-                out = GatedSite.apply(input, call, True)
-            else:  # the rule needs z itself: compute beside, then write the value where the user expects it
-                out = input.copy_(GatedSite.apply(input.clone(), call, False))
-        listener = recorder.get()
-        if listener is not None:
-            listener.site(call, input, out)
-        return out
+        if not getattr(module, "inplace", False):
+            return call, GatedSite.apply(input, call, False)
+        if call.from_output:
+            return call, GatedSite.apply(input, call, True)
+        # The rule needs z itself: compute beside, then write the value where the user expects it.
+        return call, input.copy_(GatedSite.apply(input.clone(), call, False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -10,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._compat import DisableTorchFunction, Hook, RemovableHandle, RemovableHandleList
-from .activation import GateProvider, SiteCall, find_gate, skipped
+from ._compat import Hook
 from .errors import RuleError
-from .interpose import interpose
-from .sites import POOLING_TYPES, is_pooling, recorder
+from .hook import GateProvider, SiteCall, SiteHook
+from .sites import POOLING_TYPES, is_pooling
 
 
 class PoolGate(nn.Module):
@@ -169,7 +167,7 @@ class PoolCall(SiteCall):
         return exact + m * (windows.fold(seen.softmax(dim=0) * g) - exact)
 
 
-class LearnedMaxPool(Hook):
+class LearnedMaxPool(SiteHook):
     """Zennit rule: winner-take-all, softened by a trainable amount and temperature.
 
     A max-pool passes its signal to the winners alone, so gates at the other elements never see one. This rule shares
@@ -180,43 +178,16 @@ class LearnedMaxPool(Hook):
         gate: A `PoolGate`, or a provider that finds one per site; by default a shared `PoolGate()`.
     """
 
-    def __init__(self, gate: GateProvider | PoolGate | None = None) -> None:
-        super().__init__()
-        self.gate = PoolGate() if gate is None else gate
+    kind = "pooling"
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.gate!r})"
+    def __init__(self, gate: GateProvider | nn.Module | None = None) -> None:
+        super().__init__(PoolGate() if gate is None else gate)
 
-    def copy(self) -> LearnedMaxPool:
-        """A hook that shares the gate."""
-        return type(self)(self.gate)
+    def applies(self, module: nn.Module) -> bool:
+        """Whether ``module`` is a max-pool that returns its values alone."""
+        return is_pooling(module)
 
-    def pre_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Marks the hook as registered; the work is done around ``forward``."""
-
-    def remove(self) -> None:
-        """Passes recorded so far propagate by the plain gradient from here on."""
-        super().remove()
-        self.active = False
-
-    def register(self, module: nn.Module) -> RemovableHandleList:
-        """Register on ``module`` and return the handles."""
-        self.active = True
-        handles = [RemovableHandle(self), module.register_forward_pre_hook(self.pre_forward)]
-        if is_pooling(module):
-            handles.append(interpose(module, partial(self._run, module)))
-        return RemovableHandleList(handles)
-
-    def _run(self, module: nn.Module, call_next: Any, input: Tensor) -> Tensor:
-        if skipped(self.gate, module):
-            return call_next(input)
-        name, gate = find_gate(self.gate, module, "pooling", input)
-        if not input.requires_grad:
-            return call_next(input)
+    def run(self, module: nn.Module, name: str, gate: nn.Module, input: Tensor) -> tuple[SiteCall, Tensor]:
+        """See `SiteHook.run`."""
         call = PoolCall(self, name, gate, module)
-        with DisableTorchFunction():
-            out = GatedPool.apply(input, call)
-        listener = recorder.get()
-        if listener is not None:
-            listener.site(call, input, out)
-        return out
+        return call, GatedPool.apply(input, call)

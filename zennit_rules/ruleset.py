@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from . import fingerprint
+from .buffers import buffers_kept
 from .coverage import Coverage, unreached_nodes
 from .errors import RuleError
 from .gates import gate_class
@@ -99,7 +100,7 @@ class RuleSet:
         rules = instance.rules
         args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
         leaves = tuple(_leaf(a) for a in args)
-        with _buffers_kept(model), instance.context(model), torch.enable_grad():
+        with buffers_kept(model), instance.context(model), torch.enable_grad():
             output = model(*leaves)
         rules.close(model, output)
         return rules
@@ -144,7 +145,8 @@ class RuleSet:
         if shared is not None and getattr(gate, "samples", None) != z.shape[0]:
             gate = self._gates[name] = self._expanded(shared, self._sites[name], z.shape[0])
         self._check_shape(self._sites[name], z, gate)
-        return gate.to(z.device)
+        reference = next(gate.parameters(), None)
+        return gate if reference is None or reference.device == z.device else gate.to(z.device)
 
     def _make_gate(self, kind: str, z: Tensor, channel_dim: int) -> nn.Module:
         samples = z.shape[0] if self.config.get("per_sample") else None
@@ -195,7 +197,6 @@ class RuleSet:
         Raises:
             RuleError: If ``model`` is not the one these rules were built for.
         """
-        self.check_model(model)
         composite = self.composite()
         with composite.context(model):
             yield composite
@@ -405,18 +406,6 @@ def _leaf(value: Any) -> Any:
 def _parameter_dtype(z: Tensor) -> torch.dtype:
     """Gates of half-precision sites are kept in float32."""
     return z.dtype if z.dtype in (torch.float32, torch.float64) else torch.float32
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Undo changes of buffers (running statistics of a model in training mode)."""
-    kept = [(b, b.detach().clone()) for b in model.buffers()] if any(m.training for m in model.modules()) else []
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

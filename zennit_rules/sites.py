@@ -212,7 +212,9 @@ class _FunctionalCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        known = None if self.tracker.inside_site else _as_module(func, tuple(args[1:]), kwargs)
+        if not (func in _FUNCTIONALS or func in _CLAMPS) or self.tracker.inside_site:
+            return func(*args, **kwargs)
+        known = _as_module(func, tuple(args[1:]), kwargs)
         if known is None:
             return func(*args, **kwargs)
         z = args[0] if args else kwargs["input"]
@@ -225,6 +227,12 @@ class _FunctionalCalls(TorchFunctionMode):
 
 
 # -- tracking --------------------------------------------------------------------------------------------------------
+
+
+def _may_matter(module: nn.Module) -> bool:
+    """Whether calls inside ``module`` can be sites, or its output says where the channels are."""
+    of_torch = type(module).__module__.startswith("torch.nn.modules")
+    return not of_torch or isinstance(module, (nn.Linear, nn.LayerNorm)) or next(module.children(), None) is not None
 
 
 class SiteTracker(Canonizer):
@@ -267,7 +275,9 @@ class SiteTracker(Canonizer):
         self.root = weakref.ref(root)
         for path, module in root.named_modules():
             self.paths[id(module)] = path
-            self._handles.append(interpose(module, partial(self._run_module, path, module, is_site(module))))
+            site = is_site(module)
+            if site or _may_matter(module):
+                self._handles.append(interpose(module, partial(self._run_module, path, module, site)))
         self._handles.append(interpose(root, self._run_root))
 
     def remove(self) -> None:
@@ -349,7 +359,8 @@ class SiteTracker(Canonizer):
         finally:
             if self._stack:
                 self._stack.pop()
-        if isinstance(out, Tensor) and isinstance(module, (nn.Linear, nn.LayerNorm)):
+        # Subclasses of LayerNorm exist that put channels first (torchvision's LayerNorm2d).
+        if isinstance(out, Tensor) and (isinstance(module, nn.Linear) or type(module) is nn.LayerNorm):
             self._channel_last[id(out)] = weakref.ref(out)
         return out
 

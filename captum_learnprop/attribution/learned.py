@@ -14,6 +14,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from zennit_rules import RuleError, RuleSet, composite_class
+from zennit_rules.buffers import buffers_kept
 
 from .._compat import (
     _format_additional_forward_args,
@@ -135,9 +136,10 @@ class LearnedPropagation(GradientAttribution):
         steps = self._steps(n_steps, create_graph)
         tensors, additional = self._checked(inputs, additional_forward_args)
         leaves = tuple(x if create_graph and x.requires_grad else x.detach().clone().requires_grad_() for x in tensors)
-        with _seeded(seed), _buffers_kept(self.model):
+        with buffers_kept(self.model):
             if steps:
-                maps = self._learn(leaves, target, additional, steps, objective, mask, lr, show_progress)
+                with _seeded(seed):
+                    maps = self._learn(leaves, target, additional, steps, objective, mask, lr, show_progress)
             else:
                 maps = self._propagate(leaves, target, additional, create_graph)
         return _format_output(isinstance(inputs, tuple), maps)
@@ -244,18 +246,6 @@ def _seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0 if seed is None else seed)
         yield
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what a model in training mode does to its buffers (running statistics)."""
-    kept = [(b, b.detach().clone()) for b in model.buffers()] if any(m.training for m in model.modules()) else []
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
 
 
 __all__ = ["DEFAULT_LR", "DEFAULT_STEPS", "LearnedPropagation", "RuleError"]

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from zennit_rules import LearnedComposite, RuleSet, RuleWarning
-from zennit_rules.activation import SiteCall
+from zennit_rules.hook import SiteCall
 from zennit_rules.tangent import record
 
 from .._compat import _select_targets

@@ -16,7 +16,7 @@ from torch.overrides import _get_current_function_mode_stack
 from zennit.core import Composite
 
 import zennit_rules as zr
-from zennit_rules.activation import SiteCall
+from zennit_rules.hook import SiteCall
 
 
 def names(model: nn.Module, *args: Any, **options: Any) -> list[str]:

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import weight_norm
 
 import zennit_rules as zr
-from zennit_rules.activation import SiteCall
+from zennit_rules.hook import SiteCall
 from zennit_rules.tangent import Tape, record
 
 

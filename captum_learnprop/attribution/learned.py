@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,10 +136,10 @@ class LearnedPropagation(GradientAttribution):
         steps = self._steps(n_steps, create_graph)
         tensors, additional = self._checked(inputs, additional_forward_args)
         leaves = tuple(x if create_graph and x.requires_grad else x.detach().clone().requires_grad_() for x in tensors)
-        with buffers_kept(self.model):
+        draws = steps > 0 or any(module.training for module in self.model.modules())  # objectives and dropout do
+        with _seeded(seed) if draws else nullcontext(), buffers_kept(self.model):
             if steps:
-                with _seeded(seed):
-                    maps = self._learn(leaves, target, additional, steps, objective, mask, lr, show_progress)
+                maps = self._learn(leaves, target, additional, steps, objective, mask, lr, show_progress)
             else:
                 maps = self._propagate(leaves, target, additional, create_graph)
         return _format_output(isinstance(inputs, tuple), maps)

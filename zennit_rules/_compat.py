@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 try:
     from zennit.canonizers import Canonizer
@@ -17,6 +18,11 @@ except (ImportError, RuntimeError, AttributeError) as error:  # zennit imports t
 # Switches off every __torch_function__ handler, modes included: what a rule computes inside a site is not
 # a call of the user's model.
 DisableTorchFunction = torch._C.DisableTorchFunction
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass in this thread."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def unsupported_model(model: torch.nn.Module) -> str | None:
@@ -41,5 +47,8 @@ __all__ = [
     "LayerMapComposite",
     "RemovableHandle",
     "RemovableHandleList",
+    "in_backward",
+    "tree_flatten",
+    "tree_unflatten",
     "unsupported_model",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ._compat import Hook
 from .gates import ScaledGate
-from .hook import SiteCall, SiteHook
+from .hook import MARKER, SiteCall, SiteHook
 from .sites import PIECEWISE_LINEAR, ElementWise, activation_function
 
 
@@ -30,13 +30,13 @@ class GatedSite(torch.autograd.Function):
             ctx.mark_dirty(z)
         else:
             out = call.fn(z)
-        ctx.save_for_backward(*call.remember(out if call.from_output else z))
+        ctx.save_for_backward(*call.remember(out if call.from_output else z), MARKER)
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         """The rule's signal."""
-        return ctx.call.propagate(ctx.saved_tensors, g), None, None
+        return ctx.call.propagate(ctx.saved_tensors[:-1], g), None, None
 
 
 class ActivationCall(SiteCall):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from . import fingerprint
 from ._compat import COMPOSITES, Composite, Hook, LayerMapComposite, RemovableHandle, RemovableHandleList
 from .activation import LearnedActivation
 from .errors import RuleError
@@ -58,11 +59,17 @@ class LearnedComposite(LayerMapComposite):
         canonizers: list[Any] | None = None,
     ) -> None:
         self.strangers = rules is None or not isinstance(rules, RuleSet)  # not yet checked against a model's weights
+        self._verified: weakref.ref[nn.Module] | None = None
         rules = self.default_rules if rules is None else rules
         if rules is None:
             rules = self._open_rules(gate, start, pooling, gate_options, per_sample)
         elif not isinstance(rules, RuleSet):
             rules = RuleSet.load(rules)
+        for option, value in (("gate", gate), ("start", start)):
+            if value is not None and (getattr(value, "name", "") or value) != rules.config[option]:
+                raise RuleError(
+                    f"{option}={value!r} was given, but the rule set has {rules.config[option]!r}; leave it out"
+                )
         if self.name and rules.composite_name != self.name:
             raise RuleError(
                 f"a rule set of the composite {rules.composite_name!r} was given to {type(self).__name__} "
@@ -107,7 +114,11 @@ class LearnedComposite(LayerMapComposite):
             RuleError: If the rules belong to another model; rules that came from a file are checked against its
                 weights too.
         """
-        self.rules.check_model(module, check_weights=self.strangers)
+        known = self._verified is not None and self._verified() is module
+        self.rules.check_model(module, check_weights=self.strangers and not known)
+        if self.rules.architecture is None:  # open: belongs to the first model it is used on
+            self.rules.architecture = fingerprint.architecture(module)
+        self._verified = weakref.ref(module)
         try:
             super().register(module)
         except BaseException:
@@ -120,12 +131,12 @@ class LearnedComposite(LayerMapComposite):
         return _FunctionalSwitch(self) if hook is None and not name else hook
 
     def gate_at(self, module: nn.Module, kind: str, z: Tensor) -> tuple[str, nn.Module]:
-        """Site and gate of the call being made (see `activation.GateProvider`)."""
+        """Site and gate of the call being made (see `hook.GateProvider`)."""
         name = self.tracker.call_site(module)
         return name, self.rules.gate_for(name, kind, type(module).__name__, z, self.tracker.channel_dim(z))
 
     def skip(self, module: nn.Module) -> None:
-        """Count a call without a gate (see `activation.GateProvider`)."""
+        """Count a call without a gate (see `hook.GateProvider`)."""
         self.tracker.call_site(module)
 
     def _hook_functional(self, stand_in: nn.Module, path: str) -> RemovableHandleList | None:
@@ -200,7 +211,8 @@ def register_composite(name: str, composite: type[Composite]) -> None:
     known = COMPOSITES.setdefault(name, composite)
     if known is not composite:
         raise RuleError(
-            f"the composite name {name!r} belongs to {known.__module__}.{known.__qualname__}; choose another"
+            f"the composite name {name!r} belongs to {known.__module__}.{known.__qualname__}; choose another, "
+            "or pass overwrite=True to register_trained"
         )
 
 

@@ -14,10 +14,10 @@ from .sites import POOLING_TYPES, UNREACHED_TYPES, Site, is_site
 
 # Autograd nodes of functions that would have been sites, had a rule reached them.
 _MISSED = ("Relu", "Elu", "Gelu", "Silu", "Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "Softplus", "Tanh", "Sigmoid",
-           "Selu", "Celu", "Prelu", "LeakyRelu", "Threshold",
-           "DifferentiableGraph")  # fmt: skip
+           "Selu", "Celu", "Prelu", "PreluKernel", "RreluWithNoise", "Softshrink", "Hardshrink", "LeakyRelu",
+           "Threshold", "DifferentiableGraph")  # fmt: skip
 # Non-linear, but no element-wise activation.
-_OTHER = ("Softmax", "LogSoftmax", "Glu")
+_OTHER = ("Softmax", "LogSoftmax", "Glu", "Clamp", "ClampMin", "ClampMax", "Maximum", "Minimum")
 _FAMILIES = ("MaxPool", "AdaptiveMaxPool", "FractionalMaxPool", "ScaledDotProduct")
 
 
@@ -94,7 +94,8 @@ class Coverage:
         called = {name.split("#")[0] for name in sites}
         for path, module in model.named_modules():
             if isinstance(module, UNREACHED_TYPES):
-                rows.append(CoverageRow(path, type(module).__name__, "", "not element-wise: keeps its own gradient"))
+                reason = "random slope" if isinstance(module, nn.RReLU) else "not element-wise"
+                rows.append(CoverageRow(path, type(module).__name__, "", f"{reason}: keeps its own gradient"))
             elif is_site(module) and (path or "model") not in called:
                 kind = "max-pools are exact in this rule set" if isinstance(module, POOLING_TYPES) else "not called"
                 rows.append(CoverageRow(path, type(module).__name__, "", kind))
@@ -121,6 +122,8 @@ class Coverage:
 def _why(node: str) -> str:
     if node.startswith("MaxPool"):
         return "max-pools are exact in this rule set"
+    if node.startswith(("Clamp", "M")) and node in _OTHER:
+        return "a bound, not known as an activation: keeps its own gradient"
     if node in _OTHER or node.startswith(_FAMILIES):
         return "not element-wise: keeps its own gradient"
     if node in _MISSED:

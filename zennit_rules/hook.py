@@ -12,6 +12,10 @@ from ._compat import DisableTorchFunction, Hook, RemovableHandle, RemovableHandl
 from .interpose import interpose
 from .sites import recorder
 
+# Saved beside what a rule needs. Activation checkpointing runs a forward pass again during the backward pass; should
+# the rules be gone by then, the plain layer saves one tensor fewer, and torch says so instead of mixing things up.
+MARKER = torch.empty(0)
+
 
 class GateProvider(Protocol):
     """Finds the gate of the call that is being made; a `Gate` can stand in for itself."""

@@ -67,6 +67,17 @@ class Interposed:
             module.__dict__["forward"] = dispatcher.own
 
 
+def is_interposed(module: torch.nn.Module) -> bool:
+    """Whether something is interposed on the module right now."""
+    return isinstance(module.__dict__.get("forward"), _Dispatcher)
+
+
+def has_own_forward(module: torch.nn.Module) -> bool:
+    """Whether someone else gave this instance a ``forward`` that its class does not have."""
+    found = module.__dict__.get("forward")
+    return found is not None and not (isinstance(found, _Dispatcher) and found.own is None)
+
+
 def interpose(module: torch.nn.Module, around: Around) -> Interposed:
     """Run ``around(call_next, *args, **kwargs)`` whenever ``module.forward`` is called.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ._compat import Hook
 from .errors import RuleError
-from .hook import GateProvider, SiteCall, SiteHook
+from .hook import MARKER, GateProvider, SiteCall, SiteHook
 from .sites import POOLING_TYPES, is_pooling
 
 
@@ -113,13 +113,13 @@ class GatedPool(torch.autograd.Function):
         """Value of the layer, unchanged by the rule."""
         ctx.call = call
         out, index = call.pool(z)
-        ctx.save_for_backward(*call.remember(z, index))
+        ctx.save_for_backward(*call.remember(z, index), MARKER)
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         """The rule's signal."""
-        return ctx.call.propagate(ctx.saved_tensors, g), None
+        return ctx.call.propagate(ctx.saved_tensors[:-1], g), None
 
 
 def _spread(z: Tensor) -> Tensor:

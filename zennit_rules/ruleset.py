@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import fingerprint
 from .buffers import buffers_kept
-from .coverage import Coverage, unreached_nodes
+from .coverage import Coverage, CoverageRow, unreached_nodes
 from .errors import RuleError
 from .gates import gate_class
 from .pooling import PoolGate
@@ -99,6 +99,8 @@ class RuleSet:
         instance = composite_class(composite)(**options)
         rules = instance.rules
         args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        if any(isinstance(a, Tensor) and a.numel() == 0 for a in args):
+            raise RuleError("example_inputs are empty: the batch needs at least one sample")
         leaves = tuple(_leaf(a) for a in args)
         with buffers_kept(model), instance.context(model), torch.enable_grad():
             output = model(*leaves)
@@ -214,8 +216,9 @@ class RuleSet:
             )
         if check_weights and self.weights is not None and fingerprint.weights(model) != self.weights:
             raise RuleError(
-                f"this rule set was trained on a {type(model).__name__} with other weights (fingerprint "
-                f"{self.weights}); load the same checkpoint, or pass check_weights=False if you mean it"
+                f"this rule set was saved for a {type(model).__name__} with other weights, or the same in another "
+                "precision (fingerprint "
+                f"{self.weights}); load the same checkpoint, or use RuleSet.load(path, model, check_weights=False)"
             )
 
     def for_samples(self, samples: int) -> RuleSet:
@@ -322,6 +325,8 @@ class RuleSet:
                 f"the gate {self.config.get('gate')!r} has no name; register it with zennit_rules.register_gate"
             )
         path = Path(path)
+        if path.is_dir():
+            raise RuleError(f"cannot write {path}: it is a folder; name a file in it, such as rules.safetensors")
         if not path.parent.is_dir():
             raise RuleError(f"cannot write {path}: the folder {path.parent} does not exist")
         if model is not None:
@@ -335,6 +340,7 @@ class RuleSet:
             "architecture": self.architecture,
             "weights": self.weights,
             "training": self.training,
+            "coverage": [] if self._coverage is None else [vars(row) for row in self._coverage.rows],
         }
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
         temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
@@ -365,7 +371,6 @@ class RuleSet:
             raise RuleError(f"{path} is damaged ({error!r}); save the rule set again") from error
         if model is not None:
             rules.check_model(model, check_weights=check_weights)
-            rules._coverage = Coverage.of(model, rules._sites, rules._gates, {})
             reference = next(iter(model.parameters()), None)
             if reference is not None:
                 rules.to(device=reference.device, dtype=_parameter_dtype(reference))
@@ -388,6 +393,7 @@ class RuleSet:
         rules.closed = True
         rules.architecture, rules.weights = document["architecture"], document["weights"]
         rules.training = document["training"]
+        rules._coverage = Coverage(tuple(CoverageRow(**row) for row in document["coverage"]))
         return rules
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RuleSet:

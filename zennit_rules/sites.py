@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -21,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ._compat import Canonizer, RemovableHandleList, unsupported_model
+from ._compat import Canonizer, RemovableHandleList, in_backward, unsupported_model
 from .errors import RuleError
-from .interpose import Interposed, interpose
+from .interpose import Interposed, has_own_forward, interpose
 
 ElementWise = Callable[[Tensor], Tensor]
 
@@ -61,7 +62,6 @@ ACTIVATION_TYPES: tuple[type[nn.Module], ...] = tuple(_ACTIVATIONS)
 POOLING_TYPES: tuple[type[nn.Module], ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 
 # Non-linear modules and functions that are no sites: named in the coverage report, with the reason.
-_NOT_ELEMENTWISE = "not element-wise; propagates by its own gradient"
 UNREACHED_TYPES: tuple[type[nn.Module], ...] = (
     nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.GLU, nn.MultiheadAttention, nn.RReLU,
     nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.FractionalMaxPool2d, nn.LSTM, nn.GRU, nn.RNN,
@@ -70,6 +70,8 @@ UNREACHED_TYPES: tuple[type[nn.Module], ...] = (
 
 def _declared(module: nn.Module, types: tuple[type[nn.Module], ...]) -> type[nn.Module] | None:
     """The type in ``types`` whose ``forward`` the module runs; None if a subclass brought its own."""
+    if has_own_forward(module):
+        return None
     for cls in type(module).__mro__:
         if cls in types:
             return cls if type(module).forward is cls.forward else None
@@ -183,16 +185,27 @@ _FUNCTIONALS: dict[Any, _Functional] = {
 }
 # ``x.clamp(min=0)`` is how some code spells ReLU; with any other bound it is no activation.
 _CLAMPS = {torch.clamp, torch.clamp_min, Tensor.clamp, Tensor.clamp_min, torch.clip, Tensor.clip}
+_CLAMPS_INPLACE = {torch.clamp_, torch.clamp_min_, Tensor.clamp_, Tensor.clamp_min_, torch.clip_, Tensor.clip_}
+_CHANNEL_KEEPING = {
+    F.linear,
+    F.dropout,
+    torch.add,
+    Tensor.add,
+    Tensor.add_,
+    Tensor.__add__,
+    Tensor.__radd__,
+    Tensor.__iadd__,
+}
 
 
 def _as_module(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[type[nn.Module], dict[str, Any], bool] | None:
     """The module type, its arguments and whether the call is in place; None if the call is no site."""
-    if func in _CLAMPS:
+    if func in _CLAMPS or func in _CLAMPS_INPLACE:
         given = dict(zip(("min", "max"), args, strict=False)) | kwargs
         is_relu = isinstance(given.get("min"), (int, float)) and given["min"] == 0 and given.get("max") is None
-        return (nn.ReLU, {}, False) if is_relu else None
+        return (nn.ReLU, {}, func in _CLAMPS_INPLACE) if is_relu else None
     spec = _FUNCTIONALS.get(func)
     bound = None if spec is None else spec.module_arguments(args, kwargs)
     return None if spec is None or bound is None else (spec.module, *bound)
@@ -212,7 +225,9 @@ class _FunctionalCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not (func in _FUNCTIONALS or func in _CLAMPS) or self.tracker.inside_site:
+        if func in _CHANNEL_KEEPING:
+            return self.tracker.follow_channels(func, func(*args, **kwargs), args)
+        if not (func in _FUNCTIONALS or func in _CLAMPS or func in _CLAMPS_INPLACE) or self.tracker.inside_site:
             return func(*args, **kwargs)
         known = _as_module(func, tuple(args[1:]), kwargs)
         if known is None:
@@ -231,6 +246,8 @@ class _FunctionalCalls(TorchFunctionMode):
 
 def _may_matter(module: nn.Module) -> bool:
     """Whether calls inside ``module`` can be sites, or its output says where the channels are."""
+    if has_own_forward(module):
+        return True
     of_torch = type(module).__module__.startswith("torch.nn.modules")
     return not of_torch or isinstance(module, (nn.Linear, nn.LayerNorm)) or next(module.children(), None) is not None
 
@@ -252,6 +269,7 @@ class SiteTracker(Canonizer):
         self._calls: dict[str, int] = {}
         self._stack: list[tuple[str, bool]] = []
         self._channel_last: dict[int, weakref.ref[Tensor]] = {}
+        self._thread = 0
 
     def apply(self, root_module: nn.Module) -> list[SiteTracker]:
         """Track ``root_module``; zennit calls this when a composite is registered."""
@@ -290,11 +308,6 @@ class SiteTracker(Canonizer):
         self.root = None
 
     @property
-    def running(self) -> bool:
-        """Whether a forward pass of the tracked model is under way."""
-        return bool(self._stack)
-
-    @property
     def inside_site(self) -> bool:
         """Whether the innermost module being run is itself a site."""
         return not self._stack or self._stack[-1][1]
@@ -302,17 +315,32 @@ class SiteTracker(Canonizer):
     def call_site(self, module: nn.Module) -> str:
         """Name this call of ``module``, counting calls within the forward pass."""
         path = self.paths.get(id(module), f"unnamed {type(module).__name__}") or "model"
-        if not self._stack:  # a part of the model run on its own: nothing says when its pass begins
+        if not self._stack:
+            root = self.root() if self.root is not None else None
+            if root not in (None, module) and not in_backward():  # in a backward pass, checkpointing runs a part again
+                raise RuleError(
+                    f"site {path!r} was called outside a forward pass of the {type(root).__name__} the rules are "
+                    "applied to, so its call cannot be counted; call the model itself, or make the part you call a "
+                    "module and build the rule set for that"
+                )
             return path
         k = self._calls.get(path, 0)
         self._calls[path] = k + 1
         return f"{path}#{k}" if k else path
 
     def channel_dim(self, z: Tensor) -> int:
-        """Which dimension of ``z`` counts channels: the last if a Linear or LayerNorm made it, else 1."""
+        """Which dimension of ``z`` counts channels: the last if it comes from a linear map or LayerNorm, else 1."""
+        return z.ndim - 1 if self._has_channels_last(z) and z.ndim > 1 else min(1, z.ndim - 1)
+
+    def follow_channels(self, func: Any, out: Any, args: tuple[Any, ...]) -> Any:
+        """Note where the output of a linear map has its channels, and what is made of it element by element."""
+        if isinstance(out, Tensor) and (func is F.linear or any(self._has_channels_last(a) for a in args)):
+            self._channel_last[id(out)] = weakref.ref(out)
+        return out
+
+    def _has_channels_last(self, z: Any) -> bool:
         made = self._channel_last.get(id(z))
-        last = made is not None and made() is z
-        return z.ndim - 1 if last and z.ndim > 1 else min(1, z.ndim - 1)
+        return made is not None and made() is z
 
     def stand_in(self, kind: type[nn.Module], arguments: dict[str, Any], inplace: bool) -> tuple[nn.Module, bool]:
         """The module standing in for a functional call here, and whether it honours ``inplace`` itself."""
@@ -333,7 +361,10 @@ class SiteTracker(Canonizer):
 
     def _run_root(self, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._stack:  # a model that calls itself
+            if self._thread != get_ident():
+                raise RuleError("rules are applied to a model that two threads run at once; give each thread a copy")
             return call_next(*args, **kwargs)
+        self._thread = get_ident()
         self._calls.clear()
         self._channel_last.clear()
         self._stack.append(("", False))

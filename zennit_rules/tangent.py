@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ._compat import tree_flatten, tree_unflatten
 from .hook import SiteCall
 from .sites import recorder
 
@@ -171,6 +171,8 @@ class Tape(TorchFunctionMode):
             divisor = args[1] if len(args) > 1 else kwargs["other"]
             return None if kwargs.get("rounding_mode") else lambda t: (t / divisor).expand(size)
         if name in _MULTILINEAR:
+            if inplace and len(tracked) > 1:
+                return None  # one factor is gone
             functional = _OUT_OF_PLACE.get(name, func)
             return _product(functional, fixed, spec, tracked, size)
         if name == "copy":

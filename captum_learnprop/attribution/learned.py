@@ -14,7 +14,10 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from zennit_rules import RuleError, RuleSet, composite_class
+from zennit_rules._compat import COMPOSITES
 from zennit_rules.buffers import buffers_kept
+from zennit_rules.gates import GATES
+from zennit_rules.interpose import is_interposed
 
 from .._compat import (
     _format_additional_forward_args,
@@ -25,7 +28,7 @@ from .._compat import (
 from ..errors import LearnpropError
 from ..training.masks import Mask, MaxMask
 from ..training.objectives import Agreement, Objective
-from ..training.per_sample import Descent, OriginalPass, Step, learn, select
+from ..training.per_sample import Descent, OriginalPass, Step, finite, learn, select
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 
@@ -85,13 +88,25 @@ class LearnedPropagation(GradientAttribution):
         self.model = model
         self.composite = composite
         self.options: dict[str, Any] = {"gate": gate, "start": start, "pooling": pooling}
+        _load_plugins_for(composite, gate)
         if rules is None:
             composite_class(composite)(**self.options)  # names are checked here rather than at the first call
         elif not isinstance(rules, RuleSet):
             rules = RuleSet.load(rules, model)
         else:
             rules.check_model(model)
+        if rules is not None:
+            self._refuse_other_options(rules)
         self.rules = rules
+
+    def _refuse_other_options(self, rules: RuleSet) -> None:
+        """Options that differ from their defaults must be those of the given rule set."""
+        given = {"composite": self.composite, **self.options}
+        plain = {"composite": "learned_gradient", "gate": "element", "start": None, "pooling": "exact"}
+        for option, value in given.items():
+            has = rules.composite_name if option == "composite" else rules.config.get(option)
+            if value != plain[option] and (getattr(value, "name", "") or value) != has:
+                raise RuleError(f"{option}={value!r} was given, but the rule set has {has!r}; leave {option} out")
 
     @log_usage()
     def attribute(
@@ -151,8 +166,8 @@ class LearnedPropagation(GradientAttribution):
     def _steps(self, n_steps: int | None, create_graph: bool) -> int:
         if n_steps is None:
             n_steps = DEFAULT_STEPS if self.rules is None else 0
-        if n_steps < 0:
-            raise LearnpropError(f"n_steps must be at least 0, got {n_steps}")
+        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 0:
+            raise LearnpropError(f"n_steps must be an integer of at least 0, got {n_steps!r}")
         if create_graph and n_steps:
             raise LearnpropError(
                 "create_graph=True needs fixed rules to differentiate: pass rules= and leave n_steps at 0"
@@ -178,6 +193,9 @@ class LearnedPropagation(GradientAttribution):
             if not bool(torch.isfinite(x).all()):
                 bad = int((~torch.isfinite(x)).sum())
                 raise LearnpropError(f"{where} has {bad} values that are NaN or infinite; clean the input first")
+        sizes = sorted({x.shape[0] for x in tensors})
+        if len(sizes) > 1:
+            raise LearnpropError(f"inputs have batches of {sizes} samples; dimension 0 must be the same in all")
         try:
             signature = inspect.signature(self.model.forward)
         except ValueError:  # scripted code has none; whether rules reach it is checked later
@@ -202,7 +220,7 @@ class LearnedPropagation(GradientAttribution):
                     raise LearnpropError("create_graph=True cannot pass through a replaced gradient_func")
                 return self.gradient_func(self.forward_func, leaves, target, additional or None)
             output = self.forward_func(*leaves, *additional)
-            selected = select(output, target)
+            selected = finite(select(output, target))
             return torch.autograd.grad(selected.sum(), leaves, create_graph=create_graph, materialize_grads=True)
 
     def _learn(
@@ -219,6 +237,16 @@ class LearnedPropagation(GradientAttribution):
         if self.gradient_func is not compute_gradients:
             raise LearnpropError(
                 "gradient_func was replaced (by a Neuron* or Layer* class): rules cannot be learned for it; pass rules="
+            )
+        if lr is not None and not 0 < lr < float("inf"):
+            raise LearnpropError(f"lr must be positive and finite, got {lr}")
+        for name, value in (("objective", objective), ("mask", mask)):
+            if value is not None and not callable(value):
+                raise LearnpropError(f"{name} must be callable (see training.{name}s), got {value!r}")
+        if is_interposed(self.model):
+            raise LearnpropError(
+                "rules are applied to this model already, and masked inputs must see the plain model: "
+                "learn outside of rules.applied(model)"
             )
         samples = leaves[0].shape[0]
         composite = self._open_composite() if self.rules is None else self.rules.for_samples(samples).composite()
@@ -239,6 +267,14 @@ class LearnedPropagation(GradientAttribution):
 
     def _open_composite(self) -> Any:
         return composite_class(self.composite)(**self.options, per_sample=True)
+
+
+def _load_plugins_for(composite: str, gate: str | type) -> None:
+    """A name that is not known yet may be a plugin's."""
+    if composite not in COMPOSITES or (isinstance(gate, str) and gate not in GATES):
+        from ..plugins import get_manager
+
+        get_manager()
 
 
 @contextmanager

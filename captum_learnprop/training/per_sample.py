@@ -21,7 +21,7 @@ from zennit_rules.hook import SiteCall
 from zennit_rules.tangent import record
 
 from .._compat import _select_targets
-from ..errors import TargetError
+from ..errors import LearnpropError, TargetError
 from .masks import Mask
 from .objectives import MaskedPass, Objective
 
@@ -48,17 +48,34 @@ def select(output: Any, target: Any) -> Tensor:
     try:
         selected = _select_targets(output, target)
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        said = str(error).rstrip(".! ") or "out of range"
         raise TargetError(
             f"target {target!r} does not fit the model's output of shape {tuple(output.shape)}: "
-            f"{error or 'out of range'}. Pass a class index, a list or 1-D tensor with one index per sample, "
+            f"{said}. Pass a class index, a list or 1-D tensor with one index per sample, "
             "or tuples for outputs of more dimensions"
         ) from error
+    if target is None and selected.numel() != selected.shape[:1].numel():
+        raise TargetError(f"the output has shape {tuple(output.shape)}: pass target= to say which entry is explained")
     if selected.ndim == 0 or selected.numel() != selected.shape[0]:
         raise TargetError(
             f"target {target!r} leaves {tuple(selected.shape)} of the output {tuple(output.shape)}: "
             "name one entry per sample"
         )
     return selected.reshape(-1)
+
+
+def finite(selected: Tensor) -> Tensor:
+    """The explained entries, if they are numbers.
+
+    Raises:
+        LearnpropError: If one is NaN or infinite.
+    """
+    if not bool(torch.isfinite(selected).all()):
+        bad = torch.nonzero(~torch.isfinite(selected)).flatten().tolist()
+        raise LearnpropError(
+            f"the model's output is NaN or infinite for samples {bad[:8]}: check its weights and the input's range"
+        )
+    return selected
 
 
 class OriginalPass:
@@ -87,7 +104,7 @@ class OriginalPass:
             with composite.context(model), record(leaves) as tape:
                 output = model(*leaves, *additional)
                 hooks = list(composite.hook_refs)
-            self.selected = select(output, target)
+            self.selected = finite(select(output, target))
         self.output: Tensor = output
         if not self.rules.closed:
             self.rules.close(model, output)

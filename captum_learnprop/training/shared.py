@@ -17,6 +17,7 @@ from captum_learnprop.training.occlusion import (
     build_cache,
     occlusion_loss,
 )
+from captum_learnprop.training.per_sample import select
 
 if TYPE_CHECKING:
     from zennit_rules import RuleSet
@@ -70,17 +71,15 @@ def fit_shared(
             their last good values).
         OcclusionError: images, targets or options out of range.
     """
-    from captum_learnprop.attribution.learned import LearnedPropagation
-
     if model.training:
         raise FitError(
             "the model is in training mode, where samples of a batch depend on each other; call model.eval()"
         )
-    method = LearnedPropagation(model, rules=rules)
 
     def attribute(batch: Tensor, asked: Tensor) -> Tensor:
-        attribution: Tensor = method.attribute(batch, target=asked, create_graph=True)
-        return attribution
+        leaf = batch.detach().requires_grad_()
+        with rules.applied(model), torch.enable_grad():
+            return torch.autograd.grad(select(model(leaf), asked).sum(), leaf, create_graph=True)[0]
 
     cache = build_cache(model, images, targets, deletions=deletions, output=output, seed=seed)
     return fit_maps(

@@ -184,10 +184,25 @@ class TestCompat:
         assert isinstance(torch.jit.script(nn.ReLU()), torch.jit.ScriptModule)
         assert _compat.unsupported_model(nn.Sequential(nn.ReLU())) is None
 
+    def test_in_backward(self) -> None:
+        seen = []
+        x = torch.ones(2, requires_grad=True)
+        y = x * 2
+        y.register_hook(lambda g: seen.append(_compat.in_backward()))
+        y.sum().backward()
+        assert seen == [True]
+        assert not _compat.in_backward()
+
+    def test_trees(self) -> None:
+        flat, spec = _compat.tree_flatten(((1, [2]), {"a": 3}))
+        assert flat == [1, 2, 3]
+        assert _compat.tree_unflatten(flat, spec) == ((1, [2]), {"a": 3})
+
     def test_all_names_are_tested_here(self) -> None:
         assert set(_compat.__all__) == {
             "COMPOSITES", "Canonizer", "Composite", "DisableTorchFunction", "Hook", "LayerMapComposite",
-            "RemovableHandle", "RemovableHandleList", "unsupported_model",
+            "RemovableHandle", "RemovableHandleList", "in_backward", "tree_flatten", "tree_unflatten",
+            "unsupported_model",
         }  # fmt: skip
 
 

@@ -345,7 +345,7 @@ class TestLoadRefuses:
 
     def test_other_weights(self, path: Path) -> None:
         other = vgg()
-        with pytest.raises(zr.RuleError, match=r"trained on a Sequential with other weights.*check_weights=False"):
+        with pytest.raises(zr.RuleError, match=r"saved for a Sequential with other weights.*check_weights=False"):
             zr.RuleSet.load(path, other)
         zr.RuleSet.load(path, other, check_weights=False)
         zr.RuleSet.load(path)

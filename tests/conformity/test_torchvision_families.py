@@ -107,7 +107,7 @@ SOFTMAX = {"Softmax"}
 NO_RULE = {
     "alexnet": POOL, "densenet": POOL, "googlenet": POOL, "inception_v3": POOL, "resnet": POOL, "resnext": POOL,
     "shufflenet_v2": POOL, "squeezenet": POOL, "vgg": POOL, "wide_resnet": POOL,
-    "maxvit": SOFTMAX, "swin": SOFTMAX, "swin_v2": SOFTMAX,
+    "maxvit": SOFTMAX, "swin": SOFTMAX, "swin_v2": SOFTMAX | {"Clamp", "ClampMin"},
     "vit": {"MultiheadAttention", "ScaledDotProductFlashAttentionForCpu"},
 }  # fmt: skip
 REASONS = {"max-pools are exact in this rule set", "not element-wise: keeps its own gradient"}

@@ -110,7 +110,11 @@ NO_RULE = {
     "maxvit": SOFTMAX, "swin": SOFTMAX, "swin_v2": SOFTMAX | {"Clamp", "ClampMin"},
     "vit": {"MultiheadAttention", "ScaledDotProductFlashAttentionForCpu"},
 }  # fmt: skip
-REASONS = {"max-pools are exact in this rule set", "not element-wise: keeps its own gradient"}
+REASONS = {
+    "max-pools are exact in this rule set",
+    "not element-wise: keeps its own gradient",
+    "a bound, not known as an activation: keeps its own gradient",
+}
 
 
 def without_input(name: str, site: str) -> bool:

@@ -115,7 +115,8 @@ class LearnedComposite(LayerMapComposite):
                 weights too.
         """
         known = self._verified is not None and self._verified() is module
-        self.rules.check_model(module, check_weights=self.strangers and not known)
+        if not known:
+            self.rules.check_model(module, check_weights=self.strangers)
         if self.rules.architecture is None:  # open: belongs to the first model it is used on
             self.rules.architecture = fingerprint.architecture(module)
         self._verified = weakref.ref(module)

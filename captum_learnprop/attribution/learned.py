@@ -98,6 +98,7 @@ class LearnedPropagation(GradientAttribution):
         if rules is not None:
             self._refuse_other_options(rules)
         self.rules = rules
+        self._given = None if rules is None else rules.composite()
 
     def _refuse_other_options(self, rules: RuleSet) -> None:
         """Options that differ from their defaults must be those of the given rule set."""
@@ -212,9 +213,8 @@ class LearnedPropagation(GradientAttribution):
     def _propagate(
         self, leaves: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...], create_graph: bool
     ) -> tuple[Tensor, ...]:
-        rules = self.rules
-        context = self._open_composite().context(self.model) if rules is None else rules.applied(self.model)
-        with context, torch.enable_grad():
+        composite = self._open_composite() if self._given is None else self._given
+        with composite.context(self.model), torch.enable_grad():
             if self.gradient_func is not compute_gradients:  # a Neuron* class explains a neuron instead
                 if create_graph:
                     raise LearnpropError("create_graph=True cannot pass through a replaced gradient_func")

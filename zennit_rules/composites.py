@@ -115,10 +115,10 @@ class LearnedComposite(LayerMapComposite):
                 weights too.
         """
         known = self._verified is not None and self._verified() is module
-        if not known:
-            self.rules.check_model(module, check_weights=self.strangers)
-        if self.rules.architecture is None:  # open: belongs to the first model it is used on
+        if not self.rules.closed and not self.rules.sites:  # open: belongs to the first model whose sites it meets
             self.rules.architecture = fingerprint.architecture(module)
+        elif not known:
+            self.rules.check_model(module, check_weights=self.strangers)
         self._verified = weakref.ref(module)
         try:
             super().register(module)

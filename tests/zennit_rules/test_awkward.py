@@ -134,6 +134,8 @@ def test_two_threads_on_one_model_are_refused() -> None:
 
 def test_one_open_composite_is_for_one_model() -> None:
     composite = zr.LearnedGradient()
+    with composite.context(nn.Sequential(nn.Linear(9, 9), nn.ReLU())):
+        pass  # registered, but no site was met: still free
     first, second = nn.Sequential(nn.Linear(3, 4), nn.ReLU()), nn.Sequential(nn.Linear(3, 4), nn.Tanh())
     with composite.context(first):
         first(torch.randn(2, 3))

@@ -15,12 +15,14 @@ from .gates import ChannelGate, ElementGate, FeatureGate, Gate, PositionGate, Qu
 from .pooling import LearnedMaxPool, PoolGate
 from .ruleset import RuleSet
 from .sites import Site, SiteTracker
+from .streams import Fusion, attribute
 
 __all__ = [
     "ChannelGate",
     "Coverage",
     "ElementGate",
     "FeatureGate",
+    "Fusion",
     "Gate",
     "LearnedActivation",
     "LearnedComposite",
@@ -35,6 +37,7 @@ __all__ = [
     "RuleWarning",
     "Site",
     "SiteTracker",
+    "attribute",
     "composite_class",
     "register_composite",
     "register_gate",

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._compat import Hook
 from .gates import ScaledGate
 from .hook import MARKER, SiteCall, SiteHook
 from .sites import PIECEWISE_LINEAR, ElementWise, activation_function
@@ -42,13 +41,14 @@ class GatedSite(torch.autograd.Function):
 class ActivationCall(SiteCall):
     """A call of an element-wise activation ``fn``."""
 
-    def __init__(self, hook: Hook, name: str, gate: nn.Module, fn: ElementWise) -> None:
+    def __init__(self, hook: SiteHook, name: str, gate: nn.Module, fn: ElementWise) -> None:
         super().__init__(hook, name, gate)
         self.fn = fn
         self.is_relu = fn is torch.relu
         self.piecewise_linear = getattr(fn, "func", fn) in PIECEWISE_LINEAR
         self._kept_slope: Tensor | None = None
         self.scales_gradient = isinstance(gate, ScaledGate) and gate.start == "gradient"
+        self.has_contrast = bool(getattr(gate, "contrast", False))
         # relu(z) has the sign pattern of z: what autograd keeps for the next layer anyway is enough.
         self.from_output = self.is_relu and getattr(gate, "sign_only", False)
 
@@ -91,7 +91,7 @@ class ActivationCall(SiteCall):
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """``a * g * f'(z) + b * g``."""
-        a, b = self.gate(saved[0], g)
+        a, b = self.gate(saved[0], g, self.contrast()) if self.has_contrast else self.gate(saved[0], g)
         passed = None
         if not (isinstance(a, float) and a == 0.0):
             passed = self.true_gradient(saved, g) * (a.to(g.dtype) if isinstance(a, Tensor) else a)

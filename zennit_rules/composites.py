@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from .gates import STARTS, gate_class
 from .pooling import LearnedMaxPool
 from .ruleset import RuleSet
 from .sites import ACTIVATION_TYPES, POOLING_TYPES, SiteTracker
+from .streams import Streams
 
 POOLINGS = ("exact", "soft")
 
@@ -76,6 +78,7 @@ class LearnedComposite(LayerMapComposite):
                 f"({self.name!r}); use rules.composite()"
             )
         self.rules: RuleSet = rules
+        self.streams = Streams(fused=rules.fusion is not None)
         self.tracker = SiteTracker(self._hook_functional)
         self.functional_hooks: weakref.WeakSet[Hook] = weakref.WeakSet()
         activations: list[Any] = [(ACTIVATION_TYPES, LearnedActivation(self))]
@@ -125,6 +128,20 @@ class LearnedComposite(LayerMapComposite):
         except BaseException:
             self.remove()
             raise
+
+    @contextmanager
+    def recorded(self, model: nn.Module) -> Iterator[LearnedComposite]:
+        """Hook the model for one forward pass, which goes on propagating by the rules when the model is free again.
+
+        Raises:
+            RuleError: See `register`.
+        """
+        hooks: list[Hook] = []
+        with self.context(model):
+            yield self
+            hooks = list(self.hook_refs)
+        for hook in hooks:
+            hook.active = True
 
     def mapping(self, ctx: dict[str, Any], name: str, module: nn.Module) -> Hook | None:
         """Hook of a module; the model itself gets the switch of its functional calls."""

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import RuleError
@@ -60,6 +61,7 @@ class Gate(nn.Module):
     name: ClassVar[str] = ""
     per_sample: ClassVar[bool] = False  # True: has parameters for each sample, whatever ``samples`` says
     sample_dim: ClassVar[int] = 0  # dimension of the raw parameters that counts samples
+    contrast: bool = False  # True: called as ``gate(z, g, h)`` with the signal ``h`` of the other classes
     sign_only: ClassVar[bool] = True  # True: ``z`` enters through its sign alone, so f(z) = relu(z) serves as well
 
     def __init__(
@@ -221,25 +223,68 @@ def _squash(v: Tensor) -> Tensor:
 class FeatureGate(Gate):
     """A weight predicted at each element from ``z``, ``g`` and ``z * g``, with parameters per channel.
 
-    ``a = a_start + tanh(A . phi)`` and ``b = b_start + tanh(B . phi)`` with the features
+    ``a = s (a_start + tanh(A . phi))`` and ``b = s (b_start + tanh(B . phi))`` with the features
     ``phi = (1, z', g', z' g')``, where ``v' = v / (|v| + rms(v))`` is free of scale (rms over the sample). It adapts
     to every pixel while its few parameters are shared. ``raw`` is ``(2, 4, 1, C, 1, 1)``: A, then B.
+
+    Args:
+        position: Weigh positions too, by ``s = 1 + tanh(P . psi)`` with the features ``psi = (1, p', q')``: the layer's
+            relevance ``p = sum_c relu(z) g`` at the position, and its mean ``q`` over the 5 positions around, per
+            dimension. ``raw_position`` is ``(3, 1, 1, 1, 1)``. Without it ``s`` is 1.
+        contrast: Let the gate see the signal ``h`` of the other classes (see `streams`): ``phi`` grows by ``h'`` and
+            ``z' h'``, and ``psi`` by the relevance of ``h`` and its mean.
     """
 
     name = "feature"
     sample_dim = 2
     sign_only = False
 
-    def make_parameters(self, shape: tuple[int, ...]) -> None:
-        """Two times four raw values per channel."""
-        self.raw = nn.Parameter(torch.zeros((2, 4, *self._channel_shape(shape))))
+    def __init__(
+        self, shape: Sequence[int] = (1, 1), *, position: bool = False, contrast: bool = False, **options: Any
+    ) -> None:
+        self.uses_position, self.contrast = position, contrast
+        super().__init__(shape, **options)
 
-    def forward(self, z: Tensor, g: Tensor) -> tuple[Weight, Weight]:
-        """See `Gate.forward`."""
+    def make_parameters(self, shape: tuple[int, ...]) -> None:
+        """Two times four (or six) raw values per channel; three (or five) per layer for positions."""
+        self.raw = nn.Parameter(torch.zeros((2, 6 if self.contrast else 4, *self._channel_shape(shape))))
+        if self.uses_position:
+            ones = (1,) * (len(shape) - 1)
+            # Two leading dimensions, as in ``raw``: samples are counted in the same one.
+            self.raw_position = nn.Parameter(torch.zeros((1, 5 if self.contrast else 3, self._rows(shape), *ones)))
+
+    def forward(self, z: Tensor, g: Tensor, h: Tensor | None = None) -> tuple[Weight, Weight]:
+        """See `Gate.forward`; ``h`` is the contrast signal, or None where there is none yet."""
         a, b = start_weights(self.start, g)
-        raw, zs, gs = self.raw.to(g.dtype), _squash(z.to(g.dtype)), _squash(g)
-        deviations = [torch.tanh(c[0] + c[1] * zs + (c[2] + c[3] * zs) * gs) for c in raw]
-        return a + deviations[0], b + deviations[1]
+        raw, zg = self.raw.to(g.dtype), z.to(g.dtype)
+        zs, gs = _squash(zg), _squash(g)
+        hs = _squash(h.to(g.dtype)) if self.contrast and h is not None else None
+        deviations = [
+            torch.tanh(c[0] + c[1] * zs + (c[2] + c[3] * zs) * gs + (0.0 if hs is None else (c[4] + c[5] * zs) * hs))
+            for c in raw
+        ]
+        if not self.uses_position:
+            return a + deviations[0], b + deviations[1]
+        s = self._position_weight(zg.clamp(min=0), g, h)
+        return s * (a + deviations[0]), s * (b + deviations[1])
+
+    def _position_weight(self, active: Tensor, g: Tensor, h: Tensor | None) -> Tensor:
+        raw = self.raw_position[0].to(g.dtype)
+        total = raw[0]
+        for index, signal in ((1, g), (3, h if self.contrast else None)):
+            if signal is not None:
+                relevance = _squash((active * signal.to(g.dtype)).sum(dim=self.channel_dim, keepdim=True))
+                total = total + raw[index] * relevance + raw[index + 1] * self._around(relevance)
+        return 1 + torch.tanh(total)
+
+    def _around(self, relevance: Tensor) -> Tensor:
+        """Mean over the neighbourhood of each position, for layers ``(B, C, *spatial)``."""
+        dims = relevance.ndim - 2
+        if self.channel_dim != 1 or not 1 <= dims <= 3:
+            return relevance
+        pool: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[dims - 1]
+        around: Tensor = pool(relevance, 5, stride=1, padding=2, count_include_pad=False)
+        return around
 
 
 GATES: dict[str, type[Gate]] = {}

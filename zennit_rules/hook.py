@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ._compat import DisableTorchFunction, Hook, RemovableHandle, RemovableHandleList
 from .interpose import interpose
 from .sites import recorder
+from .streams import Streams
 
 # Saved beside what a rule needs. Activation checkpointing runs a forward pass again during the backward pass; should
 # the rules be gone by then, the plain layer saves one tensor fewer, and torch says so instead of mixing things up.
@@ -54,7 +55,7 @@ class SiteCall:
         shape: Shape of the layer's output.
     """
 
-    def __init__(self, hook: Hook, name: str, gate: nn.Module) -> None:
+    def __init__(self, hook: SiteHook, name: str, gate: nn.Module) -> None:
         self.hook = hook
         self.name = name
         self.gate = gate
@@ -77,7 +78,24 @@ class SiteCall:
             return self.true_gradient(saved, g)
         if self.keep and not torch.is_grad_enabled():
             self.g = g
+        streams = self.streams
+        if streams is not None:
+            streams.arrive(self, saved[0], g)
         return self.signal(saved, g)
+
+    @property
+    def streams(self) -> Streams | None:
+        """Where the passes of one attribution meet; None for a rule with a gate of its own."""
+        found: Streams | None = getattr(self.hook.gate, "streams", None)
+        return found
+
+    def contrast(self) -> Tensor | None:
+        """Signal of the other classes at this call; None during their own pass.
+
+        Raises:
+            RuleError: If there was no such pass.
+        """
+        return (self.streams or Streams()).contrast(self)
 
     def remember(self, *saved: Tensor) -> tuple[Tensor, ...]:
         """Keep aliases of what autograd saves: the tensors themselves would close a reference cycle."""

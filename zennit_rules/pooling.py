@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._compat import Hook
 from .errors import RuleError
 from .hook import MARKER, GateProvider, SiteCall, SiteHook
 from .sites import POOLING_TYPES, is_pooling
@@ -135,7 +134,7 @@ def _spread(z: Tensor) -> Tensor:
 class PoolCall(SiteCall):
     """A call of a max-pool."""
 
-    def __init__(self, hook: Hook, name: str, gate: nn.Module, module: nn.Module) -> None:
+    def __init__(self, hook: SiteHook, name: str, gate: nn.Module, module: nn.Module) -> None:
         super().__init__(hook, name, gate)
         self.module: Any = module
 

@@ -23,11 +23,14 @@ from .errors import RuleError
 from .gates import gate_class
 from .pooling import PoolGate
 from .sites import Site
+from .streams import Fusion
 
 if TYPE_CHECKING:
     from .composites import LearnedComposite
 
 FORMAT_VERSION = 1
+FUSION = "(fusion)"
+"""Stands for a site in the names of the fusion's parameters."""
 
 
 class RuleSet:
@@ -52,6 +55,7 @@ class RuleSet:
         self._gates: dict[str, nn.Module] = {}
         self._shared: dict[str, nn.Module] = {}
         self._coverage: Coverage | None = None
+        self.fusion: Fusion | None = None
 
     # -- making ------------------------------------------------------------------------------------------------------
 
@@ -66,6 +70,7 @@ class RuleSet:
         *,
         pooling: str | None = None,
         gate_options: Mapping[str, Any] | None = None,
+        fusion: bool = False,
         per_sample: bool = False,
     ) -> RuleSet:
         """Find the sites of ``model`` by one forward pass and give each a gate at its starting point.
@@ -78,6 +83,7 @@ class RuleSet:
             start: ``"gradient"``, ``"deconvnet"`` or ``"guided_backprop"``; the composite's own choice by default.
             pooling: ``"exact"`` leaves max-pools alone; ``"soft"`` gives each a `PoolGate`.
             gate_options: Further arguments of the gate, e.g. ``{"per": "layer"}``.
+            fusion: Multiply relevance maps of several depths into the attribution (see `streams.Fusion`).
             per_sample: Give each sample of the batch its own parameters.
 
         Raises:
@@ -105,7 +111,15 @@ class RuleSet:
         with buffers_kept(model), instance.context(model), torch.enable_grad():
             output = model(*leaves)
         rules.close(model, output)
+        if fusion:
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+            rules._fuse(Fusion.choose(rules.sites, tensors)).to(tensors[0].device, _parameter_dtype(tensors[0]))
         return rules
+
+    def _fuse(self, sites: list[str]) -> Fusion:
+        self.config["fusion"] = sites
+        self.fusion = Fusion(sites)
+        return self.fusion
 
     def close(self, model: nn.Module, output: Any = None) -> None:
         """Fix the sites met so far as those of ``model``.
@@ -237,6 +251,8 @@ class RuleSet:
                 copy._shared[name] = old  # a site that folds something else into its batch needs more rows
         copy.closed, copy.architecture, copy.weights = self.closed, self.architecture, self.weights
         copy._coverage = self._coverage
+        if self.contrast or self.fusion is not None:
+            raise RuleError("rules with a contrast stream or fusion are shared by all samples; they cannot be refined")
         return copy
 
     def _expanded(self, shared: nn.Module, site: Site, rows: int) -> nn.Module:
@@ -257,6 +273,11 @@ class RuleSet:
         """The sites, in the order of the forward pass."""
         return tuple(self._sites.values())
 
+    @property
+    def contrast(self) -> bool:
+        """Whether gates look at the signal of the other classes, which costs a backward pass more."""
+        return any(getattr(gate, "contrast", False) for gate in self._gates.values())
+
     def gate(self, site: str) -> nn.Module:
         """The gate at a site."""
         if site not in self._gates:
@@ -268,6 +289,8 @@ class RuleSet:
         for site, gate in self._gates.items():
             for name, parameter in gate.named_parameters():
                 yield f"{site}::{name}", parameter
+        if self.fusion is not None:
+            yield f"{FUSION}::raw", self.fusion.raw
 
     def parameters(self) -> list[nn.Parameter]:
         """All trainable parameters; none of them is in the model's ``state_dict()``."""
@@ -389,6 +412,8 @@ class RuleSet:
             own = {n.split("::")[1]: t for n, t in tensors.items() if n.startswith(f"{site.name}::")}
             dtype = next((t.dtype for t in own.values()), torch.float32)
             rules._gates[site.name] = gate.to(dtype=dtype)
+        if "fusion" in rules.config:
+            rules._fuse(list(rules.config["fusion"])).to(dtype=tensors[f"{FUSION}::raw"].dtype)
         rules.load_state_dict(tensors)
         rules.closed = True
         rules.architecture, rules.weights = document["architecture"], document["weights"]
@@ -398,8 +423,8 @@ class RuleSet:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RuleSet:
         """Move all parameters in place and return the rule set."""
-        for gate in self._gates.values():
-            gate.to(device=device, dtype=dtype)
+        for module in (*self._gates.values(), *([] if self.fusion is None else [self.fusion])):
+            module.to(device=device, dtype=dtype)
         return self
 
 

@@ -14,6 +14,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from zennit_rules import RuleError, RuleSet, composite_class
+from zennit_rules import attribute as propagate
 from zennit_rules._compat import COMPOSITES
 from zennit_rules.buffers import buffers_kept
 from zennit_rules.gates import GATES
@@ -221,7 +222,8 @@ class LearnedPropagation(GradientAttribution):
                 return self.gradient_func(self.forward_func, leaves, target, additional or None)
             output = self.forward_func(*leaves, *additional)
             selected = finite(select(output, target))
-            return torch.autograd.grad(selected.sum(), leaves, create_graph=create_graph, materialize_grads=True)
+            (seed,) = torch.autograd.grad(selected.sum(), output, retain_graph=True)
+            return propagate(composite, output, leaves, seed, create_graph=create_graph)
 
     def _learn(
         self,

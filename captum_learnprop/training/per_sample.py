@@ -101,16 +101,13 @@ class OriginalPass:
         self.rules: RuleSet = composite.rules
         self.fallback: str | None = None
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-            with composite.context(model), record(leaves) as tape:
+            with composite.recorded(model), record(leaves) as tape:
                 output = model(*leaves, *additional)
-                hooks = list(composite.hook_refs)
             self.selected = finite(select(output, target))
         self.output: Tensor = output
         if not self.rules.closed:
             self.rules.close(model, output)
             _warn_of_mixed_samples(self.rules, leaves[0].shape[0])
-        for hook in hooks:  # removed from the model, but this pass goes on propagating by the rules
-            hook.active = True
         tape.finish(output)
         self.tape = tape
         self.fallback = tape.unsupported

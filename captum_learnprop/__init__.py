@@ -14,18 +14,53 @@ if TYPE_CHECKING:
     from . import training as training
     from .attribution.learned import LearnedPropagation as LearnedPropagation
     from .errors import LearnpropError as LearnpropError
+    from .training.masks import AreaMask as AreaMask
     from .training.masks import MaxMask as MaxMask
     from .training.objectives import Agreement as Agreement
+    from .training.terms import Area as Area
+    from .training.terms import ClassContrast as ClassContrast
+    from .training.terms import Necessity as Necessity
+    from .training.terms import OcclusionRegression as OcclusionRegression
+    from .training.terms import RandomizationContrast as RandomizationContrast
+    from .training.terms import Sufficiency as Sufficiency
+    from .training.terms import TotalVariation as TotalVariation
+    from .training.trainer import RuleTrainer as RuleTrainer
 
 _HOMES = {
     "Agreement": "training.objectives",
+    "Area": "training.terms",
+    "AreaMask": "training.masks",
+    "ClassContrast": "training.terms",
     "LearnedPropagation": "attribution.learned",
     "LearnpropError": "errors",
     "MaxMask": "training.masks",
+    "Necessity": "training.terms",
+    "OcclusionRegression": "training.terms",
+    "RandomizationContrast": "training.terms",
+    "RuleTrainer": "training.trainer",
+    "Sufficiency": "training.terms",
+    "TotalVariation": "training.terms",
 }
 _ROOMS = ("evaluation", "plugins", "training")
 
-__all__ = ["Agreement", "LearnedPropagation", "LearnpropError", "MaxMask", "evaluation", "plugins", "training"]
+__all__ = [
+    "Agreement",
+    "Area",
+    "AreaMask",
+    "ClassContrast",
+    "LearnedPropagation",
+    "LearnpropError",
+    "MaxMask",
+    "Necessity",
+    "OcclusionRegression",
+    "RandomizationContrast",
+    "RuleTrainer",
+    "Sufficiency",
+    "TotalVariation",
+    "evaluation",
+    "plugins",
+    "training",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,17 +24,14 @@ if TYPE_CHECKING:
 
     from captum_learnprop.evaluation.comparison import Method, Result
     from captum_learnprop.evaluation.scenes import Questions
+    from captum_learnprop.training.trainer import RuleTrainer
     from zennit_rules import RuleSet
 
 TRAINING_SCENES = 96
 VALIDATION_SCENES = 16
 FIGURE_SCENES = 3
 
-GATE = "feature"
 START = "guided_backprop"
-POOLING = "soft"
-LEARNING_RATE = 0.03
-BATCH_SIZE = 12
 DELETIONS = 48
 SMOOTHING = 2.0
 """Of the maps that the shared rules are learned with and used with, in pixels."""
@@ -130,27 +127,32 @@ def run(plan: Plan) -> None:
 
 
 def learn(model: nn.Module, plan: Plan) -> tuple[RuleSet, dict[str, float]]:
-    """Shared rules from scenes of training digits, which the classifier was trained on too."""
+    """Shared rules from scenes of training digits, of which the classifier's own two highest classes are explained."""
     from captum_learnprop.evaluation.scenes import make_scenes
-    from captum_learnprop.training.shared import fit_shared
 
-    training = make_scenes("pairs", TRAINING_SCENES, split="train", seed=plan.seed).questions()
-    rules = _new_rules(model)
-    click.echo(f"measuring {len(training) * DELETIONS:,} random deletions, then learning from them", err=True)
+    images = make_scenes("pairs", TRAINING_SCENES, split="train", seed=plan.seed).images
+    click.echo(f"measuring {len(images) * DELETIONS:,} random deletions, then learning from them", err=True)
+    trainer = _trainer(model, plan)
     start = time.perf_counter()
-    with _progress("learning shared rules", plan.steps) as advance:
-        losses = fit_shared(
-            rules, model, training.images, training.targets,
-            steps=plan.steps, lr=LEARNING_RATE, batch_size=BATCH_SIZE, seed=plan.seed,
-            deletions=DELETIONS, sigma=SMOOTHING, progress=advance,
-        )  # fmt: skip
+    rules = trainer.fit(images, targets_per_image=2, show_progress=True)
+    losses = [row["validation loss"] for row in trainer.log if "validation loss" in row]
     return rules, {
         "seconds": time.perf_counter() - start,
         "scenes": TRAINING_SCENES,
         "parameters": sum(parameter.numel() for parameter in rules.parameters()),
-        "first loss": losses[0],
-        "last loss": losses[-1],
+        "first validation loss": losses[0],
+        "best validation loss": rules.training["validation_loss"],
     }
+
+
+def _trainer(model: nn.Module, plan: Plan) -> RuleTrainer:
+    from captum_learnprop.evaluation.scenes import SIZE
+    from captum_learnprop.training.trainer import RuleTrainer
+
+    return RuleTrainer(
+        model, start=START, quantity="sigmoid", steps=plan.steps, deletions=DELETIONS, smoothing=SMOOTHING / SIZE,
+        seed=plan.seed,
+    )  # fmt: skip
 
 
 def methods(model: nn.Module, rules: RuleSet, plan: Plan) -> list[Method]:
@@ -186,19 +188,18 @@ def methods(model: nn.Module, rules: RuleSet, plan: Plan) -> list[Method]:
         Method("guided backprop", guided),
         Method(INTEGRATED, integrated),
         Method(PER_SAMPLE, per_sample),
-        Method(UNTRAINED, shared(_new_rules(model))),
+        Method(UNTRAINED, shared(_untrained(model, plan))),
         Method(SHARED, shared(rules), (Treatment(sigma=SMOOTHING),)),
     ]
 
 
-def _new_rules(model: nn.Module) -> RuleSet:
+def _untrained(model: nn.Module, plan: Plan) -> RuleSet:
     import torch
 
     from captum_learnprop.evaluation.scenes import SIZE
     from zennit_rules import RuleSet
 
-    example = torch.full((1, 3, SIZE, SIZE), 0.5)
-    return RuleSet.build(model, example, "learned_gradient", gate=GATE, start=START, pooling=POOLING)
+    return RuleSet.build(model, torch.full((1, 3, SIZE, SIZE), 0.5), **_trainer(model, plan).rule_options)
 
 
 def table(results: Sequence[Result]) -> list[dict[str, str | float]]:
@@ -300,8 +301,7 @@ def write_json(results: Sequence[Result], learning: dict[str, float], plan: Plan
     document = {
         "options": {**vars(plan), "out": str(plan.out)},
         "rules": {
-            "gate": GATE, "start": START, "pooling": POOLING, "learning rate": LEARNING_RATE,
-            "batch size": BATCH_SIZE, "deletions": DELETIONS, "smoothing": SMOOTHING, **learning,
+            "start": START, "deletions": DELETIONS, "smoothing": SMOOTHING, **learning,
         },
         "classifier": weights_metadata(),
         "torch": torch.__version__,
@@ -332,19 +332,6 @@ def _opening(model: nn.Module, questions: Questions) -> str:
         f"{len(questions)} questions about {len(questions) // 2} test scenes; "
         f"the classifier sees the asked digit in {100 * share:.0f} % of them"
     )
-
-
-@contextmanager
-def _progress(label: str, steps: int) -> Iterator[Callable[[int, int, float], None]]:
-    from tqdm import tqdm
-
-    with tqdm(total=steps, desc=label, unit="step") as bar:
-
-        def advance(done: int, _total: int, loss: float) -> None:
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            bar.update(done - bar.n)
-
-        yield advance
 
 
 @contextmanager

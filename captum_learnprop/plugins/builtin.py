@@ -46,6 +46,18 @@ def learnprop_objectives() -> Iterable[ObjectiveRecord]:
         "captum_learnprop.training.objectives:Agreement",
         "the masked input keeps the model's output, with a small mask",
     )
+    where = "captum_learnprop.training.terms"
+    yield ObjectiveRecord(
+        "occlusion_regression", f"{where}:OcclusionRegression", "mass inside a region follows what its deletion costs"
+    )
+    yield ObjectiveRecord("sufficiency", f"{where}:Sufficiency", "what the mask keeps holds the explained quantity")
+    yield ObjectiveRecord("necessity", f"{where}:Necessity", "what the mask leaves out loses the explained quantity")
+    yield ObjectiveRecord("area", f"{where}:Area", "mean of the mask")
+    yield ObjectiveRecord("total_variation", f"{where}:TotalVariation", "differences of neighbours in the mask")
+    yield ObjectiveRecord("class_contrast", f"{where}:ClassContrast", "the map of another class differs")
+    yield ObjectiveRecord(
+        "randomization_contrast", f"{where}:RandomizationContrast", "the map of a re-initialised net differs"
+    )
 
 
 @hookimpl

@@ -1,0 +1,84 @@
+"""A batch: what the terms of an objective may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.training.draws import Draws
+from captum_learnprop.training.quantities import Quantity
+
+
+class ObjectiveError(LearnpropError):
+    """Terms, weights or batches that no loss can be computed from."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a term may use: ``B`` rows of one training step, or of a chunk of it; each an image with a target.
+
+    Attributes:
+        inputs: ``(B, C, *spatial)``, detached.
+        targets: ``(B,)`` int64.
+        maps: ``(B, *spatial)``, reduced and smoothed, by the current rules and differentiable in them.
+        outputs: ``(B, classes)``, the model's output for ``inputs``, detached.
+        quantity: ``(outputs (B', classes), targets (B',)) -> (B',)``, what is explained.
+        model: the plain model, differentiable in its input, its parameters frozen.
+        explain: other targets ``(B,)`` -> maps ``(B, *spatial)``, like ``maps``.
+        draws: the random numbers of these rows.
+        regions: ``(B, D, *spatial)`` bool, the cached deletions of each image.
+        drops: ``(B, D)``, what the explained quantity lost by each of them.
+        explain_randomized: maps ``(B, *spatial)``, like ``maps``, of a net with re-initialised weights.
+
+    Raises:
+        ObjectiveError: shapes do not fit each other.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    maps: Tensor
+    outputs: Tensor
+    quantity: Quantity
+    model: Callable[[Tensor], Tensor]
+    explain: Callable[[Tensor], Tensor]
+    draws: Draws
+    regions: Tensor | None = None
+    drops: Tensor | None = None
+    explain_randomized: Callable[[], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        count, spatial = self.inputs.shape[0], self.inputs.shape[2:]
+        if self.inputs.dim() < 3 or self.maps.shape != (count, *spatial):
+            raise ObjectiveError(
+                f"inputs {tuple(self.inputs.shape)} and maps {tuple(self.maps.shape)} must be (B, C, *spatial) and "
+                "(B, *spatial)"
+            )
+        if self.targets.shape != (count,) or self.outputs.shape[:1] != (count,) or self.outputs.dim() != 2:
+            raise ObjectiveError(
+                f"targets {tuple(self.targets.shape)} and outputs {tuple(self.outputs.shape)} must be (B,) and "
+                f"(B, classes) with B = {count}"
+            )
+        if len(self.draws) != count:
+            raise ObjectiveError(f"draws are of {len(self.draws)} rows, inputs of {count}")
+        if (self.regions is None) != (self.drops is None):
+            raise ObjectiveError("regions and drops come together, one of them is None")
+        if (
+            self.regions is not None
+            and self.drops is not None
+            and (self.regions.shape != (*self.drops.shape, *spatial) or len(self.drops) != count)
+        ):
+            raise ObjectiveError(
+                f"regions {tuple(self.regions.shape)} and drops {tuple(self.drops.shape)} must be (B, D, *spatial) and "
+                f"(B, D) with B = {count} and spatial = {tuple(spatial)}"
+            )
+
+    def uniform(self, *shape: int) -> Tensor:
+        """``(B, *shape)``, uniform in [0, 1), in dtype and on device of the maps; see `Draws`."""
+        return self.draws.uniform(*shape).to(self.maps)
+
+    def normal(self, *shape: int) -> Tensor:
+        """``(B, *shape)``, standard normal, in dtype and on device of the maps; see `Draws`."""
+        return self.draws.normal(*shape).to(self.maps)

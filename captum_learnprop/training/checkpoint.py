@@ -1,0 +1,129 @@
+"""Checkpoints: everything a training run needs to go on exactly where it stopped, as one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from captum_learnprop.errors import LearnpropError
+
+FORMAT_VERSION = "1"
+
+
+class CheckpointError(LearnpropError):
+    """A checkpoint that cannot be read, or belongs to another run."""
+
+
+@dataclass
+class TrainingState:
+    """Where a training run stands.
+
+    Attributes:
+        step: steps done.
+        rules: parameters by name.
+        optimizer: state tensors by ``<parameter number>/<name>``.
+        best: parameters with the lowest validation loss.
+        best_step: when they were met.
+        best_loss: that loss; infinite before the first validation.
+        waited: validations since then.
+        rows: of the log.
+    """
+
+    step: int
+    rules: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    best: dict[str, Tensor]
+    best_step: int
+    best_loss: float
+    waited: int
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+
+def write(path: Path, state: TrainingState, config: Mapping[str, Any]) -> None:
+    """Write under a temporary name, then move.
+
+    Raises:
+        OSError: no space, no folder, no permission; an earlier checkpoint is kept.
+    """
+    groups = {"rules": state.rules, "optimizer": state.optimizer, "best": state.best}
+    tensors = {
+        f"{group}|{name}": tensor.detach().cpu().contiguous().clone()
+        for group, members in groups.items()
+        for name, tensor in members.items()
+    }
+    document = {
+        "format_version": FORMAT_VERSION,
+        "config": config,
+        "step": state.step,
+        "best_step": state.best_step,
+        "best_loss": state.best_loss,
+        "waited": state.waited,
+        "rows": state.rows,
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(save(tensors, metadata={"learnprop-checkpoint": json.dumps(document)}))
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path, config: Mapping[str, Any]) -> TrainingState:
+    """The state in a checkpoint of a run with the same configuration.
+
+    Raises:
+        CheckpointError: damaged, of another format, or of a run with other options (they are named).
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        document = json.loads(metadata["learnprop-checkpoint"])
+        newer = document["format_version"] != FORMAT_VERSION
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is no checkpoint, or damaged ({error}); delete it to begin anew") from error
+    if newer:
+        raise CheckpointError(f"{path} has format {document['format_version']}, this version reads {FORMAT_VERSION}")
+    stored, wanted = document["config"], json.loads(json.dumps(config))
+    odd = sorted(name for name in {*stored, *wanted} if stored.get(name) != wanted.get(name))
+    if odd:
+        differing = ", ".join(f"{name}: {stored.get(name)!r} there, {wanted.get(name)!r} now" for name in odd[:3])
+        raise CheckpointError(
+            f"{path} is of a run with other options ({differing}); delete it to begin anew, or name another checkpoint"
+        )
+    groups: dict[str, dict[str, Tensor]] = {"rules": {}, "optimizer": {}, "best": {}}
+    for key, tensor in tensors.items():
+        group, name = key.split("|", 1)
+        groups[group][name] = tensor
+    return TrainingState(
+        step=document["step"], best_step=document["best_step"], best_loss=document["best_loss"],
+        waited=document["waited"], rows=document["rows"], **groups,
+    )  # fmt: skip
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of an optimiser as tensors, by ``<parameter number>/<name>``."""
+    return {
+        f"{number}/{name}": torch.as_tensor(value)
+        for number, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimiser the state that `optimizer_tensors` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, name = key.split("/")
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

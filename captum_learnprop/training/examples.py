@@ -1,0 +1,297 @@
+"""Examples: training images with their targets and, if asked for, what random deletions cost each target.
+
+The model is evaluated once per image and deletion, before training. Regions are kept as boxes, so that an image of any
+size with 48 deletions takes two kilobytes beside its pixels; images are kept in memory, or in a folder of safetensors
+files when there are many. A folder is also what an interrupted collection goes on from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from captum_learnprop.training.data import DataError, Labels
+from captum_learnprop.training.distributed import Processes
+from captum_learnprop.training.occlusion import generator_of, measure_drops, random_boxes
+from captum_learnprop.training.quantities import Quantity
+from zennit_rules import fingerprint
+
+PREDICTED = "predicted"
+LABELS = "labels"
+
+SHARD = 64
+"""Images per file of a folder."""
+
+FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What is measured of each image.
+
+    Attributes:
+        quantity: what is explained.
+        name: its name.
+        targets: ``"predicted"`` explains what the model says, ``"labels"`` what the data say.
+        targets_per_image: K; of predictions, the K highest.
+        deletions: D, regions removed from each image; 0 measures none.
+        seed: of regions and fills.
+        internal_batch_size: how many changed images go through the model together.
+    """
+
+    quantity: Quantity
+    name: str
+    targets: str = PREDICTED
+    targets_per_image: int = 1
+    deletions: int = 48
+    seed: int = 0
+    internal_batch_size: int = 256
+
+    def config(self) -> dict[str, Any]:
+        """What a stored collection must share with this one, ready for JSON."""
+        names = ("name", "targets", "targets_per_image", "deletions", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+class Examples:
+    """``N`` images with ``K`` targets and ``D`` deletions each, read by row: row ``K * i + k`` is target k of image i.
+
+    Args:
+        shards: tensors ``images``, ``targets`` and ``drops``, ``boxes`` where there are deletions; in memory, or the
+            path of a file.
+        sizes: images per shard.
+        targets_per_image: K.
+    """
+
+    def __init__(self, shards: list[dict[str, Tensor] | Path], sizes: list[int], targets_per_image: int) -> None:
+        self._shards, self._sizes, self.targets_per_image = shards, sizes, targets_per_image
+        self._starts = [sum(sizes[:index]) for index in range(len(sizes))]
+
+    def __len__(self) -> int:
+        """Number of rows, ``N * K``."""
+        return self.images * self.targets_per_image
+
+    @property
+    def images(self) -> int:
+        """Number of images, N."""
+        return sum(self._sizes)
+
+    def rows(self, index: Tensor) -> dict[str, Tensor]:
+        """The rows ``index`` (R,): ``inputs`` (R, C, *spatial), ``targets`` (R,), and, where there are deletions,
+        ``boxes`` (R, D, boxes, dims, 2) and ``drops`` (R, D)."""
+        found = [self._row(*divmod(row, self.targets_per_image)) for row in index.tolist()]
+        return {name: torch.stack([row[name] for row in found]) for name in found[0]}
+
+    def targets(self) -> Tensor:
+        """Targets of all rows, ``(N * K,)``."""
+        return torch.cat([self._slice(shard, "targets", slice(None)) for shard in self._shards]).flatten()
+
+    def _row(self, image: int, target: int) -> dict[str, Tensor]:
+        shard = max(index for index, start in enumerate(self._starts) if start <= image and self._sizes[index])
+        source, at = self._shards[shard], image - self._starts[shard]
+        row = {
+            "inputs": self._slice(source, "images", slice(at, at + 1))[0],
+            "targets": self._slice(source, "targets", slice(at, at + 1))[0, target],
+        }
+        if "drops" in (source if isinstance(source, dict) else self._names(source)):
+            row["boxes"] = self._slice(source, "boxes", slice(at, at + 1))[0]
+            row["drops"] = self._slice(source, "drops", slice(at, at + 1))[0, target]
+        return row
+
+    @staticmethod
+    def _slice(source: dict[str, Tensor] | Path, name: str, part: slice) -> Tensor:
+        if isinstance(source, dict):
+            return source[name][part]
+        with safe_open(source, framework="pt") as file:
+            tensor: Tensor = file.get_slice(name)[part]
+            return tensor
+
+    @staticmethod
+    def _names(source: Path) -> list[str]:
+        with safe_open(source, framework="pt") as file:
+            return list(file.keys())
+
+
+def collect(
+    model: nn.Module,
+    batches: Iterator[tuple[Tensor, Labels]],
+    what: Collection,
+    *,
+    processes: Processes,
+    folder: Path | None = None,
+    memory_limit: int = 1 << 30,
+    progress: Callable[[int], None] | None = None,
+) -> Examples:
+    """Read all images and measure what their targets lose by random deletions.
+
+    Args:
+        model: in evaluation mode; run without gradient.
+        batches: images with labels or None, see `data.read_batches`.
+        what: what is measured.
+        processes: measure each their share of the images; all of them keep all examples.
+        folder: where examples are kept as files, which a later call with the same data goes on from; None keeps them
+            in memory.
+        memory_limit: bytes of examples in memory from which a message recommends a folder.
+        progress: called with the number of images done.
+
+    Raises:
+        DataError: labels that are missing or out of range, or a folder that belongs to other data or cannot be
+            written to.
+    """
+    store = _Store(model, what, processes, folder)
+    pending: list[dict[str, Tensor]] = []
+    done = used = 0
+    for images, labels in batches:
+        for index, image in enumerate(images):
+            pending.append({"image": image, **({} if labels is None else {"label": labels[index]})})
+            if len(pending) == SHARD:
+                used += store.add(pending, done)
+                done, pending = done + len(pending), []
+                if progress is not None:
+                    progress(done)
+                if folder is None and used > memory_limit:
+                    raise DataError(
+                        f"{done} images with their deletions take {used / 2**30:.1f} GiB of memory: "
+                        "give examples_dir=, a folder to keep them in"
+                    )
+    if pending:
+        store.add(pending, done)
+        done += len(pending)
+        if progress is not None:
+            progress(done)
+    return Examples(store.shards, store.sizes, what.targets_per_image)
+
+
+class _Store:
+    """Measures shards of images, or reads the ones that were measured before."""
+
+    def __init__(self, model: nn.Module, what: Collection, processes: Processes, folder: Path | None) -> None:
+        self.model, self.what, self.processes, self.folder = model, what, processes, folder
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.shards: list[dict[str, Tensor] | Path] = []
+        self.sizes: list[int] = []
+        self.fills: tuple[Tensor, Tensor] | None = None  # lowest and highest value of each channel, first shard
+        self.key = {**what.config(), "weights": fingerprint.weights(model), "format_version": FORMAT_VERSION}
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DataError(f"cannot make the folder {folder} for examples: {error}") from error
+
+    def add(self, items: list[dict[str, Tensor]], first: int) -> int:
+        """Measure a shard; returns its bytes."""
+        images = torch.stack([item["image"] for item in items])
+        labels = torch.stack([item["label"] for item in items]) if "label" in items[0] else None
+        path = None if self.folder is None else self.folder / f"examples-{len(self.shards):05d}.safetensors"
+        if self.fills is None:
+            over = (0, *range(2, images.ndim))
+            self.fills = images.amin(over), images.amax(over)
+        digest = _digest((images, labels, *self.fills), self.key)
+        if path is None or not self._is_there(path, digest):
+            tensors = self._measure(images, labels, *self.fills, first)
+            if path is not None and self.processes.main:
+                _write(path, tensors, digest)
+            self.processes.barrier()
+            self.shards.append(tensors if path is None else path)
+            size = sum(tensor.nbytes for tensor in tensors.values())
+        else:
+            self.shards.append(path)
+            size = 0
+        self.sizes.append(len(images))
+        return size
+
+    def _is_there(self, path: Path, digest: str) -> bool:
+        """Whether a file holds this very shard; the same answer in every process."""
+        found = 0.0
+        if self.processes.main and path.is_file():
+            try:
+                with safe_open(path, framework="pt") as file:
+                    found = float((file.metadata() or {}).get("digest") == digest)
+            except (SafetensorError, OSError):
+                found = 0.0  # cut short: measured again
+        return bool(self.processes.sum(torch.tensor(found)).item() > 0)
+
+    @torch.no_grad()
+    def _measure(self, images: Tensor, labels: Labels, low: Tensor, high: Tensor, first: int) -> dict[str, Tensor]:
+        targets = self._targets(images, labels, first)
+        tensors = {"images": images.contiguous(), "targets": targets}
+        if not self.what.deletions:
+            return tensors
+        boxes, drops = [], torch.zeros(len(images), self.what.targets_per_image, self.what.deletions)
+        for index, image in enumerate(images):
+            generator = generator_of(self.what.seed, first + index)
+            boxes.append(random_boxes(self.what.deletions, tuple(image.shape[1:]), generator))
+            if (first + index) % self.processes.world != self.processes.rank:
+                continue
+            drops[index] = measure_drops(
+                self.model, image.to(self.device), targets[index].to(self.device), boxes[-1].to(self.device),
+                self.what.quantity, low=low, high=high, generator=generator,
+                internal_batch_size=self.what.internal_batch_size,
+            ).cpu()  # fmt: skip
+        drops = self.processes.sum(drops)
+        bad = ~drops.isfinite().flatten(1).all(1)
+        if bad.any():
+            raise DataError(
+                f"the model's output is NaN or infinite for image {first + int(bad.nonzero()[0])} or its deletions: "
+                "check the weights and the range of the images"
+            )
+        return {**tensors, "boxes": torch.stack(boxes), "drops": drops}
+
+    def _targets(self, images: Tensor, labels: Labels, first: int) -> Tensor:
+        outputs = torch.cat([self.model(part) for part in images.to(self.device).split(self.what.internal_batch_size)])
+        if outputs.ndim != 2:
+            raise DataError(f"the model must return (B, classes), it returned {tuple(outputs.shape)}; wrap it")
+        classes, count = outputs.shape[1], self.what.targets_per_image
+        if self.what.targets == PREDICTED:
+            if count > classes:
+                raise DataError(f"targets_per_image={count}, but the model has {classes} classes")
+            return outputs.topk(count, 1).indices.cpu()
+        if labels is None:
+            raise DataError(
+                "targets='labels', but the data have none; targets='predicted' explains what the model says"
+            )
+        labels = labels.reshape(len(images), -1)
+        if labels.is_floating_point() or labels.shape[1] != count:
+            raise DataError(
+                f"labels must be class indices, {count} per image (targets_per_image), got {labels.dtype} "
+                f"{tuple(labels.shape)}"
+            )
+        out = (labels < 0) | (labels >= classes)
+        if out.any():
+            row = int(out.any(1).nonzero()[0])
+            raise DataError(
+                f"label {labels[row].tolist()} of image {first + row} is out of range: the model has {classes} classes"
+            )
+        return labels.long().cpu()
+
+
+def _digest(tensors: tuple[Labels, ...], key: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
+    for tensor in tensors:
+        if tensor is not None:
+            digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _write(path: Path, tensors: dict[str, Tensor], digest: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"digest": digest})
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(
+            f"cannot write examples to {path}: {error}; free some space and start again, it goes on"
+        ) from error

@@ -1,0 +1,72 @@
+"""How alike two maps are: row by row, differentiable, blind to the scale of either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from captum_learnprop.training.occlusion import correlation
+
+SOFT = 0.1
+"""Of `compress`, as a share of the mean absolute value: smaller values are noise, larger ones count by their order."""
+
+
+def cosine(first: Tensor, second: Tensor) -> Tensor:
+    """Cosine of the angle between the rows of two ``(B, N)`` tensors: ``(B,)`` in [-1, 1]; 0 for a row of zeros."""
+    first, second = _scaled(first), _scaled(second)
+    norm = (first.square().sum(1) * second.square().sum(1) + torch.finfo(first.dtype).eps ** 2).sqrt()
+    return (first * second).sum(1) / norm
+
+
+def overlap(first: Tensor, second: Tensor) -> Tensor:
+    """Mass that the rows of two ``(B, N)`` tensors share: ``sum_i min(p_i, q_i)``, ``(B,)`` in [0, 1].
+
+    ``p`` and ``q`` are the positive parts, divided by their sums; 0 where a row has no positive part.
+    """
+    return torch.minimum(_shares(first), _shares(second)).sum(1)
+
+
+SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "pearson": correlation,
+    "cosine": cosine,
+    "overlap": overlap,
+}
+"""By name."""
+
+
+def compress(rows: Tensor, power: str) -> Tensor:
+    """Rows ``(B, N)`` with large values brought closer to small ones; signs and order are kept.
+
+    With ``r`` the row over its mean absolute value and ``s`` = `SOFT`: ``"none"`` is ``r``, ``"sqrt"`` is ``r /
+    sqrt(|r| + s)``, ``"log"`` is ``sign(r) log(1 + |r| / s)``. The correlation of compressed maps is closer to that of
+    their ranks.
+
+    Raises:
+        KeyError: another ``power``.
+    """
+    rows = _scaled(rows)
+    return COMPRESSIONS[power](rows / _positive(rows.abs().mean(1, keepdim=True)))
+
+
+COMPRESSIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda rows: rows,
+    "sqrt": lambda rows: rows / (rows.abs() + SOFT).sqrt(),
+    "log": lambda rows: rows.sign() * (rows.abs() / SOFT).log1p(),
+}
+"""By name, see `compress`."""
+
+
+def _shares(rows: Tensor) -> Tensor:
+    positive = _scaled(rows).clamp(min=0)
+    return positive / _positive(positive.sum(1, keepdim=True))
+
+
+def _scaled(rows: Tensor) -> Tensor:
+    """Rows over their largest absolute value, as a constant: maps of deep nets can be as small as 1e-20."""
+    return rows / _positive(rows.detach().abs().amax(1, keepdim=True))
+
+
+def _positive(size: Tensor) -> Tensor:
+    return torch.where(size > 0, size, torch.ones_like(size))

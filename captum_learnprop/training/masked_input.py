@@ -1,0 +1,46 @@
+"""An objective of per-sample learning as a term of shared learning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_learnprop.training.batch import Batch
+from captum_learnprop.training.masks import Mask
+from captum_learnprop.training.objectives import MaskedPass, Objective
+from captum_learnprop.training.per_sample import select
+from captum_learnprop.training.terms import Term
+
+
+@dataclass(frozen=True)
+class MaskedInput(Term):
+    """What an objective such as `objectives.Agreement` says of the input masked by the map: the paper's family.
+
+    Args:
+        objective: judges the masked output, one value per row.
+        mask: turns the map, as an attribution ``(B, 1, *spatial)``, into a mask.
+    """
+
+    objective: Objective
+    mask: Mask
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """``(B,)``."""
+        mask = self.mask(batch.maps[:, None])
+        # Such an objective draws from the global generator, one draw for all rows: seeded by the step, so that chunks
+        # of a step see the same.
+        with torch.random.fork_rng(devices=[batch.inputs.device] if batch.inputs.is_cuda else []):
+            torch.manual_seed(batch.draws.seed * 1_000_003 + batch.draws.step)
+            masked = self.objective.apply(batch.inputs, mask)
+        output = batch.model(masked)
+        original, targets = batch.outputs, batch.targets
+        return self.objective(
+            MaskedPass(original, output, select(original, targets), select(output, targets), targets, (mask,))
+        )
+
+    def config(self) -> dict[str, Any]:
+        """Name and options in plain types."""
+        return {"term": type(self).__name__, "objective": repr(self.objective), "mask": repr(self.mask)}

@@ -1,0 +1,24 @@
+"""Nets with re-initialised weights, which maps of the trained one must not resemble."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+NETS = 4
+"""How many nets take turns: a map could learn to differ from a single one."""
+
+_SEED = 7_654_321
+"""Added to the seed: an evaluation that counts its nets from 0 meets none that was trained with."""
+
+
+def random_nets(model: nn.Module, seed: int, images: Tensor) -> list[nn.Module]:
+    """Copies of a model with all weights re-initialised; the model is untouched.
+
+    Args:
+        model: what is copied.
+        seed: of the run.
+        images: ``(N, C, *spatial)`` that the statistics of batch norms are measured on.
+    """
+    from captum_learnprop.evaluation.randomization import randomized
+
+    return [randomized(model, "all", seed=_SEED + NETS * seed + net, recalibrate=images) for net in range(NETS)]

@@ -1,0 +1,78 @@
+"""Maps by the current rules, differentiable in them: one forward pass, then as many targets as asked for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.evaluation.maps import reduce_channels, smooth
+from captum_learnprop.training.per_sample import finite, select
+from zennit_rules import RuleSet, attribute
+
+
+class RuleMaps:
+    """Explains batches of one model by a rule set that is being trained.
+
+    Args:
+        model: in evaluation mode; hooked during a forward pass only.
+        rules: what propagates, shared by all samples.
+        sign: how an attribution becomes a map, see `evaluation.maps.reduce_channels`.
+        smoothing: Gaussian smoothing of the map, as a fraction of the image's shorter side.
+        precision: dtype of autocast, or None.
+    """
+
+    def __init__(
+        self, model: nn.Module, rules: RuleSet, sign: str, smoothing: float, precision: torch.dtype | None = None
+    ) -> None:
+        self.model, self.rules = model, rules
+        self.sign, self.smoothing, self.precision = sign, smoothing, precision
+        self._composite = rules.composite()
+
+    def record(self, inputs: Tensor, *, create_graph: bool) -> RecordedMaps:
+        """Run the model on inputs ``(B, C, *spatial)``."""
+        return RecordedMaps(self, inputs, create_graph)
+
+
+class RecordedMaps:
+    """One forward pass, kept.
+
+    Attributes:
+        output: ``(B, classes)``, detached.
+    """
+
+    def __init__(self, maps: RuleMaps, inputs: Tensor, create_graph: bool) -> None:
+        self._maps, self._create_graph = maps, create_graph
+        self._leaf = inputs.detach().clone().requires_grad_()
+        plain = sdpa_kernel(SDPBackend.MATH)  # the fused kernels have no second derivative
+        with torch.enable_grad(), plain, self._autocast(), maps._composite.recorded(maps.model):
+            self._live: Tensor = maps.model(self._leaf)
+        if not self._live.requires_grad:
+            raise LearnpropError("the model's output does not depend on its input in a differentiable way")
+        self.output = _at_least_single(self._live.detach())
+
+    def _autocast(self) -> torch.autocast:
+        precision = self._maps.precision
+        return torch.autocast(self._leaf.device.type, dtype=precision, enabled=precision is not None)
+
+    def explain(self, targets: Tensor) -> Tensor:
+        """Maps ``(B, *spatial)`` of the targets ``(B,)``."""
+        maps = self._maps
+        with torch.enable_grad(), self._autocast():
+            selected = finite(select(self._live, targets))
+            (seed,) = torch.autograd.grad(selected.sum(), self._live, retain_graph=True)
+            (attribution,) = attribute(
+                maps._composite, self._live, (self._leaf,), seed, create_graph=self._create_graph, retain_graph=True
+            )
+        with torch.set_grad_enabled(self._create_graph):
+            return finished(_at_least_single(attribution), maps.sign, maps.smoothing)
+
+
+def _at_least_single(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def finished(attribution: Tensor, sign: str, smoothing: float) -> Tensor:
+    """The map ``(B, *spatial)`` of an attribution ``(B, C, *spatial)``; differentiable."""
+    return smooth(reduce_channels(attribution, sign), smoothing * min(attribution.shape[2:]))

@@ -1,0 +1,456 @@
+"""Terms: what learning shared rules can minimise, and the weighted sums of them.
+
+    >>> OcclusionRegression() + 0.1 * ClassContrast()
+    OcclusionRegression(distance='pearson') + 0.1 * ClassContrast(other='random', similarity='cosine')
+
+A term gives one value per row of a `Batch`, a row being one image with one target, and never lets rows see each
+other. Every term is blind to the scale of a map, so that no rule can win by making maps larger.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from captum_learnprop.training.batch import Batch as Batch
+from captum_learnprop.training.batch import ObjectiveError as ObjectiveError
+from captum_learnprop.training.fills import fill_names, random_fill
+from captum_learnprop.training.map_similarity import COMPRESSIONS, SIMILARITIES, compress
+from captum_learnprop.training.masks import AreaMask, MaxMask, total_variation
+from captum_learnprop.training.occlusion import region_mass
+
+
+class Term(ABC):
+    """One thing to minimise: a frozen dataclass whose fields are its options.
+
+    ``weight * term`` and ``term + term`` give an `Objective`.
+
+    Attributes:
+        needs_deletions: the batch must have ``regions`` and ``drops``.
+        needs_randomized: the batch must have ``explain_randomized``.
+    """
+
+    needs_deletions: ClassVar[bool] = False
+    needs_randomized: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, batch: Batch) -> Tensor:
+        """Value of each row, ``(B,)``, differentiable in the rules."""
+
+    def config(self) -> dict[str, Any]:
+        """Name and options in plain types, ready for JSON."""
+        return {"term": type(self).__name__, **_options(self)}
+
+    def __mul__(self, weight: float) -> Objective:
+        return Objective(((weight, self),))
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Term | Objective) -> Objective:
+        return Objective.of(self) + other
+
+
+@dataclass(frozen=True, repr=False)
+class Objective:
+    """A weighted sum of terms: ``sum_k weight_k * term_k``.
+
+    A term of weight 0 is computed and reported, but not minimised.
+
+    Args:
+        terms: ``(weight, term)`` each.
+
+    Raises:
+        ObjectiveError: no terms, or a weight that is negative or not finite.
+    """
+
+    terms: tuple[tuple[float, Term], ...]
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise ObjectiveError("an objective needs at least one term, e.g. OcclusionRegression()")
+        for weight, term in self.terms:
+            if not isinstance(term, Term):
+                raise ObjectiveError(f"{term!r} is not a term")
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+                raise ObjectiveError(f"weight {weight!r} of {term!r} must be a finite number, at least 0")
+
+    @classmethod
+    def of(cls, source: Term | Objective) -> Objective:
+        """A term as an objective of weight 1; an objective as it is."""
+        return source if isinstance(source, Objective) else cls(((1.0, source),))
+
+    @classmethod
+    def from_config(
+        cls, config: Iterable[Mapping[str, Any]], terms: Mapping[str, type[Term]] | None = None
+    ) -> Objective:
+        """What `config` was made from.
+
+        Args:
+            config: one mapping per term with ``"term"``, its name, optionally ``"weight"`` (1), and its options.
+            terms: terms by name; `TERMS` by default.
+
+        Raises:
+            ObjectiveError: an unknown term or option.
+        """
+        known = TERMS if terms is None else terms
+        return cls(tuple(_weighted(entry, known) for entry in config))
+
+    @property
+    def needs_deletions(self) -> bool:
+        """Some term needs ``regions`` and ``drops``."""
+        return any(term.needs_deletions for _, term in self.terms)
+
+    @property
+    def needs_randomized(self) -> bool:
+        """Some term needs ``explain_randomized``."""
+        return any(term.needs_randomized for _, term in self.terms)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each term: its class, numbered where a class comes more than once."""
+        plain = [type(term).__name__ for _, term in self.terms]
+        return tuple(
+            name if plain.count(name) == 1 else f"{name}_{plain[: index + 1].count(name)}"
+            for index, name in enumerate(plain)
+        )
+
+    def values(self, batch: Batch) -> dict[str, Tensor]:
+        """Value of each term without its weight, ``(B,)``, by its name in `names`."""
+        values = {}
+        for name, (weight, term) in zip(self.names, self.terms, strict=True):
+            value = term(batch)
+            if value.shape != batch.targets.shape:
+                raise ObjectiveError(f"{term!r} gave {tuple(value.shape)}; a term gives one value per row, (B,)")
+            values[name] = value if weight else value.detach()
+        return values
+
+    def combine(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Weighted sum of what `values` gave: ``(B,)``.
+
+        Raises:
+            ObjectiveError: all weights are 0.
+        """
+        parts = [weight * values[name] for name, (weight, _) in zip(self.names, self.terms, strict=True) if weight]
+        if not parts:
+            raise ObjectiveError(f"all weights are 0, nothing is minimised: {self!r}")
+        return torch.stack(parts).sum(0)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Loss of each row, ``(B,)``."""
+        return self.combine(self.values(batch))
+
+    def config(self) -> list[dict[str, Any]]:
+        """Terms, weights and options in plain types, ready for JSON; `from_config` reads it."""
+        return [{**term.config(), "weight": float(weight)} for weight, term in self.terms]
+
+    def __add__(self, other: Term | Objective) -> Objective:
+        if not isinstance(other, (Term, Objective)):
+            return NotImplemented
+        return Objective(self.terms + Objective.of(other).terms)
+
+    def __mul__(self, weight: float) -> Objective:
+        return Objective(tuple((weight * own, term) for own, term in self.terms))
+
+    __rmul__ = __mul__
+
+    def __repr__(self) -> str:
+        return " + ".join(repr(term) if weight == 1 else f"{weight:g} * {term!r}" for weight, term in self.terms)
+
+
+@dataclass(frozen=True)
+class OcclusionRegression(Term):
+    """How badly a map predicts what the model loses when parts of the image are removed.
+
+    ``1 - corr_d(mass of the map inside region d, drop by region d)``, over the deletions of a row: in [0, 2], 1 for a
+    map without mass. The training form of *sensitivity-n* (Ancona et al., ICLR 2018) and *infidelity* (Yeh et al.,
+    NeurIPS 2019). The model is never run on anything that depends on the map, so nothing can be optimised against it.
+
+    Args:
+        distance: ``"pearson"``; or ``"cosine"``, which also asks that regions without effect get no mass: infidelity
+            at the best scale.
+
+    Raises:
+        ObjectiveError: unknown distance, or a batch without deletions.
+    """
+
+    distance: str = "pearson"
+    needs_deletions: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self, "distance", ("pearson", "cosine"))
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """``(B,)`` in [0, 2]."""
+        if batch.regions is None or batch.drops is None:
+            raise ObjectiveError("OcclusionRegression needs deletions, the batch has no regions and drops")
+        mass = region_mass(batch.maps, batch.regions)
+        return 1 - SIMILARITIES[self.distance](mass, batch.drops.to(mass.dtype))
+
+
+@dataclass(frozen=True)
+class MaskedTerm(Term):
+    """What terms that run the model on masked inputs share: ``f(b + m (x - b))`` beside ``f(x)`` and ``f(b)``.
+
+    Area and fill ``b`` are drawn for each row, anew in each step. The quantity is measured on the scale from that of
+    the fill alone, 0, to that of the whole input, 1, and clamped: whatever it is, no masked input can count for more
+    than the original one, so there is nothing to win by adversarial masks. A row whose whole input gives no more than
+    its fill (by `LEAST_EFFECT`) has nothing to keep or to lose and gets the value 0.
+
+    Args:
+        mask: `AreaMask`, or `MaxMask`, which needs an `Area` term beside it.
+        area: share that is marked by an `AreaMask`: a number, or a range of which it is drawn uniformly; None for the
+            mask's own. A `MaxMask` has none: pass None.
+        fill: ``"random"`` for any of `FILLS`, one name or several.
+        exclude: fills that ``"random"`` leaves out: those of the evaluation.
+
+    Raises:
+        ObjectiveError: area outside (0, 1), or given to a mask that has none.
+        FillError: see `fill_names`.
+    """
+
+    mask: AreaMask | MaxMask = field(default_factory=AreaMask)
+    area: float | tuple[float, float] | None = (0.05, 0.4)
+    fill: str | tuple[str, ...] = "random"
+    exclude: tuple[str, ...] = ("zero", "blur")
+
+    def __post_init__(self) -> None:
+        fill_names(self.fill, self.exclude)
+        if self.area is None:
+            return
+        if not isinstance(self.mask, AreaMask):
+            raise ObjectiveError(f"{self.mask!r} cannot be told its area {self.area}; pass area=None or an AreaMask")
+        low, high = self.area if isinstance(self.area, tuple) else (self.area, self.area)
+        if not 0 < low <= high < 1:
+            raise ObjectiveError(f"area {self.area} of {type(self).__name__} must be in (0, 1), the lower bound first")
+
+    def _masks(self, batch: Batch) -> Tensor:
+        """``(B, *spatial)`` in [0, 1]."""
+        if self.area is None or not isinstance(self.mask, AreaMask):
+            return self.mask.of_maps(batch.maps)
+        if not isinstance(self.area, tuple):
+            return self.mask.of_maps(batch.maps, self.area)
+        low, high = self.area
+        return self.mask.of_maps(batch.maps, low + (high - low) * batch.uniform())
+
+    def _kept(self, batch: Batch, masks: Tensor, neutral: float) -> Tensor:
+        """Share of the quantity that inputs masked by ``(B, *spatial)`` keep, ``(B,)`` in [0, 1].
+
+        Rows without effect get ``neutral``.
+        """
+        fill = random_fill(batch.inputs, fill_names(self.fill, self.exclude), batch.uniform, batch.normal)
+        with torch.no_grad():
+            top = batch.quantity(batch.outputs, batch.targets)
+            floor = batch.quantity(batch.model(fill), batch.targets)
+            effect = top - floor
+            counts = effect > LEAST_EFFECT * (top.abs() + floor.abs())
+        found = batch.quantity(batch.model(fill + masks[:, None] * (batch.inputs - fill)), batch.targets)
+        share = ((found - floor) / torch.where(counts, effect, 1.0)).clamp(0, 1)
+        return torch.where(counts, share, neutral)
+
+
+LEAST_EFFECT = 0.01
+"""Least difference of whole input and fill, as a share of the sum of their sizes: below it, ratios are noise."""
+
+
+@dataclass(frozen=True)
+class Sufficiency(MaskedTerm):
+    """Share of the explained quantity that is lost when only the map's strongest pixels stay.
+
+    ``1 - clamp((q(b + m (x - b)) - q(b)) / (q(x) - q(b)), 0, 1)``: in [0, 1], lower is better. See `MaskedTerm`.
+    """
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """``(B,)`` in [0, 1]."""
+        return 1 - self._kept(batch, self._masks(batch), neutral=1.0)
+
+
+@dataclass(frozen=True)
+class Necessity(MaskedTerm):
+    """Share of the explained quantity that is left when the map's strongest pixels are removed.
+
+    ``clamp((q(b + (1 - m) (x - b)) - q(b)) / (q(x) - q(b)), 0, 1)``: in [0, 1], lower is better. See `MaskedTerm`.
+    """
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """``(B,)`` in [0, 1]."""
+        return self._kept(batch, 1 - self._masks(batch), neutral=0.0)
+
+
+@dataclass(frozen=True)
+class Area(Term):
+    """Mean of a mask that is 1 at the strongest pixel: in [0, 1], small for maps that single out few pixels.
+
+    Args:
+        mask: how strength is measured.
+    """
+
+    mask: MaxMask = field(default_factory=MaxMask)
+
+    def __post_init__(self) -> None:
+        _needs_max_mask(self, self.mask)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """``(B,)`` in [0, 1]."""
+        return self.mask.of_maps(batch.maps).flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class TotalVariation(Term):
+    """Mean absolute difference of neighbours in a mask that is 1 at the strongest pixel, summed over dimensions.
+
+    In [0, number of dimensions]; small for smooth maps, and for maps with few strong pixels.
+
+    Args:
+        mask: how strength is measured.
+    """
+
+    mask: MaxMask = field(default_factory=MaxMask)
+
+    def __post_init__(self) -> None:
+        _needs_max_mask(self, self.mask)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """``(B,)``, at least 0."""
+        return total_variation(self.mask.of_maps(batch.maps))
+
+
+@dataclass(frozen=True)
+class ClassContrast(Term):
+    """How alike the map is to that of another class: ``max(similarity, 0)``, in [0, 1].
+
+    The other class is drawn for each row, anew in each step. Differentiable in both maps. Maps without signs always
+    overlap: judge by how far the value falls, not by its size.
+
+    Args:
+        other: ``"random"``: all other classes alike; ``"strongest"``: by the softmax of their outputs.
+        similarity: ``"cosine"``, ``"overlap"`` (mass that both share) or ``"pearson"``.
+
+    Raises:
+        ObjectiveError: an unknown option, or a model with one class.
+    """
+
+    other: str = "random"
+    similarity: str = "cosine"
+
+    def __post_init__(self) -> None:
+        _check(self, "other", ("random", "strongest"))
+        _check(self, "similarity", tuple(SIMILARITIES))
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """``(B,)`` in [0, 1]."""
+        maps = _fitting("explain", batch.explain(self.others(batch)), batch)
+        return SIMILARITIES[self.similarity](batch.maps.flatten(1), maps.flatten(1)).clamp(min=0)
+
+    def others(self, batch: Batch) -> Tensor:
+        """A class other than the target for each row, ``(B,)`` int64."""
+        classes = batch.outputs.shape[1]
+        if classes < 2:
+            raise ObjectiveError(f"ClassContrast needs another class, the outputs are {tuple(batch.outputs.shape)}")
+        is_target = torch.arange(classes, device=batch.targets.device) == batch.targets[:, None]
+        weights = torch.zeros_like(batch.outputs) if self.other == "random" else batch.outputs
+        # In float64: a share that is rounded away would never be drawn.
+        edges = weights.double().masked_fill(is_target, -torch.inf).softmax(1).cumsum(1)
+        point = batch.uniform().double().clamp(max=1 - 1e-9)[:, None] * edges[:, -1:]
+        return (edges <= point).sum(1)
+
+
+@dataclass(frozen=True)
+class RandomizationContrast(Term):
+    """How alike the map is to that of a net with re-initialised weights: ``max(similarity, 0)``, in [0, 1].
+
+    A map that stays the same shows the image, not what the model learned (Adebayo et al.: *Sanity Checks for Saliency
+    Maps*, NeurIPS 2018). They compare ranks; ``compression`` brings the correlation closer to that of ranks.
+
+    Args:
+        similarity: ``"pearson"``, ``"cosine"`` or ``"overlap"``.
+        compression: ``"none"``, ``"sqrt"`` or ``"log"``, see `compress`.
+
+    Raises:
+        ObjectiveError: an unknown option, or a batch without `Batch.explain_randomized`.
+    """
+
+    similarity: str = "pearson"
+    compression: str = "none"
+    needs_randomized: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self, "similarity", tuple(SIMILARITIES))
+        _check(self, "compression", tuple(COMPRESSIONS))
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """``(B,)`` in [0, 1]."""
+        if batch.explain_randomized is None:
+            raise ObjectiveError("RandomizationContrast needs a net with random weights: explain_randomized is None")
+        maps = _fitting("explain_randomized", batch.explain_randomized(), batch)
+        first, second = (compress(m.flatten(1), self.compression) for m in (batch.maps, maps))
+        return SIMILARITIES[self.similarity](first, second).clamp(min=0)
+
+
+TERMS: dict[str, type[Term]] = {
+    "OcclusionRegression": OcclusionRegression,
+    "Sufficiency": Sufficiency,
+    "Necessity": Necessity,
+    "Area": Area,
+    "TotalVariation": TotalVariation,
+    "ClassContrast": ClassContrast,
+    "RandomizationContrast": RandomizationContrast,
+}
+"""By name, for `Objective.from_config`."""
+
+MASKS: dict[str, Callable[..., Any]] = {"AreaMask": AreaMask, "MaxMask": MaxMask}
+"""By name, for `Objective.from_config`."""
+
+
+def _check(term: Term, option: str, choices: tuple[str, ...]) -> None:
+    if (value := getattr(term, option)) not in choices:
+        raise ObjectiveError(f"unknown {option} {value!r} of {type(term).__name__}; choose one of {', '.join(choices)}")
+
+
+def _needs_max_mask(term: Term, mask: object) -> None:
+    if not isinstance(mask, MaxMask):
+        raise ObjectiveError(f"{type(term).__name__} measures a MaxMask, {mask!r} is none")
+
+
+def _fitting(source: str, maps: Tensor, batch: Batch) -> Tensor:
+    if maps.shape != batch.maps.shape:
+        raise ObjectiveError(f"{source} gave maps {tuple(maps.shape)}, expected {tuple(batch.maps.shape)}")
+    return maps
+
+
+def _options(source: Any) -> dict[str, Any]:
+    return {option.name: _plain(getattr(source, option.name)) for option in fields(source)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {"mask": type(value).__name__, **_options(value)}
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value
+
+
+def _weighted(entry: Mapping[str, Any], known: Mapping[str, type[Term]]) -> tuple[float, Term]:
+    options = dict(entry)
+    name, weight = options.pop("term", None), options.pop("weight", 1.0)
+    return weight, _make("term", name, known, options)
+
+
+def _rich(value: Any) -> Any:
+    """The inverse of `_plain`."""
+    if isinstance(value, Mapping):
+        options = dict(value)
+        return _make("mask", options.pop("mask", None), MASKS, options)
+    return tuple(_rich(part) for part in value) if isinstance(value, list) else value
+
+
+def _make(kind: str, name: Any, known: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> Any:
+    if name not in known:
+        raise ObjectiveError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+    try:
+        return known[name](**{option: _rich(value) for option, value in options.items()})
+    except TypeError as error:
+        raise ObjectiveError(f"{kind} {name} cannot be made from {dict(options)}: {error}") from error

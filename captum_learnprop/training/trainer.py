@@ -1,0 +1,598 @@
+"""RuleTrainer: learns rules that all samples share, once per model; maps then cost one backward pass."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.evaluation.maps import SIGNS
+from captum_learnprop.training import checkpoint as checkpoints
+from captum_learnprop.training.data import DataError, read_batches, repeats_its_order
+from captum_learnprop.training.distributed import Processes, processes
+from captum_learnprop.training.draws import Draws
+from captum_learnprop.training.examples import LABELS, PREDICTED, Collection, Examples, collect
+from captum_learnprop.training.log import TrainingLog
+from captum_learnprop.training.masked_input import MaskedInput
+from captum_learnprop.training.masks import Mask, MaxMask
+from captum_learnprop.training.objectives import Objective as MaskedObjective
+from captum_learnprop.training.occlusion import box_regions, generator_of
+from captum_learnprop.training.quantities import quantity as quantity_named
+from captum_learnprop.training.random_nets import random_nets
+from captum_learnprop.training.rule_maps import RuleMaps
+from captum_learnprop.training.terms import Batch, Objective, OcclusionRegression, Term
+from zennit_rules import RuleSet
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "linear": lambda done: 1 - done,
+    "constant": lambda done: 1.0,
+}
+"""Learning rate as a share of the first one, by the share of the steps that are done."""
+
+PRECISIONS: dict[str | None, torch.dtype | None] = {None: None, "float32": None, "bfloat16": torch.bfloat16}
+
+FEATURE_OPTIONS = {"position": True}
+"""Options of feature gates that none are given for: weighing positions raised every score in our trials."""
+
+_EPS = 1e-5
+"""Of Adam. Gradients are around 1e-3 and rounding noise below 1e-8: what is only noise must not become a full step."""
+
+_RECALIBRATION = 32
+"""Images that the batch norms of re-initialised nets are measured on."""
+
+_VALIDATION = 2**31 - 1
+"""Stands for a step in the random numbers of a validation, which are the same each time."""
+
+
+class FitError(LearnpropError):
+    """Rules that cannot be learned from what was given."""
+
+
+class TrainingWarning(UserWarning):
+    """Training ended before its time, with the best rules so far."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How rules are trained; see `RuleTrainer`."""
+
+    quantity: str = "softmax"
+    sign: str = "absolute"
+    smoothing: float = 0.03
+    steps: int = 100
+    batch_size: int = 12
+    lr: float = 0.03
+    schedule: str = "cosine"
+    warmup: int = 0
+    clip: float = 1.0
+    deletions: int = 48
+    validate_every: int = 20
+    patience: int | None = None
+    seed: int = 0
+    internal_batch_size: int = 64
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, low in (("steps", 1), ("batch_size", 1), ("validate_every", 1), ("internal_batch_size", 1)):
+            if getattr(self, name) < low:
+                raise FitError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if not (self.lr > 0 and self.clip > 0 and self.warmup >= 0 and self.seed >= 0 and self.smoothing >= 0):
+            raise FitError(
+                f"lr and clip must be positive, warmup, seed and smoothing not negative, got lr={self.lr}, "
+                f"clip={self.clip}, warmup={self.warmup}, seed={self.seed}, smoothing={self.smoothing}"
+            )
+        for name, known in (("schedule", SCHEDULES), ("sign", SIGNS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise FitError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(map(str, known))}")
+        if self.deletions < 3:
+            raise FitError(f"deletions must be at least 3, a correlation needs them, got {self.deletions}")
+        if self.patience is not None and self.patience < 1:
+            raise FitError(f"patience must be at least 1 validation, got {self.patience}")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / (self.warmup + 1)
+        return self.lr * SCHEDULES[self.schedule]((step - self.warmup) / max(self.steps - self.warmup, 1))
+
+
+class RuleTrainer:
+    """Fits the rule set of a trainable composite on a model.
+
+    By default by *occlusion regression*: the model is evaluated once, without gradient, on random deletions of each
+    training image, and the rules learn maps whose mass inside a deleted region correlates with what the explained class
+    lost. Labels are not needed: the model's own prediction is explained.
+
+        rules = RuleTrainer(model).fit(images)
+        LearnedPropagation(model, rules=rules).attribute(x, target=y)
+
+    Under ``torchrun`` every process takes its share of each batch, gradients are averaged, and rank 0 writes. But for
+    rounding, the result depends neither on the number of processes nor on ``internal_batch_size``.
+
+    Source: the idea of learned propagation rules is that of Yang et al., ECCV 2020; occlusion regression for them is
+    ours, the training form of sensitivity-n (Ancona et al., ICLR 2018) and infidelity (Yeh et al., NeurIPS 2019).
+
+    Args:
+        model: in evaluation mode; maps images ``(B, C, *spatial)`` to ``(B, classes)``. It comes back untouched.
+        composite: name of a trainable composite.
+        gate: name or class of the gates; they must be shared by all samples (``"channel"``, ``"quadrant"``,
+            ``"feature"``).
+        objective: a `terms.Term` or a weighted sum of them, `terms.OcclusionRegression` by default; an objective of
+            per-sample learning such as `objectives.Agreement`, which judges the masked input; or the name of one, as
+            ``learnprop plugins`` lists them.
+        mask: of such a per-sample objective, `masks.MaxMask` by default. Terms hold masks of their own.
+        start: rule the gates start at; the composite's own by default.
+        pooling: ``"soft"`` learns at max-pools too, ``"exact"`` leaves them their gradient.
+        gate_options: further arguments of the gates; ``{"position": True}`` by default for feature gates. With
+            ``"contrast": True`` they see a second signal, seeded with the other classes: one backward pass more.
+        fusion: multiply relevance maps of several depths into the map, with learned exponents.
+        quantity: what is explained, see `quantities.QUANTITIES`: ``"softmax"``, ``"sigmoid"``, ``"logit"``,
+            ``"log_probability"``, ``"log_sigmoid"``, ``"contrastive_logit"``.
+        sign: how an attribution becomes a map, see `evaluation.maps.reduce_channels`.
+        smoothing: Gaussian smoothing of maps, as a fraction of the image's shorter side. Use the rules with the same;
+            ``rules.training`` keeps it.
+        steps: optimiser steps (Adam).
+        batch_size: rows per step, over all processes; a row is one image with one target.
+        lr: first learning rate.
+        schedule: ``"cosine"``, ``"linear"`` or ``"constant"``.
+        warmup: steps until the first learning rate is reached.
+        clip: largest norm of a gradient.
+        deletions: regions removed from each image.
+        validate_every: steps between validations.
+        patience: stop after this many validations without a better one; None goes on to the end.
+        seed: of deletions, batches and whatever terms draw.
+        internal_batch_size: rows that go through the model together; less takes less memory.
+        precision: ``"bfloat16"`` for autocast; None for the model's own.
+
+    Raises:
+        FitError: for a model in training mode or options out of range.
+        RuleError: for unknown names.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: str = "learned_gradient",
+        gate: str | type = "feature",
+        objective: Term | Objective | MaskedObjective | str | None = None,
+        mask: Mask | None = None,
+        *,
+        start: str | None = None,
+        pooling: str = "soft",
+        gate_options: Mapping[str, Any] | None = None,
+        fusion: bool = False,
+        quantity: str = "softmax",
+        sign: str = "absolute",
+        smoothing: float = 0.03,
+        steps: int = 100,
+        batch_size: int = 12,
+        lr: float = 0.03,
+        schedule: str = "cosine",
+        warmup: int = 0,
+        clip: float = 1.0,
+        deletions: int = 48,
+        validate_every: int = 20,
+        patience: int | None = None,
+        seed: int = 0,
+        internal_batch_size: int = 64,
+        precision: str | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise FitError(f"RuleTrainer needs an nn.Module whose layers it can reach, got {type(model).__name__}")
+        self.model = model
+        if gate_options is None:
+            gate_options = FEATURE_OPTIONS if gate == "feature" else {}
+        self.rule_options: dict[str, Any] = {
+            "composite": composite, "gate": gate, "start": start, "pooling": pooling,
+            "gate_options": dict(gate_options), "fusion": fusion,
+        }  # fmt: skip
+        self.objective = _objective(objective, mask)
+        self.quantity = quantity_named(quantity)
+        self.options = Options(
+            quantity, sign, smoothing, steps, batch_size, lr, schedule, warmup, clip, deletions, validate_every,
+            patience, seed, internal_batch_size, precision,
+        )  # fmt: skip
+        self.log: list[dict[str, float]] = []
+
+    def fit(
+        self,
+        data: Any,
+        targets: str = PREDICTED,
+        *,
+        targets_per_image: int = 1,
+        validation: float | Any = 0.2,
+        examples_dir: str | Path | None = None,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 20,
+        log_dir: str | Path | None = None,
+        show_progress: bool = False,
+        on_step: Callable[[dict[str, float]], None] | None = None,
+    ) -> RuleSet:
+        """Train, and return the rules with the lowest validation loss.
+
+        Args:
+            data: images ``(N, C, *spatial)``, a pair of images and labels, a `Dataset` or a `DataLoader`.
+            targets: ``"predicted"``, the model's own highest classes; or ``"labels"``, those of the data.
+            targets_per_image: how many classes of each image are explained.
+            validation: share of the images that are held out, 0 for none; or data of their own.
+            examples_dir: folder for images and deletions; None keeps them in memory. Measured once, used again.
+            checkpoint: file that a run is saved in and resumed from, to the same result. Delete it to begin anew.
+            checkpoint_every: steps between checkpoints.
+            log_dir: folder for ``training.csv`` and, where TensorBoard is installed, its events.
+            show_progress: draw progress bars.
+            on_step: called after every step with its row of the log.
+
+        Returns:
+            A closed `RuleSet`; ``training`` says how it was made. The log of all steps is in ``self.log``.
+
+        Raises:
+            FitError: nothing to learn, or a loss that is not finite at the very start.
+            DataError: data that cannot be trained on.
+            CheckpointError: a checkpoint of another run.
+
+        Warns:
+            TrainingWarning: a loss that is not finite later on; the best rules so far are returned.
+        """
+        if self.model.training:
+            raise FitError(
+                "the model is in training mode, where samples of a batch depend on each other; call model.eval()"
+            )
+        if targets not in (PREDICTED, LABELS):
+            raise FitError(f"unknown targets {targets!r}; choose {PREDICTED!r} or {LABELS!r}")
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        with processes(device) as group:
+            what = Collection(
+                self.quantity, self.options.quantity, targets, targets_per_image,
+                self.options.deletions if self.objective.needs_deletions else 0, self.options.seed,
+            )  # fmt: skip
+            folder = None if examples_dir is None else Path(examples_dir)
+            training, held_out = self._examples(data, validation, what, group, folder, show_progress)
+            run = _Run(self, training, held_out, group, device)
+            run.resume(None if checkpoint is None else Path(checkpoint), checkpoint_every)
+            run.train(None if log_dir is None else Path(log_dir), show_progress, on_step)
+            self.log = run.log.rows
+            return run.finish(targets, targets_per_image)
+
+    def _examples(
+        self,
+        data: Any,
+        validation: Any,
+        what: Collection,
+        group: Processes,
+        folder: Path | None,
+        show_progress: bool,
+    ) -> tuple[_Part, _Part]:
+        share = isinstance(validation, (int, float))
+        if share and not 0 <= validation < 1:
+            raise FitError(f"validation must be a share in [0, 1) or data, got {validation}")
+
+        def read(source: Any, name: str, seed: int) -> Examples:
+            if group.world > 1 and not repeats_its_order(source):
+                raise DataError("under torchrun all processes must meet the images in the same order: pass the Dataset")
+            with tqdm(desc=f"measuring {name}", unit="image", disable=not (show_progress and group.main)) as bar:
+                return collect(
+                    self.model, read_batches(source), replace(what, seed=seed), processes=group,
+                    folder=None if folder is None else folder / name,
+                    progress=lambda done: bar.update(done - bar.n) and None,
+                )  # fmt: skip
+
+        examples = read(data, "training", what.seed)
+        if not share:
+            other = read(validation, "validation", what.seed + 1)
+            return _Part(examples, torch.arange(len(examples))), _Part(other, torch.arange(len(other)))
+        generator = torch.Generator().manual_seed(what.seed)
+        order = torch.randperm(examples.images, generator=generator)
+        held_out = min(max(1, round(validation * examples.images)), examples.images - 1) if validation else 0
+        rows = order[:, None] * what.targets_per_image + torch.arange(what.targets_per_image)
+        return _Part(examples, rows[held_out:].flatten()), _Part(examples, rows[:held_out].flatten())
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some rows of examples."""
+
+    examples: Examples
+    index: Tensor
+
+    def rows(self, positions: Tensor) -> dict[str, Tensor]:
+        return self.examples.rows(self.index[positions])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+class _Run:
+    """One call of `RuleTrainer.fit`."""
+
+    def __init__(
+        self, trainer: RuleTrainer, training: _Part, held_out: _Part, group: Processes, device: torch.device
+    ) -> None:
+        self.trainer, self.training, self.held_out = trainer, training, held_out
+        self.group, self.device, self.options = group, device, trainer.options
+        self.objective = trainer.objective
+        first = training.rows(torch.arange(1))["inputs"].to(device)
+        self.rules = RuleSet.build(trainer.model, first, **trainer.rule_options)
+        self.names = [name for name, _ in self.rules.named_parameters()]
+        self.parameters = self.rules.parameters()
+        own = [name for name in (site.name for site in self.rules.sites) if _per_sample(self.rules.gate(name))]
+        if own or not self.parameters:
+            raise FitError(
+                f"nothing to share: the gate {trainer.rule_options['gate']!r} has parameters for each sample, or none; "
+                "choose 'feature', 'quadrant' or 'channel'"
+            )
+        self.optimizer = torch.optim.Adam(self.parameters, lr=self.options.lr, eps=_EPS)
+        self.maps = self._maps(trainer.model)
+        self.random_maps: list[RuleMaps] = []
+        if self.objective.needs_randomized:
+            some = training.rows(torch.arange(min(_RECALIBRATION, len(training))))["inputs"].to(device)
+            self.random_maps = [self._maps(net) for net in random_nets(trainer.model, self.options.seed, some)]
+        self.state = checkpoints.TrainingState(0, {}, {}, self._snapshot(), 0, math.inf, 0)
+        self.checkpoint: Path | None = None
+        self.checkpoint_every = 1
+        self.log = TrainingLog(None)
+        self.seconds = 0.0
+        self.stopped: str | None = None
+
+    def _maps(self, model: nn.Module) -> RuleMaps:
+        o = self.options
+        return RuleMaps(model, self.rules, o.sign, o.smoothing, PRECISIONS[o.precision])
+
+    def _snapshot(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.rules.state_dict().items()}
+
+    def config(self) -> dict[str, Any]:
+        """What a checkpoint must share with this run."""
+        rule_options = {**self.trainer.rule_options, "gate": self.rules.config["gate"]}
+        return {
+            **vars(self.options), **{name: str(value) for name, value in rule_options.items()},
+            "objective": self.objective.config(), "training rows": len(self.training),
+            "validation rows": len(self.held_out), "architecture": self.rules.architecture,
+            "first targets": self.training.rows(torch.arange(min(8, len(self.training))))["targets"].tolist(),
+        }  # fmt: skip
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def resume(self, path: Path | None, every: int) -> None:
+        """Go on from a checkpoint, if there is one."""
+        self.checkpoint, self.checkpoint_every = path, max(1, every)
+        if path is None:
+            return
+        if not path.parent.is_dir():
+            raise FitError(f"cannot write the checkpoint {path}: the folder {path.parent} does not exist")
+        if path.is_file():
+            self.state = checkpoints.read(path, self.config())
+            self.rules.load_state_dict(self.state.rules)
+            checkpoints.restore_optimizer(self.optimizer, self.state.optimizer)
+        self.group.barrier()
+
+    def save(self) -> None:
+        """Write a checkpoint; a disk that is full costs the checkpoint, not the training."""
+        if self.checkpoint is None or not self.group.main:
+            return
+        self.state.rules = self._snapshot()
+        self.state.optimizer = checkpoints.optimizer_tensors(self.optimizer)
+        self.state.rows = self.log.rows
+        try:
+            checkpoints.write(self.checkpoint, self.state, self.config())
+        except OSError as error:
+            warnings.warn(
+                f"cannot write the checkpoint {self.checkpoint}: {error}; training goes on",
+                TrainingWarning,
+                stacklevel=2,
+            )
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def train(
+        self, log_dir: Path | None, show_progress: bool, on_step: Callable[[dict[str, float]], None] | None
+    ) -> None:
+        """All steps that are left."""
+        self.log = TrainingLog(log_dir if self.group.main else None, self.state.rows)
+        start = time.perf_counter()
+        try:
+            if self.state.step == 0:
+                first = self._validate(0)
+                if first:
+                    self.log.add({"step": 0.0, **first})
+            shown = show_progress and self.group.main
+            with tqdm(
+                total=self.options.steps, initial=self.state.step, desc="training rules", disable=not shown
+            ) as bar:
+                while self.state.step < self.options.steps and self.stopped is None:
+                    row = self._step(self.state.step)
+                    bar.update()
+                    bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+                    if on_step is not None:
+                        on_step(row)
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        finally:
+            self.seconds = time.perf_counter() - start
+            self.log.close()
+            for parameter in self.parameters:
+                parameter.grad = None
+
+    def _step(self, step: int) -> dict[str, float]:
+        positions = self._positions(step)
+        gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
+        values: dict[str, float] = {}
+        for loss, parts in self._losses(self.training, positions, step, create_graph=True):
+            found = torch.autograd.grad(loss / len(positions), self.parameters, allow_unused=True)
+            for total, gradient in zip(gradients, found, strict=True):
+                if gradient is not None:
+                    total += gradient
+            for name, value in parts.items():
+                values[name] = values.get(name, 0.0) + value / len(positions)
+        gradients, values = self._averaged(gradients, values)
+        row = {"step": float(step + 1), "lr": self.options.rate(step), **values}
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+        if not math.isfinite(values["loss"]) or not bool(norm.isfinite()):
+            self._stop_at(step + 1, values["loss"])
+            return row
+        row["gradient norm"] = float(norm)
+        scale = min(1.0, self.options.clip / max(float(norm), 1e-30))
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient * scale
+        self.optimizer.param_groups[0]["lr"] = self.options.rate(step)
+        self.optimizer.step()
+        self.state.step = step + 1
+        if self.state.step % self.options.validate_every == 0 or self.state.step == self.options.steps:
+            row |= self._validate(self.state.step)
+        self.log.add(row)
+        if self.state.step % self.checkpoint_every == 0 or self.state.step == self.options.steps:
+            self.save()
+            self.log.flush()
+        return row
+
+    def _positions(self, step: int) -> Tensor:
+        """Rows of a step: each is used once before any is used again; made anew from the seed, so nothing is stored."""
+        count = len(self.training)
+        size = min(self.options.batch_size, count)
+        wanted = torch.arange(step * size, (step + 1) * size)
+        orders = {
+            epoch: torch.randperm(count, generator=generator_of(self.options.seed, epoch))
+            for epoch in (wanted // count).unique().tolist()
+        }
+        return torch.stack([orders[place // count][place % count] for place in wanted.tolist()])
+
+    def _losses(
+        self, part: _Part, positions: Tensor, step: int, *, create_graph: bool
+    ) -> Iterator[tuple[Tensor, dict[str, float]]]:
+        """Summed loss, and its parts as numbers, of each chunk of this process's share of some rows."""
+        mine = torch.arange(len(positions))[self.group.rank :: self.group.world]
+        for chunk in mine.split(self.options.internal_batch_size):
+            batch = self._batch(part.rows(positions[chunk]), step, chunk.tolist(), create_graph)
+            with torch.set_grad_enabled(create_graph):
+                values = self.objective.values(batch)
+                loss = self.objective.combine(values).sum()
+            yield loss, {"loss": loss.item(), **{name: value.sum().item() for name, value in values.items()}}
+
+    def _batch(self, rows: dict[str, Tensor], step: int, places: list[int], create_graph: bool) -> Batch:
+        rows = {name: tensor.to(self.device) for name, tensor in rows.items()}
+        inputs, targets = rows["inputs"], rows["targets"]
+        recorded = self.maps.record(inputs, create_graph=create_graph)
+
+        def explain_randomized() -> Tensor:
+            maps = self.random_maps[step % len(self.random_maps)]
+            return maps.record(inputs, create_graph=create_graph).explain(targets)
+
+        return Batch(
+            inputs=inputs,
+            targets=targets,
+            maps=recorded.explain(targets),
+            outputs=recorded.output,
+            quantity=self.trainer.quantity,
+            model=self.trainer.model,
+            explain=recorded.explain,
+            draws=Draws(self.options.seed, step, places),
+            regions=box_regions(rows["boxes"], tuple(inputs.shape[2:])) if "boxes" in rows else None,
+            drops=rows.get("drops"),
+            explain_randomized=explain_randomized if self.random_maps else None,
+        )
+
+    def _averaged(self, gradients: list[Tensor], values: dict[str, float]) -> tuple[list[Tensor], dict[str, float]]:
+        """Sums over processes; each holds its share of a mean over the whole batch."""
+        if self.group.world == 1:
+            return gradients, values
+        names = ["loss", *self.objective.names]
+        flat = torch.cat([gradient.flatten().double() for gradient in gradients])
+        numbers = torch.tensor([values.get(name, 0.0) for name in names], dtype=torch.float64, device=flat.device)
+        total = self.group.sum(torch.cat([numbers, flat]))
+        sizes = [gradient.numel() for gradient in gradients]
+        pieces = total[len(names) :].split(sizes)
+        summed = [piece.reshape(g.shape).to(g.dtype) for piece, g in zip(pieces, gradients, strict=True)]
+        return summed, dict(zip(names, total[: len(names)].tolist(), strict=True))
+
+    def _validate(self, step: int) -> dict[str, float]:
+        """Loss on the held-out rows; the state with the lowest is kept, without such rows the last one."""
+        if not len(self.held_out):
+            self.state.best, self.state.best_step = self._snapshot(), step
+            return {}
+        count = len(self.held_out)
+        values: dict[str, float] = {}
+        for _, parts in self._losses(self.held_out, torch.arange(count), _VALIDATION, create_graph=False):
+            for name, value in parts.items():
+                values[name] = values.get(name, 0.0) + value / count
+        _, values = self._averaged([torch.zeros(0, device=self.device)], values)
+        loss = values["loss"]
+        if loss < self.state.best_loss:
+            self.state.best, self.state.best_step, self.state.best_loss = self._snapshot(), step, loss
+            self.state.waited = 0
+        else:
+            self.state.waited += 1
+            if self.options.patience is not None and self.state.waited >= self.options.patience:
+                self.stopped = f"no better validation since step {self.state.best_step}"
+        return {f"validation {name}": value for name, value in values.items()}
+
+    def _stop_at(self, step: int, loss: float) -> None:
+        reason = f"loss or gradient is not finite at step {step} (loss {loss:g})"
+        advice = "try a smaller lr, or look for inputs whose map overflows"
+        if step == 1:
+            raise FitError(f"{reason}; {advice}")
+        self.stopped = reason
+        warnings.warn(
+            f"{reason}; the rules of step {self.state.best_step} are kept. {advice[0].upper()}{advice[1:]}",
+            TrainingWarning,
+            stacklevel=4,
+        )
+
+    def finish(self, targets: str, targets_per_image: int) -> RuleSet:
+        """The best rules, with a summary of how they were made."""
+        self.rules.load_state_dict(self.state.best)
+        found = self.training.examples.targets()
+        self.rules.training = {
+            "objective": self.objective.config(),
+            **vars(self.options),
+            "targets": targets,
+            "targets_per_image": targets_per_image,
+            "images": self.training.examples.images,
+            "training_rows": len(self.training),
+            "validation_rows": len(self.held_out),
+            "rows_per_class": {str(c): int(n) for c, n in enumerate(found.bincount()) if n},
+            "steps_done": self.state.step,
+            "best_step": self.state.best_step,
+            "validation_loss": self.state.best_loss if math.isfinite(self.state.best_loss) else None,
+            "stopped": self.stopped,
+            "processes": self.group.world,
+            "seconds": round(self.seconds, 1),
+            "torch": torch.__version__,
+        }
+        return self.rules
+
+
+def _per_sample(gate: nn.Module) -> bool:
+    return bool(getattr(gate, "per_sample", False)) or getattr(gate, "samples", None) is not None
+
+
+def _objective(objective: Any, mask: Mask | None) -> Objective:
+    if objective is None:
+        if mask is not None:
+            raise FitError(
+                "mask= goes with an objective that judges the masked input, e.g. objective=Agreement(baseline='noise')"
+            )
+        return Objective.of(OcclusionRegression())
+    if isinstance(objective, str):
+        from captum_learnprop.plugins import get_manager
+
+        objective = get_manager().create("objective", objective)
+    if isinstance(objective, (Term, Objective)):
+        if mask is not None:
+            raise FitError("terms hold masks of their own, e.g. Sufficiency(mask=...); leave mask= out")
+        return Objective.of(objective)
+    if not hasattr(objective, "apply") or not callable(objective):
+        raise FitError(f"objective must be a term, a sum of terms or an objective like Agreement(), got {objective!r}")
+    return Objective.of(MaskedInput(objective, MaxMask() if mask is None else mask))
+
+
+__all__ = ["FitError", "RuleTrainer", "TrainingWarning"]

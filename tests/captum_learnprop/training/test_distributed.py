@@ -1,0 +1,87 @@
+"""Two processes under torchrun learn what one learns, from the same global batches.
+
+In float64, so that rounding, which Adam can enlarge, hides no fault of the averaging.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import zennit_rules as zr
+from captum_learnprop.training.distributed import Processes, processes
+
+HERE = Path(__file__).parent
+
+SCRIPT = """
+import sys
+
+import torch
+from pathlib import Path
+
+torch.set_num_threads(1)
+sys.path.insert(0, {here!r})
+from small_nets import images, net
+
+from captum_learnprop.training.terms import OcclusionRegression, RandomizationContrast, Sufficiency
+from captum_learnprop.training.trainer import RuleTrainer
+
+objective = OcclusionRegression() + 0.1 * Sufficiency() + 0.1 * RandomizationContrast()
+model = net(dtype=torch.float64)
+trainer = RuleTrainer(
+    model, objective=objective, steps=8, batch_size=5, deletions=8, smoothing=0.05, validate_every=4,
+    quantity="contrastive_logit",
+)
+out = Path(sys.argv[1])
+rules = trainer.fit(
+    images(20, dtype=torch.float64), validation=0.3, examples_dir=out / "examples", checkpoint=out / "run.safetensors", log_dir=out
+)
+assert not torch.distributed.is_initialized()
+import os
+rules.save(out / f"rules-{{os.environ.get('RANK', '0')}}.safetensors", model)
+"""
+
+
+def start(folder: Path, count: int) -> list[Path]:
+    """Train in ``count`` processes; the rules that each of them ended with."""
+    folder.mkdir()
+    script = folder / "train.py"
+    script.write_text(SCRIPT.format(here=str(HERE)))
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return sorted(folder.glob("rules-*.safetensors"))
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    (single,) = start(tmp_path / "one", 1)
+    first, second = start(tmp_path / "two", 2)
+    expected = zr.RuleSet.load(single)
+    for path in (first, second):
+        rules = zr.RuleSet.load(path)
+        assert rules.training["processes"] == 2
+        assert rules.training["best_step"] == expected.training["best_step"]
+        assert rules.training["validation_loss"] == pytest.approx(expected.training["validation_loss"], abs=1e-8)
+        for name, tensor in expected.state_dict().items():
+            torch.testing.assert_close(rules.state_dict()[name], tensor, rtol=0, atol=1e-8)
+    # Rank 0 alone writes.
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == [
+        "examples", "rules-0.safetensors", "rules-1.safetensors", "run.safetensors", "train.py", "training.csv",
+    ]  # fmt: skip
+
+
+def test_a_plain_program_is_one_process() -> None:
+    with processes(torch.device("cpu")) as group:
+        assert group == Processes()
+        assert group.main
+        tensor = torch.ones(2)
+        assert group.sum(tensor) is tensor
+        group.barrier()

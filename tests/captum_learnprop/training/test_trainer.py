@@ -1,0 +1,369 @@
+"""RuleTrainer: what it learns from, what it minimises, and that nothing else changes its result."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_nets import CLASSES, images, net
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import captum_learnprop as cl
+import zennit_rules as zr
+from captum_learnprop.training.checkpoint import CheckpointError
+from captum_learnprop.training.data import DataError
+from captum_learnprop.training.log import read_log
+from captum_learnprop.training.objectives import Agreement
+from captum_learnprop.training.occlusion import box_regions
+from captum_learnprop.training.rule_maps import finished
+from captum_learnprop.training.terms import (
+    ClassContrast,
+    Necessity,
+    OcclusionRegression,
+    RandomizationContrast,
+    Sufficiency,
+)
+from captum_learnprop.training.trainer import FitError, RuleTrainer, TrainingWarning
+
+QUICK: dict[str, Any] = {"steps": 6, "batch_size": 4, "deletions": 8, "validate_every": 2, "smoothing": 0.05}
+
+
+def fit(model: nn.Module | None = None, data: Any = None, fitting: dict[str, Any] | None = None, **options: Any) -> Any:
+    """A few quick steps; the last state is returned, however bad."""
+    trainer = RuleTrainer(net() if model is None else model, **{**QUICK, **options})
+    return trainer.fit(images() if data is None else data, **{"validation": 0, **(fitting or {})})
+
+
+def assert_same(first: zr.RuleSet, second: zr.RuleSet, tolerance: float = 0.0) -> None:
+    """Equal parameters, away from the start."""
+    states = first.state_dict(), second.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert any(tensor.abs().max() > 0.01 for tensor in states[0].values())
+    for name in states[0]:
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=0, atol=tolerance)
+
+
+class TestLearning:
+    def test_the_held_out_loss_falls(self) -> None:
+        trainer = RuleTrainer(net(), **{**QUICK, "steps": 40, "validate_every": 10})
+        rules = trainer.fit(images(40))
+        losses = [row["validation loss"] for row in trainer.log if "validation loss" in row]
+        assert rules.training["validation_loss"] == min(losses)
+        assert min(losses) < losses[0] - 0.02
+
+    def test_the_loss_is_the_definition(self) -> None:
+        """First step of a run, by hand: rows, regions and drops from the collected examples, maps by captum's method."""
+        model, data = net(), images(6)
+        trainer = RuleTrainer(model, **{**QUICK, "batch_size": 6, "steps": 1})
+        trainer.fit(data, validation=0)
+        from captum_learnprop.training.distributed import Processes
+        from captum_learnprop.training.examples import Collection, collect
+
+        what = Collection(trainer.quantity, "softmax", deletions=8)
+        rows = collect(model, iter([(data, None)]), what, processes=Processes()).rows(torch.arange(6))
+        rules = zr.RuleSet.build(model, data, gate="feature", pooling="soft", gate_options={"position": True})
+        attribution = cl.LearnedPropagation(model, rules=rules).attribute(data, target=rows["targets"])
+        maps = finished(attribution, "absolute", 0.05)
+        regions = box_regions(rows["boxes"], (16, 16))
+        losses = []
+        for sample, region, drop in zip(maps, regions, rows["drops"], strict=True):
+            mass = torch.stack([sample[part].sum() for part in region])
+            losses.append(1 - torch.corrcoef(torch.stack([mass, drop]))[0, 1])
+        assert trainer.log[0]["loss"] == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
+
+    def test_drops_are_what_the_target_loses(self) -> None:
+        from captum_learnprop.training.occlusion import measure_drops, random_boxes, random_fills
+
+        model, image = net(), images(1)[0]
+        boxes = random_boxes(5, (16, 16), torch.Generator().manual_seed(3))
+        low, high = torch.zeros(3), torch.ones(3)
+        targets = torch.tensor([2, 0])
+        drops = measure_drops(
+            model, image, targets, boxes, lambda out, t: out.softmax(1).gather(1, t[:, None])[:, 0],
+            low=low, high=high, generator=torch.Generator().manual_seed(4), internal_batch_size=2,
+        )  # fmt: skip
+        fills = random_fills(5, (3, 16, 16), low, high, torch.Generator().manual_seed(4))
+        for number, (region, fill) in enumerate(zip(box_regions(boxes, (16, 16)), fills, strict=True)):
+            changed = image.clone()
+            changed[:, region] = fill[:, region]
+            lost = model(image[None]).softmax(1)[0] - model(changed[None]).softmax(1)[0]
+            torch.testing.assert_close(drops[:, number], lost[targets].detach())
+
+    @pytest.mark.parametrize(
+        "objective",
+        [
+            OcclusionRegression() + 0.1 * ClassContrast(),
+            OcclusionRegression() + 0.2 * RandomizationContrast(),
+            Sufficiency() + Necessity(),
+            "class_contrast",
+            Agreement(baseline="noise"),
+        ],
+        ids=lambda o: type(o).__name__ if isinstance(o, Agreement) else repr(o)[:40],
+    )
+    def test_objectives(self, objective: Any) -> None:
+        trainer = RuleTrainer(net(), objective=objective, quantity="logit", **QUICK)
+        rules = trainer.fit(images(), validation=0)
+        assert all(math.isfinite(row["loss"]) for row in trainer.log)
+        assert any(tensor.abs().max() > 0.01 for tensor in rules.state_dict().values())
+        assert rules.training["objective"][0]["term"]
+
+    @pytest.mark.parametrize("options", [{"gate": "channel"}, {"gate": "quadrant"}, {"pooling": "exact"}])
+    @pytest.mark.parametrize("composite", ["learned_gradient", "learned_guided_backprop"])
+    def test_composites_and_gates(self, composite: str, options: dict[str, Any]) -> None:
+        rules = fit(composite=composite, **options)
+        assert rules.composite_name == composite
+        assert rules.closed
+
+    def test_contrast_and_fusion(self) -> None:
+        rules = fit(gate_options={"position": True, "contrast": True}, fusion=True)
+        assert rules.contrast
+        assert rules.fusion is not None
+        assert rules.fusion.raw.abs().max() > 0
+        maps = cl.LearnedPropagation(net(), rules=rules).attribute(images(2), target=1)
+        assert maps.shape == (2, 3, 16, 16)
+
+    def test_bfloat16(self) -> None:
+        assert_same(fit(precision="bfloat16"), fit(), tolerance=0.2)
+
+    def test_float64(self) -> None:
+        rules = fit(net(dtype=torch.float64), images(dtype=torch.float64))
+        assert all(parameter.dtype == torch.float64 for parameter in rules.parameters())
+
+
+class TestSameResult:
+    def test_seed(self) -> None:
+        assert_same(fit(seed=3), fit(seed=3))
+        with pytest.raises(AssertionError):
+            assert_same(fit(seed=3), fit(seed=4))
+
+    @pytest.mark.parametrize(
+        "objective",
+        [None, OcclusionRegression() + 0.1 * Sufficiency() + 0.1 * ClassContrast() + 0.1 * RandomizationContrast()],
+    )
+    def test_chunks(self, objective: Any) -> None:
+        options: dict[str, Any] = {"objective": objective}
+        model, data = net(dtype=torch.float64), images(dtype=torch.float64)
+        assert_same(fit(model, data, internal_batch_size=3, **options), fit(model, data, **options), 1e-9)
+
+    def test_kinds_of_data(self) -> None:
+        data, labels = images(), torch.arange(12) % CLASSES
+        expected = fit(data=data)
+        for same in (TensorDataset(data, labels), DataLoader(TensorDataset(data), batch_size=5), list(data)):
+            assert_same(fit(data=same), expected)
+
+    def test_labels(self) -> None:
+        data, labels = images(), torch.arange(12) % CLASSES
+        rules = fit(data=(data, labels), fitting={"targets": "labels"})
+        assert_same(fit(data=TensorDataset(data, labels), fitting={"targets": "labels"}), rules)
+        assert rules.training["rows_per_class"] == {str(c): 3 for c in range(CLASSES)}
+
+    @pytest.mark.parametrize("validation", [0, 0.3])
+    def test_interrupted_runs_end_alike(self, tmp_path: Path, validation: float) -> None:
+        share = {"validation": validation}
+        data = images(60)
+        expected = fit(data=data, fitting=share)
+        file = tmp_path / "run.safetensors"
+        for stop in (2.0, 3.0, 5.0):
+
+            def interrupt(row: dict[str, float], at: float = stop) -> None:
+                if row["step"] == at:
+                    raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                fit(data=data, fitting={**share, "checkpoint": file, "on_step": interrupt, "log_dir": tmp_path})
+        rules = fit(data=data, fitting={**share, "checkpoint": file, "log_dir": tmp_path})
+        assert_same(rules, expected)
+        assert rules.training["best_step"] == expected.training["best_step"]
+        rows = read_log(tmp_path / "training.csv")
+        assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6][validation == 0 :]
+
+    def test_a_finished_run_is_not_trained_again(self, tmp_path: Path) -> None:
+        file = tmp_path / "run.safetensors"
+        expected = fit(fitting={"checkpoint": file})
+
+        def fail(row: dict[str, float]) -> None:
+            raise AssertionError
+
+        assert_same(fit(fitting={"checkpoint": file, "on_step": fail}), expected)
+
+    def test_examples_on_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from captum_learnprop.training import examples
+
+        monkeypatch.setattr(examples, "SHARD", 5)
+        expected = fit()
+        assert_same(fit(fitting={"examples_dir": tmp_path}), expected)
+        files = sorted((tmp_path / "training").iterdir())
+        assert [file.name for file in files] == [f"examples-0000{n}.safetensors" for n in range(3)]
+        files[1].write_bytes(files[1].read_bytes()[:100])  # an interrupted run left half a file
+        times = [files[0].stat().st_mtime_ns, files[2].stat().st_mtime_ns]
+        assert_same(fit(fitting={"examples_dir": tmp_path}), expected)
+        assert times == [files[0].stat().st_mtime_ns, files[2].stat().st_mtime_ns]  # measured once
+
+    def test_the_model_is_untouched(self) -> None:
+        model = net()
+        model[0].weight.grad = torch.ones_like(model[0].weight)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        state = torch.random.get_rng_state()
+        objective = OcclusionRegression() + 0.1 * Sufficiency() + 0.1 * RandomizationContrast()
+        fit(model, objective=objective)
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+        assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+        assert model[3].weight.grad is None if hasattr(model[3], "weight") else True
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        assert torch.equal(torch.random.get_rng_state(), state)
+
+
+class TestStopping:
+    def test_early(self) -> None:
+        trainer = RuleTrainer(net(), **{**QUICK, "steps": 400, "lr": 3.0, "schedule": "constant", "patience": 2})
+        rules = trainer.fit(images())
+        assert rules.training["steps_done"] < 400
+        assert "no better validation" in rules.training["stopped"]
+        assert rules.training["best_step"] == rules.training["steps_done"] - 4
+
+    def test_the_best_state_is_kept(self) -> None:
+        trainer = RuleTrainer(net(), **{**QUICK, "steps": 12, "lr": 3.0, "schedule": "constant", "validate_every": 1})
+        rules = trainer.fit(images())
+        best = int(rules.training["best_step"])
+        losses = [row["validation loss"] for row in trainer.log]
+        assert rules.training["validation_loss"] == min(losses) == losses[best]
+        assert best < 12  # such steps do not end at the best place
+        shorter = {**QUICK, "steps": max(best, 1), "lr": 3.0, "schedule": "constant", "validate_every": 1}
+        assert RuleTrainer(net(), **shorter).fit(images()).training["validation_loss"] == rules.training["validation_loss"]
+
+    def test_a_loss_that_is_not_finite_keeps_the_best(self) -> None:
+        class Breaks(OcclusionRegression):
+            def __call__(self, batch: Any) -> Tensor:
+                value = super().__call__(batch)
+                return value * torch.nan if batch.draws.step == 4 else value
+
+        with pytest.warns(TrainingWarning, match=r"not finite at step 5 \(loss nan\); the rules of step 4 are kept"):
+            rules = fit(objective=Breaks())
+        assert rules.training["steps_done"] == 4
+        assert all(tensor.isfinite().all() for tensor in rules.state_dict().values())
+
+    def test_a_loss_that_is_never_finite(self) -> None:
+        class Broken(OcclusionRegression):
+            def __call__(self, batch: Any) -> Tensor:
+                return super().__call__(batch) * torch.nan
+
+        with pytest.raises(FitError, match="not finite at step 1"):
+            fit(objective=Broken())
+
+    def test_a_full_disk_costs_the_checkpoint_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = fit()
+
+        def full(self: Path, data: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.warns(TrainingWarning, match="No space left"):
+            rules = fit(fitting={"checkpoint": tmp_path / "run.safetensors"})
+        assert_same(rules, expected)
+        with pytest.raises(DataError, match="No space left"):
+            fit(fitting={"examples_dir": tmp_path})
+        assert list(tmp_path.rglob("*.part")) == []
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            (torch.zeros(0, 3, 16, 16), "empty"),
+            ([], "empty"),
+            (torch.zeros(4, 3, 16, 16).long(), "floating-point"),
+            ([torch.rand(3, 16, 16), torch.rand(3, 16, 15)], r"image 1 is \(3, 16, 15\), the first \(3, 16, 16\)"),
+            (DataLoader([torch.rand(3, 16, 16), torch.rand(3, 8, 8)], batch_size=2), "differ in size"),
+            (torch.full((4, 3, 16, 16), torch.nan), "image 0 has NaN"),
+            (["a", "b"], "item 0 of the data set holds a str"),
+            (7, "must be a tensor"),
+            ((torch.rand(4, 3, 16, 16), torch.zeros(3)), "one label per image"),
+        ],
+    )
+    def test_data(self, data: Any, message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            fit(data=data)
+
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            (torch.tensor([0, 1, 9, 0]), r"label \[9\] of image 2 is out of range: the model has 4 classes"),
+            (torch.rand(4), "class indices"),
+            (None, "the data have none"),
+        ],
+    )
+    def test_labels(self, labels: Tensor | None, message: str) -> None:
+        data = images(4) if labels is None else (images(4), labels)
+        with pytest.raises(DataError, match=message):
+            fit(data=data, fitting={"targets": "labels"})
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"lr": 0.0}, "lr"),
+            ({"steps": 0}, "steps must be at least 1"),
+            ({"schedule": "step"}, "unknown schedule 'step'"),
+            ({"sign": "both"}, "unknown sign"),
+            ({"precision": "float8"}, "unknown precision"),
+            ({"deletions": 2}, "deletions"),
+            ({"patience": 0}, "patience"),
+            ({"quantity": "loss"}, "loss"),
+            ({"objective": 3}, "objective must be"),
+            ({"mask": cl.MaxMask()}, "mask= goes with"),
+            ({"objective": OcclusionRegression(), "mask": cl.MaxMask()}, "masks of their own"),
+            ({"gate": "element", "gate_options": {}}, "parameters for each sample"),
+            ({"gate": "nonsense"}, "unknown gate"),
+        ],
+    )
+    def test_options(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            fit(**options)
+
+    def test_training_mode(self) -> None:
+        with pytest.raises(FitError, match=r"model\.eval\(\)"):
+            fit(net().train())
+
+    def test_no_module(self) -> None:
+        with pytest.raises(FitError, match="nn.Module"):
+            RuleTrainer(lambda x: x)  # type: ignore[arg-type]
+
+    def test_a_model_of_another_kind(self) -> None:
+        with pytest.raises(DataError, match=r"must return \(B, classes\)"):
+            fit(nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()).eval())
+
+    def test_an_output_that_is_not_finite(self) -> None:
+        model = net()
+        with torch.no_grad():
+            model[-1].bias[:] = torch.nan
+        with pytest.raises(DataError, match="NaN or infinite for image 0"):
+            fit(model)
+
+    def test_a_checkpoint_of_another_run(self, tmp_path: Path) -> None:
+        file = tmp_path / "run.safetensors"
+        fit(fitting={"checkpoint": file})
+        with pytest.raises(CheckpointError, match=r"lr: 0\.03 there, 0\.01 now"):
+            fit(lr=0.01, fitting={"checkpoint": file})
+        file.write_bytes(b"nothing")
+        with pytest.raises(CheckpointError, match="damaged"):
+            fit(fitting={"checkpoint": file})
+        with pytest.raises(FitError, match="does not exist"):
+            fit(fitting={"checkpoint": tmp_path / "nowhere" / "run.safetensors"})
+
+    def test_too_many_targets(self) -> None:
+        with pytest.raises(DataError, match="targets_per_image=9"):
+            fit(fitting={"targets_per_image": 9})
+
+    def test_saved_with_its_summary(self, tmp_path: Path) -> None:
+        model = net()
+        rules = fit(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loaded = zr.RuleSet.load(rules.save(tmp_path / "rules.safetensors", model), model)
+        assert loaded.training == rules.training
+        assert loaded.training["smoothing"] == 0.05

@@ -1,19 +1,29 @@
-"""Do the pixels that a map ranks highest decide the output? Deletion and insertion.
+"""Do the pixels that a map ranks highest decide the output? Deletion, insertion, and the area between two orders.
 
-Petsiuk, Das, Saenko: *RISE: Randomized Input Sampling for Explanation of Black-box Models*, BMVC 2018,
-section 4.3. Pixels are ranked by the map. Deletion replaces them by a baseline from the highest rank on: a
-faithful map makes the output fall early, so lower is better. Insertion starts at the baseline and puts
-pixels back: higher is better.
+Petsiuk, Das, Saenko: *RISE: Randomized Input Sampling for Explanation of Black-box Models*, BMVC 2018, section 4.3.
+Pixels are ranked by the map. Deletion replaces them by a baseline from the highest rank on: a faithful map makes the
+output fall early, so lower is better. Insertion starts at the baseline and puts pixels back: higher is better.
+
+Samek, Binder, Montavon, Lapuschkin, Müller: *Evaluating the Visualization of What a Deep Neural Network Has Learned*,
+TNNLS 2017, remove the most relevant pixels first (MoRF, which is deletion). Schulz, Sixt, Tombari, Landgraf:
+*Restricting the Flow*, ICLR 2020, compare with the opposite order, the least relevant first (LeRF): the area between
+the two curves does not reward a baseline that breaks every image at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
+from captum_learnprop.evaluation.baselines import Baseline, fill_values
 from captum_learnprop.evaluation.maps import MapError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits: logits.softmax(1),
@@ -23,74 +33,97 @@ OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
 """How the model's output becomes the quantity on the curve: classes that exclude each other, classes that
 do not, raw."""
 
+Model = Callable[[Tensor], Tensor]
+"""Inputs ``(B, C, H, W)`` to outputs ``(B, classes)``. A module must be in evaluation mode, otherwise batches mix."""
+
+
+class CurveOptions(TypedDict, total=False):
+    """Keyword arguments that all functions of this module share; see `deletion` for their meaning and defaults."""
+
+    baseline: Baseline
+    steps: int
+    output: str
+    relative: bool
+    seed: int
+    internal_batch_size: int
+
+
+@dataclass(frozen=True)
+class _Options:
+    """`CurveOptions` with their defaults, checked."""
+
+    baseline: Baseline = 0.0
+    steps: int = 32
+    output: str = "softmax"
+    relative: bool = False
+    seed: int = 0
+    internal_batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.output not in OUTPUTS:
+            raise MapError(f"unknown output {self.output!r}; choose one of {', '.join(OUTPUTS)}")
+        if self.relative and self.output == "logit":
+            raise MapError("relative=True needs output='softmax' or 'sigmoid': a logit can be zero or negative")
+        require_batch_size(self.internal_batch_size)
+
 
 @torch.no_grad()
-def deletion(
-    model: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    maps: Tensor,
-    targets: Tensor,
-    *,
-    baseline: float | Tensor = 0.0,
-    steps: int = 32,
-    output: str = "softmax",
-    relative: bool = False,
-    internal_batch_size: int = 256,
-) -> Tensor:
-    """Area under the target's curve while the highest-ranked pixels are replaced by the baseline, ``(B,)``;
-    lower is better.
+def deletion(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **options: Unpack[CurveOptions]) -> Tensor:
+    """Area under the target's curve while the highest-ranked pixels are replaced by the baseline, ``(B,)``; lower is
+    better.
 
-    ``mean over k = 1..steps of (c_{k-1} + c_k) / 2`` (trapezoids on a width of 1) with ``c_k`` the target's
-    quantity after ``round(k * H * W / steps)`` pixels, all channels of each, were replaced.
+    ``mean over k = 1..steps of (c_{k-1} + c_k) / 2`` (trapezoids on a width of 1) with ``c_k`` the target's quantity
+    after ``round(k * H * W / steps)`` pixels, all channels of each, were replaced.
 
     Args:
         model: maps inputs to ``(B, classes)``; a module must be in evaluation mode, otherwise batches mix.
         inputs: ``(B, C, H, W)``.
-        maps: ``(B, H, W)`` or ``(B, 1, H, W)``, higher is more relevant. Among equal values the pixel that
-            comes first in reading order is replaced first.
+        maps: ``(B, H, W)`` or ``(B, 1, H, W)``, higher is more relevant. Among equal values the pixel that comes first
+            in reading order is replaced first.
         targets: ``(B,)`` int64 class of each map.
-        baseline: a number or a tensor that broadcasts to the inputs, e.g. blurred inputs.
-        steps: how often pixels are replaced, 1 to ``H * W``. Each costs one forward pass.
-        output: ``"softmax"`` or ``"sigmoid"`` probability, or ``"logit"``.
-        relative: divide each curve by the quantity of the unchanged input, so that samples with low
+        **options:
+            baseline (0.0): a number, a tensor that broadcasts to the inputs, a function of the inputs, or ``"zero"``,
+            ``"mean"``, ``"blur"`` or ``"noise"``; see `captum_learnprop.evaluation.baselines.fill_values`.
+
+            steps (32): how often pixels are replaced, 1 to ``H * W``. Each costs one forward pass.
+
+            output ("softmax"): ``"softmax"`` or ``"sigmoid"`` probability, or ``"logit"``.
+
+            relative (False): divide each curve by the quantity of the unchanged input, so that samples with low
             confidence count as much as others. Only for probabilities: a logit can be zero or negative.
-        internal_batch_size: how many changed inputs go through the model together.
+
+            seed (0): of the baseline ``"noise"``.
+
+            internal_batch_size (256): how many changed inputs go through the model together.
 
     Raises:
-        MapError: shapes do not fit, a map is not finite, or an option is out of range.
+        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
     """
-    curves = deletion_curve(
-        model, inputs, maps, targets,
-        baseline=baseline, steps=steps, output=output, relative=relative,
-        internal_batch_size=internal_batch_size,
-    )  # fmt: skip
-    return area(curves)
+    return area(deletion_curve(model, inputs, maps, targets, **options))
 
 
 @torch.no_grad()
-def insertion(
-    model: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    maps: Tensor,
-    targets: Tensor,
-    *,
-    baseline: float | Tensor = 0.0,
-    steps: int = 32,
-    output: str = "softmax",
-    relative: bool = False,
-    internal_batch_size: int = 256,
-) -> Tensor:
-    """Area under the target's curve while the highest-ranked pixels are put into the baseline, ``(B,)``;
-    higher is better.
+def insertion(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **options: Unpack[CurveOptions]) -> Tensor:
+    """Area under the target's curve while the highest-ranked pixels are put into the baseline, ``(B,)``; higher is
+    better.
 
-    Arguments and errors are those of `deletion`. RISE starts from a blurred image: pass it as ``baseline``.
+    Arguments and errors are those of `deletion`. RISE starts from a blurred image: ``baseline="blur"``.
     """
-    curves = insertion_curve(
-        model, inputs, maps, targets,
-        baseline=baseline, steps=steps, output=output, relative=relative,
-        internal_batch_size=internal_batch_size,
-    )  # fmt: skip
-    return area(curves)
+    return area(insertion_curve(model, inputs, maps, targets, **options))
+
+
+@torch.no_grad()
+def morf_lerf_area(
+    model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **options: Unpack[CurveOptions]
+) -> Tensor:
+    """Area between the curves of the two orders, LeRF minus MoRF, ``(B,)`` in [-1, 1] for probabilities; higher is
+    better.
+
+    Zero in expectation for a random map, whatever the baseline, and exactly zero for a constant one. Also called area
+    between perturbation curves (ABPC). Arguments and errors are those of `deletion`; it costs twice as much.
+    """
+    least_first = lerf_curve(model, inputs, maps, targets, **options)
+    return area(least_first) - area(morf_curve(model, inputs, maps, targets, **options))
 
 
 def area(curves: Tensor) -> Tensor:
@@ -100,97 +133,109 @@ def area(curves: Tensor) -> Tensor:
 
 @torch.no_grad()
 def deletion_curve(
-    model: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    maps: Tensor,
-    targets: Tensor,
-    *,
-    baseline: float | Tensor = 0.0,
-    steps: int = 32,
-    output: str = "softmax",
-    relative: bool = False,
-    internal_batch_size: int = 256,
+    model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **options: Unpack[CurveOptions]
 ) -> Tensor:
     """The curve ``(B, steps + 1)`` behind `deletion`, from the unchanged input to the baseline."""
-    _check(inputs, maps, targets, steps, output, relative, internal_batch_size)
-    fill = _as_inputs(baseline, inputs)
-    curve = _curve(model, inputs, fill, _ranks(maps), targets, steps, OUTPUTS[output], internal_batch_size)
-    return curve / curve[:, :1] if relative else curve
+    return _curve(model, inputs, maps, targets, _Options(**options))
+
+
+morf_curve = deletion_curve
+"""Most relevant first: another name of `deletion_curve`, beside `lerf_curve`."""
+
+
+@torch.no_grad()
+def lerf_curve(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **options: Unpack[CurveOptions]) -> Tensor:
+    """The curve ``(B, steps + 1)`` while the lowest-ranked pixels are replaced, from the unchanged input to the
+    baseline; among equal values the first in reading order. Arguments and errors are those of `deletion`."""
+    return _curve(model, inputs, maps, targets, _Options(**options), lowest_first=True)
 
 
 @torch.no_grad()
 def insertion_curve(
-    model: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    maps: Tensor,
-    targets: Tensor,
-    *,
-    baseline: float | Tensor = 0.0,
-    steps: int = 32,
-    output: str = "softmax",
-    relative: bool = False,
-    internal_batch_size: int = 256,
+    model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **options: Unpack[CurveOptions]
 ) -> Tensor:
     """The curve ``(B, steps + 1)`` behind `insertion`, from the baseline to the unchanged input."""
-    _check(inputs, maps, targets, steps, output, relative, internal_batch_size)
-    fill = _as_inputs(baseline, inputs)
-    curve = _curve(model, fill, inputs, _ranks(maps), targets, steps, OUTPUTS[output], internal_batch_size)
-    return curve / curve[:, -1:] if relative else curve
+    return _curve(model, inputs, maps, targets, _Options(**options), insert=True)
 
 
 def _curve(
-    model: Callable[[Tensor], Tensor],
-    start: Tensor,
-    end: Tensor,
-    ranks: Tensor,
+    model: Model,
+    inputs: Tensor,
+    maps: Tensor,
     targets: Tensor,
-    steps: int,
+    options: _Options,
+    *,
+    insert: bool = False,
+    lowest_first: bool = False,
+) -> Tensor:
+    require_maps(inputs, maps, targets)
+    pixels = inputs[0, 0].numel()
+    if not 1 <= options.steps <= pixels:
+        raise MapError(f"steps must be between 1 and the number of pixels {pixels}, got {options.steps}")
+    fill = fill_values(options.baseline, inputs, options.seed)
+    start, end = (fill, inputs) if insert else (inputs, fill)
+    ranks = pixel_ranks(maps, lowest_first=lowest_first)
+    counts = torch.linspace(0, pixels, options.steps + 1, dtype=torch.float64).round().long().to(inputs.device)
+
+    def changed(sample: Tensor, step: Tensor) -> Tensor:
+        replaced = ranks[sample] < counts[step, None, None, None]
+        return torch.where(replaced, end[sample], start[sample])
+
+    quantity = OUTPUTS[options.output]
+    curve = target_curve(model, changed, quantity, targets, options.steps + 1, options.internal_batch_size)
+    unchanged = -1 if insert else 0
+    return curve / curve[:, unchanged, None] if options.relative else curve
+
+
+def target_curve(
+    model: Model,
+    changed: Callable[[Tensor, Tensor], Tensor],
     quantity: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    points: int,
     internal_batch_size: int,
 ) -> Tensor:
-    """The target's quantity while the pixels of ``start`` become those of ``end`` in the order of their
-    ranks."""
-    batch, pixels = len(start), ranks[0].numel()
-    counts = torch.linspace(0, pixels, steps + 1, dtype=torch.float64).round().long().to(start.device)
-    sample = torch.arange(batch, device=start.device).repeat_interleave(steps + 1)
-    changed = counts.repeat(batch)
-    values = []
-    for rows, count in zip(sample.split(internal_batch_size), changed.split(internal_batch_size), strict=True):
-        replaced = ranks[rows] < count[:, None, None, None]
-        outputs = quantity(model(torch.where(replaced, end[rows], start[rows])))
-        values.append(outputs.gather(1, targets[rows, None])[:, 0])
-    return torch.cat(values).reshape(batch, steps + 1)
+    """The target's quantity on each point of each sample's curve, ``(B, points)``.
+
+    Args:
+        model: inputs to outputs ``(n, classes)``.
+        changed: ``(samples (n,), points (n,)) -> (n, C, H, W)``, the inputs on these points.
+        quantity: of `OUTPUTS`.
+        targets: ``(B,)``.
+        points: of each curve.
+        internal_batch_size: the largest ``n``.
+
+    Raises:
+        MapError: the outputs are not ``(n, classes)``, or a target is not one of the classes.
+    """
+    sample = torch.arange(len(targets), device=targets.device).repeat_interleave(points)
+    point = torch.arange(points, device=targets.device).repeat(len(targets))
+    values: list[Tensor] = []
+    for rows, steps in zip(sample.split(internal_batch_size), point.split(internal_batch_size), strict=True):
+        outputs = model(changed(rows, steps))
+        if outputs.dim() != 2 or len(outputs) != len(rows):
+            raise MapError(f"the model must give (B, classes), got {tuple(outputs.shape)} for B = {len(rows)}")
+        if not values and not ((targets >= 0) & (targets < outputs.shape[1])).all():
+            raise MapError(f"targets must be classes 0 to {outputs.shape[1] - 1}, got {targets.tolist()}")
+        values.append(quantity(outputs).gather(1, targets[rows, None])[:, 0])
+    return torch.cat(values).reshape(len(targets), points)
 
 
-def _ranks(maps: Tensor) -> Tensor:
-    """Rank of each pixel, 0 the highest, ``(B, 1, H, W)``; a stable sort breaks ties by reading order."""
-    order = maps.flatten(1).sort(dim=1, descending=True, stable=True).indices
+def pixel_ranks(maps: Tensor, *, lowest_first: bool = False) -> Tensor:
+    """Rank of each pixel, ``(B, 1, H, W)``, 0 the highest (or the lowest); ties in reading order."""
+    order = maps.flatten(1).sort(dim=1, descending=not lowest_first, stable=True).indices
     ranks = torch.empty_like(order)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     ranks.scatter_(1, order, places)
     return ranks.reshape(len(maps), 1, *maps.shape[-2:])
 
 
-def _as_inputs(baseline: float | Tensor, inputs: Tensor) -> Tensor:
-    if not isinstance(baseline, Tensor):
-        return torch.full_like(inputs, baseline)
-    try:
-        return baseline.to(inputs).expand_as(inputs)
-    except RuntimeError as error:
-        raise MapError(
-            f"baseline {tuple(baseline.shape)} does not broadcast to inputs {tuple(inputs.shape)}"
-        ) from error
+def require_maps(inputs: Tensor, maps: Tensor, targets: Tensor) -> None:
+    """Inputs ``(B, C, H, W)``, a finite map and a target for each.
 
-
-def _check(
-    inputs: Tensor,
-    maps: Tensor,
-    targets: Tensor,
-    steps: int,
-    output: str,
-    relative: bool,
-    internal_batch_size: int,
-) -> None:
+    Raises:
+        MapError: they are not.
+    """
     if inputs.dim() != 4 or not inputs.numel():
         raise MapError(f"inputs must be (B, C, H, W) and not empty, got {tuple(inputs.shape)}")
     batch, _, height, width = inputs.shape
@@ -204,11 +249,13 @@ def _check(
         raise MapError(f"map {int(bad.nonzero()[0])} has NaN or infinite values; no ranking exists")
     if targets.shape != (batch,) or targets.dtype != torch.int64:
         raise MapError(f"targets must be int64 of shape ({batch},), got {targets.dtype} of {tuple(targets.shape)}")
-    if not 1 <= steps <= height * width:
-        raise MapError(f"steps must be between 1 and the number of pixels {height * width}, got {steps}")
-    if output not in OUTPUTS:
-        raise MapError(f"unknown output {output!r}; choose one of {', '.join(OUTPUTS)}")
-    if relative and output == "logit":
-        raise MapError("relative=True needs output='softmax' or 'sigmoid': a logit can be zero or negative")
+
+
+def require_batch_size(internal_batch_size: int) -> None:
+    """At least 1.
+
+    Raises:
+        MapError: it is less.
+    """
     if internal_batch_size < 1:
         raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")

@@ -125,6 +125,60 @@ def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
     return torch.where(total > 0, inside / total.clamp(min=1.0), torch.zeros_like(total))
 
 
+def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
+    """Share of the K highest pixels that lie on the object of K pixels, ``(B,)`` in [0, 1] (Arras et al., *CLEVR-XAI*,
+    2022).
+
+    Where pixels with the K-th highest value compete for the last places, the score is its expected value over a random
+    choice among them: a constant map scores the share of the image that the object covers.
+
+    Args:
+        maps: ``(B, H, W)`` or ``(B, 1, H, W)``.
+        masks: the object, bool, of the same shape.
+
+    Raises:
+        MapError: shapes differ, a map is not finite, or a mask is empty.
+    """
+    scores, positive = _flatten(maps, masks)
+    _require_pixels(positive, "masks")
+    size = positive.sum(1, keepdim=True)
+    last = scores.sort(dim=1, descending=True).values.gather(1, size - 1)
+    above, tied = scores > last, scores == last
+    places = (size - above.sum(1, keepdim=True)).double()
+    share = (tied & positive).sum(1, keepdim=True) / tied.sum(1, keepdim=True).double()
+    return (((above & positive).sum(1, keepdim=True) + places * share) / size)[:, 0]
+
+
+def grid_pointing(maps: Tensor, cells: Tensor, grid: int = 2) -> Tensor:
+    """Share of a mosaic's positive attribution in the asked cell, ``(B,)`` in [0, 1] (grid pointing game; Böhle, Fritz,
+    Schiele, *Convolutional Dynamic Alignment Networks*, CVPR 2021; Rao, Böhle, Schiele, *Towards Better Understanding
+    Attribution Methods*, CVPR 2022).
+
+    ``sum_{i in cell} max(m_i, 0) / sum_i max(m_i, 0)`` on a mosaic of ``grid x grid`` images of distinct classes that
+    was explained for the class of one cell; chance is ``1 / grid^2``. 0 for a map without positive values, at any
+    scale. The papers sum or average signed channels first: ``reduce_channels(attribution, "signed")``.
+
+    Args:
+        maps: of mosaics, ``(B, H, W)`` or ``(B, 1, H, W)``, with H and W divisible by ``grid``.
+        cells: ``(B,)`` int64, the cell of the explained class, 0 to ``grid^2 - 1`` in reading order.
+        grid: cells per side.
+
+    Raises:
+        MapError: shapes do not fit, a map is not finite, or a cell does not exist.
+    """
+    height, width = maps.shape[-2:] if maps.dim() in (3, 4) else (0, 0)
+    if grid < 1 or height < 1 or width < 1 or height % grid or width % grid:
+        raise MapError(f"maps {tuple(maps.shape)} cannot be cut into {grid} x {grid} cells")
+    if cells.shape != maps.shape[:1] or cells.dtype != torch.int64:
+        raise MapError(f"cells must be int64 of shape ({len(maps)},), got {cells.dtype} of {tuple(cells.shape)}")
+    if not ((cells >= 0) & (cells < grid**2)).all():
+        raise MapError(f"cells must be 0 to {grid**2 - 1}, got {cells.tolist()}")
+    every = torch.arange(grid**2, device=maps.device).reshape(grid, grid)
+    every = every.repeat_interleave(height // grid, 0).repeat_interleave(width // grid, 1)
+    own = every == cells.to(maps.device)[:, None, None]
+    return relevance_mass(maps, own if maps.dim() == 3 else own[:, None].expand_as(maps))
+
+
 def _flatten(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Maps and masks as ``(B, H * W)``, checked."""
     if maps.shape != masks.shape:

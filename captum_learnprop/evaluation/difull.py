@@ -1,0 +1,135 @@
+"""DiFull: a mosaic model in which only one cell can matter for each output, so that the right answer is known.
+
+Rao, Böhle, Schiele: *Towards Better Understanding Attribution Methods*, CVPR 2022. In a mosaic of images
+every class has a head of its own for every cell, and the heads are fully disconnected: the outputs of a cell are
+computed from that cell alone. Attribution outside it is wrong, whatever the model has learned. A method that follows
+the gradient scores exactly 1; one that smooths or upsamples a coarse map over the mosaic does not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from captum_learnprop.evaluation.localization import grid_pointing
+from captum_learnprop.evaluation.maps import MapError, reduce_channels
+from captum_learnprop.evaluation.randomization import Attribute
+
+
+class DiFull(nn.Module):
+    """A classifier of single images as a classifier of mosaics, whose outputs each see one cell.
+
+    The cells of a mosaic go through the classifier as if they were images of their own: outputs are ``(B, cells^2 *
+    classes)``, class c of cell k (in reading order) at ``k * classes + c``. All cells share the weights. The classifier
+    sees batches of ``B * cells^2``, in the order of `split`: a method that explains a layer of it gets the cells along
+    the batch, not along space.
+
+    Args:
+        model: ``(B, C, H, W)`` to ``(B, classes)``; used, not copied. In evaluation mode: a batch norm in training mode
+            connects the cells.
+        cells: per side, at least 1.
+
+    Raises:
+        MapError: there are no cells, or a module of the model is in training mode.
+    """
+
+    def __init__(self, model: nn.Module, cells: int = 2) -> None:
+        super().__init__()
+        if cells < 1:
+            raise MapError(f"a mosaic has at least one cell per side, got {cells}")
+        if any(module.training for module in model.modules()):
+            raise MapError("the model must be in evaluation mode: batch norms in training mode connect the cells")
+        self.model = model
+        self.cells = cells
+        self.training = False
+
+    def forward(self, mosaics: Tensor) -> Tensor:
+        """Outputs ``(B, cells^2 * classes)`` of mosaics ``(B, C, cells * H, cells * W)``."""
+        outputs: Tensor = self.model(split(mosaics, self.cells))
+        return outputs.reshape(len(mosaics), -1)
+
+
+def mosaic(images: Tensor, cells: int = 2) -> Tensor:
+    """Mosaics ``(B / cells^2, C, cells * H, cells * W)`` of successive images ``(B, C, H, W)``, in reading order.
+
+    Raises:
+        MapError: the images do not fill the mosaics.
+    """
+    if images.dim() != 4 or cells < 1 or not len(images) or len(images) % cells**2:
+        raise MapError(f"images must be (B, C, H, W) with B a multiple of {cells}^2, got {tuple(images.shape)}")
+    batch, channels, height, width = images.shape
+    rows = images.reshape(batch // cells**2, cells, cells, channels, height, width)
+    return rows.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, cells * height, cells * width)
+
+
+def split(mosaics: Tensor, cells: int = 2) -> Tensor:
+    """The images ``(B * cells^2, C, H, W)`` of mosaics ``(B, C, cells * H, cells * W)``, the inverse of `mosaic`.
+
+    Raises:
+        MapError: the mosaics cannot be cut into that many cells.
+    """
+    if mosaics.dim() != 4 or cells < 1 or mosaics.shape[2] % cells or mosaics.shape[3] % cells:
+        raise MapError(f"mosaics must be (B, C, {cells} * H, {cells} * W), got {tuple(mosaics.shape)}")
+    batch, channels, height, width = mosaics.shape
+    parts = mosaics.reshape(batch, channels, cells, height // cells, cells, width // cells)
+    return parts.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height // cells, width // cells)
+
+
+def difull_score(
+    model: nn.Module,
+    attribute: Attribute,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    cells: int = 2,
+    sign: str = "positive",
+    internal_batch_size: int = 64,
+) -> Tensor:
+    """Share of the attribution in the cell of the explained output, ``(B,)`` in [0, 1]; 1 is the only right answer,
+    ``1 / cells^2`` that of a constant map.
+
+    Successive images make up mosaics; for each image the `DiFull` model's output for its cell and its target is
+    explained, and the map scored by `grid_pointing`. A map without positive values scores 0: take ``sign="absolute"``
+    where attributions can be negative everywhere.
+
+    Args:
+        model: classifier of single images, in evaluation mode; not changed.
+        attribute: ``(DiFull model, mosaics (n, C, cells * H, cells * W), targets (n,)) -> attribution``, of the
+            mosaics' shape or without channels.
+        images: ``(B, C, H, W)``, B a multiple of ``cells^2``.
+        targets: ``(B,)`` int64.
+        cells: per side of a mosaic.
+        sign: how channels are reduced, see `reduce_channels`; maps ``(n, H, W)`` are taken as they are.
+        internal_batch_size: how many mosaics are explained together; each costs ``cells^2`` images.
+
+    Raises:
+        MapError: shapes do not fit, the model is in training mode, a target does not exist, or an attribution is not
+            finite.
+    """
+    mosaics = mosaic(images.detach(), cells)
+    if targets.shape != images.shape[:1] or targets.dtype != torch.int64:
+        raise MapError(f"targets must be int64 of shape ({len(images)},), got {targets.dtype} {tuple(targets.shape)}")
+    if internal_batch_size < 1:
+        raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
+    disconnected = DiFull(model, cells)
+    with torch.no_grad():
+        classes = model(images[:1]).shape[1]
+    if not ((targets >= 0) & (targets < classes)).all():
+        raise MapError(f"targets must be classes 0 to {classes - 1}, got {targets.tolist()}")
+    place = torch.arange(len(images), device=images.device)
+    scores = []
+    for rows in place.split(internal_batch_size):
+        own = rows % cells**2
+        wholes = mosaics[rows // cells**2]
+        maps = attribute(disconnected, wholes, own * classes + targets[rows]).detach()
+        scores.append(grid_pointing(_as_maps(maps, wholes, sign), own, cells))
+    return torch.cat(scores)
+
+
+def _as_maps(attribution: Tensor, mosaics: Tensor, sign: str) -> Tensor:
+    expected = (len(mosaics), *mosaics.shape[2:])
+    if attribution.dim() == 4:
+        attribution = reduce_channels(attribution, sign)
+    if tuple(attribution.shape) != expected:
+        raise MapError(f"attribute gave maps {tuple(attribution.shape)} for mosaics {tuple(mosaics.shape)}")
+    return attribution

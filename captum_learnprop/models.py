@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.plugins.manager import get_manager
 
-__all__ = ["digits_cnn", "load_model", "torchvision_model"]
+__all__ = ["digits_cnn", "load_model", "reference_net", "torchvision_model"]
 
 # Auxiliary classifiers of Inception v3 and GoogLeNet: they only run in training mode.
 _AUXILIARY = ("AuxLogits", "aux1", "aux2")
@@ -75,7 +75,7 @@ def digits_cnn(
     Args:
         argument: Nothing; there is one such model.
         weights: Nothing; its weights ship with the package.
-        checkpoint: A file written by ``examples/train_digits_net.py``, in place of the shipped one.
+        checkpoint: A file written by ``examples/train_reference_nets.py``, in place of the shipped one.
 
     Raises:
         LearnpropError: If an argument or weights are named, or the file is missing or damaged.
@@ -88,6 +88,37 @@ def digits_cnn(
         return digits_net.load(checkpoint)
     except (ValueError, OSError) as error:
         raise LearnpropError(f"digits_cnn: {error}") from error
+
+
+def reference_net(
+    argument: str | None = None, weights: str | None = None, checkpoint: str | Path | None = None
+) -> nn.Module:
+    """Return one of the small reference nets of the scenes, trained, in evaluation mode.
+
+    Args:
+        argument: ``"<architecture>-<task>"``, such as ``"resnet-digits"``: one of vgg, resnet, inception, and
+            one of digits, patch, parts.
+        weights: Nothing; the weights ship with the package.
+        checkpoint: A file written by ``examples/train_reference_nets.py``, in place of the shipped one.
+
+    Raises:
+        LearnpropError: If there is no such net, weights are named, or the file is missing or damaged.
+    """
+    from captum_learnprop.evaluation import reference_nets
+
+    known = [f"{kind}-{task}" for kind in reference_nets.ARCHITECTURES for task in reference_nets.OUTPUT_OF_TASK]
+    if argument is None:
+        raise LearnpropError("which reference net? Name it as in 'reference:resnet-digits'")
+    if argument not in known:
+        raise LearnpropError(
+            f"no reference net {argument!r}{_close(argument, known) or '; choose ' + ', '.join(known)}"
+        )
+    if weights is not None:
+        raise LearnpropError(f"reference nets have their own weights; leave out {weights!r}")
+    try:
+        return reference_nets.load(*argument.split("-"), path=checkpoint)
+    except (ValueError, OSError) as error:
+        raise LearnpropError(f"reference net {argument}: {error}") from error
 
 
 def _build(name: str, **options: Any) -> nn.Module:

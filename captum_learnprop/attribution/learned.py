@@ -27,6 +27,7 @@ from .._compat import (
     compute_gradients,
 )
 from ..errors import LearnpropError
+from ..evaluation.maps import finished
 from ..training.masks import Mask, MaxMask
 from ..training.objectives import Agreement, Objective
 from ..training.per_sample import Descent, OriginalPass, Step, finite, learn, select
@@ -160,6 +161,28 @@ class LearnedPropagation(GradientAttribution):
             else:
                 maps = self._propagate(leaves, target, additional, create_graph)
         return _format_output(isinstance(inputs, tuple), maps)
+
+    def maps(self, inputs: Tensor, target: Any = None, additional_forward_args: Any = None) -> Tensor:
+        """Maps by shared rules, with the sign and the smoothing they were trained with.
+
+        Args:
+            inputs: ``(B, C, *spatial)``.
+            target: see `attribute`.
+            additional_forward_args: see `attribute`.
+
+        Returns:
+            ``(B, *spatial)``: one value per position; higher is more relevant.
+
+        Raises:
+            LearnpropError: without rules that a `RuleTrainer` made, or for several inputs.
+        """
+        summary = {} if self.rules is None else self.rules.training
+        if "sign" not in summary or "smoothing" not in summary:
+            raise LearnpropError("maps() needs rules= that RuleTrainer made, which keep how their maps were finished")
+        if not isinstance(inputs, Tensor) or inputs.ndim < 3:
+            raise LearnpropError("maps() needs one input (B, C, *spatial); use attribute()")
+        attribution = self.attribute(inputs, target, additional_forward_args)
+        return finished(attribution, summary["sign"], summary["smoothing"])
 
     def attribute_future(self) -> None:
         """Not implemented, as in captum's own gradient methods."""

@@ -1,31 +1,81 @@
-"""Measuring attributions: scenes with known ground truth, localisation and faithfulness scores."""
+"""Measuring attributions: scenes with known ground truth, and scores of localisation, faithfulness and sanity."""
 
+from captum_learnprop.evaluation.difull import DiFull, difull_score, mosaic
 from captum_learnprop.evaluation.digits_net import DigitsNet
-from captum_learnprop.evaluation.faithfulness import deletion, deletion_curve, insertion, insertion_curve
+from captum_learnprop.evaluation.faithfulness import (
+    deletion,
+    deletion_curve,
+    insertion,
+    insertion_curve,
+    lerf_curve,
+    morf_curve,
+    morf_lerf_area,
+)
 from captum_learnprop.evaluation.localization import (
     average_precision,
     class_auc,
+    grid_pointing,
     pointing_game,
     relevance_mass,
+    relevance_rank_accuracy,
 )
 from captum_learnprop.evaluation.maps import MapError, reduce_channels, smooth
+from captum_learnprop.evaluation.part_importance import part_correlation, part_drops
+from captum_learnprop.evaluation.quantus import as_quantus_explain_func
+from captum_learnprop.evaluation.randomization import (
+    ParameterRandomization,
+    complexity_rise,
+    full_randomization,
+    layers_top_down,
+    parameter_randomization,
+    random_logit,
+    randomized,
+)
+from captum_learnprop.evaluation.reference_nets import InceptionLike, ResNetLike, VggLike
+from captum_learnprop.evaluation.road import road, road_curve
 from captum_learnprop.evaluation.scenes import Questions, SceneError, Scenes, make_scenes
+from captum_learnprop.evaluation.similarity import spearman, ssim
 
 __all__ = [
+    "DiFull",
     "DigitsNet",
+    "InceptionLike",
     "MapError",
+    "ParameterRandomization",
     "Questions",
+    "ResNetLike",
     "SceneError",
     "Scenes",
+    "VggLike",
+    "as_quantus_explain_func",
     "average_precision",
     "class_auc",
+    "complexity_rise",
     "deletion",
     "deletion_curve",
+    "difull_score",
+    "full_randomization",
+    "grid_pointing",
     "insertion",
     "insertion_curve",
+    "layers_top_down",
+    "lerf_curve",
     "make_scenes",
+    "morf_curve",
+    "morf_lerf_area",
+    "mosaic",
+    "parameter_randomization",
+    "part_correlation",
+    "part_drops",
     "pointing_game",
+    "random_logit",
+    "randomized",
     "reduce_channels",
     "relevance_mass",
+    "relevance_rank_accuracy",
+    "road",
+    "road_curve",
     "smooth",
+    "spearman",
+    "ssim",
 ]

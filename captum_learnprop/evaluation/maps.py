@@ -21,15 +21,15 @@ class MapError(LearnpropError):
 
 
 def reduce_channels(attribution: Tensor, sign: str = "absolute") -> Tensor:
-    """One value per pixel from an attribution ``(B, C, H, W)``: ``(B, H, W)``, differentiable.
+    """One value per position from an attribution ``(B, C, *spatial)``: ``(B, *spatial)``, differentiable.
 
     Args:
-        attribution: signed, ``(B, C, H, W)``.
+        attribution: signed, ``(B, C, *spatial)``.
         sign: ``"absolute"``, the sum of absolute values over channels; ``"positive"``, the positive part of
             the sum; ``"signed"``, the sum.
     """
-    if attribution.dim() != 4:
-        raise MapError(f"attribution must be (B, C, H, W), got {tuple(attribution.shape)}")
+    if attribution.dim() < 3:
+        raise MapError(f"attribution must be (B, C, *spatial), got {tuple(attribution.shape)}")
     if sign == "absolute":
         return attribution.abs().sum(1)
     if sign == "positive":
@@ -57,3 +57,14 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
         padded = F.pad(rows.reshape(-1, 1, rows.shape[-1]), (radius, radius), mode="replicate")
         maps = F.conv1d(padded, kernel).reshape(rows.shape).movedim(-1, dim)
     return maps
+
+
+def finished(attribution: Tensor, sign: str, smoothing: float) -> Tensor:
+    """The map ``(B, *spatial)`` of an attribution ``(B, C, *spatial)``, differentiable.
+
+    Args:
+        attribution: signed.
+        sign: see `reduce_channels`.
+        smoothing: sigma of `smooth` as a fraction of the shorter side.
+    """
+    return smooth(reduce_channels(attribution, sign), smoothing * min(attribution.shape[2:]))

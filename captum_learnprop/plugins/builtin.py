@@ -87,6 +87,21 @@ def learnprop_metrics() -> Iterable[MetricRecord]:
         "attribution as a detector of the true region",
     )
     yield MetricRecord("pointing_game", f"{where}.localization:pointing_game", "does the maximum hit the true region")
+    yield MetricRecord("class_auc", f"{where}.localization:class_auc", "the asked object's pixels against the others'")
+    yield MetricRecord("relevance_mass", f"{where}.localization:relevance_mass", "share of the mass on the true region")
+    yield MetricRecord(
+        "relevance_rank_accuracy",
+        f"{where}.localization:relevance_rank_accuracy",
+        "share of the highest pixels on the true region",
+    )
+    yield MetricRecord("grid_pointing", f"{where}.localization:grid_pointing", "share of the mass in the own cell")
+    yield MetricRecord("difull", f"{where}.difull:difull_score", "mass in the only cell that a head can see")
+    yield MetricRecord("morf_lerf_area", f"{where}.faithfulness:morf_lerf_area", "area between both removal orders")
+    yield MetricRecord("road", f"{where}.road:road", "output while relevant pixels are replaced by their neighbours")
+    where = f"{where}.randomization"
+    yield MetricRecord("full_randomization", f"{where}:full_randomization", "similarity to maps of re-initialised nets")
+    yield MetricRecord("complexity_rise", f"{where}:complexity_rise", "entropy gained by re-initialisation (eMPRT)")
+    yield MetricRecord("random_logit", f"{where}:random_logit", "similarity to the map of another class")
 
 
 @hookimpl
@@ -95,3 +110,6 @@ def learnprop_models() -> Iterable[ModelRecord]:
     where = "captum_learnprop.models"
     yield ModelRecord("torchvision", f"{where}:torchvision_model", "classification models, as torchvision:<name>")
     yield ModelRecord("digits_cnn", f"{where}:digits_cnn", "the small digit classifier that ships with the package")
+    yield ModelRecord(
+        "reference", f"{where}:reference_net", "shipped nets, as reference:<vgg|resnet|inception>-<digits|patch|parts>"
+    )

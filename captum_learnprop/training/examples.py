@@ -32,6 +32,9 @@ LABELS = "labels"
 SHARD = 64
 """Images per file of a folder."""
 
+MEMORY_LIMIT = 1 << 30
+"""Bytes of examples that are kept in memory without asking for a folder."""
+
 FORMAT_VERSION = "1"
 
 
@@ -129,7 +132,7 @@ def collect(
     *,
     processes: Processes,
     folder: Path | None = None,
-    memory_limit: int = 1 << 30,
+    memory_limit: int = MEMORY_LIMIT,
     progress: Callable[[int], None] | None = None,
 ) -> Examples:
     """Read all images and measure what their targets lose by random deletions.
@@ -141,7 +144,7 @@ def collect(
         processes: measure each their share of the images; all of them keep all examples.
         folder: where examples are kept as files, which a later call with the same data goes on from; None keeps them
             in memory.
-        memory_limit: bytes of examples in memory from which a message recommends a folder.
+        memory_limit: bytes of examples in memory from which an error recommends a folder.
         progress: called with the number of images done.
 
     Raises:
@@ -181,7 +184,10 @@ class _Store:
         self.shards: list[dict[str, Tensor] | Path] = []
         self.sizes: list[int] = []
         self.fills: tuple[Tensor, Tensor] | None = None  # lowest and highest value of each channel, first shard
-        self.key = {**what.config(), "weights": fingerprint.weights(model), "format_version": FORMAT_VERSION}
+        self.key = {
+            **what.config(), "architecture": fingerprint.architecture(model),
+            "weights": fingerprint.weights(model), "format_version": FORMAT_VERSION,
+        }  # fmt: skip
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)

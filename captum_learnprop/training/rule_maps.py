@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.evaluation.maps import reduce_channels, smooth
+from captum_learnprop.evaluation.maps import finished
 from captum_learnprop.training.per_sample import finite, select
 from zennit_rules import RuleSet, attribute
 
@@ -71,8 +71,3 @@ class RecordedMaps:
 
 def _at_least_single(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-
-
-def finished(attribution: Tensor, sign: str, smoothing: float) -> Tensor:
-    """The map ``(B, *spatial)`` of an attribution ``(B, C, *spatial)``; differentiable."""
-    return smooth(reduce_channels(attribution, sign), smoothing * min(attribution.shape[2:]))

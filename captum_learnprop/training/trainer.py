@@ -321,15 +321,8 @@ class _Run:
         self.group, self.device, self.options = group, device, trainer.options
         self.objective = trainer.objective
         first = training.rows(torch.arange(1))["inputs"].to(device)
-        self.rules = RuleSet.build(trainer.model, first, **trainer.rule_options)
-        self.names = [name for name, _ in self.rules.named_parameters()]
+        self.rules = starting_rules(trainer.model, first, trainer.rule_options)
         self.parameters = self.rules.parameters()
-        own = [name for name in (site.name for site in self.rules.sites) if _per_sample(self.rules.gate(name))]
-        if own or not self.parameters:
-            raise FitError(
-                f"nothing to share: the gate {trainer.rule_options['gate']!r} has parameters for each sample, or none; "
-                "choose 'feature', 'quadrant' or 'channel'"
-            )
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.options.lr, eps=_EPS)
         self.maps = self._maps(trainer.model)
         self.random_maps: list[RuleMaps] = []
@@ -342,6 +335,7 @@ class _Run:
         self.log = TrainingLog(None)
         self.seconds = 0.0
         self.stopped: str | None = None
+        self.between_steps = True
 
     def _maps(self, model: nn.Module) -> RuleMaps:
         o = self.options
@@ -373,6 +367,7 @@ class _Run:
             self.state = checkpoints.read(path, self.config())
             self.rules.load_state_dict(self.state.rules)
             checkpoints.restore_optimizer(self.optimizer, self.state.optimizer)
+            self._stop_if_waited()
         self.group.barrier()
 
     def save(self) -> None:
@@ -400,10 +395,8 @@ class _Run:
         self.log = TrainingLog(log_dir if self.group.main else None, self.state.rows)
         start = time.perf_counter()
         try:
-            if self.state.step == 0:
-                first = self._validate(0)
-                if first:
-                    self.log.add({"step": 0.0, **first})
+            if self.state.step == 0 and not self.log.rows:
+                self._validate_start()
             shown = show_progress and self.group.main
             with tqdm(
                 total=self.options.steps, initial=self.state.step, desc="training rules", disable=not shown
@@ -415,13 +408,21 @@ class _Run:
                     if on_step is not None:
                         on_step(row)
         except KeyboardInterrupt:
-            self.save()
+            if self.between_steps:  # else the last checkpoint stands: half a step would not end alike
+                self.save()
             raise
         finally:
             self.seconds = time.perf_counter() - start
             self.log.close()
             for parameter in self.parameters:
                 parameter.grad = None
+
+    def _validate_start(self) -> None:
+        self.between_steps = False
+        first = self._validate(0)
+        if first:
+            self.log.add({"step": 0.0, **first})
+        self.between_steps = True
 
     def _step(self, step: int) -> dict[str, float]:
         positions = self._positions(step)
@@ -445,11 +446,13 @@ class _Run:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient * scale
         self.optimizer.param_groups[0]["lr"] = self.options.rate(step)
+        self.between_steps = False
         self.optimizer.step()
         self.state.step = step + 1
         if self.state.step % self.options.validate_every == 0 or self.state.step == self.options.steps:
             row |= self._validate(self.state.step)
         self.log.add(row)
+        self.between_steps = True
         if self.state.step % self.checkpoint_every == 0 or self.state.step == self.options.steps:
             self.save()
             self.log.flush()
@@ -531,9 +534,12 @@ class _Run:
             self.state.waited = 0
         else:
             self.state.waited += 1
-            if self.options.patience is not None and self.state.waited >= self.options.patience:
-                self.stopped = f"no better validation since step {self.state.best_step}"
+            self._stop_if_waited()
         return {f"validation {name}": value for name, value in values.items()}
+
+    def _stop_if_waited(self) -> None:
+        if self.options.patience is not None and self.state.waited >= self.options.patience:
+            self.stopped = f"no better validation since step {self.state.best_step}"
 
     def _stop_at(self, step: int, loss: float) -> None:
         reason = f"loss or gradient is not finite at step {step} (loss {loss:g})"
@@ -563,12 +569,34 @@ class _Run:
             "steps_done": self.state.step,
             "best_step": self.state.best_step,
             "validation_loss": self.state.best_loss if math.isfinite(self.state.best_loss) else None,
+            "start_validation_loss": self.log.rows[0].get("validation loss"),
             "stopped": self.stopped,
             "processes": self.group.world,
             "seconds": round(self.seconds, 1),
             "torch": torch.__version__,
         }
         return self.rules
+
+
+def starting_rules(model: nn.Module, example: Tensor, rule_options: Mapping[str, Any]) -> RuleSet:
+    """The rules that training starts from.
+
+    Args:
+        model: what they are for; run once.
+        example: ``(B, C, *spatial)``.
+        rule_options: ``RuleTrainer.rule_options``, arguments of `RuleSet.build`.
+
+    Raises:
+        FitError: gates with nothing to learn that samples share.
+        RuleError: unknown names, or a model without sites.
+    """
+    rules = RuleSet.build(model, example, **rule_options)
+    if not rules.parameters() or any(_per_sample(rules.gate(site.name)) for site in rules.sites):
+        raise FitError(
+            f"nothing to share: the gate {rule_options['gate']!r} has parameters for each sample, or none; "
+            "choose 'feature', 'quadrant' or 'channel'"
+        )
+    return rules
 
 
 def _per_sample(gate: nn.Module) -> bool:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.models import digits_cnn, torchvision_model
+from captum_learnprop.models import digits_cnn, reference_net, torchvision_model
 
 NAME = "squeezenet1_1"
 
@@ -127,3 +127,32 @@ class TestDigits:
             digits_cnn(None, "DEFAULT")
         with pytest.raises(LearnpropError, match=r"digits_cnn: no weights file .*no\.safetensors"):
             digits_cnn(checkpoint=tmp_path / "no.safetensors")
+
+
+class TestReference:
+    def test_by_architecture_and_task(self) -> None:
+        model = reference_net("resnet-parts")
+        assert type(model).__name__ == "ResNetLike"
+        assert not model.training
+        with torch.no_grad():
+            assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
+
+    def test_checkpoint(self) -> None:
+        from captum_learnprop.evaluation.reference_nets import weights_file
+
+        model = reference_net("vgg-patch", checkpoint=weights_file("vgg", "patch"))
+        assert type(model).__name__ == "VggLike"
+        with pytest.raises(LearnpropError, match=r"reference net vgg-parts: .* but vgg-patch"):
+            reference_net("vgg-parts", checkpoint=weights_file("vgg", "patch"))
+
+    def test_unusable_requests(self, tmp_path: Path) -> None:
+        with pytest.raises(LearnpropError, match="reference:resnet-digits"):
+            reference_net()
+        with pytest.raises(LearnpropError, match="no reference net 'resnet-digit'; did you mean 'resnet-digits'"):
+            reference_net("resnet-digit")
+        with pytest.raises(LearnpropError, match="no reference net 'x'; choose vgg-digits, "):
+            reference_net("x")
+        with pytest.raises(LearnpropError, match="leave out 'DEFAULT'"):
+            reference_net("vgg-digits", "DEFAULT")
+        with pytest.raises(LearnpropError, match=r"reference net vgg-digits: no weights file .*no\.safetensors"):
+            reference_net("vgg-digits", checkpoint=tmp_path / "no.safetensors")

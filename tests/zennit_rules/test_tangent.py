@@ -210,6 +210,12 @@ def test_gates(gate: str, start: str, pooling: str) -> None:
         assert_equal(both_ways(net(), images(), composite))
 
 
+def test_gates_that_weigh_positions() -> None:
+    for net in NETS.values():
+        composite = zr.LearnedGradient(gate="feature", gate_options={"position": True})
+        assert_equal(both_ways(net(), images(), composite))
+
+
 # Right by falling back to double backward: a value that the tape would need is overwritten in place.
 FALLS_BACK = {"softmax, then write"}
 

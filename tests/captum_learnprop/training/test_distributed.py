@@ -39,7 +39,11 @@ trainer = RuleTrainer(
 )
 out = Path(sys.argv[1])
 rules = trainer.fit(
-    images(20, dtype=torch.float64), validation=0.3, examples_dir=out / "examples", checkpoint=out / "run.safetensors", log_dir=out
+    images(20, dtype=torch.float64),
+    validation=0.3,
+    examples_dir=out / "examples",
+    checkpoint=out / "run.safetensors",
+    log_dir=out,
 )
 assert not torch.distributed.is_initialized()
 import os

@@ -1,23 +1,28 @@
-"""Occlusion regression: what the cache holds, what the loss is, and its gradient."""
+"""Occlusion: which regions are removed and by what, what a model loses, and how a map is compared with that."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from captum_learnprop.evaluation.maps import MapError, reduce_channels, smooth
+from captum_learnprop.evaluation.maps import reduce_channels, smooth
 from captum_learnprop.training.occlusion import (
-    OcclusionCache,
-    OcclusionError,
-    build_cache,
+    MAX_BOXES,
+    box_regions,
     correlation,
-    occlusion_loss,
+    generator_of,
+    measure_drops,
+    random_boxes,
     random_fills,
-    random_regions,
     region_mass,
 )
-from captum_learnprop.training.shared import FitError, fit_maps
+from captum_learnprop.training.quantities import logit, softmax
+
+SPATIAL = [(24,), (12, 16), (6, 8, 10)]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -25,184 +30,204 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def linear_model(weights: torch.Tensor):  # type: ignore[no-untyped-def]
-    """Two classes; the second sums the weighted pixels of all channels."""
+def regions_of(count: int, spatial: tuple[int, ...], seed: int = 0) -> Tensor:
+    return box_regions(random_boxes(count, spatial, generator(seed)), spatial)
 
-    def model(images: torch.Tensor) -> torch.Tensor:
+
+class TestGeneratorOf:
+    def test_each_image_has_its_own(self) -> None:
+        pairs = list(itertools.product(range(4), range(4)))
+        firsts = [torch.rand(3, generator=generator_of(*pair)).tolist() for pair in pairs]
+        assert len({tuple(first) for first in firsts}) == len(pairs)  # (0, 1) is not (1, 0)
+        assert firsts == [torch.rand(3, generator=generator_of(*pair)).tolist() for pair in pairs]
+
+    def test_neighbours_are_unrelated(self) -> None:
+        rows = torch.stack([torch.rand(2000, generator=generator_of(0, index)) for index in range(4)])
+        off_diagonal = torch.corrcoef(rows)[~torch.eye(4, dtype=torch.bool)]
+        assert off_diagonal.abs().max() < 0.1
+
+
+class TestBoxes:
+    @pytest.mark.parametrize("spatial", SPATIAL, ids=str)
+    def test_shape_and_range(self, spatial: tuple[int, ...]) -> None:
+        boxes = random_boxes(300, spatial, generator())
+        assert boxes.shape == (300, MAX_BOXES, len(spatial), 2)
+        assert boxes.dtype == torch.int32
+        start, length = boxes[..., 0], boxes[..., 1]
+        used = (length > 0).all(-1)
+        assert ((length > 0) == used[..., None]).all()  # unused in all dimensions or in none
+        assert used[:, 0].all()
+        assert set(used.sum(1).tolist()) == set(range(1, MAX_BOXES + 1))
+        size = torch.tensor(spatial)
+        assert (length <= size).all()
+        assert ((start + length > 0) & (start < size))[used].all()  # at least one pixel is inside
+        assert (start < 0).any()
+        assert (start + length > size).any()
+
+    @pytest.mark.parametrize("spatial", SPATIAL, ids=str)
+    def test_every_pixel_is_removed_equally_often(self, spatial: tuple[int, ...]) -> None:
+        count = 6000
+        covered = regions_of(count, spatial).double().mean(0)
+        share = covered.mean()
+        deviation = (share * (1 - share) / count).sqrt()
+        assert (covered - share).abs().max() < 5 * deviation  # 480 pixels at most: 5 sigma hardly ever
+
+    def test_they_come_in_many_sizes(self) -> None:
+        share = regions_of(2000, (64, 48)).flatten(1).float().mean(1)
+        assert share.max() < 1
+        assert (share < 0.02).float().mean() > 0.1
+        assert (share > 0.2).float().mean() > 0.1
+
+    @pytest.mark.parametrize("spatial", [(1,), (3,), (2, 2), (5, 1), (3, 4, 2), (64, 48)], ids=str)
+    def test_no_region_is_empty(self, spatial: tuple[int, ...]) -> None:
+        assert regions_of(500, spatial).flatten(1).any(1).all()
+
+    def test_same_generator_same_boxes(self) -> None:
+        assert torch.equal(random_boxes(9, (8, 8), generator(1)), random_boxes(9, (8, 8), generator(1)))
+        assert not torch.equal(random_boxes(9, (8, 8), generator(1)), random_boxes(9, (8, 8), generator(2)))
+
+
+class TestRegions:
+    @pytest.mark.parametrize("spatial", [(7,), (5, 6), (4, 3, 5)], ids=str)
+    def test_they_are_the_union_of_their_boxes(self, spatial: tuple[int, ...]) -> None:
+        boxes = random_boxes(20, spatial, generator(3)).reshape(4, 5, MAX_BOXES, len(spatial), 2)
+        regions = box_regions(boxes, spatial)
+        assert regions.shape == (4, 5, *spatial)
+        assert regions.dtype == torch.bool
+        for outer, inner in itertools.product(range(4), range(5)):
+            for pixel in itertools.product(*map(range, spatial)):
+                inside = any(
+                    all(start <= x < start + length for x, (start, length) in zip(pixel, box, strict=True))
+                    for box in boxes[outer, inner].tolist()
+                )
+                assert bool(regions[(outer, inner, *pixel)]) == inside
+
+
+class TestFills:
+    def test_they_vary_and_stay_in_range(self) -> None:
+        low, high = torch.tensor([-2.0, 0.0, 1.0]), torch.tensor([2.0, 1.0, 3.0])
+        fills = random_fills(200, (3, 8, 8), low, high, generator())
+        assert fills.shape == (200, 3, 8, 8)
+        assert (fills >= low.reshape(3, 1, 1)).all()
+        assert (fills <= high.reshape(3, 1, 1)).all()
+        assert (fills.mean((2, 3)).std(0) > 0.15 * (high - low)).all()  # no fixed baseline
+        assert (fills.std((2, 3)).mean(0) > 0.05 * (high - low)).all()  # no flat colour
+
+    @pytest.mark.parametrize("shape", [(2, 9), (1, 4, 5), (3, 2, 3, 4)], ids=str)
+    def test_any_number_of_dimensions(self, shape: tuple[int, ...]) -> None:
+        same = torch.full((shape[0],), 0.5)
+        assert random_fills(4, shape, same, same, generator()).shape == (4, *shape)
+        torch.testing.assert_close(random_fills(4, shape, same, same, generator()), torch.full((4, *shape), 0.5))
+
+
+def linear(weights: Tensor):  # type: ignore[no-untyped-def]
+    """Two classes; the second sums the weighted pixels of all channels, the first is its negative."""
+
+    def model(images: Tensor) -> Tensor:
         score = (images.sum(1) * weights).flatten(1).sum(1)
         return torch.stack([-score, score], 1)
 
     return model
 
 
-@pytest.fixture
-def cache() -> OcclusionCache:
-    """Random regions and drops in float64."""
-    torch.manual_seed(3)
-    regions = random_regions(3 * 12, 10, 8, generator()).reshape(3, 12, 10, 8)
-    return OcclusionCache(regions, torch.randn(3, 12).double())
+def drops_of(weights: Tensor, image: Tensor, quantity=logit, seed: int = 5, **options: int) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    """Boxes ``(20, ...)`` and drops ``(2, 20)`` of both classes."""
+    random = generator(seed)
+    boxes = random_boxes(20, tuple(image.shape[1:]), random)
+    drops = measure_drops(
+        linear(weights), image, torch.tensor([0, 1]), boxes, quantity,
+        low=torch.zeros(3), high=torch.ones(3), generator=random, **options,
+    )  # fmt: skip
+    return boxes, drops
 
 
-def test_loss_is_one_minus_numpys_correlation(cache: OcclusionCache) -> None:
-    maps = torch.rand(3, 10, 8).double()
-    each = []
-    for one, regions, drops in zip(maps, cache.regions, cache.drops, strict=True):
-        mass = [one[region].sum().item() for region in regions]
-        each.append(np.corrcoef(mass, drops.numpy())[0, 1])
-    assert occlusion_loss(maps, cache).item() == pytest.approx(1 - np.mean(each), abs=1e-10)
+class TestDrops:
+    @pytest.mark.parametrize("spatial", [(20,), (16, 16), (6, 6, 6)], ids=str)
+    def test_of_a_linear_model(self, spatial: tuple[int, ...]) -> None:
+        weights = torch.rand(spatial, generator=generator())
+        boxes, drops = drops_of(weights, torch.ones(3, *spatial))
+        # Fills are darker than 1: class 1 loses by every deletion what class 0 gains.
+        assert drops.shape == (2, 20)
+        assert drops.dtype == torch.float32
+        assert (drops[1] > 0).all()
+        torch.testing.assert_close(drops[0], -drops[1])
+        removed = region_mass(weights[None], box_regions(boxes, spatial)[None])
+        assert correlation(removed, drops[1:]).item() > 0.6
+
+    def test_without_gradient(self) -> None:
+        _, drops = drops_of(torch.rand(8, 8, requires_grad=True), torch.rand(3, 8, 8, requires_grad=True))
+        assert not drops.requires_grad
+
+    def test_batches_change_nothing(self) -> None:
+        weights, image = 0.02 * torch.rand(8, 8, generator=generator()), torch.rand(3, 8, 8, generator=generator(1))
+        _, together = drops_of(weights, image, softmax)
+        _, apart = drops_of(weights, image, softmax, internal_batch_size=3)
+        torch.testing.assert_close(apart, together, rtol=0, atol=1e-6)
+        assert together.abs().mean() > 1e-3
+        _, other = drops_of(weights, image, softmax, seed=6)
+        assert not torch.allclose(other, together)
 
 
-def test_gradient_agrees_with_finite_differences(cache: OcclusionCache) -> None:
-    maps = torch.rand(3, 10, 8).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda values: occlusion_loss(values, cache), maps)
+class TestMassAndCorrelation:
+    @pytest.mark.parametrize("spatial", [(9,), (5, 6), (4, 3, 5)], ids=str)
+    def test_mass(self, spatial: tuple[int, ...]) -> None:
+        maps = torch.rand(3, *spatial, generator=generator())
+        regions = regions_of(12, spatial).reshape(3, 4, *spatial)
+        mass = region_mass(maps, regions)
+        for row, deletion in itertools.product(range(3), range(4)):
+            assert mass[row, deletion].item() == pytest.approx(maps[row][regions[row, deletion]].sum().item(), abs=1e-5)
+
+    def test_correlation_is_that_of_numpy(self) -> None:
+        first = torch.randn(6, 12, generator=generator(), dtype=torch.float64)
+        second = torch.randn(6, 12, generator=generator(1), dtype=torch.float64) - first
+        expected = [np.corrcoef(a, b)[0, 1] for a, b in zip(first.numpy(), second.numpy(), strict=True)]
+        np.testing.assert_allclose(correlation(first, second).numpy(), expected, atol=1e-12)
+        assert correlation(first, 3 * first + 2).tolist() == pytest.approx([1.0] * 6)
+        assert correlation(first, 2 - first).tolist() == pytest.approx([-1.0] * 6)
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e20])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_scale_does_not_matter(self, scale: float, dtype: torch.dtype) -> None:
+        rows = torch.rand(3, 12, generator=generator()).to(dtype)
+        other = torch.randn(3, 12, generator=generator(1)).to(dtype)
+        torch.testing.assert_close(correlation(rows * scale, other), correlation(rows, other), rtol=0, atol=2e-6)
+
+    def test_constant_rows_have_none_and_a_finite_gradient(self) -> None:
+        for rows in (torch.zeros(2, 5), torch.full((2, 5), 0.25)):
+            for first, second in ((rows, torch.randn(2, 5)), (torch.randn(2, 5), rows)):
+                first, second = first.clone().requires_grad_(), second.clone().requires_grad_()
+                value = correlation(first, second)
+                assert value.tolist() == [0.0, 0.0]
+                value.sum().backward()
+                assert first.grad is not None
+                assert second.grad is not None
+                assert first.grad.isfinite().all()
+                assert second.grad.isfinite().all()
+
+    def test_rows_do_not_see_each_other(self) -> None:
+        first, second = torch.rand(2, 4, 7, generator=generator())
+        alone = torch.cat([correlation(a[None], b[None]) for a, b in zip(first, second, strict=True)])
+        torch.testing.assert_close(correlation(first, second), alone)
+
+    @pytest.mark.parametrize("sign", ["absolute", "positive", "signed"])
+    def test_gradient_from_attribution_to_loss(self, sign: str) -> None:
+        regions = regions_of(24, (10, 8)).reshape(2, 12, 10, 8)
+        drops = torch.randn(2, 12, generator=generator(), dtype=torch.float64)
+        attribution = torch.randn(2, 3, 10, 8, generator=generator(1), dtype=torch.float64, requires_grad=True)
+
+        def loss(values: Tensor) -> Tensor:
+            return 1 - correlation(region_mass(smooth(reduce_channels(values, sign), 0.8), regions), drops)
+
+        assert torch.autograd.gradcheck(loss, attribution)
 
 
-@pytest.mark.parametrize("sign", ["absolute", "positive", "signed"])
-def test_gradient_through_reduction_and_smoothing(cache: OcclusionCache, sign: str) -> None:
-    torch.manual_seed(0)
-    attribution = torch.randn(3, 3, 10, 8).double().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda values: occlusion_loss(smooth(reduce_channels(values, sign), 0.8), cache), attribution
-    )
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e20])
-def test_loss_does_not_depend_on_the_scale_of_a_map(cache: OcclusionCache, scale: float) -> None:
-    maps = torch.rand(3, 10, 8).double()
-    assert occlusion_loss(maps * scale, cache).item() == pytest.approx(occlusion_loss(maps, cache).item(), abs=1e-9)
-
-
-def test_constant_rows_have_no_correlation_and_a_finite_gradient() -> None:
-    rows = torch.zeros(2, 5, requires_grad=True)
-    value = correlation(rows, torch.randn(2, 5))
-    assert value.tolist() == [0.0, 0.0]
-    value.sum().backward()
-    assert rows.grad is not None
-    assert rows.grad.isfinite().all()
-
-
-def test_cache_holds_what_a_linear_model_loses() -> None:
-    torch.manual_seed(0)
-    weights = torch.rand(16, 16)
-    images = torch.ones(4, 3, 16, 16)
-    images[:, :, 0] = 0.0  # gives fills a range; its own weight is zero
-    weights[0] = 0.0
-    targets = torch.tensor([0, 1, 1, 0])
-    model = linear_model(weights)
-    kept = build_cache(model, images, targets, deletions=20, output="logit", seed=5)
-    assert kept.regions.shape == (4, 20, 16, 16)
-    # The target's score falls (class 1) or rises (class 0) with the weights removed: fills are darker than 1.
-    assert (kept.drops[1:3] >= -1e-4).all()
-    assert (kept.drops[[0, 3]] <= 1e-4).all()
-    removed = region_mass(weights.expand(4, -1, -1), kept.regions)
-    assert (correlation(removed, kept.drops)[1:3] > 0.6).all()
-    assert (correlation(removed, kept.drops)[[0, 3]] < -0.6).all()
-
-
-def test_cache_is_deterministic_and_runs_the_model_without_gradient() -> None:
-    images, targets = torch.rand(3, 3, 16, 16), torch.tensor([0, 1, 0])
-    weights = torch.rand(16, 16, requires_grad=True)
-    first = build_cache(linear_model(weights), images, targets, deletions=5, output="logit", seed=1)
-    again = build_cache(linear_model(weights), images, targets, deletions=5, output="logit", seed=1)
-    assert torch.equal(first.regions, again.regions)
-    assert torch.equal(first.drops, again.drops)
-    assert not first.drops.requires_grad
-    other = build_cache(linear_model(weights), images, targets, deletions=5, output="logit", seed=2)
-    assert not torch.equal(first.drops, other.drops)
-    assert torch.equal(first[1:2].drops, first.drops[1:2])
-
-
-def test_regions_are_never_empty_and_come_in_many_sizes() -> None:
-    share = random_regions(2000, 64, 48, generator()).flatten(1).float().mean(1)
-    assert share.min() > 0
-    assert share.max() < 1
-    assert (share < 0.02).float().mean() > 0.1
-    assert (share > 0.2).float().mean() > 0.1
-    covered = random_regions(2000, 64, 48, generator()).float().mean(0)
-    assert covered.min() > 0.5 * covered.mean()  # the corners are removed as often as the middle
-    assert random_regions(50, 5, 5, generator()).flatten(1).any(1).all()
-
-
-def test_fills_vary_stay_in_range_and_hold_no_fixed_baseline() -> None:
-    low, high = torch.tensor([-2.0, 0.0, 1.0]), torch.tensor([2.0, 1.0, 3.0])
-    fills = random_fills(200, (3, 8, 8), low, high, generator())
-    for channel in range(3):
-        assert fills[:, channel].min() >= low[channel]
-        assert fills[:, channel].max() <= high[channel]
-    means = fills.mean((2, 3))
-    assert (means.std(0) > 0.15 * (high - low)).all()
-
-
-def test_smoothing_keeps_mass_away_from_the_border_and_constants_everywhere() -> None:
-    point = torch.zeros(1, 21, 21).double()
-    point[0, 10, 10] = 1.0
-    smoothed = smooth(point, 1.5)
-    assert smoothed.sum().item() == pytest.approx(1.0)
-    distance = (torch.arange(21) - 10.0) ** 2
-    variance = (smoothed[0].sum(0) * distance).sum().item()
-    assert variance == pytest.approx(1.5**2, rel=0.05)
-    torch.testing.assert_close(smooth(torch.full((1, 5, 5), 2.0), 2.0), torch.full((1, 5, 5), 2.0))
-    assert smooth(point, 0.0) is point
-
-
-def test_fit_maps_finds_the_weights_of_a_linear_model() -> None:
-    torch.manual_seed(0)
-    truth = torch.zeros(12, 12)
-    truth[3:7, 4:9] = 1.0
-    images, targets = torch.ones(96, 3, 12, 12), torch.ones(96, dtype=torch.long)
-    images[:, :, 0] = 0.0  # gives fills a range: darker than 1
-    kept = build_cache(lambda x: linear_model(truth)(x) * 0.01, images, targets, deletions=40, output="logit")
-    weights = torch.full((12, 12), 0.5, requires_grad=True)
-
-    def make_maps(batch: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-        return weights.expand(len(batch), -1, -1)
-
-    losses = fit_maps(make_maps, [weights], images, targets, kept, steps=60, lr=0.02, batch_size=32, seed=0)
-    assert len(losses) == 60
-    assert losses[-1] < losses[0] - 0.15
-    assert correlation(weights.detach().reshape(1, -1), truth.reshape(1, -1)) > 0.8  # starts at 0: constant
-    assert weights.grad is None
-
-
-def test_fit_maps_keeps_the_last_good_values_when_the_loss_breaks() -> None:
-    images, targets = torch.rand(8, 3, 12, 12), torch.ones(8, dtype=torch.long)
-    kept = build_cache(linear_model(torch.rand(12, 12)), images, targets, deletions=5, output="logit")
-    weights = torch.rand(12, 12, requires_grad=True)
-    calls = []
-
-    def make_maps(batch: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-        calls.append(weights.detach().clone())
-        broken = float("nan") if len(calls) == 3 else 1.0
-        return (weights * broken).expand(len(batch), -1, -1)
-
-    with pytest.raises(FitError, match="step 2"):
-        fit_maps(make_maps, [weights], images, targets, kept, steps=9, lr=0.1, batch_size=4, seed=0)
-    assert torch.equal(weights.detach(), calls[-1])
-    assert not torch.equal(calls[0], calls[1])
-
-
-def test_bad_requests_are_named() -> None:
-    images, targets = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
-    model = linear_model(torch.rand(8, 8))
-    with pytest.raises(OcclusionError, match="not empty"):
-        build_cache(model, images[:0], targets[:0])
-    with pytest.raises(OcclusionError, match="NaN or infinite"):
-        build_cache(model, images * float("nan"), targets)
-    with pytest.raises(OcclusionError, match="int64"):
-        build_cache(model, images, targets.float())
-    with pytest.raises(OcclusionError, match="got 2"):
-        build_cache(model, images, targets, deletions=2)
-    with pytest.raises(OcclusionError, match="'probability'"):
-        build_cache(model, images, targets, output="probability")
-    kept = build_cache(model, images, targets, deletions=3)
-    with pytest.raises(OcclusionError, match="do not fit"):
-        occlusion_loss(torch.rand(2, 8, 7), kept)
-    with pytest.raises(MapError, match="sign"):
-        reduce_channels(images, "negative")
-    with pytest.raises(FitError, match="no parameter"):
-        fit_maps(lambda x, t: x[:, 0], [], images, targets, kept, steps=1, lr=0.1, batch_size=1, seed=0)
-    with pytest.raises(FitError, match="steps"):
-        fit_maps(
-            lambda x, t: x[:, 0], [torch.rand(1, requires_grad=True)], images, targets, kept,
-            steps=0, lr=0.1, batch_size=1, seed=0,
-        )  # fmt: skip
+class TestSmoothing:
+    def test_mass_spread_and_constants(self) -> None:
+        point = torch.zeros(1, 21, 21).double()
+        point[0, 10, 10] = 1.0
+        smoothed = smooth(point, 1.5)
+        assert smoothed.sum().item() == pytest.approx(1.0)
+        distance = (torch.arange(21) - 10.0) ** 2
+        assert (smoothed[0].sum(0) * distance).sum().item() == pytest.approx(1.5**2, rel=0.05)
+        torch.testing.assert_close(smooth(torch.full((1, 5, 5), 2.0), 2.0), torch.full((1, 5, 5), 2.0))
+        assert smooth(point, 0.0) is point

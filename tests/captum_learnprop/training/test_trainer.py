@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import captum_learnprop as cl
 import zennit_rules as zr
+from captum_learnprop.evaluation.maps import finished
 from captum_learnprop.training.checkpoint import CheckpointError
 from captum_learnprop.training.data import DataError
 from captum_learnprop.training.log import read_log
 from captum_learnprop.training.objectives import Agreement
 from captum_learnprop.training.occlusion import box_regions
-from captum_learnprop.training.rule_maps import finished
 from captum_learnprop.training.terms import (
     ClassContrast,
     Necessity,
@@ -57,7 +57,7 @@ class TestLearning:
         assert min(losses) < losses[0] - 0.02
 
     def test_the_loss_is_the_definition(self) -> None:
-        """First step of a run, by hand: rows, regions and drops from the collected examples, maps by captum's method."""
+        """First step of a run, by hand: regions and drops from the collected examples, maps by the captum method."""
         model, data = net(), images(6)
         trainer = RuleTrainer(model, **{**QUICK, "batch_size": 6, "steps": 1})
         trainer.fit(data, validation=0)
@@ -129,6 +129,15 @@ class TestLearning:
 
     def test_bfloat16(self) -> None:
         assert_same(fit(precision="bfloat16"), fit(), tolerance=0.2)
+
+    @pytest.mark.parametrize("dims", [1, 3])
+    def test_signals_and_volumes(self, dims: int) -> None:
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        model = nn.Sequential(conv(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6**dims, 3)).eval()
+        trainer = RuleTrainer(model, objective=OcclusionRegression() + 0.1 * Sufficiency(), **QUICK)
+        rules = trainer.fit(torch.rand(8, 2, *(6,) * dims))
+        maps = cl.LearnedPropagation(model, rules=rules).maps(torch.rand(2, 2, *(6,) * dims), target=0)
+        assert maps.shape == (2, *(6,) * dims)
 
     def test_float64(self) -> None:
         rules = fit(net(dtype=torch.float64), images(dtype=torch.float64))
@@ -235,7 +244,8 @@ class TestStopping:
         assert rules.training["validation_loss"] == min(losses) == losses[best]
         assert best < 12  # such steps do not end at the best place
         shorter = {**QUICK, "steps": max(best, 1), "lr": 3.0, "schedule": "constant", "validate_every": 1}
-        assert RuleTrainer(net(), **shorter).fit(images()).training["validation_loss"] == rules.training["validation_loss"]
+        again = RuleTrainer(net(), **shorter).fit(images())
+        assert again.training["validation_loss"] == rules.training["validation_loss"]
 
     def test_a_loss_that_is_not_finite_keeps_the_best(self) -> None:
         class Breaks(OcclusionRegression):
@@ -330,7 +340,7 @@ class TestErrors:
             fit(net().train())
 
     def test_no_module(self) -> None:
-        with pytest.raises(FitError, match="nn.Module"):
+        with pytest.raises(FitError, match=r"nn\.Module"):
             RuleTrainer(lambda x: x)  # type: ignore[arg-type]
 
     def test_a_model_of_another_kind(self) -> None:
@@ -358,6 +368,15 @@ class TestErrors:
     def test_too_many_targets(self) -> None:
         with pytest.raises(DataError, match="targets_per_image=9"):
             fit(fitting={"targets_per_image": 9})
+
+    def test_maps_are_finished_as_they_were_trained(self) -> None:
+        model, data = net(), images(3)
+        rules = fit(model)
+        method = cl.LearnedPropagation(model, rules=rules)
+        attribution = method.attribute(data, target=1)
+        torch.testing.assert_close(method.maps(data, target=1), finished(attribution, "absolute", 0.05))
+        with pytest.raises(cl.LearnpropError, match="RuleTrainer"):
+            cl.LearnedPropagation(model).maps(data, target=1)
 
     def test_saved_with_its_summary(self, tmp_path: Path) -> None:
         model = net()

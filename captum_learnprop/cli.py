@@ -23,6 +23,8 @@ __all__ = ["LazyGroup", "cli", "main"]
 COMMANDS: dict[str, str] = {
     "demo": "Learn rules for a small digit classifier, compare and draw them.",
     "attribute": "Write attributions of a model for a folder of images.",
+    "train": "Learn the rules of a model from a folder of images.",
+    "evaluate": "Compare methods on scenes with known ground truth.",
     "plugins": "List plugins: version, owner, hooks, records and status.",
     "run": "Run a script unchanged, with every plugin loaded.",
 }

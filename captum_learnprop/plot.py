@@ -7,8 +7,11 @@ in threads.
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +30,9 @@ SIGNED_COLOURS = "RdBu_r"
 
 POSITIVE_COLOURS = "magma"
 OUTLINE_COLOUR = "#00d0ff"
+
+HIGHLIGHT_COLOUR = "#c8102e"
+GROUP_COLOURS = ("#4c78a8", "#59a14f", "#e8871e", "#8c6bb1", "#7f7f7f", "#c9a227", "#17a2a2", "#b07aa1")
 
 
 class PlotError(LearnpropError):
@@ -165,6 +171,153 @@ def compare(
     if title is not None:
         figure.suptitle(title, fontsize=12)
     return figure
+
+
+@dataclass(frozen=True)
+class CostQuality:
+    """A point of `cost_quality`.
+
+    Attributes:
+        name: label.
+        group: points of one group share a colour.
+        cost: above 0.
+        quality: of the vertical axis.
+        error: half the length of the error bar, 0 for none.
+        highlighted: drawn large, in red, with a bold label.
+    """
+
+    name: str
+    group: str
+    cost: float
+    quality: float
+    error: float = 0.0
+    highlighted: bool = False
+
+
+def cost_quality(
+    panels: Mapping[str, Sequence[CostQuality]], *, cost: str, quality: str, title: str | None = None
+) -> Figure:
+    """Quality against cost on a logarithmic axis, one panel each, every point named at the right of its panel.
+
+    Names stand in the order of quality, each joined to its point by a thin line, so that crowded points stay
+    readable.
+
+    Args:
+        panels: points by the panel's title.
+        cost: label of the horizontal axis.
+        quality: label of the vertical axis.
+        title: headline of the figure.
+
+    Raises:
+        PlotError: nothing to draw, a cost that is not positive, or values that are not finite.
+    """
+    points = [point for panel in panels.values() for point in panel]
+    if not points or not all(panels.values()):
+        raise PlotError("nothing to draw: every panel needs a point")
+    for point in points:
+        if not (np.isfinite([point.cost, point.quality, point.error]).all() and point.cost > 0 and point.error >= 0):
+            raise PlotError(f"{point.name!r} has cost {point.cost}, quality {point.quality}, error {point.error}")
+    groups = list(dict.fromkeys(point.group for point in points if not point.highlighted))
+    colours = {group: GROUP_COLOURS[index % len(GROUP_COLOURS)] for index, group in enumerate(groups)}
+    longest = max(map(len, panels.values()))
+    figure = Figure(figsize=(6.6 * len(panels), max(4.5, 0.21 * longest + 1.4)), layout="constrained")
+    for axes, (name, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        _draw_panel(axes, panel, colours)
+        axes.set_title(name, fontsize=12)
+        axes.set_xlabel(cost)
+    figure.axes[0].set_ylabel(quality)
+    if title is not None:
+        figure.suptitle(textwrap.fill(title, 62 * len(panels)), fontsize=13)
+    return figure
+
+
+def _draw_panel(axes: Axes, points: Sequence[CostQuality], colours: Mapping[str, str]) -> None:
+    axes.set_xscale("log")
+    low, high = min(point.quality for point in points), max(point.quality for point in points)
+    room = 0.06 * (high - low) or 0.05
+    axes.set_ylim(low - room, high + room)
+    for point in points:
+        colour = HIGHLIGHT_COLOUR if point.highlighted else colours[point.group]
+        axes.errorbar(
+            point.cost, point.quality, yerr=point.error or None, fmt="o", color=colour, ecolor=colour,
+            markersize=8 if point.highlighted else 5, elinewidth=1.0, capsize=0, zorder=3 if point.highlighted else 2,
+        )  # fmt: skip
+    axes.grid(True, which="major", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    _name_points(axes, sorted(points, key=lambda point: point.quality), colours)
+
+
+def _name_points(axes: Axes, points: Sequence[CostQuality], colours: Mapping[str, str]) -> None:
+    """Names in a column at the right, from the lowest quality up, as near to their points as their height allows."""
+    low, high = axes.get_ylim()
+    wanted = [(point.quality - low) / (high - low) for point in points]
+    for place, point in zip(_spread(wanted, 1.0 / max(len(points), 20)), points, strict=True):
+        colour = HIGHLIGHT_COLOUR if point.highlighted else colours[point.group]
+        axes.annotate(
+            f"{point.name}  {point.quality:.2f}", (point.cost, point.quality), (1.05, place),
+            textcoords="axes fraction", va="center", fontsize=8, color=colour, annotation_clip=False,
+            fontweight="bold" if point.highlighted else "normal",
+        )  # fmt: skip
+        axes.annotate(
+            "", (point.cost, point.quality), (1.045, place), textcoords="axes fraction", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.55, "shrinkA": 0, "shrinkB": 0},
+        )  # fmt: skip
+
+
+def _spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Rising places in [0, 1], at least ``gap`` apart, near the wanted ones, which rise."""
+    places: list[float] = []
+    for value in wanted:
+        places.append(max(value, places[-1] + gap if places else 0.0))
+    ceiling = 1.0
+    for index in range(len(places) - 1, -1, -1):
+        places[index] = min(places[index], ceiling)
+        ceiling = places[index] - gap
+    return places
+
+
+def training_curves(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """Loss, its terms and the validation loss by step, the learning rate on a small axis below.
+
+    Args:
+        rows: of a training log, see `training.log.read_log`: ``step``, ``loss``, ``lr``, values of terms, and
+            ``validation loss`` where there was a validation. What is missing or not finite is left out.
+
+    Raises:
+        PlotError: no row, or a row without ``step``.
+    """
+    if not rows or not all("step" in row for row in rows):
+        raise PlotError("nothing to draw: a training log has rows with a column 'step'")
+    names = dict.fromkeys(name for row in rows for name in row)
+    terms = [name for name in names if name not in _NO_TERMS and not name.startswith("validation ")]
+    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
+    _draw_column(upper, rows, "loss", color="#4c78a8", linewidth=1.6)
+    for index, name in enumerate(terms if len(terms) > 1 else ()):  # the only term is the loss
+        colour = GROUP_COLOURS[(index + 1) % len(GROUP_COLOURS)]
+        _draw_column(upper, rows, name, color=colour, linewidth=0.9, alpha=0.8)
+    _draw_column(upper, rows, "validation loss", color=HIGHLIGHT_COLOUR, linewidth=1.6, marker="o", markersize=4)
+    upper.set_ylabel("loss")
+    if upper.lines:
+        upper.legend(frameon=False, fontsize=8)
+    _draw_column(lower, rows, "lr", color="#7f7f7f", linewidth=1.2)
+    lower.set_ylim(bottom=0.0)
+    lower.set_ylabel("learning rate", fontsize=8)
+    lower.set_xlabel("step")
+    for axes in (upper, lower):
+        axes.grid(True, color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure
+
+
+_NO_TERMS = ("step", "lr", "loss", "gradient norm")
+
+
+def _draw_column(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, **style: Any) -> None:
+    """A line through the finite values of a column, none where it has none."""
+    points = [(row["step"], row[name]) for row in rows if np.isfinite(row.get(name, np.nan))]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=name, **style)
 
 
 def save_figure(figure: Figure, path: str | Path, *, dpi: int = 120) -> Path:

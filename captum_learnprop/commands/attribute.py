@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
+from captum_learnprop.commands._inputs import (
+    FILE,
+    FROM_FOLDER,
+    PATH,
+    POSITIVE,
+    PREDICTED,
+    Classifier,
+    ModelRequest,
+    classifier_of,
+    digest,
+    load,
+    preprocessing_of,
+)
 from captum_learnprop.errors import LearnpropError
 
 # torch takes seconds to import: the help must not wait for it.
@@ -26,18 +38,11 @@ if TYPE_CHECKING:
 
     Explainer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
-PREDICTED = "predicted"
-FROM_FOLDER = "label-from-folder"
-TORCHVISION = "torchvision:"
-
 
 @dataclass(frozen=True)
-class Request:
+class Request(ModelRequest):
     """What the command line asked for; the fields are the options of :data:`command`."""
 
-    model: str
-    weights: str | None
-    checkpoint: Path | None
     method: str
     composite: str | None
     gate: str | None
@@ -51,11 +56,7 @@ class Request:
     hdf5: bool
     dataset_file: bool
     batch_size: int
-    size: int | None
-    normalization: str
     threads: int | None
-    device: str
-    seed: int
 
 
 @dataclass
@@ -71,39 +72,6 @@ class Report:
     def done(self) -> int:
         """Number of images whose maps are there."""
         return len(self.computed) + len(self.resumed)
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A model that has shown that it classifies the images of this run.
-
-    Attributes:
-        module: in evaluation mode, on the device of the run.
-        name: as the user wrote it.
-        classes: number of columns of its output.
-        class_names: their names, where the weights tell them.
-    """
-
-    module: nn.Module
-    name: str
-    classes: int
-    class_names: tuple[str, ...] | None
-
-    def names(self) -> list[str]:
-        """A name for each class, its number where no other is known."""
-        return list(self.class_names or map(str, range(self.classes)))
-
-    def check(self, target: int) -> int:
-        """Gives the target back.
-
-        Raises:
-            LearnpropError: it is no class of this model.
-        """
-        if not 0 <= target < self.classes:
-            raise LearnpropError(
-                f"target {target} is out of range: {self.name} has {self.classes} classes, 0 to {self.classes - 1}"
-            )
-        return target
 
 
 def run(request: Request, report: Report) -> None:
@@ -128,9 +96,9 @@ def run(request: Request, report: Report) -> None:
         torch.set_num_threads(request.threads)
     images = find_images(request.images, recursive=_searches_folders(request), exclude=request.out)
     report.found = len(images)
-    module = _load(request)
-    preprocessing = _preprocessing(request)
-    classifier = _classifier(request, module, preprocessing)
+    module = load(request)
+    preprocessing = preprocessing_of(request)
+    classifier = classifier_of(request, module, preprocessing)
     if request.hdf5 and classifier.classes > MAX_CLASSES:
         raise LearnpropError(
             f"{request.model} has {classifier.classes} classes, the HDF5 layout ends at {MAX_CLASSES}: add --no-hdf5"
@@ -263,75 +231,6 @@ def _searches_folders(request: Request) -> bool:
     return request.recursive or request.target == FROM_FOLDER
 
 
-def _preprocessing(request: Request) -> Preprocessing:
-    from captum_learnprop.images import Preprocessing
-
-    torchvision_name = _torchvision_name(request)
-    if torchvision_name and request.weights:
-        preprocessing = Preprocessing.of_weights(torchvision_name, request.weights)
-    else:
-        preprocessing = Preprocessing()
-    if request.size is not None:
-        preprocessing = preprocessing.at_size(request.size)
-    # Only torchvision leaves the normalisation outside of the model as a rule.
-    if request.normalization == "none" or (request.normalization == "auto" and not torchvision_name):
-        preprocessing = preprocessing.without_normalization()
-    return preprocessing
-
-
-def _torchvision_name(request: Request) -> str | None:
-    return request.model.removeprefix(TORCHVISION) if request.model.startswith(TORCHVISION) else None
-
-
-def _load(request: Request) -> nn.Module:
-    import torch
-
-    from captum_learnprop.models import load_model
-
-    torch.manual_seed(request.seed)  # a model without weights must be the same one when the run is resumed
-    return load_model(request.model, request.weights, request.checkpoint).to(_device(request.device)).eval()
-
-
-def _classifier(request: Request, module: nn.Module, preprocessing: Preprocessing) -> Classifier:
-    from captum_learnprop.images import torchvision_weights
-
-    classes = _count_classes(request, module, preprocessing)
-    name, weights = _torchvision_name(request), request.weights
-    names = torchvision_weights(name, weights).meta.get("categories") if name and weights else None
-    return Classifier(module, request.model, classes, tuple(names) if names else None)
-
-
-def _count_classes(request: Request, module: nn.Module, preprocessing: Preprocessing) -> int:
-    import torch
-
-    shape = (1, 3, preprocessing.crop, preprocessing.crop)
-    probe = preprocessing.normalize(torch.zeros(shape)).to(request.device)
-    try:
-        with torch.no_grad():
-            output = module(probe)
-    # The forward pass is the user's code; whatever it raises means that it does not take this input.
-    except Exception as error:
-        raise LearnpropError(
-            f"{request.model} does not take an input of {shape}: {error}; give its size with --size"
-        ) from error
-    if isinstance(output, torch.Tensor) and output.ndim == 2:
-        return output.shape[1]
-    found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-    raise LearnpropError(f"{request.model} is no classifier: it gives {found}, expected (batch, classes)")
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    # torch raises RuntimeError, AssertionError or NotImplementedError, by backend.
-    except Exception as error:
-        raise LearnpropError(f"device {name!r} cannot be used: {error}") from error
-    return device
-
-
 def _targets(target: int | str, images: Sequence[ImageFile], classifier: Classifier) -> dict[str, int] | None:
     """The class to explain for each image id; None for the predicted one."""
     from captum_learnprop.images import folder_labels
@@ -433,32 +332,18 @@ def _options(request: Request, preprocessing: Preprocessing) -> dict[str, Any]:
     pixels = asdict(preprocessing)
     return {
         "model": request.model,
-        "weights": _weights_name(request),
-        "checkpoint": _digest(request.checkpoint),
+        "weights": request.weights_name,
+        "checkpoint": digest(request.checkpoint),
         "method": request.method,
         "composite": request.composite,
         "gate": request.gate,
-        "rules": _digest(request.rules),
+        "rules": digest(request.rules),
         "steps": request.steps,
         "target": request.target,
         "seed": request.seed,
         "size": pixels.pop("crop"),  # the name of its option
         **pixels,
     }
-
-
-def _weights_name(request: Request) -> str | None:
-    from captum_learnprop.images import torchvision_weights
-
-    name = _torchvision_name(request)
-    if name is None or request.weights is None:
-        return request.weights
-    # DEFAULT means other weights in another torchvision.
-    return str(torchvision_weights(name, request.weights).name)
-
-
-def _digest(path: Path | None) -> str | None:
-    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" if path is not None else None
 
 
 def _overlay(pixels: Tensor, attribution: Tensor) -> npt.NDArray[np.uint8]:
@@ -489,21 +374,16 @@ class _Target(click.ParamType):
             self.fail(f"{value!r} is neither {PREDICTED!r}, {FROM_FOLDER!r} nor a class number", param, ctx)
 
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_PATH = click.Path(path_type=Path)
-_POSITIVE = click.IntRange(min=1)
-
-
 @click.command(name="attribute", context_settings={"show_default": True})
 @click.option("--model", required=True, metavar="SPEC", help="What to explain, e.g. torchvision:resnet18.")
 @click.option("--weights", metavar="NAME", help="Pretrained weights of the model, e.g. DEFAULT.")
-@click.option("--checkpoint", type=_FILE, help="File with the model's weights.")
+@click.option("--checkpoint", type=FILE, help="File with the model's weights.")
 @click.option("--method", required=True, metavar="NAME", help="How to explain; see `learnprop plugins`.")
 @click.option("--composite", metavar="NAME", help="Composite of the method, if it takes one.")
 @click.option("--gate", metavar="NAME", help="Gate of the method, if it takes one.")
-@click.option("--rules", type=_FILE, help="Trained rule set, for every gradient-based method.")
-@click.option("--steps", type=_POSITIVE, help="Steps of the method, if it takes some.")
-@click.option("--images", required=True, type=_PATH, help="Folder of images, or one image.")
+@click.option("--rules", type=FILE, help="Trained rule set, for every gradient-based method.")
+@click.option("--steps", type=POSITIVE, help="Steps of the method, if it takes some.")
+@click.option("--images", required=True, type=PATH, help="Folder of images, or one image.")
 @click.option("--recursive", is_flag=True, help="Look in sub-folders too.")
 @click.option(
     "--target",
@@ -512,19 +392,19 @@ _POSITIVE = click.IntRange(min=1)
     metavar=f"[{PREDICTED}|{FROM_FOLDER}|NUMBER]",
     help=f"Class to explain; {FROM_FOLDER} takes it from the top sub-folder's name (implies --recursive).",
 )
-@click.option("--out", required=True, type=_PATH, help="Folder for the results.")
+@click.option("--out", required=True, type=PATH, help="Folder for the results.")
 @click.option("--overwrite", is_flag=True, help="Delete an earlier run in the output folder first.")
 @click.option("--hdf5/--no-hdf5", default=True, help="Gather all maps in one HDF5 file (needs h5py).")
 @click.option("--dataset-file", is_flag=True, help="Also write the other files that ViRelAy needs.")
-@click.option("--batch-size", type=_POSITIVE, default=8, help="Images explained at a time.")
-@click.option("--size", type=_POSITIVE, help="Input size.  [default: that of the weights, else 224]")
+@click.option("--batch-size", type=POSITIVE, default=8, help="Images explained at a time.")
+@click.option("--size", type=POSITIVE, help="Input size.  [default: that of the weights, else 224]")
 @click.option(
     "--normalization",
     type=click.Choice(["auto", "imagenet", "none"]),
     default="auto",
     help="auto: that of the weights, ImageNet's for other torchvision models, none for other models.",
 )
-@click.option("--threads", type=_POSITIVE, help="CPU threads.  [default: torch decides]")
+@click.option("--threads", type=POSITIVE, help="CPU threads.  [default: torch decides]")
 @click.option("--device", default="cpu", metavar="NAME", help="Where to compute.")
 @click.option("--seed", type=int, default=0, help="For random weights and methods that draw at random.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -542,8 +422,7 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     if request.dataset_file and not request.hdf5:
         raise click.UsageError("--dataset-file describes the HDF5 file: leave out --no-hdf5", ctx)
     report = Report()
-    if request.model.startswith(TORCHVISION) and not (request.weights or request.checkpoint):
-        click.echo("warning: neither --weights nor --checkpoint: the model has random weights", err=True)
+    request.warn_of_random_weights()
     try:
         run(request, report)
     except KeyboardInterrupt:

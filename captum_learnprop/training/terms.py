@@ -174,23 +174,32 @@ class OcclusionRegression(Term):
     Args:
         distance: ``"pearson"``; or ``"cosine"``, which also asks that regions without effect get no mass: infidelity
             at the best scale.
+        density: exponent ``p`` in [0, 1]: mass and drop are divided by ``area ** p`` of the region first. With 0, large
+            regions decide, and the map learns where the object is; towards 1, small ones count as much, and with them
+            what matters within it.
 
     Raises:
-        ObjectiveError: unknown distance, or a batch without deletions.
+        ObjectiveError: unknown distance, ``density`` out of range, or a batch without deletions.
     """
 
     distance: str = "pearson"
+    density: float = 0.0
     needs_deletions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(self, "distance", ("pearson", "cosine"))
+        if not 0 <= self.density <= 1:
+            raise ObjectiveError(f"density must be in [0, 1], got {self.density}")
 
     def __call__(self, batch: Batch) -> Tensor:
         """``(B,)`` in [0, 2]."""
         if batch.regions is None or batch.drops is None:
             raise ObjectiveError("OcclusionRegression needs deletions, the batch has no regions and drops")
-        mass = region_mass(batch.maps, batch.regions)
-        return 1 - SIMILARITIES[self.distance](mass, batch.drops.to(mass.dtype))
+        mass, drops = region_mass(batch.maps, batch.regions), batch.drops.to(batch.maps.dtype)
+        if self.density:
+            scale = batch.regions.flatten(2).sum(2).to(mass.dtype) ** -self.density
+            mass, drops = mass * scale, drops * scale
+        return 1 - SIMILARITIES[self.distance](mass, drops)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,17 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from captum_learnprop.plot import PlotError, compare, normalize_map, overlay, save_figure, to_hwc
+from captum_learnprop.plot import (
+    CostQuality,
+    PlotError,
+    compare,
+    cost_quality,
+    normalize_map,
+    overlay,
+    save_figure,
+    to_hwc,
+    training_curves,
+)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 4), (1, 3, 5, 4), (1, 5, 4), (5, 4)])
@@ -129,3 +139,74 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         compare({}, image[None])
     with pytest.raises(PlotError, match="suffix"):
         save_figure(Figure(), "figure")
+
+
+def test_cost_quality_names_every_point_once_and_in_order() -> None:
+    panels = {
+        "vgg": [CostQuality(f"m{i}", "gradient", 10.0**i, 0.7 + 0.001 * i, 0.01) for i in range(25)],
+        "resnet": [CostQuality("ours", "learned", 3.0, 0.9, highlighted=True), CostQuality("old", "cam", 1.0, 0.2)],
+    }
+    figure = cost_quality(panels, cost="ms", quality="average precision", title="a title " * 20)
+    assert [axes.get_title() for axes in figure.axes] == ["vgg", "resnet"]
+    assert all(axes.get_xscale() == "log" for axes in figure.axes)
+    texts = [text for text in figure.axes[0].texts if text.get_text()]
+    assert [text.get_text().split()[0] for text in texts] == [f"m{i}" for i in range(25)]
+    heights = np.array([text.xyann[1] for text in texts])
+    assert (np.diff(heights) >= 1 / 25 - 1e-9).all()
+    assert heights.min() >= -1e-9
+    assert heights.max() <= 1
+    bold = [text.get_text() for text in figure.axes[1].texts if text.get_fontweight() == "bold"]
+    assert bold == ["ours  0.90"]
+
+
+def test_cost_quality_refuses_what_has_no_place() -> None:
+    point = CostQuality("m", "g", 1.0, 0.5)
+    with pytest.raises(PlotError, match="nothing to draw"):
+        cost_quality({}, cost="ms", quality="AP")
+    with pytest.raises(PlotError, match="every panel needs a point"):
+        cost_quality({"a": [point], "b": []}, cost="ms", quality="AP")
+    for wrong in (CostQuality("m", "g", 0.0, 0.5), CostQuality("m", "g", 1.0, float("nan"))):
+        with pytest.raises(PlotError, match="'m' has cost"):
+            cost_quality({"a": [wrong]}, cost="ms", quality="AP")
+    assert cost_quality({"a": [point]}, cost="ms", quality="AP").axes[0].get_ylabel() == "AP"
+
+
+ROWS: list[dict[str, float]] = [
+    {"step": 0.0, "validation loss": 0.9, "validation Area": 0.4},
+    {"step": 1.0, "lr": 0.03, "loss": 0.8, "OcclusionRegression": 0.6, "Area": 0.4, "gradient norm": 2.0},
+    {"step": 2.0, "lr": 0.01, "loss": float("nan"), "OcclusionRegression": 0.5, "Area": 0.3, "validation loss": 0.5},
+    {"step": 3.0, "lr": 0.0, "loss": 0.4, "OcclusionRegression": 0.2, "Area": 0.4},
+]
+
+
+def curves(rows: list[dict[str, float]], axes: int = 0) -> dict[str, list[list[float]]]:
+    lines = training_curves(rows).axes[axes].lines
+    return {str(line.get_label()): np.column_stack([line.get_xdata(), line.get_ydata()]).tolist() for line in lines}
+
+
+def test_training_curves_show_losses_and_the_learning_rate() -> None:
+    assert curves(ROWS) == {
+        "loss": [[1.0, 0.8], [3.0, 0.4]],  # what is not finite leaves a gap
+        "OcclusionRegression": [[1.0, 0.6], [2.0, 0.5], [3.0, 0.2]],
+        "Area": [[1.0, 0.4], [2.0, 0.3], [3.0, 0.4]],
+        "validation loss": [[0.0, 0.9], [2.0, 0.5]],
+    }
+    assert curves(ROWS, axes=1) == {"lr": [[1.0, 0.03], [2.0, 0.01], [3.0, 0.0]]}
+    upper, lower = training_curves(ROWS).axes
+    assert [text.get_text() for text in upper.get_legend().get_texts()] == list(curves(ROWS))
+    assert upper.get_position().height > 2 * lower.get_position().height
+    assert lower.get_xlabel() == "step"
+
+
+def test_training_curves_draw_an_only_term_once() -> None:
+    rows = [{name: value for name, value in row.items() if name != "Area"} for row in ROWS[1:]]
+    assert list(curves(rows)) == ["loss", "validation loss"]
+
+
+def test_training_curves_of_short_logs(tmp_path: Path) -> None:
+    assert list(curves(ROWS[:1])) == ["validation loss"]
+    assert curves([{"step": 1.0}]) == {}
+    assert save_figure(training_curves(ROWS[1:2]), tmp_path / "a.png").stat().st_size > 0
+    for rows in ([], [{"loss": 1.0}]):
+        with pytest.raises(PlotError, match="nothing to draw: a training log"):
+            training_curves(rows)

@@ -1,0 +1,173 @@
+"""What commands on a model and a folder of images share: loading both, and the options that name them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from captum_learnprop.errors import LearnpropError
+
+# torch takes seconds to import: the help must not wait for it.
+if TYPE_CHECKING:
+    from torch import nn
+
+    from captum_learnprop.images import Preprocessing
+
+PREDICTED = "predicted"
+FROM_FOLDER = "label-from-folder"
+TORCHVISION = "torchvision:"
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+PATH = click.Path(path_type=Path)
+POSITIVE = click.IntRange(min=1)
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What the command line asked for about the model and its input; the fields are options."""
+
+    model: str
+    weights: str | None
+    checkpoint: Path | None
+    size: int | None
+    normalization: str
+    device: str
+    seed: int
+
+    @property
+    def torchvision_name(self) -> str | None:
+        """Name of the model in torchvision; None if it comes from elsewhere."""
+        return self.model.removeprefix(TORCHVISION) if self.model.startswith(TORCHVISION) else None
+
+    @property
+    def weights_name(self) -> str | None:
+        """Name of the weights, whatever DEFAULT means in this torchvision."""
+        from captum_learnprop.images import torchvision_weights
+
+        name = self.torchvision_name
+        if name is None or self.weights is None:
+            return self.weights
+        return str(torchvision_weights(name, self.weights).name)
+
+    def warn_of_random_weights(self) -> None:
+        """Say that a torchvision model was asked for without weights."""
+        if self.torchvision_name and not (self.weights or self.checkpoint):
+            click.echo("warning: neither --weights nor --checkpoint: the model has random weights", err=True)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that has shown that it classifies the images of this run.
+
+    Attributes:
+        module: in evaluation mode, on the device of the run.
+        name: as the user wrote it.
+        classes: number of columns of its output.
+        class_names: their names, where the weights tell them.
+    """
+
+    module: nn.Module
+    name: str
+    classes: int
+    class_names: tuple[str, ...] | None
+
+    def names(self) -> list[str]:
+        """A name for each class, its number where no other is known."""
+        return list(self.class_names or map(str, range(self.classes)))
+
+    def check(self, target: int) -> int:
+        """Gives the target back.
+
+        Raises:
+            LearnpropError: it is no class of this model.
+        """
+        if not 0 <= target < self.classes:
+            raise LearnpropError(
+                f"target {target} is out of range: {self.name} has {self.classes} classes, 0 to {self.classes - 1}"
+            )
+        return target
+
+
+def load(request: ModelRequest) -> nn.Module:
+    """The model in evaluation mode, on its device; random weights are those of the seed.
+
+    Raises:
+        LearnpropError: no such model, weights or device.
+    """
+    import torch
+
+    from captum_learnprop.models import load_model
+
+    torch.manual_seed(request.seed)  # a model without weights must be the same one when the run is resumed
+    return load_model(request.model, request.weights, request.checkpoint).to(_device(request.device)).eval()
+
+
+def preprocessing_of(request: ModelRequest) -> Preprocessing:
+    """How images become inputs of the model."""
+    from captum_learnprop.images import Preprocessing
+
+    torchvision_name = request.torchvision_name
+    if torchvision_name and request.weights:
+        preprocessing = Preprocessing.of_weights(torchvision_name, request.weights)
+    else:
+        preprocessing = Preprocessing()
+    if request.size is not None:
+        preprocessing = preprocessing.at_size(request.size)
+    # Only torchvision leaves the normalisation outside of the model as a rule.
+    if request.normalization == "none" or (request.normalization == "auto" and not torchvision_name):
+        preprocessing = preprocessing.without_normalization()
+    return preprocessing
+
+
+def classifier_of(request: ModelRequest, module: nn.Module, preprocessing: Preprocessing) -> Classifier:
+    """The model with its classes, run once.
+
+    Raises:
+        LearnpropError: it does not take such images, or is no classifier.
+    """
+    from captum_learnprop.images import torchvision_weights
+
+    classes = _count_classes(request, module, preprocessing)
+    name, weights = request.torchvision_name, request.weights
+    names = torchvision_weights(name, weights).meta.get("categories") if name and weights else None
+    return Classifier(module, request.model, classes, tuple(names) if names else None)
+
+
+def digest(path: Path | None) -> str | None:
+    """A file by its content, because paths move."""
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" if path is not None else None
+
+
+def _count_classes(request: ModelRequest, module: nn.Module, preprocessing: Preprocessing) -> int:
+    import torch
+
+    shape = (1, 3, preprocessing.crop, preprocessing.crop)
+    probe = preprocessing.normalize(torch.zeros(shape)).to(request.device)
+    try:
+        with torch.no_grad():
+            output = module(probe)
+    # The forward pass is the user's code; whatever it raises means that it does not take this input.
+    except Exception as error:
+        raise LearnpropError(
+            f"{request.model} does not take an input of {shape}: {error}; give its size with --size"
+        ) from error
+    if isinstance(output, torch.Tensor) and output.ndim == 2:
+        return output.shape[1]
+    found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    raise LearnpropError(f"{request.model} is no classifier: it gives {found}, expected (batch, classes)")
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    # torch raises RuntimeError, AssertionError or NotImplementedError, by backend.
+    except Exception as error:
+        raise LearnpropError(f"device {name!r} cannot be used: {error}") from error
+    return device

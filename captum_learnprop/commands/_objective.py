@@ -1,0 +1,120 @@
+"""Objectives as text: ``OcclusionRegression + 0.1 * Sufficiency(area=0.2)``, read as a formula and never executed."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from captum_learnprop.errors import LearnpropError
+
+if TYPE_CHECKING:
+    from captum_learnprop.training.terms import Objective, Term
+
+EXAMPLE = "OcclusionRegression + 0.1 * ClassContrast(other='strongest')"
+
+
+def parse(text: str) -> Objective:
+    """The weighted sum of terms that a text names.
+
+    Terms are those of `terms.TERMS` and the objectives of plugins, alone or with options in brackets; an option is a
+    number, a text in quotes, a sequence of them, or a mask such as ``MaxMask(sigma=0.05)``. An objective of per-sample
+    learning, such as ``agreement``, judges the input masked by `MaxMask`.
+
+    Raises:
+        LearnpropError: naming the part of the text that cannot be read, or the unknown name.
+    """
+    from captum_learnprop.training.terms import Objective
+
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise LearnpropError(f"objective {text!r} is no formula; write it as {EXAMPLE!r}") from error
+    found = _read(tree.body)
+    if isinstance(found, (int, float)):
+        raise LearnpropError(f"objective {text!r} names no term; write it as {EXAMPLE!r}")
+    objective = Objective.of(found)
+    if not any(weight for weight, _ in objective.terms):
+        raise LearnpropError(f"objective {text!r} has no weight above 0, so nothing would be minimised")
+    return objective
+
+
+def _read(node: ast.expr) -> Term | Objective | float:
+    if isinstance(node, (ast.Name, ast.Call)):
+        return _term(*_named(node))
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mult)):
+        left, right = _read(node.left), _read(node.right)
+        numbers = sum(isinstance(side, (int, float)) for side in (left, right))
+        if isinstance(node.op, ast.Add) and numbers == 0:
+            return left + right  # type: ignore[operator]
+        if isinstance(node.op, ast.Mult) and numbers == 1:
+            return left * right  # type: ignore[operator]
+    elif isinstance(value := _literal(node), (int, float)) and not isinstance(value, bool):
+        return value
+    raise LearnpropError(f"objective: {ast.unparse(node)!r} is no weighted sum of terms; write e.g. {EXAMPLE!r}")
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError):
+        return None
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _named(node: ast.Name | ast.Call) -> tuple[str, dict[str, Any]]:
+    """A name, and the options that stand in brackets behind it."""
+    if isinstance(node, ast.Name):
+        return node.id, {}
+    if not isinstance(node.func, ast.Name) or node.args:
+        raise LearnpropError(
+            f"objective: {ast.unparse(node)!r} must be a name with options, e.g. Sufficiency(area=0.2)"
+        )
+    options = {}
+    for keyword in node.keywords:
+        if keyword.arg is None:
+            raise LearnpropError(f"objective: {ast.unparse(node)!r} must name its options, e.g. Sufficiency(area=0.2)")
+        options[keyword.arg] = _option(keyword.value)
+    return node.func.id, options
+
+
+def _option(node: ast.expr) -> Any:
+    if isinstance(node, (ast.Name, ast.Call)):
+        from captum_learnprop.training.terms import MASKS
+
+        name, options = _named(node)
+        if name not in MASKS:
+            raise LearnpropError(f"objective: unknown mask {name!r}; choose one of {', '.join(MASKS)}")
+        return _made(name, MASKS[name], options)
+    value = _literal(node)
+    if value is None and not (isinstance(node, ast.Constant) and node.value is None):
+        raise LearnpropError(f"objective: {ast.unparse(node)!r} is no number, text in quotes or mask")
+    return value
+
+
+def _term(name: str, options: dict[str, Any]) -> Term:
+    from captum_learnprop.plugins.manager import get_manager
+    from captum_learnprop.training.masked_input import MaskedInput
+    from captum_learnprop.training.masks import MaxMask
+    from captum_learnprop.training.terms import TERMS, Term
+
+    if name in TERMS:
+        return _made(name, TERMS[name], options)
+    known = get_manager().available("objective")
+    if name not in known:
+        raise LearnpropError(f"objective: unknown term {name!r}; choose one of {', '.join([*TERMS, *known])}")
+    made = _made(name, known[name].resolve(), options)
+    if isinstance(made, Term):
+        return made
+    if not callable(made) or not hasattr(made, "apply"):
+        raise LearnpropError(
+            f"objective: {name} gave {made!r}, which is neither a term nor an objective like Agreement()"
+        )
+    return MaskedInput(made, MaxMask())
+
+
+def _made(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> Any:
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise LearnpropError(f"objective: {name} cannot be made from {options}: {error}") from error

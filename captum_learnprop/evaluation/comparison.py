@@ -2,7 +2,7 @@
 
 A method's attribution becomes a map by a *treatment*: how signs and channels are reduced, and how much the
 map is smoothed. Hand-made methods gain a lot from a good one, so a comparison without it is not fair: the
-treatment is chosen on validation scenes, and scores are taken on other scenes.
+treatment is chosen on the tuning split (``"validation"``), and scores are taken on other scenes (``"test"``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captum_learnprop.evaluation.faithfulness import deletion
 from captum_learnprop.evaluation.localization import average_precision, class_auc
-from captum_learnprop.evaluation.maps import reduce_channels, smooth
+from captum_learnprop.evaluation.maps import SIGNS, reduce_channels, smooth
 from captum_learnprop.evaluation.scenes import Questions
 
 
@@ -40,8 +40,16 @@ class Treatment:
         return f"{self.sign}, sigma {self.sigma:g}"
 
 
-TREATMENTS = tuple(Treatment(sign, sigma) for sign, sigma in product(("absolute", "positive"), (0.0, 1.0, 2.0, 3.0)))
+SIGMAS = (0.0, 1.0, 2.0, 3.0, 4.0)
+"""Smoothings in pixels that hand-made methods choose from."""
+
+TREATMENTS = tuple(Treatment(sign, sigma) for sign, sigma in product(SIGNS, SIGMAS))
 """What hand-made methods choose from."""
+
+
+def treatments_at(sigma: float) -> tuple[Treatment, ...]:
+    """Every sign with one smoothing in pixels: what is left to choose when all methods are smoothed alike."""
+    return tuple(Treatment(sign, sigma) for sign in SIGNS)
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,14 @@ def choose_treatment(method: Method, questions: Questions) -> Treatment:
     scenes."""
     if len(method.treatments) == 1:
         return method.treatments[0]
-    attribution = method.attribute(questions.images, questions.targets)
-    quality = [average_precision(treat(attribution), questions.masks).mean().item() for treat in method.treatments]
-    return method.treatments[quality.index(max(quality))]
+    return best_treatment(method.attribute(questions.images, questions.targets), questions.masks, method.treatments)
+
+
+def best_treatment(attribution: Tensor, masks: Tensor, treatments: Sequence[Treatment] = TREATMENTS) -> Treatment:
+    """The treatment of an attribution ``(B, C, H, W)`` with the highest mean average precision on masks
+    ``(B, H, W)``; the first of equals."""
+    quality = [average_precision(treat(attribution), masks).mean().item() for treat in treatments]
+    return treatments[quality.index(max(quality))]
 
 
 def measure(

@@ -1,0 +1,311 @@
+"""``learnprop evaluate``: compare methods on scenes with known ground truth, with error bars."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from captum_learnprop.errors import LearnpropError
+
+# torch takes seconds to import: the help must not wait for it.
+if TYPE_CHECKING:
+    from captum_learnprop.evaluation.benchmark import Suite
+    from captum_learnprop.evaluation.summary import Row
+
+MODELS = ("vgg", "resnet", "inception")
+SCENES = ("digits", "pairs", "grid", "patch", "parts")
+
+RESULTS, TABLE, FIGURE = "results.json", "table.md", "figure.png"
+
+SHORTEST = 1e-5
+"""Seconds per image that the figure starts at: controls take less."""
+
+FIGURE_SCORE = "average precision"
+
+PACKAGES = ("captum-learnprop", "torch", "torchvision", "captum", "zennit", "numpy", "scikit-learn")
+
+
+class Seeds(click.ParamType):
+    """Whole numbers of at least 0, separated by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The numbers, each once."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            seeds = tuple(dict.fromkeys(int(part) for part in value.split(",")))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers such as 0,1,2", param, ctx)
+        if min(seeds) < 0:
+            self.fail(f"{value!r} has a negative number", param, ctx)
+        return seeds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asked for."""
+
+    model: tuple[str, ...]
+    scenes: tuple[str, ...]
+    method: tuple[str, ...]
+    metric: tuple[str, ...]
+    seeds: tuple[int, ...]
+    questions: int
+    seed: int
+    steps: int | None
+    sample_steps: int | None
+    training_scenes: int
+    rules: tuple[Path, ...]
+    out: Path
+    report_only: bool
+    threads: int
+
+
+@click.command("evaluate")
+@click.option("--model", multiple=True, type=click.Choice(MODELS), help="Reference net; all by default. Repeatable.")
+@click.option("--scenes", multiple=True, type=click.Choice(SCENES), help="Scene family; all by default. Repeatable.")
+@click.option("--method", multiple=True, help="Method, as in the tables; all by default. Repeatable.")
+@click.option("--metric", multiple=True, help="Score, as in the tables; all by default. Repeatable.")
+@click.option("--seeds", type=Seeds(), default="0,1,2", show_default=True, help="Training seeds of learned methods.")
+@click.option("--questions", type=click.IntRange(1), default=48, show_default=True, help="Questions per family.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the scenes.")
+@click.option("--steps", type=click.IntRange(1), default=None, help="Training steps, for a quick run.")
+@click.option("--sample-steps", type=click.IntRange(1), default=None, help="Steps of the rules learned per sample.")
+@click.option(
+    "--training-scenes", type=click.IntRange(2), default=128, show_default=True, help="Scenes that rules learn from."
+)
+@click.option(
+    "--rules", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A rule set of a reference net, as a further method. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("learnprop-evaluation"),
+    show_default=True, help="Folder for cells, learned rules, tables and figure; a run goes on where it stopped.",
+)  # fmt: skip
+@click.option("--report-only", is_flag=True, help="Write tables and figure of the cells that are there.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads.")
+def command(**options: Any) -> None:
+    """Compare methods on scenes with known ground truth.
+
+    Small trained nets and all scenes are made offline. Rules are learned without labels on training scenes, once per
+    net and training seed; every hand-made method gets the treatment of its maps that is best on validation scenes;
+    all are scored on test scenes. Writes results.json, table.md and figure.png.
+
+    Interrupt it at will: what is done is kept in OUT. Processes with different --model may share OUT; run the whole
+    once more with --report-only for one table.
+    """
+    plan = Plan(**options)
+    with _threads(plan.threads):
+        run(plan)
+
+
+def run(plan: Plan) -> None:
+    """Everything the command does."""
+    from captum_learnprop.evaluation import benchmark
+    from captum_learnprop.evaluation.summary import summarise
+
+    suite = suite_of(plan)
+    try:
+        if plan.report_only:
+            cells = benchmark.read_cells(suite, plan.out)
+        else:
+            plan.out.mkdir(parents=True, exist_ok=True)
+            with _progress() as progress:
+                cells = benchmark.run(suite, plan.out, progress=progress)
+    except (ImportError, FileNotFoundError) as error:
+        raise LearnpropError(str(error)) from error
+    rows = summarise(cells)
+    click.echo(overview(rows))
+    for path in write_report(rows, plan):
+        click.echo(f"wrote {path}")
+
+
+def suite_of(plan: Plan) -> Suite:
+    """The benchmark's suite."""
+    from captum_learnprop.evaluation.benchmark import Suite
+
+    options: dict[str, Any] = {} if plan.sample_steps is None else {"sample_steps": plan.sample_steps}
+    return Suite(
+        architectures=plan.model or MODELS,
+        families=plan.scenes or SCENES,
+        methods=plan.method,
+        metrics=plan.metric,
+        training_seeds=plan.seeds,
+        questions=plan.questions,
+        tuning_questions=max(1, plan.questions // 2),
+        training_scenes=plan.training_scenes,
+        training_steps=plan.steps,
+        seed=plan.seed,
+        rules=plan.rules,
+        **options,
+    )
+
+
+def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
+    """Tables, figure, and everything that is needed to repeat the run."""
+    from captum_learnprop.evaluation.benchmark import write_text
+    from captum_learnprop.evaluation.summary import to_markdown
+
+    about = provenance(plan)
+    facts = "\n".join(f"- {name}: {_words(value)}" for name, value in about.items())
+    written = [
+        write_text(plan.out / RESULTS, json.dumps(document(rows, about), indent=1) + "\n"),
+        write_text(plan.out / TABLE, f"{to_markdown(rows)}\n## How it was made\n\n{facts}\n"),
+    ]
+    figure = draw(rows, plan.out / FIGURE)
+    return written if figure is None else [*written, figure]
+
+
+def document(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
+    """The results for JSON; numbers that are not defined are null. Scores of single samples are in the cells."""
+    from captum_learnprop.evaluation.summary import differences
+
+    table = []
+    for row in rows:
+        fields = asdict(row)
+        del fields["samples"]
+        table.append(fields)
+    return _without_nan({**about, "rows": table, "paired differences": [asdict(one) for one in differences(rows)]})
+
+
+def provenance(plan: Plan) -> dict[str, Any]:
+    """Command line, seeds, versions, hardware."""
+    return {
+        "command": shlex.join(["learnprop", *sys.argv[1:]]),
+        "options": {name: [str(one) for one in value] if isinstance(value, tuple) else _simple(value)
+                    for name, value in vars(plan).items()},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": plan.threads, "system": platform.platform()},
+    }  # fmt: skip
+
+
+def overview(rows: Sequence[Row]) -> str:
+    """Average precision of each method, averaged over the scene families, one column per net."""
+    panels = {model: _mean_precision(rows, model) for model in dict.fromkeys(row.model for row in rows)}
+    methods = list(dict.fromkeys(row.method for row in rows))
+    lines = [[FIGURE_SCORE, *panels]]
+    for method in methods:
+        known = [panel.get(method) for panel in panels.values()]
+        lines.append([method, *("-" if one is None else f"{one[1]:.3f} ± {one[2]:.3f}" for one in known)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def draw(rows: Sequence[Row], path: Path) -> Path | None:
+    """Time per image against average precision, one panel per net; None without average precision."""
+    from captum_learnprop.evaluation.summary import LEARNED
+    from captum_learnprop.plot import CostQuality, cost_quality, save_figure
+
+    panels = {}
+    for model in dict.fromkeys(row.model for row in rows):
+        known = _mean_precision(rows, model).values()
+        controls = [(mean, row.method) for row, mean, *_ in known if row.family == "control"]
+        title = model + "".join(f" (best control: {name} {mean:.2f})" for mean, name in sorted(controls)[-1:])
+        panels[title] = [
+            CostQuality(row.method, row.family, 1000 * max(seconds, SHORTEST), mean, error, row.family == LEARNED)
+            for row, mean, error, seconds in known
+            if row.family != "control"
+        ]
+    panels = {title: panel for title, panel in panels.items() if panel}
+    if not panels:
+        return None
+    families = ", ".join(dict.fromkeys(row.scenes for row in rows))
+    return save_figure(
+        cost_quality(
+            panels, cost="milliseconds per image (one thread, log scale)", quality=FIGURE_SCORE,
+            title=f"Which pixels are the asked object? Mean over {families}; learned rules in red",
+        ),
+        path,
+    )  # fmt: skip
+
+
+def _mean_precision(rows: Sequence[Row], model: str) -> dict[str, tuple[Row, float, float, float]]:
+    """By method: its first row, mean and standard error over its scene families, seconds; none where one failed."""
+    found: dict[str, tuple[Row, float, float, float]] = {}
+    for row in rows:
+        if row.model != model or row.method in found:
+            continue
+        group = [
+            one for one in rows if (one.model, one.method) == (model, row.method) and FIGURE_SCORE in one.estimates
+        ]
+        if not group or any(one.error is not None for one in group):
+            continue
+        estimates = [one.estimates[FIGURE_SCORE] for one in group]
+        mean = sum(one.mean for one in estimates) / len(group)
+        variance = sum(one.standard_error**2 for one in estimates if one.standard_error == one.standard_error)
+        found[row.method] = (group[0], mean, variance**0.5 / len(group), sum(one.seconds for one in group) / len(group))
+    return found
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_words(one)}" for name, one in value.items() if one not in (None, [], False))
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _simple(value: Any) -> Any:
+    return value if isinstance(value, (int, str, type(None))) else str(value)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    """The processor's model name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    from tqdm import tqdm
+
+    with tqdm(unit="cell", dynamic_ncols=True) as bar:
+
+        def advance(done: int, total: int, text: str) -> None:
+            bar.total = total
+            bar.set_description_str(text, refresh=False)
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,636 @@
+"""The benchmark: nets x scenes x methods x training seeds, cell by cell, with every sample's scores kept.
+
+A *cell* is one method on one scene family of one net, for learned methods with one training seed. It is written as
+JSON when it is done and skipped when it is there, so that a run can be interrupted, and processes with different nets
+can share a folder. Rules are trained once per net, variant and seed, and saved beside the cells; for the digits on
+pairs of digits, used for all families of that net.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_learnprop.attribution.learned import DEFAULT_STEPS, LearnedPropagation
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.evaluation import reference_nets
+from captum_learnprop.evaluation.comparison import TREATMENTS, Treatment, best_treatment, treatments_at
+from captum_learnprop.evaluation.hand_made import HAND_MADE, Explain, HandMade
+from captum_learnprop.evaluation.maps import reduce_channels
+from captum_learnprop.evaluation.randomization import randomized
+from captum_learnprop.evaluation.scenes import FAMILIES, SIZE, Questions, make_scenes
+from captum_learnprop.evaluation.scorecard import RANDOMISATION, SCORES, Case, score
+from captum_learnprop.evaluation.similarity import spearman
+from captum_learnprop.training.terms import OcclusionRegression, RandomizationContrast
+from captum_learnprop.training.trainer import RuleTrainer
+from zennit_rules import RuleError, RuleSet, fingerprint
+
+VERSION = 1
+"""Of cells and of all constants that decide their scores."""
+
+BATCH = 32
+"""Images explained together."""
+
+TRAINING_FAMILY = {"digits": "pairs", "patch": "patch", "parts": "parts"}
+"""Whose training scenes the rules of a task's net are learned from."""
+
+OBJECTS = {"digits": 1, "pairs": 2, "grid": 4, "patch": 1, "parts": 1}
+"""Questions per scene; also, but for mosaics, how many classes of a training image are explained."""
+
+RANDOM_NETS = 2
+"""Re-initialised nets that `RANDOMISATION` is the mean of."""
+
+RANDOMISED_QUESTIONS = 24
+"""Questions that `RANDOMISATION` is measured on, the first ones: it costs as many explanations for every such net."""
+
+REFINEMENT_STEPS = 5
+
+TRUTH, CONTROL = "ground truth", "control"
+"""The true pixels as a map: what removal curves make of them shows how far those can be trusted."""
+
+PER_SAMPLE = "learned per sample"
+REFINED = "shared + refined"
+LEARNED, UNTRAINED = "learned", "untrained"
+"""Families of methods beside those of `hand_made.FAMILIES`."""
+
+_FAILURES = (LearnpropError, RuntimeError, ValueError, AssertionError, NotImplementedError, IndexError)
+"""What methods raise for nets that they cannot explain."""
+
+ONE_PASS, CONTRAST_PASS, STEP_PASSES = 2, 1, 4
+"""Passes of an explanation by given rules; of a contrast stream more; of each learning step."""
+
+
+class BenchmarkError(LearnpropError):
+    """A benchmark that cannot be run as asked."""
+
+
+class SettingsError(BenchmarkError):
+    """A folder with results of other settings or nets."""
+
+
+def default_variants() -> dict[str, dict[str, Any]]:
+    """Learned variants by name: options of `RuleTrainer`."""
+    start = {"start": "guided_backprop"}
+    return {
+        "gates": dict(start),
+        "gates + contrast stream": {**start, "gate_options": {"position": True, "contrast": True}},
+        "gates + randomization": {**start, "objective": OcclusionRegression() + 0.15 * RandomizationContrast()},
+        "gates + fusion": {**start, "fusion": True},
+    }
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is compared, on what, how.
+
+    Attributes:
+        architectures: of `reference_nets.ARCHITECTURES`.
+        families: scene families.
+        variants: learned variants, options of `RuleTrainer` by name.
+        methods: names of methods; empty for all: see `contenders`.
+        metrics: names of scores; empty for all.
+        training_seeds: of the learned methods.
+        questions: asked per family on the split ``"test"``, at least; scenes are not cut.
+        tuning_questions: the same on ``"validation"``, where treatments are chosen.
+        training_scenes: on ``"train"``, for each net.
+        training_steps: of each variant; None is the trainer's own number.
+        sample_steps: of the rules learned per sample.
+        seed: of the scenes.
+        rules: files of further rule sets to compare.
+    """
+
+    architectures: tuple[str, ...] = tuple(reference_nets.ARCHITECTURES)
+    families: tuple[str, ...] = tuple(FAMILIES)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=default_variants)
+    methods: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    training_seeds: tuple[int, ...] = (0, 1, 2)
+    questions: int = 48
+    tuning_questions: int = 24
+    training_scenes: int = 128
+    training_steps: int | None = None
+    sample_steps: int = DEFAULT_STEPS
+    seed: int = 0
+    rules: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        _known("model", self.architectures, reference_nets.ARCHITECTURES)
+        _known("scenes", self.families, FAMILIES)
+        for metric in self.metrics:
+            score(metric)
+        contenders(self)
+        for name in ("questions", "tuning_questions", "training_scenes"):
+            if getattr(self, name) < 1:
+                raise BenchmarkError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.training_seeds or min(self.training_seeds) < 0:
+            raise BenchmarkError(f"training_seeds must be one or more numbers of at least 0, got {self.training_seeds}")
+
+    def scores_of(self, family: str) -> list[str]:
+        """The scores that are asked for and defined on a family."""
+        return [name for name in self.metrics or SCORES if SCORES[name].defined_on(family)]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method of the benchmark.
+
+    Attributes:
+        name: as in tables.
+        family: one of `hand_made.FAMILIES`, ``"learned"`` or ``"untrained"``.
+        passes: forward and backward passes per image.
+        build: ``(subject, net, seed) -> explain``; the net is the subject's or a randomised copy of it.
+        seeded: whether it is learned anew for every training seed.
+        variant: the learned variant that it needs, or None.
+        options: what else decides its outcome.
+        treatment: what it was learned with; None to choose it on the tuning scenes.
+    """
+
+    name: str
+    family: str
+    passes: int
+    build: Callable[[Subject, nn.Module, int], Explain]
+    seeded: bool = False
+    variant: str | None = None
+    options: str = ""
+    treatment: Callable[[Subject, int], Treatment] | None = None
+
+
+def contenders(suite: Suite) -> list[Contender]:
+    """The methods of a suite, in the order of its tables.
+
+    Raises:
+        BenchmarkError: a method that does not exist.
+    """
+    every = [_hand_made(one) for one in HAND_MADE.values()]
+    every.append(Contender(TRUTH, CONTROL, 0, _no_build))
+    for name, options in suite.variants.items():
+        every += _variant(name, options)
+    every += _adaptive(suite)
+    for path in suite.rules:
+        every.append(_given(path))
+    if not suite.methods:
+        return every
+    wanted = {*suite.methods, *(f"rules {path.stem}" for path in suite.rules)}
+    _known("method", suite.methods, [one.name for one in every])
+    return [one for one in every if one.name in wanted]
+
+
+def _no_build(subject: Subject, net: nn.Module, seed: int) -> Explain:
+    raise BenchmarkError(f"{TRUTH} is made from the questions")
+
+
+def _hand_made(method: HandMade) -> Contender:
+    return Contender(method.name, method.family, method.passes, lambda subject, net, seed: method.build(net))
+
+
+def _variant(name: str, options: Mapping[str, Any]) -> list[Contender]:
+    """The untrained start of a variant, and what it learns."""
+    contrast = bool((options.get("gate_options") or {}).get("contrast"))
+    passes = ONE_PASS + CONTRAST_PASS * contrast
+
+    def untrained(subject: Subject, net: nn.Module, seed: int) -> Explain:
+        return _by_rules(net, subject.untrained(name))
+
+    def trained(subject: Subject, net: nn.Module, seed: int) -> Explain:
+        return _by_rules(net, subject.trained(name, seed))
+
+    def treatment(subject: Subject, seed: int) -> Treatment:
+        return treatment_of(subject.trained(name, seed))
+
+    return [
+        Contender(f"{name}, untrained", UNTRAINED, passes, untrained, variant=name),
+        Contender(f"{name}, learned", LEARNED, passes, trained, seeded=True, variant=name, treatment=treatment),
+    ]
+
+
+def _adaptive(suite: Suite) -> list[Contender]:
+    """Methods that learn for the image they explain."""
+
+    def per_sample(subject: Subject, net: nn.Module, seed: int) -> Explain:
+        method = LearnedPropagation(net)
+        return lambda images, targets: method.attribute(images, targets, n_steps=suite.sample_steps, seed=seed)
+
+    passes = ONE_PASS + STEP_PASSES * suite.sample_steps
+    found = [Contender(PER_SAMPLE, LEARNED, passes, per_sample, seeded=True, options=f"{suite.sample_steps} steps")]
+    first = next(iter(suite.variants), None)
+    if first is None:
+        return found
+
+    def refined(subject: Subject, net: nn.Module, seed: int) -> Explain:
+        method = LearnedPropagation(net, rules=subject.trained(first, seed))
+        return lambda images, targets: method.attribute(images, targets, n_steps=REFINEMENT_STEPS, seed=seed)
+
+    passes = ONE_PASS + STEP_PASSES * REFINEMENT_STEPS
+    return [*found, Contender(REFINED, LEARNED, passes, refined, seeded=True, variant=first)]
+
+
+def _given(path: Path) -> Contender:
+    """A rule set from a file, for the net it was trained on."""
+
+    def load(subject: Subject) -> RuleSet:
+        return RuleSet.load(path, subject.model)
+
+    rules = RuleSet.load(path)
+    return Contender(
+        f"rules {path.stem}",
+        LEARNED,
+        ONE_PASS + CONTRAST_PASS * rules.contrast,
+        lambda subject, net, seed: _by_rules(net, load(subject)),
+        options=hashlib.sha256(path.read_bytes()).hexdigest(),
+        treatment=lambda subject, seed: treatment_of(load(subject)),
+    )
+
+
+def _by_rules(net: nn.Module, rules: RuleSet) -> Explain:
+    method = LearnedPropagation(net, rules=rules)
+    return lambda images, targets: method.attribute(images, targets)
+
+
+def treatment_of(rules: RuleSet) -> Treatment:
+    """The sign and the smoothing in pixels that rules were trained with."""
+    return Treatment(rules.training.get("sign", "absolute"), rules.training.get("smoothing", 0.0) * SIZE)
+
+
+class Subject:
+    """A trained net with everything that methods share on it.
+
+    Args:
+        suite: what is compared.
+        architecture: of the net.
+        task: of the net.
+        out: folder of the benchmark.
+    """
+
+    def __init__(self, suite: Suite, architecture: str, task: str, out: Path) -> None:
+        self.suite, self.architecture, self.task, self.out = suite, architecture, task, out
+        self.model = reference_nets.load(architecture, task)
+        self.output = reference_nets.OUTPUT_OF_TASK[task]
+        self.weights = fingerprint.weights(self.model)
+        self.progress: Callable[[str], None] = lambda text: None
+        self._rules: dict[tuple[str, int], RuleSet] = {}
+
+    @cached_property
+    def training_images(self) -> Tensor:
+        """Images that rules are learned from, and batch norms of re-initialised nets are measured on."""
+        family = TRAINING_FAMILY[self.task]
+        return make_scenes(family, self.suite.training_scenes, split="train", seed=self.suite.seed).images
+
+    @cached_property
+    def judges(self) -> list[nn.Module]:
+        """The nets of the other architectures, trained on their own for the same task."""
+        others = [name for name in reference_nets.ARCHITECTURES if name != self.architecture]
+        return [reference_nets.load(name, self.task) for name in others]
+
+    @cached_property
+    def random_nets(self) -> list[nn.Module]:
+        """The net with all weights drawn anew."""
+        images = self.training_images[:BATCH]
+        return [randomized(self.model, seed=seed, recalibrate=images).eval() for seed in range(RANDOM_NETS)]
+
+    def trainer(self, variant: str, seed: int) -> RuleTrainer:
+        """The trainer of a variant."""
+        options = {"quantity": self.output, **self.suite.variants[variant]}
+        if self.suite.training_steps is not None:
+            options["steps"] = self.suite.training_steps
+        return RuleTrainer(self.model, seed=seed, **options)
+
+    def training_options(self, variant: str) -> dict[str, Any]:
+        """All options of a variant's training but for the seed, in plain types."""
+        trainer = self.trainer(variant, 0)
+        options = {**vars(trainer.options), **trainer.rule_options, "objective": trainer.objective.config()}
+        del options["seed"]
+        plain: dict[str, Any] = json.loads(json.dumps(options, default=repr))
+        return plain
+
+    def untrained(self, variant: str) -> RuleSet:
+        """What a variant starts from."""
+        trainer = self.trainer(variant, 0)
+        return RuleSet.build(self.model, self.training_images[:1], **trainer.rule_options)
+
+    def trained(self, variant: str, seed: int) -> RuleSet:
+        """The rules of a variant: from memory, from their file, or learned now."""
+        key = (variant, seed)
+        if key not in self._rules:
+            path = self.rules_path(variant, seed)
+            self._rules[key] = self._load(variant, path) if path.is_file() else self._train(variant, seed, path)
+        return self._rules[key]
+
+    def rules_path(self, variant: str, seed: int) -> Path:
+        """Where the rules of a variant are kept."""
+        return self.out / "rules" / f"{self.architecture}_{self.task}_{_slug(variant)}_seed{seed}.safetensors"
+
+    def _load(self, variant: str, path: Path) -> RuleSet:
+        rules = RuleSet.load(path, self.model)
+        wanted = {**self.training_options(variant), "images": self.suite.training_scenes}
+        _require_same(rules.training, {name: wanted[name] for name in rules.training if name in wanted}, path)
+        return rules
+
+    def _train(self, variant: str, seed: int, path: Path) -> RuleSet:
+        self.progress(f"learning {variant}, seed {seed}")
+        targets = OBJECTS[TRAINING_FAMILY[self.task]]
+        # Deletions depend on the net and the seed, not on the variant: measured once.
+        examples = self.out / "examples" / f"{self.architecture}_{self.task}_seed{seed}"
+        trainer = self.trainer(variant, seed)
+        rules = trainer.fit(self.training_images, targets_per_image=targets, examples_dir=examples)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rules.save(path, self.model)
+        return rules
+
+    def questions(self, family: str, split: str) -> Questions:
+        """What is asked on a split of a family."""
+        number = self.suite.questions if split == "test" else self.suite.tuning_questions
+        return _questions(family, split, number, self.suite.seed)
+
+
+def run(suite: Suite, out: Path, *, progress: Callable[[int, int, str], None] | None = None) -> list[dict[str, Any]]:
+    """Work off the cells that are missing, and return all.
+
+    Args:
+        suite: what is compared.
+        out: folder for ``cells`` and ``rules``.
+        progress: called with (cells done, cells in all, what is worked on).
+
+    Raises:
+        SettingsError: the folder holds cells or rules of other settings or nets.
+        BenchmarkError: given rules fit none of the nets.
+    """
+    report = progress or (lambda done, total, text: None)
+    (out / "cells").mkdir(parents=True, exist_ok=True)
+    methods = contenders(suite)
+    plan = list(_plan(suite, methods))
+    cells: list[dict[str, Any]] = []
+    total = sum(len(methods_and_seeds) for *_, methods_and_seeds in plan)
+    for architecture, task, families, rows in _by_net(plan):
+        subject = Subject(suite, architecture, task, out)
+        for family in families:
+            room = _Room(subject, family)
+            for contender, seed in rows:
+                where = f"{architecture}, {family}: {contender.name}" + (f", seed {seed}" if contender.seeded else "")
+                subject.progress = partial(_report_part, report, len(cells), total, where)
+                report(len(cells), total, where)
+                cell = room.cell(contender, seed)
+                if cell is not None:
+                    cells.append(cell)
+    report(len(cells), total, "done")
+    _require_given(suite, cells)
+    return cells
+
+
+def _report_part(report: Callable[[int, int, str], None], done: int, total: int, where: str, part: str) -> None:
+    report(done, total, f"{where} ({part})")
+
+
+def read_cells(suite: Suite, out: Path) -> list[dict[str, Any]]:
+    """The cells of a suite that are in a folder, complete or not; nothing is computed.
+
+    Raises:
+        BenchmarkError: there is none.
+    """
+    cells = []
+    for architecture, _, family, rows in _plan(suite, contenders(suite)):
+        for contender, seed in rows:
+            path = cell_path(out, architecture, family, contender, seed)
+            if path.is_file():
+                cells.append(_read(path))
+    if not cells:
+        raise BenchmarkError(f"no cell of these models, scenes and methods in {str(out / 'cells')!r}; run it first")
+    return cells
+
+
+def cell_path(out: Path, architecture: str, family: str, contender: Contender, seed: int) -> Path:
+    """The file of a cell."""
+    last = f"seed{seed}" if contender.seeded else "once"
+    return out / "cells" / f"{architecture}_{family}_{_slug(contender.name)}_{last}.json"
+
+
+Rows = list[tuple[Contender, int]]
+
+
+def _plan(suite: Suite, methods: Sequence[Contender]) -> Iterator[tuple[str, str, str, Rows]]:
+    """Architecture, task, family and what is to be done there; the families of a net in a row."""
+    rows = [(one, seed) for one in methods for seed in (suite.training_seeds if one.seeded else (0,))]
+    for architecture in suite.architectures:
+        for family in sorted(suite.families, key=lambda name: list(TRAINING_FAMILY).index(_task(name))):
+            yield architecture, _task(family), family, rows
+
+
+def _by_net(plan: Sequence[tuple[str, str, str, Rows]]) -> Iterator[tuple[str, str, list[str], Rows]]:
+    nets: dict[tuple[str, str], tuple[list[str], Rows]] = {}
+    for architecture, task, family, rows in plan:
+        nets.setdefault((architecture, task), ([], rows))[0].append(family)
+    for (architecture, task), (families, rows) in nets.items():
+        yield architecture, task, families, rows
+
+
+def _task(family: str) -> str:
+    return reference_nets.TASK_OF_FAMILY[family]
+
+
+class _Room:
+    """One scene family of one net, where all methods answer the same questions."""
+
+    def __init__(self, subject: Subject, family: str) -> None:
+        self.subject, self.family, self.suite = subject, family, subject.suite
+        self.wanted = self.suite.scores_of(family)
+
+    @cached_property
+    def tuning(self) -> Questions:
+        return self.subject.questions(self.family, "validation")
+
+    @cached_property
+    def case(self) -> Case:
+        subject = self.subject
+        return Case(subject.model, subject.questions(self.family, "test"), subject.output, subject.judges)
+
+    @cached_property
+    def recognised(self) -> float:
+        """Share of the questions whose class the net names: above one half, or the highest."""
+        questions = self.case.questions
+        with torch.no_grad():
+            outputs = torch.cat([self.subject.model(images) for images in questions.images.split(BATCH)])
+        asked = outputs.gather(1, questions.targets[:, None])[:, 0]
+        named = asked > 0 if self.subject.output == "sigmoid" else asked == outputs.amax(1)
+        return named.double().mean().item()
+
+    def cell(self, contender: Contender, seed: int) -> dict[str, Any] | None:
+        """The cell, from its file or computed; None for rules of another net."""
+        path = cell_path(self.subject.out, self.subject.architecture, self.family, contender, seed)
+        settings = self._settings(contender)
+        if path.is_file():
+            kept = _read(path)
+            _require_same(kept["settings"], settings, path)
+            if kept["error"] is None and kept["scores"].keys() >= set(self.wanted):
+                return kept
+        found: dict[str, Any] = {
+            "model": self.subject.architecture, "scenes": self.family,
+            "method": contender.name, "family": contender.family, "seed": seed if contender.seeded else None,
+            "passes": contender.passes, "settings": settings, "error": None, "scores": {},
+        }  # fmt: skip
+        try:
+            found |= self._measured(contender, seed)
+        except SettingsError:
+            raise
+        except RuleError as error:
+            if contender.name.startswith("rules "):
+                return None
+            found["error"] = str(error)
+        except _FAILURES as error:
+            found["error"] = str(error) if isinstance(error, LearnpropError) else f"{type(error).__name__}: {error}"
+        write_text(path, json.dumps(found, indent=1) + "\n")
+        return found
+
+    def _settings(self, contender: Contender) -> dict[str, Any]:
+        suite = self.suite
+        common: dict[str, Any] = {
+            "questions": suite.questions,
+            "tuning questions": suite.tuning_questions,
+            "seed": suite.seed,
+        }
+        if contender.family in (LEARNED, UNTRAINED):
+            common |= {"training scenes": suite.training_scenes, "training steps": suite.training_steps}
+        options = contender.options
+        if contender.variant is not None:
+            options = json.dumps(self.subject.training_options(contender.variant), sort_keys=True)
+        return {**common, "method options": options, "weights": self.subject.weights}
+
+    def _measured(self, contender: Contender, seed: int) -> dict[str, Any]:
+        subject, questions = self.subject, self.case.questions
+        explain = self._explain(contender, subject.model, seed)
+        tuned = _explained(explain, self.tuning.images, self.tuning.targets)
+        learned = None if contender.treatment is None else contender.treatment(subject, seed)
+        treatment = learned or best_treatment(tuned, self.tuning.masks, TREATMENTS)
+        attribution, seconds = _timed(explain, questions)
+        maps = treatment(attribution)
+        scores = {name: score(name).rate(self.case, maps) for name in self.wanted if name != RANDOMISATION}
+        if RANDOMISATION in self.wanted:
+            scores[RANDOMISATION] = self._randomisation(contender, seed, treatment, maps)
+        alike = learned or best_treatment(tuned, self.tuning.masks, treatments_at(self._learned_smoothing()))
+        same = alike(attribution)
+        cheap = [name for name in self.wanted if SCORES[name].cheap]
+        return {
+            "treatment": vars(treatment),
+            "same smoothing": {
+                "treatment": vars(alike),
+                "scores": {name: _numbers(score(name).rate(self.case, same)) for name in cheap},
+            },
+            "recognised": round(self.recognised, 6),
+            "seconds": seconds,
+            "scores": {name: _numbers(values) for name, values in scores.items()},
+        }
+
+    def _explain(self, contender: Contender, net: nn.Module, seed: int) -> Explain:
+        return self._truth if contender.name == TRUTH else contender.build(self.subject, net, seed)
+
+    def _truth(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The pixels of the asked object ``(B, 1, H, W)``, found by image and target: what a perfect detector draws."""
+        found = []
+        for image, target in zip(images, targets, strict=True):
+            for questions in (self.case.questions, self.tuning):
+                same = (questions.targets == target) & (questions.images == image).flatten(1).all(1)
+                if same.any():
+                    found.append(questions.masks[int(same.nonzero()[0])])
+                    break
+        return torch.stack(found)[:, None].to(images)
+
+    def _learned_smoothing(self) -> float:
+        """Of the first learned variant, in pixels; of the trainer's default where there is none."""
+        first = next(iter(self.suite.variants), None)
+        trainer = RuleTrainer(self.subject.model) if first is None else self.subject.trainer(first, 0)
+        return trainer.options.smoothing * SIZE
+
+    def _randomisation(self, contender: Contender, seed: int, treatment: Treatment, maps: Tensor) -> Tensor:
+        """Absolute rank correlation of absolute maps with those of re-initialised nets; NaN beyond the first ones."""
+        first, questions, similar = slice(RANDOMISED_QUESTIONS), self.case.questions, []
+        for net in self.subject.random_nets:
+            explain = self._explain(contender, net, seed)
+            other = treatment(_explained(explain, questions.images[first], questions.targets[first]))
+            similar.append(spearman(maps[first].abs(), other.abs()).abs())
+        values = torch.full((len(maps),), torch.nan, dtype=torch.float64)
+        values[first] = torch.stack(similar).nanmean(0)
+        return values
+
+
+def _explained(explain: Explain, images: Tensor, targets: Tensor) -> Tensor:
+    chunks = zip(images.split(BATCH), targets.split(BATCH), strict=True)
+    attribution = torch.cat([explain(*chunk).detach() for chunk in chunks])
+    reduce_channels(attribution)
+    if not attribution.isfinite().all():
+        raise BenchmarkError(f"{int((~attribution.isfinite()).sum())} values of the attribution are not finite")
+    return attribution
+
+
+def _timed(explain: Explain, questions: Questions, *, enough: float = 1.0, repeats: int = 3) -> tuple[Tensor, float]:
+    """The attribution, and seconds per image; quick methods are repeated and the fastest time counts."""
+    fastest = math.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        attribution = _explained(explain, questions.images, questions.targets)
+        passed = time.perf_counter() - start
+        fastest = min(fastest, passed)
+        if passed > enough:
+            break
+    return attribution, fastest / len(questions)
+
+
+def _questions(family: str, split: str, number: int, seed: int) -> Questions:
+    scenes = math.ceil(number / OBJECTS[family])
+    return make_scenes(family, scenes, split=split, seed=seed, counterfactuals=family == "parts").questions()
+
+
+def _numbers(values: Tensor) -> list[float | None]:
+    """For JSON: six decimals, None for NaN."""
+    return [None if math.isnan(value) else round(value, 6) for value in values.double().tolist()]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        cell: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        cell["settings"], cell["scores"], cell["error"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise BenchmarkError(f"{path} is damaged ({error!r}); delete it to compute it again") from error
+    return cell
+
+
+def _require_same(kept: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    for name in wanted:
+        if kept.get(name) != wanted[name]:
+            raise SettingsError(
+                f"{path} was computed with {name} {kept.get(name)!r}, this run has {wanted[name]!r}; "
+                "choose another folder, or delete the old cells and rules"
+            )
+
+
+def _require_given(suite: Suite, cells: Sequence[Mapping[str, Any]]) -> None:
+    for path in suite.rules:
+        if not any(cell["method"] == f"rules {path.stem}" for cell in cells):
+            raise BenchmarkError(f"the rules of {path} fit none of the nets {', '.join(suite.architectures)}")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write under a temporary name, then move."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _known(kind: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in known:
+            raise BenchmarkError(f"unknown {kind} {name!r}; choose from {', '.join(known)}")
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", " plus ")).strip("-")

@@ -1,0 +1,293 @@
+"""From the benchmark's cells to tables: means, standard errors, spread over training seeds, paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captum_learnprop.evaluation.scorecard import SCORES
+
+Array = NDArray[np.float64]
+
+SALIENCY, LRP_BOX = "saliency", "LRP z+, box"
+GRADIENT_FAMILIES = ("gradient", "cam")
+
+LEARNED = "learned"
+
+REFERENCES = (SALIENCY, "best gradient or CAM", LRP_BOX, "best LRP")
+"""What learned methods are compared with, sample by sample, every reference with its best treatment. The best ones are
+the best of each score."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score of a method on one scene family of one net.
+
+    Attributes:
+        mean: over samples and training seeds: the mean of the seeds' means.
+        standard_error: over samples, of their scores averaged over seeds; NaN for one sample.
+        seed_spread: standard deviation over the seeds' means; NaN for one seed.
+        samples: how many had a score.
+        seeds: how many.
+    """
+
+    mean: float
+    standard_error: float
+    seed_spread: float
+    samples: int
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on one scene family of one net.
+
+    Attributes:
+        model: architecture.
+        scenes: family of scenes.
+        method: name.
+        family: of the method.
+        passes: per image.
+        seconds: per image, median over seeds.
+        treatment: of the first seed.
+        estimates: by score.
+        same: by score, all maps smoothed like the learned ones.
+        samples: by score, ``(M,)``, averaged over seeds, NaN where not defined.
+        recognised: share of the questions whose class the net names.
+        error: why there are no scores, or None.
+    """
+
+    model: str
+    scenes: str
+    method: str
+    family: str
+    passes: int
+    seconds: float
+    treatment: str
+    estimates: dict[str, Estimate]
+    same: dict[str, Estimate]
+    samples: dict[str, Array]
+    recognised: float
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A learned method against a reference: mean of the differences over the same samples, and its standard error.
+
+    Attributes:
+        model: architecture.
+        scenes: family of scenes.
+        method: the learned one.
+        reference: of `REFERENCES`.
+        against: the method that the reference is for this score.
+        score: name.
+        mean: learned minus reference.
+        standard_error: over samples.
+        better: whether the mean speaks for the learned method.
+    """
+
+    model: str
+    scenes: str
+    method: str
+    reference: str
+    against: str
+    score: str
+    mean: float
+    standard_error: float
+    better: bool
+
+
+def estimate(scores: Sequence[Sequence[float | None]]) -> Estimate:
+    """The estimate from scores by seed and sample, ``(seeds, M)``, None where not defined."""
+    table = _table(scores)
+    samples = _seed_means(table)
+    known = samples[~np.isnan(samples)]
+    if not len(known):
+        return Estimate(math.nan, math.nan, math.nan, 0, len(table))
+    error = known.std(ddof=1) / len(known) ** 0.5 if len(known) > 1 else math.nan
+    spread = np.nanmean(table, axis=1).std(ddof=1) if len(table) > 1 else math.nan
+    return Estimate(float(known.mean()), float(error), float(spread), len(known), len(table))
+
+
+def summarise(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """One row per net, scene family and method, in the order of the cells."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["model"], cell["scenes"], cell["method"]), []).append(cell)
+    return [_row(key, group) for key, group in groups.items()]
+
+
+def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
+    good = [cell for cell in group if cell["error"] is None]
+    names = [name for name in SCORES if good and all(name in cell["scores"] for cell in good)]
+    alike = [name for name in names if all(name in cell["same smoothing"]["scores"] for cell in good)]
+    by_seed = {name: [cell["scores"][name] for cell in good] for name in names}
+    return Row(
+        *key,
+        family=group[0]["family"],
+        passes=group[0]["passes"],
+        seconds=float(np.median([cell["seconds"] for cell in good])) if good else math.nan,
+        treatment=_treatment(good[0]["treatment"]) if good else "",
+        estimates={name: estimate(by_seed[name]) for name in names},
+        same={name: estimate([cell["same smoothing"]["scores"][name] for cell in good]) for name in alike},
+        samples={name: _seed_means(_table(by_seed[name])) for name in names},
+        recognised=good[0]["recognised"] if good else math.nan,
+        error=None if good else group[0]["error"],
+    )
+
+
+def _treatment(fields: Mapping[str, Any]) -> str:
+    return f"{fields['sign']}, {fields['sigma']:g} px"
+
+
+def differences(rows: Sequence[Row]) -> list[Difference]:
+    """Every learned method against every reference, score by score, on the same samples."""
+    found = []
+    for row in rows:
+        if row.family != LEARNED or row.error is not None:
+            continue
+        room = [one for one in rows if (one.model, one.scenes) == (row.model, row.scenes) and one.error is None]
+        for reference in REFERENCES:
+            for name in row.samples:
+                other = _reference(reference, room, name)
+                if other is not None:
+                    found.append(_difference(row, other, reference, name))
+    return found
+
+
+def _reference(reference: str, room: Sequence[Row], name: str) -> Row | None:
+    if reference in (SALIENCY, LRP_BOX):
+        candidates = [row for row in room if row.method == reference]
+    else:
+        families = ("lrp",) if reference == "best LRP" else GRADIENT_FAMILIES
+        candidates = [row for row in room if row.family in families]
+    known = [row for row in candidates if name in row.estimates and not math.isnan(row.estimates[name].mean)]
+    choose = max if SCORES[name].higher_is_better else min
+    return choose(known, key=lambda row: row.estimates[name].mean, default=None)
+
+
+def _difference(row: Row, other: Row, reference: str, name: str) -> Difference:
+    values = row.samples[name] - other.samples[name]
+    values = values[~np.isnan(values)]
+    mean = float(values.mean()) if len(values) else math.nan
+    error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan
+    better = mean > 0 if SCORES[name].higher_is_better else mean < 0
+    return Difference(row.model, row.scenes, row.method, reference, other.method, name, mean, error, better)
+
+
+def _table(scores: Sequence[Sequence[float | None]]) -> Array:
+    return np.array([[math.nan if value is None else value for value in one] for one in scores], dtype=np.float64)
+
+
+def _seed_means(table: Array) -> Array:
+    """Mean over seeds of each sample that all seeds have; NaN for others."""
+    return np.asarray(table.mean(axis=0))
+
+
+# -- Markdown ------------------------------------------------------------------------------------------------------
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """An overview of average precision, then for each net and scene family all scores and the paired differences."""
+    parts = ["# Results", _READING, "## Average precision", _overview(rows)]
+    found = differences(rows)
+    for model, scenes in dict.fromkeys((row.model, row.scenes) for row in rows):
+        room = [row for row in rows if (row.model, row.scenes) == (model, scenes)]
+        parts += [f"## {model}, {scenes}", _recognised(room), _scores(room, "estimates"), _failures(room)]
+        parts += ["All maps smoothed like the learned ones:", _scores(room, "same")]
+        parts += [_paired([one for one in found if (one.model, one.scenes) == (model, scenes)])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_READING = (
+    "Mean ± standard error over samples; in brackets the standard deviation over training seeds. The best of each "
+    "column is bold. Every hand-made method has the treatment of its maps that is best on other scenes. `^`: higher is "
+    "better, `v`: lower is better."
+)
+
+
+def _recognised(room: Sequence[Row]) -> str:
+    known = [row.recognised for row in room if not math.isnan(row.recognised)]
+    return f"The net names the asked class in {100 * known[0]:.0f} % of the questions." if known else ""
+
+
+def _overview(rows: Sequence[Row]) -> str:
+    name = "average precision"
+    places = list(dict.fromkeys((row.model, row.scenes) for row in rows))
+    by_place = {(row.model, row.scenes, row.method): row for row in rows}
+    lines = [["method", *(f"{model} {scenes}" for model, scenes in places)]]
+    best = {place: _best([row for row in rows if (row.model, row.scenes) == place], name) for place in places}
+    for method in dict.fromkeys(row.method for row in rows):
+        cells = []
+        for place in places:
+            row = by_place.get((*place, method))
+            known = row is not None and name in row.estimates
+            cells.append(_shown(row.estimates[name], best[place]) if row is not None and known else "-")
+        lines.append([method, *cells])
+    return _grid(lines)
+
+
+def _scores(room: Sequence[Row], which: str) -> str:
+    names = [name for name in SCORES if any(name in getattr(row, which) for row in room)]
+    if not names:
+        return ""
+    best = {name: _best(room, name, which) for name in names}
+    arrows = [f"{name} {'^' if SCORES[name].higher_is_better else 'v'}" for name in names]
+    lines = [["method", *arrows, "passes", "ms / image", "treatment"]]
+    for row in room:
+        found = getattr(row, which)
+        if row.error is None:
+            cells = [_shown(found[name], best[name]) if name in found else "-" for name in names]
+            last = row.treatment if which == "estimates" else ""
+            lines.append([row.method, *cells, str(row.passes), f"{1000 * row.seconds:.1f}", last])
+    return _grid(lines)
+
+
+def _best(room: Sequence[Row], name: str, which: str = "estimates") -> float:
+    means = [getattr(row, which)[name].mean for row in room if name in getattr(row, which)]
+    means = [mean for mean in means if not math.isnan(mean)]
+    return (max if SCORES[name].higher_is_better else min)(means, default=math.nan)
+
+
+def _shown(found: Estimate, best: float) -> str:
+    if math.isnan(found.mean):
+        return "-"
+    mean = f"{found.mean:.3f}"
+    text = f"**{mean}**" if found.mean == best else mean
+    text += "" if math.isnan(found.standard_error) else f" ± {found.standard_error:.3f}"
+    return text + ("" if math.isnan(found.seed_spread) else f" ({found.seed_spread:.3f})")
+
+
+def _failures(room: Sequence[Row]) -> str:
+    return "\n".join(f"- {row.method}: did not run. {row.error}" for row in room if row.error is not None)
+
+
+def _paired(found: Sequence[Difference]) -> str:
+    if not found:
+        return ""
+    names = list(dict.fromkeys(one.score for one in found))
+    lines = [["learned method minus", *names]]
+    by_key = {(one.method, one.reference, one.score): one for one in found}
+    for method, reference in dict.fromkeys((one.method, one.reference) for one in found):
+        cells = []
+        for name in names:
+            one = by_key.get((method, reference, name))
+            if one is None:
+                cells.append("-")
+                continue
+            against = "" if one.against == reference else f", {one.against}"
+            number = f"{one.mean:+.3f}"
+            cells.append(f"{f'**{number}**' if one.better else number} ± {one.standard_error:.3f}{against}")
+        lines.append([f"{method} minus {reference}", *cells])
+    return "Paired differences over the same samples (bold: better than the reference):\n\n" + _grid(lines)
+
+
+def _grid(lines: Sequence[Sequence[str]]) -> str:
+    head, *body = (f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *body])

@@ -1,0 +1,331 @@
+"""The benchmark on a tiny net: every cell once, resumed where it stopped, and the same whichever way it got there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_learnprop.evaluation import benchmark, hand_made, reference_nets
+from captum_learnprop.evaluation.benchmark import (
+    BenchmarkError,
+    SettingsError,
+    Suite,
+    contenders,
+    default_variants,
+    read_cells,
+    run,
+)
+from captum_learnprop.evaluation.comparison import Treatment, best_treatment
+from captum_learnprop.evaluation.faithfulness import deletion, insertion
+from captum_learnprop.evaluation.localization import average_precision, class_auc
+from captum_learnprop.evaluation.scenes import make_scenes
+from captum_learnprop.evaluation.scorecard import SCORES, STEPS, Case, ScoreError, score
+from zennit_rules import RuleSet
+
+
+class Tiny(nn.Module):
+    """A net that is quick; its class does not matter to the benchmark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 5, stride=4, padding=2)
+        self.relu = nn.ReLU()
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.second(self.relu(self.first(x - 0.5))))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def tiny(architecture: str, task: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(len(architecture) + 10 * len(task))
+        return Tiny().eval()
+
+
+@pytest.fixture(autouse=True)
+def nets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_nets, "load", tiny)
+
+
+METHODS = ("saliency", "LRP z+, box", "random", "gates, untrained", "gates, learned")
+
+SUITE = Suite(
+    architectures=("vgg",),
+    families=("pairs",),
+    variants={"gates": {"deletions": 4, "batch_size": 4, "smoothing": 0.025}},
+    methods=METHODS,
+    metrics=("average precision", "class AUC", "deletion, zero"),
+    training_seeds=(0, 1),
+    questions=4,
+    tuning_questions=4,
+    training_scenes=6,
+    training_steps=2,
+    sample_steps=2,
+)
+
+
+def timeless(cells: list[dict[str, Any]]) -> str:
+    return json.dumps([{key: value for key, value in one.items() if key != "seconds"} for one in cells])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    out = tmp_path_factory.mktemp("whole")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(reference_nets, "load", tiny)
+    yield out, run(SUITE, out)
+    patch.undo()
+
+
+def test_one_cell_for_each_method_and_training_seed(whole: tuple[Path, list[dict[str, Any]]]) -> None:
+    out, cells = whole
+    assert [(one["method"], one["seed"]) for one in cells] == [
+        ("saliency", None), ("LRP z+, box", None), ("random", None), ("gates, untrained", None),
+        ("gates, learned", 0), ("gates, learned", 1),
+    ]  # fmt: skip
+    assert len(list((out / "cells").iterdir())) == 6
+    assert sorted(path.name for path in (out / "rules").iterdir()) == [
+        "vgg_digits_gates_seed0.safetensors", "vgg_digits_gates_seed1.safetensors",
+    ]  # fmt: skip
+    for one in cells:
+        assert one["error"] is None
+        assert list(one["scores"]) == list(SUITE.metrics)
+        assert all(len(values) == 4 for values in one["scores"].values())
+        assert list(one["same smoothing"]["scores"]) == ["average precision", "class AUC"]
+        assert one["seconds"] > 0
+
+
+def test_scores_are_those_of_the_metrics_and_treatments_those_of_the_tuning_split(
+    whole: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    model = tiny("vgg", "digits")
+    explain = hand_made.hand_made("saliency").build(model)
+    tuning = make_scenes("pairs", 2, split="validation").questions()
+    test = make_scenes("pairs", 2, split="test").questions()
+    treatment = best_treatment(explain(tuning.images, tuning.targets), tuning.masks)
+    maps = treatment(explain(test.images, test.targets))
+    cell = whole[1][0]
+    assert cell["treatment"] == vars(treatment)
+    expected = {
+        "average precision": average_precision(maps, test.masks),
+        "class AUC": class_auc(maps, test.masks, test.other_masks),
+        "deletion, zero": deletion(model, test.images, maps, test.targets, steps=10, output="sigmoid"),
+    }
+    for name, values in expected.items():
+        assert cell["scores"][name] == pytest.approx(values.tolist(), abs=2e-6)
+    assert cell["same smoothing"]["treatment"]["sigma"] == pytest.approx(0.025 * 64)
+
+
+def test_learned_maps_have_the_smoothing_that_they_were_trained_with(
+    whole: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    out, cells = whole
+    rules = RuleSet.load(out / "rules" / "vgg_digits_gates_seed1.safetensors", tiny("vgg", "digits"))
+    assert rules.training["seed"] == 1
+    assert rules.training["steps_done"] == 2
+    assert rules.training["quantity"] == "sigmoid"
+    assert rules.training["targets_per_image"] == 2
+    learned = cells[-1]
+    assert learned["treatment"] == {"sign": "absolute", "sigma": pytest.approx(0.025 * 64)}
+    assert learned["treatment"] == learned["same smoothing"]["treatment"]
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    whole: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(done: int, total: int, text: str) -> None:
+        assert total == 6
+        if done == 5 and "learning" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(SUITE, tmp_path, progress=stop)
+    assert len(list((tmp_path / "cells").iterdir())) == 5
+    computed: list[str] = []
+    measured = benchmark._Room._measured
+
+    def spy(self: Any, contender: Any, seed: int) -> dict[str, Any]:
+        computed.append(f"{contender.name}, {seed}")
+        return measured(self, contender, seed)
+
+    monkeypatch.setattr(benchmark._Room, "_measured", spy)
+    cells = run(SUITE, tmp_path)
+    assert computed == ["gates, learned, 1"]
+    assert timeless(cells) == timeless(whole[1])
+    assert timeless(read_cells(SUITE, tmp_path)) == timeless(cells)
+    computed.clear()
+    more = run(replace(SUITE, metrics=("average precision", "pointing game"), methods=("random",)), tmp_path)
+    assert computed == ["random, 0"]  # a score was missing
+    assert more[0]["scores"].keys() == {"average precision", "pointing game"}
+
+
+def test_cells_of_other_settings_or_nets_are_refused(
+    whole: tuple[Path, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, _ = whole
+    before = {path: path.read_bytes() for path in (out / "cells").iterdir()}
+    with pytest.raises(BenchmarkError, match=r"computed with questions 4, this run has 8; choose another folder"):
+        run(replace(SUITE, questions=8), out)
+    with pytest.raises(BenchmarkError, match="computed with training steps 2, this run has 3"):
+        run(replace(SUITE, training_steps=3), out)
+    with pytest.raises(BenchmarkError, match="computed with method options"):
+        run(replace(SUITE, variants={"gates": {"deletions": 5}}), out)
+    monkeypatch.setattr(reference_nets, "load", lambda architecture, task: tiny("another", task))
+    with pytest.raises(BenchmarkError, match="computed with weights"):
+        run(SUITE, out)
+    assert before == {path: path.read_bytes() for path in (out / "cells").iterdir()}
+
+
+def test_a_method_that_cannot_run_says_why_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: nn.Module) -> hand_made.Explain:
+        raise hand_made.HandMadeError("there is no feature map")
+
+    suite = replace(SUITE, methods=("saliency", "random"))
+    broken = replace(hand_made.HAND_MADE["saliency"], build=refuse)
+    with monkeypatch.context() as patch:
+        patch.setitem(hand_made.HAND_MADE, "saliency", broken)
+        cells = run(suite, tmp_path)
+    assert [one["error"] for one in cells] == ["there is no feature map", None]
+    assert cells[0]["scores"] == {}
+    assert run(suite, tmp_path)[0]["error"] is None
+
+
+def test_all_methods_run_on_every_family(tmp_path: Path) -> None:
+    suite = replace(
+        SUITE, families=("parts", "grid", "patch", "digits"), training_seeds=(0,), metrics=(), questions=2,
+        tuning_questions=2, variants={"gates": {"deletions": 4}, "contrast": {"gate_options": {"contrast": True}}},
+        methods=("saliency", "contrast, learned", benchmark.PER_SAMPLE, benchmark.REFINED),
+    )  # fmt: skip
+    cells = run(suite, tmp_path)
+    assert {one["method"]: one["error"] for one in cells if one["error"]} == {}
+    by_family = {one["scenes"]: one["scores"].keys() for one in cells}
+    assert list(by_family) == ["grid", "digits", "patch", "parts"]  # the families of one net in a row
+    own = {"class AUC", "distractor AUC", "grid pointing", "part correlation"}
+    for family, extra in {
+        "grid": {"class AUC", "grid pointing"}, "digits": set(), "patch": {"distractor AUC"},
+        "parts": {"part correlation"},
+    }.items():  # fmt: skip
+        assert by_family[family] == set(SCORES) - own | extra
+    for one in cells:
+        assert all(0 <= value <= 1 for value in one["scores"]["randomisation"])
+    assert {one["method"]: one["passes"] for one in cells} == {
+        "saliency": 2, "contrast, learned": 3, benchmark.PER_SAMPLE: 10, benchmark.REFINED: 22,
+    }  # fmt: skip
+
+
+def test_given_rules_are_a_method_on_the_net_that_they_fit(
+    whole: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    path = whole[0] / "rules" / "vgg_digits_gates_seed0.safetensors"
+    suite = replace(SUITE, architectures=("vgg", "inception"), methods=("random",), rules=(path,))
+    cells = run(suite, tmp_path)
+    given = [one for one in cells if one["method"] == f"rules {path.stem}"]
+    assert [one["model"] for one in given] == ["vgg"]
+    assert given[0]["scores"] == next(one for one in whole[1] if one["seed"] == 0)["scores"]
+    with pytest.raises(BenchmarkError, match="fit none of the nets inception"):
+        run(replace(suite, architectures=("inception",)), tmp_path / "other")
+
+
+def test_default_suite_has_every_method_with_its_untrained_start() -> None:
+    names = [one.name for one in contenders(Suite())]
+    assert len(names) == len(set(names)) == len(hand_made.HAND_MADE) + 2 * len(default_variants()) + 3
+    for name in default_variants():
+        assert names.index(f"{name}, untrained") + 1 == names.index(f"{name}, learned")
+    files = {benchmark.cell_path(Path(), "vgg", "pairs", one, 0) for one in contenders(Suite())}
+    assert len(files) == len(names)
+
+
+def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
+    for field, value, words in (
+        ("architectures", ("alexnet",), "unknown model 'alexnet'; choose from vgg, resnet, inception"),
+        ("families", ("dogs",), "unknown scenes 'dogs'"),
+        ("methods", ("saliencie",), "unknown method 'saliencie'; choose from saliency"),
+        ("questions", 0, "questions must be at least 1"),
+        ("training_seeds", (), "training_seeds must be one or more"),
+    ):
+        with pytest.raises(BenchmarkError, match=words):
+            replace(SUITE, **{field: value})
+    with pytest.raises(ScoreError, match="unknown metric 'auc'; choose one of average precision"):
+        replace(SUITE, metrics=("auc",))
+    with pytest.raises(BenchmarkError, match="no cell of these"):
+        read_cells(SUITE, tmp_path)
+
+
+def test_rules_of_other_options_are_refused(whole: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    shutil.copytree(whole[0] / "rules", tmp_path / "rules")
+    suite = replace(SUITE, methods=("gates, learned",))
+    assert timeless(run(suite, tmp_path)) == timeless(whole[1][-2:])
+    shutil.rmtree(tmp_path / "cells")
+    for changed, words in (
+        (replace(suite, training_steps=3), "with steps 2, this run has 3"),
+        (replace(suite, training_scenes=5), "with images 6, this run has 5"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            run(changed, tmp_path)
+
+
+def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
+    suite = replace(SUITE, methods=("random",))
+    run(suite, tmp_path)
+    path = next((tmp_path / "cells").iterdir())
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(BenchmarkError, match=r"is damaged .* delete it"):
+        run(suite, tmp_path)
+
+
+def test_scores_are_not_defined_where_there_is_no_other_object() -> None:
+    questions = make_scenes("pairs", 2, split="test").questions()
+    hidden = questions.other_masks.clone()
+    hidden[1] = False
+    case = Case(tiny("vgg", "digits"), replace(questions, other_masks=hidden), "sigmoid")
+    values = score("class AUC").rate(case, questions.masks.float())
+    assert values[[0, 2, 3]].tolist() == [1.0, 1.0, 1.0]
+    assert values[1].isnan()
+
+
+def test_grid_pointing_counts_the_asked_cell() -> None:
+    questions = make_scenes("grid", 1, split="test").questions()
+    case = Case(tiny("vgg", "digits"), questions, "sigmoid")
+    assert questions.cells is not None
+    assert score("grid pointing").rate(case, questions.cells.float()).tolist() == [1.0] * 4
+    assert score("grid pointing").rate(case, torch.ones(4, 64, 64)).tolist() == [0.25] * 4
+
+
+def test_the_true_pixels_are_a_perfect_detector(tmp_path: Path) -> None:
+    suite = replace(
+        SUITE, families=("grid",), methods=("ground truth",), metrics=("average precision", "randomisation")
+    )
+    (cell,) = run(suite, tmp_path)
+    assert cell["error"] is None
+    assert cell["scores"]["average precision"] == [1.0] * len(cell["scores"]["average precision"])
+    assert {value for value in cell["scores"]["randomisation"] if value is not None} == {1.0}
+
+
+def test_other_nets_judge_by_insertion(tmp_path: Path) -> None:
+    suite = replace(SUITE, families=("pairs",), methods=("centre prior",), metrics=("insertion, other nets",))
+    (cell,) = run(suite, tmp_path)
+    subject = benchmark.Subject(suite, "vgg", "digits", tmp_path)
+    questions = subject.questions("pairs", "test")
+    maps = Treatment(**cell["treatment"])(
+        hand_made.hand_made("centre prior").build(subject.model)(questions.images, questions.targets)
+    )
+    each = [
+        insertion(
+            reference_nets.load(name, "digits"), questions.images, maps, questions.targets,
+            baseline="blur", steps=STEPS, output="sigmoid",
+        )
+        for name in ("resnet", "inception")
+    ]  # fmt: skip
+    expected = torch.stack(each).mean(0)
+    assert cell["scores"]["insertion, other nets"] == pytest.approx(expected.tolist(), abs=1e-5)

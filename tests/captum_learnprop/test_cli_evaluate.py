@@ -1,0 +1,167 @@
+"""``learnprop evaluate``: what it writes, that it goes on and reports, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import Tensor, nn
+
+from captum_learnprop.cli import cli
+from captum_learnprop.commands import evaluate
+from captum_learnprop.evaluation import reference_nets
+from captum_learnprop.evaluation.scenes import FAMILIES
+from captum_learnprop.evaluation.summary import summarise
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 5, stride=4, padding=2)
+        self.relu = nn.ReLU()
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.relu(self.first(x)).mean((2, 3)))
+        return logits
+
+
+def tiny(architecture: str, task: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(len(architecture) + len(task))
+        return Tiny().eval()
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["evaluate", *map(str, arguments)], obj={"debug": False})
+
+
+SMALL = (
+    "--model", "vgg", "--model", "inception", "--scenes", "patch", "--scenes", "parts", "--questions", 3,
+    "--training-scenes", 4, "--steps", 1, "--seeds", "0,1", "--method", "saliency", "--method", "intensity",
+    "--method", "gates, learned", "--metric", "average precision", "--metric", "distractor AUC",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    out = tmp_path_factory.mktemp("evaluate") / "new"
+    patch = pytest.MonkeyPatch()
+    patch.setattr(reference_nets, "load", tiny)
+    result = invoke(*SMALL, "--out", out)
+    patch.undo()
+    return result, out
+
+
+def test_writes_results_table_and_figure(small: tuple[Result, Path]) -> None:
+    result, out = small
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == [
+        "cells", "examples", "figure.png", "results.json", "rules", "table.md",
+    ]  # fmt: skip
+    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
+    document = json.loads((out / "results.json").read_text())
+    assert [(row["model"], row["scenes"], row["method"]) for row in document["rows"][:4]] == [
+        ("vgg", "patch", "saliency"), ("vgg", "patch", "intensity"), ("vgg", "patch", "gates, learned"),
+        ("vgg", "parts", "saliency"),
+    ]  # fmt: skip
+    learned = document["rows"][2]["estimates"]["average precision"]
+    assert (learned["samples"], learned["seeds"]) == (3, 2)
+    assert learned["seed_spread"] is not None
+    assert document["rows"][0]["estimates"]["average precision"]["seed_spread"] is None
+    assert torch.__version__.startswith(document["versions"]["torch"])
+    assert document["hardware"]["cores"] >= 1
+    assert document["options"]["seeds"] == ["0", "1"]
+    assert {one["reference"] for one in document["paired differences"]} == {"saliency", "best gradient or CAM"}
+    text = (out / "table.md").read_text()
+    assert "## inception, parts" in text
+    assert "- command: learnprop" in text
+    assert f"torch {document['versions']['torch']}" in text
+
+
+def test_prints_the_mean_over_families_of_each_net(small: tuple[Result, Path]) -> None:
+    result, out = small
+    cells = [json.loads(path.read_text()) for path in sorted((out / "cells").iterdir())]
+    rows = [row for row in summarise(cells) if (row.model, row.method) == ("vgg", "saliency")]
+    mean = sum(row.estimates["average precision"].mean for row in rows) / 2
+    error = sum(row.estimates["average precision"].standard_error ** 2 for row in rows) ** 0.5 / 2
+    line = next(line for line in result.stdout.splitlines() if line.startswith("saliency"))
+    assert f"{mean:.3f} ± {error:.3f}" in line
+
+
+def test_goes_on_and_reports_without_computing(small: tuple[Result, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = small[1]
+    cells = {path: path.read_bytes() for path in (out / "cells").iterdir()}
+    tables = {name: (out / name).read_text().split("## How")[0] for name in ("table.md",)}
+    monkeypatch.setattr(reference_nets, "load", tiny)
+    assert invoke(*SMALL, "--out", out).exit_code == 0
+    assert cells == {path: path.read_bytes() for path in (out / "cells").iterdir()}
+    monkeypatch.setattr(reference_nets, "load", None)  # a report needs no net
+    result = invoke(*SMALL, "--out", out, "--report-only")
+    assert result.exit_code == 0, result.output
+    assert tables == {name: (out / name).read_text().split("## How")[0] for name in tables}
+
+
+def test_a_given_rule_set_is_one_more_row(
+    small: tuple[Result, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_nets, "load", tiny)
+    rules = small[1] / "rules" / "vgg_patch_gates_seed0.safetensors"
+    arguments = (
+        "--model",
+        "vgg",
+        "--scenes",
+        "patch",
+        "--questions",
+        2,
+        "--method",
+        "random",
+        "--metric",
+        "rank accuracy",
+    )
+    result = invoke(*arguments, "--rules", rules, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "table.md").read_text()
+    assert f"| rules {rules.stem} |" in text
+    assert not (tmp_path / "figure.png").exists()  # no average precision was asked for
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--model", "alexnet"), 2, "alexnet"),
+        (("--scenes", "dogs"), 2, "dogs"),
+        (("--seeds", "0,x"), 2, "not a list of whole numbers such as 0,1,2"),
+        (("--seeds", "-1"), 2, "negative"),
+        (("--method", "saliencie"), 1, "unknown method 'saliencie'; choose from saliency"),
+        (("--metric", "auc"), 1, "unknown metric 'auc'; choose one of average precision"),
+        (("--report-only",), 1, "run it first"),
+        (("--rules", "nowhere.safetensors"), 2, "nowhere.safetensors"),
+    ],
+)
+def test_what_is_refused(arguments: tuple[str, ...], code: int, words: str, tmp_path: Path) -> None:
+    result = invoke(*arguments, "--out", tmp_path)
+    assert result.exit_code == code
+    assert words in " ".join(result.output.split())
+
+
+def test_rules_that_are_no_rules(tmp_path: Path) -> None:
+    (tmp_path / "r.safetensors").write_text("x")
+    result = invoke("--rules", tmp_path / "r.safetensors", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "truncated or no safetensors file" in " ".join(result.output.split())
+
+
+def test_names_of_nets_and_scenes_are_those_of_the_package() -> None:
+    assert tuple(reference_nets.ARCHITECTURES) == evaluate.MODELS
+    assert set(FAMILIES) == set(evaluate.SCENES)
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys, captum_learnprop.commands.evaluate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -365,11 +365,11 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 @click.option("--pooling", type=click.Choice(["soft", "exact"]), default="soft", help="Whether max-pools learn too.")
 @click.option(
     "--objective",
-    default="OcclusionRegression",
+    default="OcclusionRegression(density=0.5)",
     metavar="FORMULA",
     help="What is minimised: terms with weights, e.g. 'OcclusionRegression + 0.1 * ClassContrast'.",
 )
-@click.option("--quantity", type=click.Choice(_QUANTITIES), default="softmax", help="What is explained.")
+@click.option("--quantity", type=click.Choice(_QUANTITIES), default="logit", help="What is explained.")
 @click.option(
     "--target",
     type=click.Choice([PREDICTED, FROM_FOLDER]),
@@ -386,10 +386,10 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
     default="auto",
     help="auto: that of the weights, ImageNet's for other torchvision models, none for other models.",
 )
-@click.option("--steps", type=POSITIVE, default=100, help="Optimiser steps.")
+@click.option("--steps", type=POSITIVE, default=80, help="Optimiser steps.")
 @click.option("--batch-size", type=POSITIVE, default=12, help="Images times targets per step, over all processes.")
 @click.option("--lr", type=float, default=0.03, help="First learning rate.")
-@click.option("--smoothing", type=float, default=0.03, help="Of maps, as a share of the image's shorter side.")
+@click.option("--smoothing", type=float, default=0.025, help="Of maps, as a share of the image's shorter side.")
 @click.option("--sign", type=click.Choice(_SIGNS), default="absolute", help="How channels become a map.")
 @click.option("--deletions", type=POSITIVE, default=48, help="Regions removed from each image.")
 @click.option("--validation", type=float, default=0.2, help="Share of the images that is held out; 0 for none.")

@@ -33,8 +33,8 @@ from captum_learnprop.evaluation.randomization import randomized
 from captum_learnprop.evaluation.scenes import FAMILIES, SIZE, Questions, make_scenes
 from captum_learnprop.evaluation.scorecard import RANDOMISATION, SCORES, Case, score
 from captum_learnprop.evaluation.similarity import spearman
-from captum_learnprop.training.terms import OcclusionRegression, RandomizationContrast
-from captum_learnprop.training.trainer import RuleTrainer
+from captum_learnprop.training.terms import RandomizationContrast
+from captum_learnprop.training.trainer import DEFAULT_TERM, RuleTrainer
 from zennit_rules import RuleError, RuleSet, fingerprint
 
 VERSION = 1
@@ -82,12 +82,12 @@ class SettingsError(BenchmarkError):
 
 def default_variants() -> dict[str, dict[str, Any]]:
     """Learned variants by name: options of `RuleTrainer`."""
-    start = {"start": "guided_backprop"}
+    differs = DEFAULT_TERM + 1.5 * RandomizationContrast(compression="log")
     return {
-        "gates": dict(start),
-        "gates + contrast stream": {**start, "gate_options": {"position": True, "contrast": True}},
-        "gates + randomization": {**start, "objective": OcclusionRegression() + 0.15 * RandomizationContrast()},
-        "gates + fusion": {**start, "fusion": True},
+        "gates": {},
+        "gates + contrast stream": {"gate_options": {"position": True, "contrast": True}},
+        "gates + randomization": {"objective": differs},
+        "gates + fusion": {"fusion": True},
     }
 
 
@@ -301,7 +301,7 @@ class Subject:
 
     def trainer(self, variant: str, seed: int) -> RuleTrainer:
         """The trainer of a variant."""
-        options = {"quantity": self.output, **self.suite.variants[variant]}
+        options = dict(self.suite.variants[variant])
         if self.suite.training_steps is not None:
             options["steps"] = self.suite.training_steps
         return RuleTrainer(self.model, seed=seed, **options)

@@ -30,7 +30,7 @@ from captum_learnprop.evaluation.comparison import TREATMENTS, Treatment, best_t
 from captum_learnprop.evaluation.hand_made import HAND_MADE, Explain, HandMade
 from captum_learnprop.evaluation.maps import reduce_channels
 from captum_learnprop.evaluation.randomization import randomized
-from captum_learnprop.evaluation.scenes import FAMILIES, SIZE, Questions, make_scenes
+from captum_learnprop.evaluation.scenes import FAMILIES, QUESTIONS_PER_SCENE, SIZE, Questions, make_scenes
 from captum_learnprop.evaluation.scorecard import RANDOMISATION, SCORES, Case, score
 from captum_learnprop.evaluation.similarity import spearman
 from captum_learnprop.training.terms import RandomizationContrast
@@ -45,9 +45,6 @@ BATCH = 32
 
 TRAINING_FAMILY = {"digits": "pairs", "patch": "patch", "parts": "parts"}
 """Whose training scenes the rules of a task's net are learned from."""
-
-OBJECTS = {"digits": 1, "pairs": 2, "grid": 4, "patch": 1, "parts": 1}
-"""Questions per scene; also, but for mosaics, how many classes of a training image are explained."""
 
 RANDOM_NETS = 2
 """Re-initialised nets that `RANDOMISATION` is the mean of."""
@@ -339,7 +336,7 @@ class Subject:
 
     def _train(self, variant: str, seed: int, path: Path) -> RuleSet:
         self.progress(f"learning {variant}, seed {seed}")
-        targets = OBJECTS[TRAINING_FAMILY[self.task]]
+        targets = QUESTIONS_PER_SCENE[TRAINING_FAMILY[self.task]]  # as many classes as there are objects
         # Deletions depend on the net and the seed, not on the variant: measured once.
         examples = self.out / "examples" / f"{self.architecture}_{self.task}_seed{seed}"
         trainer = self.trainer(variant, seed)
@@ -585,7 +582,7 @@ def _timed(explain: Explain, questions: Questions, *, enough: float = 1.0, repea
 
 
 def _questions(family: str, split: str, number: int, seed: int) -> Questions:
-    scenes = math.ceil(number / OBJECTS[family])
+    scenes = math.ceil(number / QUESTIONS_PER_SCENE[family])
     return make_scenes(family, scenes, split=split, seed=seed, counterfactuals=family == "parts").questions()
 
 

@@ -301,6 +301,9 @@ FAMILIES: dict[str, Callable[[int, str, torch.Generator], Drawing]] = {
 }
 """Scene families by name."""
 
+QUESTIONS_PER_SCENE = {"digits": 1, "pairs": 2, "grid": 4, "patch": 1, "parts": 1}
+"""By family: how many rows of `Scenes.questions` are about one scene."""
+
 
 def _two_classes(count: int, generator: torch.Generator) -> Tensor:
     """Two different classes per scene, ``(N, 2)``."""

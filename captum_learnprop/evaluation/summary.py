@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from captum_learnprop.evaluation.scenes import QUESTIONS_PER_SCENE
 from captum_learnprop.evaluation.scorecard import SCORES
 
 Array = NDArray[np.float64]
@@ -30,7 +31,7 @@ class Estimate:
 
     Attributes:
         mean: over samples and training seeds: the mean of the seeds' means.
-        standard_error: over samples, of their scores averaged over seeds; NaN for one sample.
+        standard_error: over scenes, of their scores averaged over seeds; NaN for one scene.
         seed_spread: standard deviation over the seeds' means; NaN for one seed.
         samples: how many had a score.
         seeds: how many.
@@ -88,7 +89,7 @@ class Difference:
         against: the method that the reference is for this score.
         score: name.
         mean: learned minus reference.
-        standard_error: over samples.
+        standard_error: over scenes.
         better: whether the mean speaks for the learned method.
     """
 
@@ -103,16 +104,31 @@ class Difference:
     better: bool
 
 
-def estimate(scores: Sequence[Sequence[float | None]]) -> Estimate:
-    """The estimate from scores by seed and sample, ``(seeds, M)``, None where not defined."""
+def estimate(scores: Sequence[Sequence[float | None]], together: int = 1) -> Estimate:
+    """The estimate from scores by seed and sample, ``(seeds, M)``, None where not defined.
+
+    Args:
+        scores: by seed and sample.
+        together: how many samples in a row are about one scene, see `standard_error`.
+    """
     table = _table(scores)
     samples = _seed_means(table)
     known = samples[~np.isnan(samples)]
     if not len(known):
         return Estimate(math.nan, math.nan, math.nan, 0, len(table))
-    error = known.std(ddof=1) / len(known) ** 0.5 if len(known) > 1 else math.nan
+    error = standard_error(samples, together)
     spread = np.nanmean(table, axis=1).std(ddof=1) if len(table) > 1 else math.nan
-    return Estimate(float(known.mean()), float(error), float(spread), len(known), len(table))
+    return Estimate(float(known.mean()), error, float(spread), len(known), len(table))
+
+
+def standard_error(samples: Array, together: int) -> float:
+    """Of the mean of samples ``(M,)``, NaN where not defined; NaN for fewer than two scenes.
+
+    Questions about one scene share its image and are not independent: their mean counts as one observation.
+    """
+    scenes = [samples[start : start + together] for start in range(0, len(samples), together)]
+    means = np.array([np.nanmean(one) for one in scenes if not np.isnan(one).all()])
+    return float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else math.nan
 
 
 def summarise(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
@@ -127,6 +143,7 @@ def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
     good = [cell for cell in group if cell["error"] is None]
     names = [name for name in SCORES if good and all(name in cell["scores"] for cell in good)]
     alike = [name for name in names if all(name in cell["same smoothing"]["scores"] for cell in good)]
+    together = QUESTIONS_PER_SCENE[group[0]["scenes"]]
     by_seed = {name: [cell["scores"][name] for cell in good] for name in names}
     return Row(
         *key,
@@ -134,8 +151,8 @@ def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
         passes=group[0]["passes"],
         seconds=float(np.median([cell["seconds"] for cell in good])) if good else math.nan,
         treatment=_treatment(good[0]["treatment"]) if good else "",
-        estimates={name: estimate(by_seed[name]) for name in names},
-        same={name: estimate([cell["same smoothing"]["scores"][name] for cell in good]) for name in alike},
+        estimates={name: estimate(by_seed[name], together) for name in names},
+        same={name: estimate([cell["same smoothing"]["scores"][name] for cell in good], together) for name in alike},
         samples={name: _seed_means(_table(by_seed[name])) for name in names},
         recognised=good[0]["recognised"] if good else math.nan,
         error=None if good else group[0]["error"],
@@ -174,9 +191,8 @@ def _reference(reference: str, room: Sequence[Row], name: str) -> Row | None:
 
 def _difference(row: Row, other: Row, reference: str, name: str) -> Difference:
     values = row.samples[name] - other.samples[name]
-    values = values[~np.isnan(values)]
-    mean = float(values.mean()) if len(values) else math.nan
-    error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan
+    mean = float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
+    error = standard_error(values, QUESTIONS_PER_SCENE[row.scenes])
     better = mean > 0 if SCORES[name].higher_is_better else mean < 0
     return Difference(row.model, row.scenes, row.method, reference, other.method, name, mean, error, better)
 
@@ -206,7 +222,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 _READING = (
-    "Mean ± standard error over samples; in brackets the standard deviation over training seeds. The best of each "
+    "Mean ± standard error over scenes (questions about one scene count as one); in brackets the standard deviation "
+    "over training seeds. The best of each "
     "column is bold. Every hand-made method has the treatment of its maps that is best on other scenes. `^`: higher is "
     "better, `v`: lower is better."
 )

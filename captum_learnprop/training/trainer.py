@@ -130,9 +130,9 @@ class RuleTrainer:
         composite: name of a trainable composite.
         gate: name or class of the gates; they must be shared by all samples (``"channel"``, ``"quadrant"``,
             ``"feature"``).
-        objective: a `terms.Term` or a weighted sum of them, `terms.OcclusionRegression` with density 0.5 by default; an objective of
-            per-sample learning such as `objectives.Agreement`, which judges the masked input; or the name of one, as
-            ``learnprop plugins`` lists them.
+        objective: a `terms.Term` or a weighted sum of them, by default `terms.OcclusionRegression` with density 0.5; an
+            objective of per-sample learning such as `objectives.Agreement`, which judges the masked input; or the name
+            of one, as ``learnprop plugins`` lists them.
         mask: of such a per-sample objective, `masks.MaxMask` by default. Terms hold masks of their own.
         start: rule the gates start at; the composite's own by default.
         pooling: ``"soft"`` learns at max-pools too, ``"exact"`` leaves them their gradient.

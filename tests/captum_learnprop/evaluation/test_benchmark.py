@@ -134,7 +134,7 @@ def test_learned_maps_have_the_smoothing_that_they_were_trained_with(
     rules = RuleSet.load(out / "rules" / "vgg_digits_gates_seed1.safetensors", tiny("vgg", "digits"))
     assert rules.training["seed"] == 1
     assert rules.training["steps_done"] == 2
-    assert rules.training["quantity"] == "sigmoid"
+    assert rules.training["quantity"] == "logit"
     assert rules.training["targets_per_image"] == 2
     learned = cells[-1]
     assert learned["treatment"] == {"sign": "absolute", "sigma": pytest.approx(0.025 * 64)}

@@ -13,7 +13,7 @@ from captum_learnprop.evaluation.summary import differences, estimate, summarise
 
 def cell(method: str, family: str, scores: dict[str, list[float | None]], seed: int | None = None, **more: Any) -> dict:
     return {
-        "model": "vgg", "scenes": "pairs", "method": method, "family": family, "seed": seed, "passes": 2,
+        "model": "vgg", "scenes": "digits", "method": method, "family": family, "seed": seed, "passes": 2,
         "error": None, "treatment": {"sign": "positive", "sigma": 2.0}, "seconds": 0.002, "recognised": 0.96,
         "scores": scores,
         "same smoothing": {"treatment": {"sign": "signed", "sigma": 1.6}, "scores": scores}, **more,
@@ -37,6 +37,17 @@ def test_estimates_of_one_seed_one_sample_and_none() -> None:
     assert math.isnan(one.seed_spread)
     assert math.isnan(estimate([[0.5]]).standard_error)
     assert math.isnan(estimate([[None, None]]).mean)
+
+
+def test_questions_about_one_scene_count_as_one() -> None:
+    table = np.random.default_rng(0).random((2, 12))
+    found = estimate(table.tolist(), together=4)
+    scenes = table.mean(axis=0).reshape(3, 4).mean(axis=1)
+    assert found.standard_error == pytest.approx(np.std(scenes, ddof=1) / np.sqrt(3))
+    assert found.mean == pytest.approx(table.mean())
+    assert math.isnan(estimate([[0.1, 0.2, 0.3, 0.4]], together=4).standard_error)
+    some = estimate([[0.1, None, None, None, 0.5, 0.7]], together=2)  # scenes .1, none, .6
+    assert some.standard_error == pytest.approx(np.std([0.1, 0.6], ddof=1) / np.sqrt(2))
 
 
 NAME = "average precision"

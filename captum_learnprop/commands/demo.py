@@ -31,11 +31,7 @@ TRAINING_SCENES = 96
 VALIDATION_SCENES = 16
 FIGURE_SCENES = 3
 
-START = "guided_backprop"
 DELETIONS = 48
-SMOOTHING = 2.0
-"""Of the maps that the shared rules are learned with and used with, in pixels."""
-
 INTEGRATED_STEPS = 50
 
 UNTRAINED = "shared rules, untrained"
@@ -119,7 +115,7 @@ def run(plan: Plan) -> None:
     paths = [
         draw(model, questions, results, plan.out / "figure.png"),
         write_csv(results, plan.out / "table.csv"),
-        write_json(results, learning, plan, plan.out / "results.json"),
+        write_json(results, learning, rules.training, plan, plan.out / "results.json"),
         rules.save(plan.out / "rules.safetensors", model),
     ]
     click.echo("\n".join(f"wrote {path}" for path in paths))
@@ -146,13 +142,9 @@ def learn(model: nn.Module, plan: Plan) -> tuple[RuleSet, dict[str, float]]:
 
 
 def _trainer(model: nn.Module, plan: Plan) -> RuleTrainer:
-    from captum_learnprop.evaluation.scenes import SIZE
     from captum_learnprop.training.trainer import RuleTrainer
 
-    return RuleTrainer(
-        model, start=START, quantity="sigmoid", steps=plan.steps, deletions=DELETIONS, smoothing=SMOOTHING / SIZE,
-        seed=plan.seed,
-    )  # fmt: skip
+    return RuleTrainer(model, steps=plan.steps, deletions=DELETIONS, seed=plan.seed)
 
 
 def methods(model: nn.Module, rules: RuleSet, plan: Plan) -> list[Method]:
@@ -161,6 +153,7 @@ def methods(model: nn.Module, rules: RuleSet, plan: Plan) -> list[Method]:
 
     from captum_learnprop.attribution.learned import LearnedPropagation
     from captum_learnprop.evaluation.comparison import Method, Treatment
+    from captum_learnprop.evaluation.scenes import SIZE
 
     def saliency(images: Tensor, targets: Tensor) -> Tensor:
         with _quiet_captum():
@@ -189,7 +182,7 @@ def methods(model: nn.Module, rules: RuleSet, plan: Plan) -> list[Method]:
         Method(INTEGRATED, integrated),
         Method(PER_SAMPLE, per_sample),
         Method(UNTRAINED, shared(_untrained(model, plan))),
-        Method(SHARED, shared(rules), (Treatment(sigma=SMOOTHING),)),
+        Method(SHARED, shared(rules), (Treatment(rules.training["sign"], rules.training["smoothing"] * SIZE),)),
     ]
 
 
@@ -292,7 +285,9 @@ def write_csv(results: Sequence[Result], path: Path) -> Path:
     return _write(path, text.getvalue())
 
 
-def write_json(results: Sequence[Result], learning: dict[str, float], plan: Plan, path: Path) -> Path:
+def write_json(
+    results: Sequence[Result], learning: dict[str, float], training: dict[str, Any], plan: Plan, path: Path
+) -> Path:
     """The table, the scores of every question, and everything that is needed to repeat the run."""
     import torch
 
@@ -300,9 +295,7 @@ def write_json(results: Sequence[Result], learning: dict[str, float], plan: Plan
 
     document = {
         "options": {**vars(plan), "out": str(plan.out)},
-        "rules": {
-            "start": START, "deletions": DELETIONS, "smoothing": SMOOTHING, **learning,
-        },
+        "rules": {**learning, "training": training},
         "classifier": weights_metadata(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -95,6 +95,10 @@ class Result:
         return (values.std() / len(values) ** 0.5).item()
 
 
+BASELINE = "blur"
+"""Of deletion. A black fill draws the object anew, as a silhouette, when the very pixels of the object are removed:
+the true mask then scores worse than a smear around it."""
+
 SCORES: dict[str, bool] = {"average precision": True, "class AUC": True, "deletion": False}
 """Scores by name, and whether higher is better."""
 
@@ -128,7 +132,7 @@ def measure(
 
     Args:
         method: what to measure.
-        model: the explained model, for deletion (baseline 0, black).
+        model: the explained model, for deletion, see `BASELINE`.
         questions: what is asked; every image must hold another object, which class AUC compares with.
         treatment: from `choose_treatment` on other scenes.
         output: the quantity on the deletion curve, see `deletion`.
@@ -145,7 +149,9 @@ def measure(
     scores = {
         "average precision": average_precision(maps, questions.masks),
         "class AUC": class_auc(maps, questions.masks, questions.other_masks),
-        "deletion": deletion(model, questions.images, maps, questions.targets, output=output, steps=deletion_steps),
+        "deletion": deletion(
+            model, questions.images, maps, questions.targets, output=output, steps=deletion_steps, baseline=BASELINE
+        ),
     }
     return Result(method.name, treatment, maps, scores, seconds)
 

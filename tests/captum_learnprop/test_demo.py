@@ -95,7 +95,8 @@ def test_measured_scores_of_the_truth_and_paired_differences() -> None:
     truth, other = (measure(method, model, questions, plain, deletion_steps=4) for method in (exact, wrong))
     assert truth.mean("average precision") == 1.0
     assert (truth.mean("class AUC"), other.mean("class AUC")) == (1.0, 0.0)
-    expected = deletion(model, questions.images, truth.maps, questions.targets, steps=4, output="sigmoid")
+    options = {"steps": 4, "output": "sigmoid", "baseline": "blur"}
+    expected = deletion(model, questions.images, truth.maps, questions.targets, **options)
     assert torch.equal(truth.scores["deletion"], expected)
     assert paired_difference(truth, other, "class AUC") == (1.0, 0.0)
 

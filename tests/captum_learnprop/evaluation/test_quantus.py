@@ -12,6 +12,7 @@ Checked with Quantus 0.6.0. Known differences, all on purpose:
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 from typing import Any
 
@@ -33,8 +34,8 @@ from captum_learnprop.evaluation.similarity import spearman, ssim
 
 @pytest.fixture
 def quantus() -> ModuleType:
-    """The package, where it is installed."""
-    return pytest.importorskip("quantus")
+    """The package; imported where it is needed, since that takes seconds."""
+    return importlib.import_module("quantus")
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def test_random_logit_is_that_of_quantus_for_rank_correlation(quantus: ModuleTyp
 
 def test_ssim_is_that_of_scikit_image(quantus: ModuleType) -> None:
     """scikit-image comes with Quantus."""
-    metrics = pytest.importorskip("skimage.metrics")
+    metrics = importlib.import_module("skimage.metrics")
     first = torch.randn(3, 14, 13, dtype=torch.float64)
     second = first + torch.randn(3, 14, 13, dtype=torch.float64)
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 3.0}

@@ -12,12 +12,11 @@ import torch
 from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zennit_rules import RuleError, RuleSet, composite_class
 from zennit_rules import attribute as propagate
-from zennit_rules._compat import COMPOSITES
 from zennit_rules.buffers import buffers_kept
-from zennit_rules.gates import GATES
 from zennit_rules.interpose import is_interposed
 
 from .._compat import (
@@ -28,6 +27,7 @@ from .._compat import (
 )
 from ..errors import LearnpropError
 from ..evaluation.maps import finished
+from ..plugins import know_plugins_of
 from ..training.masks import Mask, MaxMask
 from ..training.objectives import Agreement, Objective
 from ..training.per_sample import Descent, OriginalPass, Step, finite, learn, select
@@ -90,7 +90,7 @@ class LearnedPropagation(GradientAttribution):
         self.model = model
         self.composite = composite
         self.options: dict[str, Any] = {"gate": gate, "start": start, "pooling": pooling}
-        _load_plugins_for(composite, gate)
+        know_plugins_of(composite, gate)
         if rules is None:
             composite_class(composite)(**self.options)  # names are checked here rather than at the first call
         elif not isinstance(rules, RuleSet):
@@ -238,7 +238,9 @@ class LearnedPropagation(GradientAttribution):
         self, leaves: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...], create_graph: bool
     ) -> tuple[Tensor, ...]:
         composite = self._open_composite() if self._given is None else self._given
-        with composite.context(self.model), torch.enable_grad():
+        # The fused attention kernels have no second derivative.
+        kernel = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
+        with kernel, composite.context(self.model), torch.enable_grad():
             if self.gradient_func is not compute_gradients:  # a Neuron* class explains a neuron instead
                 if create_graph:
                     raise LearnpropError("create_graph=True cannot pass through a replaced gradient_func")
@@ -292,14 +294,6 @@ class LearnedPropagation(GradientAttribution):
 
     def _open_composite(self) -> Any:
         return composite_class(self.composite)(**self.options, per_sample=True)
-
-
-def _load_plugins_for(composite: str, gate: str | type) -> None:
-    """A name that is not known yet may be a plugin's."""
-    if composite not in COMPOSITES or (isinstance(gate, str) and gate not in GATES):
-        from ..plugins import get_manager
-
-        get_manager()
 
 
 @contextmanager

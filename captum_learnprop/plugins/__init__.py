@@ -4,7 +4,7 @@ The hooks and records are in :mod:`captum_learnprop.plugins.specs`; a whole plug
 """
 
 from captum_learnprop.errors import PluginError
-from captum_learnprop.plugins.manager import PluginManager, get_manager
+from captum_learnprop.plugins.manager import PluginManager, get_manager, know_plugins_of
 from captum_learnprop.plugins.specs import (
     API_VERSION,
     CompositeRecord,
@@ -28,4 +28,5 @@ __all__ = [
     "PluginManager",
     "get_manager",
     "hookimpl",
+    "know_plugins_of",
 ]

@@ -412,3 +412,12 @@ def _switched_off(value: str) -> tuple[bool, set[str]]:
     if value.strip().lower() in {"", "0", "false", "no", "off"}:
         return False, set()
     return False, {name.strip() for name in value.split(",") if name.strip()}
+
+
+def know_plugins_of(composite: str, gate: str | type) -> None:
+    """Load plugins if a composite or gate has a name that is not known yet: it may be one of theirs."""
+    from zennit_rules._compat import COMPOSITES
+    from zennit_rules.gates import GATES
+
+    if composite not in COMPOSITES or (isinstance(gate, str) and gate not in GATES):
+        get_manager()

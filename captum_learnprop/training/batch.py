@@ -26,7 +26,7 @@ class Batch:
         maps: ``(B, *spatial)``, reduced and smoothed, by the current rules and differentiable in them.
         outputs: ``(B, classes)``, the model's output for ``inputs``, detached.
         quantity: ``(outputs (B', classes), targets (B',)) -> (B',)``, what is explained.
-        model: the plain model, differentiable in its input, its parameters frozen.
+        model: the plain model, differentiable in its input.
         explain: other targets ``(B,)`` -> maps ``(B, *spatial)``, like ``maps``.
         draws: the random numbers of these rows.
         regions: ``(B, D, *spatial)`` bool, the cached deletions of each image.

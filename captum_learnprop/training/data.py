@@ -19,21 +19,21 @@ class DataError(LearnpropError):
     """Data that rules cannot be trained on."""
 
 
-def read_batches(data: Any, *, batch_size: int = 32, num_workers: int = 0) -> Iterator[tuple[Tensor, Labels]]:
+def read_batches(data: Any, *, batch_size: int = 32, labelled: bool = True) -> Iterator[tuple[Tensor, Labels]]:
     """Images ``(B, C, *spatial)`` and their labels, in the order of the data.
 
     Args:
         data: images ``(N, C, *spatial)``; a pair of images and labels; a map-style or iterable data set whose items
             are an image ``(C, *spatial)`` or begin with an image and a label; or a `DataLoader` of such batches.
         batch_size: images per batch; a loader has its own.
-        num_workers: of the loader that is made for a data set.
+        labelled: read labels too; without them, they may be of any kind.
 
     Raises:
         DataError: empty or non-finite data, images of different sizes, or items of another kind.
     """
     shape: tuple[int, ...] | None = None
     count = 0
-    for images, labels in _raw_batches(data, batch_size, num_workers):
+    for images, labels in _raw_batches(data, batch_size, labelled):
         if images.ndim < 3 or not images.is_floating_point():
             raise DataError(
                 f"training images must be floating-point (B, C, *spatial), got {images.dtype} {tuple(images.shape)}"
@@ -57,7 +57,7 @@ def repeats_its_order(data: Any) -> bool:
     return not (isinstance(data, DataLoader) and isinstance(getattr(data, "sampler", None), RandomSampler))
 
 
-def _raw_batches(data: Any, batch_size: int, num_workers: int) -> Iterable[tuple[Tensor, Labels]]:
+def _raw_batches(data: Any, batch_size: int, labelled: bool) -> Iterable[tuple[Tensor, Labels]]:
     if isinstance(data, Tensor):
         return ((images, None) for images in data.split(batch_size)) if data.ndim else iter(())
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
@@ -68,14 +68,14 @@ def _raw_batches(data: Any, batch_size: int, num_workers: int) -> Iterable[tuple
     if isinstance(data, DataLoader):
         return _of_loader(data)
     if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        loader: Any = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=list)  # in order
-        return _of_items(loader)
+        loader: Any = DataLoader(data, batch_size, collate_fn=list)  # in order
+        return _of_items(loader, labelled)
     raise DataError(
         f"training data must be a tensor, a pair of tensors, a Dataset or a DataLoader, got {type(data).__name__}"
     )
 
 
-def _of_items(loader: Iterable[Sequence[Any]]) -> Iterator[tuple[Tensor, Labels]]:
+def _of_items(loader: Iterable[Sequence[Any]], labelled: bool) -> Iterator[tuple[Tensor, Labels]]:
     """Batches of a data set's items; here images of different sizes can be told by their index."""
     shape: torch.Size | None = None
     count = 0
@@ -87,7 +87,7 @@ def _of_items(loader: Iterable[Sequence[Any]]) -> Iterator[tuple[Tensor, Labels]
                 raise DataError(_differ(count + index, tuple(image.shape), tuple(shape)))
         count += len(pairs)
         labels = [label for _, label in pairs]
-        known = all(label is not None for label in labels)
+        known = labelled and all(label is not None for label in labels)
         yield torch.stack([image for image, _ in pairs]), _label_tensor(labels) if known else None
 
 

@@ -1,14 +1,14 @@
 """Training under ``torchrun``: which process this is, and sums over all of them.
 
 A program started plainly is one process, and nothing here does anything. Under ``torchrun`` the process group is
-joined on first use (gloo on the CPU, nccl on GPUs); one that the program has made itself is used as it is.
+joined on first use (gloo on the CPU, nccl on GPUs); one that the program has made itself is used as it is. Folders and
+checkpoints are expected on a disk that all processes see.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -43,9 +43,14 @@ class Processes:
         dist.all_reduce(total)
         return total.to(tensor.device)
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in some process."""
-        return flag if self.world == 1 else bool(self.sum(torch.tensor(float(flag))).item() > 0)
+    def agree(self, digest: str) -> bool:
+        """Whether all processes hold the same hexadecimal digest; the same answer in each of them."""
+        if self.world == 1:
+            return True
+        number = float(int(digest[:12], 16))
+        extremes = torch.tensor([number, -number], dtype=torch.float64, device=self.device)
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        return bool(extremes[0] == -extremes[1])
 
     def barrier(self) -> None:
         """Wait for the others."""
@@ -53,22 +58,20 @@ class Processes:
             self.sum(torch.zeros(1))
 
 
-@contextmanager
-def processes(device: torch.device) -> Iterator[Processes]:
-    """Join the processes that ``torchrun`` started, for the duration of the context.
+def processes(device: torch.device) -> Processes:
+    """Join the processes that ``torchrun`` started; the group stays until the program ends, for further runs.
 
     Args:
         device: of the model; decides between gloo and nccl.
     """
-    joined = False
     if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        joined = True
-    try:
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            yield Processes()
-        else:
-            yield Processes(dist.get_rank(), dist.get_world_size(), device if device.type == "cuda" else "cpu")
-    finally:
-        if joined:
-            dist.destroy_process_group()
+        atexit.register(_leave)
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return Processes()
+    return Processes(dist.get_rank(), dist.get_world_size(), device if device.type == "cuda" else "cpu")
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

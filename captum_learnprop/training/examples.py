@@ -74,10 +74,21 @@ class Examples:
             path of a file.
         sizes: images per shard.
         targets_per_image: K.
+        classes: of the model.
+        digest: tells images, labels, model and what was measured apart from others.
     """
 
-    def __init__(self, shards: list[dict[str, Tensor] | Path], sizes: list[int], targets_per_image: int) -> None:
+    def __init__(
+        self,
+        shards: list[dict[str, Tensor] | Path],
+        sizes: list[int],
+        targets_per_image: int,
+        *,
+        classes: int = 0,
+        digest: str = "",
+    ) -> None:
         self._shards, self._sizes, self.targets_per_image = shards, sizes, targets_per_image
+        self.classes, self.digest = classes, digest
         self._starts = [sum(sizes[:index]) for index in range(len(sizes))]
 
     def __len__(self) -> int:
@@ -152,11 +163,12 @@ def collect(
             written to.
     """
     store = _Store(model, what, processes, folder)
+    labelled = what.targets == LABELS
     pending: list[dict[str, Tensor]] = []
     done = used = 0
     for images, labels in batches:
         for index, image in enumerate(images):
-            pending.append({"image": image, **({} if labels is None else {"label": labels[index]})})
+            pending.append({"image": image, **({} if labels is None or not labelled else {"label": labels[index]})})
             if len(pending) == SHARD:
                 used += store.add(pending, done)
                 done, pending = done + len(pending), []
@@ -172,7 +184,8 @@ def collect(
         done += len(pending)
         if progress is not None:
             progress(done)
-    return Examples(store.shards, store.sizes, what.targets_per_image)
+    digest = hashlib.sha256("".join(store.digests).encode()).hexdigest()
+    return Examples(store.shards, store.sizes, what.targets_per_image, classes=store.classes, digest=digest)
 
 
 class _Store:
@@ -183,6 +196,8 @@ class _Store:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.shards: list[dict[str, Tensor] | Path] = []
         self.sizes: list[int] = []
+        self.digests: list[str] = []
+        self.classes = 0
         self.fills: tuple[Tensor, Tensor] | None = None  # lowest and highest value of each channel, first shard
         self.key = {
             **what.config(), "architecture": fingerprint.architecture(model),
@@ -197,20 +212,31 @@ class _Store:
     def add(self, items: list[dict[str, Tensor]], first: int) -> int:
         """Measure a shard; returns its bytes."""
         images = torch.stack([item["image"] for item in items])
-        labels = torch.stack([item["label"] for item in items]) if "label" in items[0] else None
-        path = None if self.folder is None else self.folder / f"examples-{len(self.shards):05d}.safetensors"
+        labelled = all("label" in item for item in items)
+        labels = torch.stack([item["label"] for item in items]) if labelled else None
         if self.fills is None:
             over = (0, *range(2, images.ndim))
             self.fills = images.amin(over), images.amax(over)
-        digest = _digest((images, labels, *self.fills), self.key)
+        digest = _digest((images, labels, *self.fills), {**self.key, "first": first})
+        if not self.processes.agree(digest):
+            raise DataError(
+                f"the processes hold different models, or read different images (around image {first}): "
+                "give all of them the same weights and the same data in the same order"
+            )
+        self.digests.append(digest)
+        # Named by its content: runs with other data, models or seeds may share a folder.
+        name = f"examples-{len(self.shards):05d}-{digest[:12]}.safetensors"
+        path = None if self.folder is None else self.folder / name
         if path is None or not self._is_there(path, digest):
             tensors = self._measure(images, labels, *self.fills, first)
             if path is not None and self.processes.main:
-                _write(path, tensors, digest)
+                _write(path, tensors, {"digest": digest, "classes": str(self.classes)})
             self.processes.barrier()
             self.shards.append(tensors if path is None else path)
             size = sum(tensor.nbytes for tensor in tensors.values())
         else:
+            with safe_open(path, framework="pt") as file:
+                self.classes = int(file.metadata()["classes"])
             self.shards.append(path)
             size = 0
         self.sizes.append(len(images))
@@ -248,16 +274,28 @@ class _Store:
         bad = ~drops.isfinite().flatten(1).all(1)
         if bad.any():
             raise DataError(
-                f"the model's output is NaN or infinite for image {first + int(bad.nonzero()[0])} or its deletions: "
+                f"the model's output is NaN or infinite for a deletion of image {first + int(bad.nonzero()[0])}: "
                 "check the weights and the range of the images"
             )
         return {**tensors, "boxes": torch.stack(boxes), "drops": drops}
 
-    def _targets(self, images: Tensor, labels: Labels, first: int) -> Tensor:
+    @torch.no_grad()
+    def _outputs(self, images: Tensor, first: int) -> Tensor:
         outputs = torch.cat([self.model(part) for part in images.to(self.device).split(self.what.internal_batch_size)])
         if outputs.ndim != 2:
             raise DataError(f"the model must return (B, classes), it returned {tuple(outputs.shape)}; wrap it")
-        classes, count = outputs.shape[1], self.what.targets_per_image
+        bad = ~outputs.isfinite().all(1)
+        if bad.any():
+            raise DataError(
+                f"the model's output is NaN or infinite for image {first + int(bad.nonzero()[0])}: "
+                "check the weights and the range of the images"
+            )
+        return outputs
+
+    def _targets(self, images: Tensor, labels: Labels, first: int) -> Tensor:
+        outputs = self._outputs(images, first)
+        self.classes, count = outputs.shape[1], self.what.targets_per_image
+        classes = self.classes
         if self.what.targets == PREDICTED:
             if count > classes:
                 raise DataError(f"targets_per_image={count}, but the model has {classes} classes")
@@ -286,14 +324,14 @@ def _digest(tensors: tuple[Labels, ...], key: dict[str, Any]) -> str:
     for tensor in tensors:
         if tensor is not None:
             digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _write(path: Path, tensors: dict[str, Tensor], digest: str) -> None:
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"digest": digest})
+        data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=metadata)
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:

@@ -37,15 +37,24 @@ class TrainingLog:
         except ImportError:
             return
         purge = int(self.rows[-1]["step"]) + 1 if self.rows else None
-        self._board = SummaryWriter(str(folder), purge_step=purge)
+        try:
+            self._board = SummaryWriter(str(folder), purge_step=purge)
+        except OSError as error:
+            self._drop_board(error)
 
     def add(self, row: Mapping[str, float]) -> None:
         """Keep a row; ``step`` is its place."""
         self.rows.append(dict(row))
-        if self._board is not None:
+        try:
             for name, value in row.items():
-                if name != "step":
+                if self._board is not None and name != "step":
                     self._board.add_scalar(name, value, int(row["step"]))
+        except OSError as error:
+            self._drop_board(error)
+
+    def _drop_board(self, error: OSError) -> None:
+        self._board = None
+        warnings.warn(f"cannot write TensorBoard events: {error}; training goes on without", stacklevel=3)
 
     def flush(self) -> None:
         """Write what there is; a disk that is full costs the log, not the training."""
@@ -66,8 +75,11 @@ class TrainingLog:
     def close(self) -> None:
         """Write the last rows."""
         self.flush()
-        if self._board is not None:
-            self._board.close()
+        try:
+            if self._board is not None:
+                self._board.close()
+        except OSError as error:
+            self._drop_board(error)
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:

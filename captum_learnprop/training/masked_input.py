@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class MaskedInput(Term):
         # of a step see the same.
         with torch.random.fork_rng(devices=[batch.inputs.device] if batch.inputs.is_cuda else []):
             torch.manual_seed(batch.draws.seed * 1_000_003 + batch.draws.step)
-            masked = self.objective.apply(batch.inputs, mask)
+            masked = self.objective.apply(batch.inputs, mask).to(batch.inputs.dtype)
         output = batch.model(masked)
         original, targets = batch.outputs, batch.targets
         return self.objective(
@@ -43,4 +44,8 @@ class MaskedInput(Term):
 
     def config(self) -> dict[str, Any]:
         """Name and options in plain types."""
-        return {"term": type(self).__name__, "objective": repr(self.objective), "mask": repr(self.mask)}
+        return {
+            "term": type(self).__name__,
+            "objective": re.sub(r" at 0x\w+", "", repr(self.objective)),
+            "mask": repr(self.mask),
+        }

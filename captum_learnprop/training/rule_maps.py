@@ -30,6 +30,12 @@ class RuleMaps:
         self.sign, self.smoothing, self.precision = sign, smoothing, precision
         self._composite = rules.composite()
 
+    def plain(self, inputs: Tensor) -> Tensor:
+        """The model without rules, in the same precision: ``(B, classes)``."""
+        with torch.autocast(inputs.device.type, dtype=self.precision, enabled=self.precision is not None):
+            output: Tensor = self.model(inputs)
+        return _at_least_single(output)
+
     def record(self, inputs: Tensor, *, create_graph: bool) -> RecordedMaps:
         """Run the model on inputs ``(B, C, *spatial)``."""
         return RecordedMaps(self, inputs, create_graph)

@@ -255,10 +255,12 @@ class MaskedTerm(Term):
         fill = random_fill(batch.inputs, fill_names(self.fill, self.exclude), batch.uniform, batch.normal)
         with torch.no_grad():
             top = batch.quantity(batch.outputs, batch.targets)
+            fill = fill.to(batch.inputs.dtype)
             floor = batch.quantity(batch.model(fill), batch.targets)
             effect = top - floor
             counts = effect > LEAST_EFFECT * (top.abs() + floor.abs())
-        found = batch.quantity(batch.model(fill + masks[:, None] * (batch.inputs - fill)), batch.targets)
+        masked = fill + masks[:, None].to(fill.dtype) * (batch.inputs - fill)
+        found = batch.quantity(batch.model(masked), batch.targets)
         share = ((found - floor) / torch.where(counts, effect, 1.0)).clamp(0, 1)
         return torch.where(counts, share, neutral)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.maps import SIGNS
+from captum_learnprop.plugins import know_plugins_of
 from captum_learnprop.training import checkpoint as checkpoints
 from captum_learnprop.training.data import DataError, read_batches, repeats_its_order
 from captum_learnprop.training.distributed import Processes, processes
@@ -30,7 +32,7 @@ from captum_learnprop.training.quantities import quantity as quantity_named
 from captum_learnprop.training.random_nets import random_nets
 from captum_learnprop.training.rule_maps import RuleMaps
 from captum_learnprop.training.terms import Batch, Objective, OcclusionRegression, Term
-from zennit_rules import RuleSet
+from zennit_rules import RuleSet, fingerprint
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
@@ -193,8 +195,9 @@ class RuleTrainer:
         if not isinstance(model, nn.Module):
             raise FitError(f"RuleTrainer needs an nn.Module whose layers it can reach, got {type(model).__name__}")
         self.model = model
+        know_plugins_of(composite, gate)
         if gate_options is None:
-            gate_options = FEATURE_OPTIONS if gate == "feature" else {}
+            gate_options = FEATURE_OPTIONS if getattr(gate, "name", gate) == "feature" else {}
         self.rule_options: dict[str, Any] = {
             "composite": composite, "gate": gate, "start": start, "pooling": pooling,
             "gate_options": dict(gate_options), "fusion": fusion,
@@ -246,25 +249,46 @@ class RuleTrainer:
         Warns:
             TrainingWarning: a loss that is not finite later on; the best rules so far are returned.
         """
-        if self.model.training:
+        training = [name or "it" for name, module in self.model.named_modules() if module.training]
+        if training:
             raise FitError(
-                "the model is in training mode, where samples of a batch depend on each other; call model.eval()"
+                f"the model is in training mode (module {training[0]}), where samples of a batch depend on each other; "
+                "call model.eval()"
             )
+        self._check_folders(checkpoint, log_dir, examples_dir)
         if targets not in (PREDICTED, LABELS):
             raise FitError(f"unknown targets {targets!r}; choose {PREDICTED!r} or {LABELS!r}")
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        with processes(device) as group:
-            what = Collection(
-                self.quantity, self.options.quantity, targets, targets_per_image,
-                self.options.deletions if self.objective.needs_deletions else 0, self.options.seed,
-            )  # fmt: skip
-            folder = None if examples_dir is None else Path(examples_dir)
-            training, held_out = self._examples(data, validation, what, group, folder, show_progress)
-            run = _Run(self, training, held_out, group, device)
-            run.resume(None if checkpoint is None else Path(checkpoint), checkpoint_every)
-            run.train(None if log_dir is None else Path(log_dir), show_progress, on_step)
-            self.log = run.log.rows
-            return run.finish(targets, targets_per_image)
+        group = processes(device)
+        what = Collection(
+            self.quantity, self.options.quantity, targets, targets_per_image,
+            self.options.deletions if self.objective.needs_deletions else 0, self.options.seed,
+            self.options.internal_batch_size,
+        )  # fmt: skip
+        folder = None if examples_dir is None else Path(examples_dir)
+        start = time.perf_counter()
+        training_part, held_out = self._examples(data, validation, what, group, folder, show_progress)
+        run = _Run(self, training_part, held_out, group, device, what)
+        run.measuring_seconds = time.perf_counter() - start
+        run.warn_of_missing_classes()
+        run.resume(None if checkpoint is None else Path(checkpoint), checkpoint_every)
+        run.train(None if log_dir is None else Path(log_dir), show_progress, on_step)
+        self.log = run.log.rows
+        return run.finish()
+
+    @staticmethod
+    def _check_folders(checkpoint: str | Path | None, *folders: str | Path | None) -> None:
+        """Refuse now what would fail after the measuring."""
+        for folder in folders:
+            try:
+                if folder is not None:
+                    Path(folder).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise FitError(f"cannot make the folder {folder}: {error}") from error
+        if checkpoint is not None and not Path(checkpoint).parent.is_dir():
+            raise FitError(
+                f"cannot write the checkpoint {checkpoint}: the folder {Path(checkpoint).parent} does not exist"
+            )
 
     def _examples(
         self,
@@ -284,7 +308,8 @@ class RuleTrainer:
                 raise DataError("under torchrun all processes must meet the images in the same order: pass the Dataset")
             with tqdm(desc=f"measuring {name}", unit="image", disable=not (show_progress and group.main)) as bar:
                 return collect(
-                    self.model, read_batches(source), replace(what, seed=seed), processes=group,
+                    self.model, read_batches(source, labelled=what.targets == LABELS), replace(what, seed=seed),
+                    processes=group,
                     folder=None if folder is None else folder / name,
                     progress=lambda done: bar.update(done - bar.n) and None,
                 )  # fmt: skip
@@ -292,6 +317,9 @@ class RuleTrainer:
         examples = read(data, "training", what.seed)
         if not share:
             other = read(validation, "validation", what.seed + 1)
+            shapes = [tuple(part.rows(torch.arange(1))["inputs"].shape[1:]) for part in (examples, other)]
+            if shapes[0] != shapes[1]:
+                raise DataError(f"training images are {shapes[0]}, validation images {shapes[1]}; resize them")
             return _Part(examples, torch.arange(len(examples))), _Part(other, torch.arange(len(other)))
         generator = torch.Generator().manual_seed(what.seed)
         order = torch.randperm(examples.images, generator=generator)
@@ -318,8 +346,16 @@ class _Run:
     """One call of `RuleTrainer.fit`."""
 
     def __init__(
-        self, trainer: RuleTrainer, training: _Part, held_out: _Part, group: Processes, device: torch.device
+        self,
+        trainer: RuleTrainer,
+        training: _Part,
+        held_out: _Part,
+        group: Processes,
+        device: torch.device,
+        what: Collection,
     ) -> None:
+        self.what = what
+        self.measuring_seconds = 0.0
         self.trainer, self.training, self.held_out = trainer, training, held_out
         self.group, self.device, self.options = group, device, trainer.options
         self.objective = trainer.objective
@@ -350,12 +386,31 @@ class _Run:
     def config(self) -> dict[str, Any]:
         """What a checkpoint must share with this run."""
         rule_options = {**self.trainer.rule_options, "gate": self.rules.config["gate"]}
+        options = {**vars(self.options), "precision": self.options.precision or "float32"}
+        del options["internal_batch_size"]  # decides memory, not the result
         return {
-            **vars(self.options), **{name: str(value) for name, value in rule_options.items()},
+            **options, **{name: str(value) for name, value in rule_options.items()}, **self.what.config(),
             "objective": self.objective.config(), "training rows": len(self.training),
             "validation rows": len(self.held_out), "architecture": self.rules.architecture,
-            "first targets": self.training.rows(torch.arange(min(8, len(self.training))))["targets"].tolist(),
+            "weights": fingerprint.weights(self.trainer.model), "data": self.training.examples.digest,
+            "validation data": self.held_out.examples.digest,
         }  # fmt: skip
+
+    def warn_of_missing_classes(self) -> None:
+        """Labels say which classes are meant; rules are shared by all, but some were never seen."""
+        seen = set(self._trained_targets().tolist())
+        missing = [c for c in range(self.training.examples.classes) if c not in seen]
+        if missing and self.what.targets == LABELS:
+            some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+            warnings.warn(
+                f"no training image of {len(missing)} of {self.training.examples.classes} classes ({some}): "
+                "maps of these rest on rules learned from the others",
+                TrainingWarning,
+                stacklevel=3,
+            )
+
+    def _trained_targets(self) -> Tensor:
+        return self.training.examples.targets()[self.training.index]
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -364,8 +419,10 @@ class _Run:
         self.checkpoint, self.checkpoint_every = path, max(1, every)
         if path is None:
             return
-        if not path.parent.is_dir():
-            raise FitError(f"cannot write the checkpoint {path}: the folder {path.parent} does not exist")
+        try:
+            json.dumps(self.config())
+        except TypeError as error:
+            raise FitError(f"options of the objective cannot be kept in a checkpoint: {error}") from error
         if path.is_file():
             self.state = checkpoints.read(path, self.config())
             self.rules.load_state_dict(self.state.rules)
@@ -433,6 +490,7 @@ class _Run:
         values: dict[str, float] = {}
         for loss, parts in self._losses(self.training, positions, step, create_graph=True):
             found = torch.autograd.grad(loss / len(positions), self.parameters, allow_unused=True)
+            del loss
             for total, gradient in zip(gradients, found, strict=True):
                 if gradient is not None:
                     total += gradient
@@ -442,7 +500,8 @@ class _Run:
         row = {"step": float(step + 1), "lr": self.options.rate(step), **values}
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
         if not math.isfinite(values["loss"]) or not bool(norm.isfinite()):
-            self._stop_at(step + 1, values["loss"])
+            self._stop_at(step + 1, f"loss or gradient is not finite at step {step + 1} (loss {values['loss']:g})")
+            self.log.add(row)
             return row
         row["gradient norm"] = float(norm)
         scale = min(1.0, self.options.clip / max(float(norm), 1e-30))
@@ -477,12 +536,15 @@ class _Run:
     ) -> Iterator[tuple[Tensor, dict[str, float]]]:
         """Summed loss, and its parts as numbers, of each chunk of this process's share of some rows."""
         mine = torch.arange(len(positions))[self.group.rank :: self.group.world]
+        if not len(mine):  # more processes than rows; torch.split gives one empty chunk
+            return
         for chunk in mine.split(self.options.internal_batch_size):
             batch = self._batch(part.rows(positions[chunk]), step, chunk.tolist(), create_graph)
             with torch.set_grad_enabled(create_graph):
                 values = self.objective.values(batch)
                 loss = self.objective.combine(values).sum()
             yield loss, {"loss": loss.item(), **{name: value.sum().item() for name, value in values.items()}}
+            del batch, values, loss  # the graph of one chunk must be gone before that of the next is recorded
 
     def _batch(self, rows: dict[str, Tensor], step: int, places: list[int], create_graph: bool) -> Batch:
         rows = {name: tensor.to(self.device) for name, tensor in rows.items()}
@@ -499,7 +561,7 @@ class _Run:
             maps=recorded.explain(targets),
             outputs=recorded.output,
             quantity=self.trainer.quantity,
-            model=self.trainer.model,
+            model=self.maps.plain,
             explain=recorded.explain,
             draws=Draws(self.options.seed, step, places),
             regions=box_regions(rows["boxes"], tuple(inputs.shape[2:])) if "boxes" in rows else None,
@@ -532,7 +594,9 @@ class _Run:
                 values[name] = values.get(name, 0.0) + value / count
         _, values = self._averaged([torch.zeros(0, device=self.device)], values)
         loss = values["loss"]
-        if loss < self.state.best_loss:
+        if not math.isfinite(loss):
+            self._stop_at(step + 1, f"the validation loss is not finite at step {step} (loss {loss:g})")
+        elif loss < self.state.best_loss:
             self.state.best, self.state.best_step, self.state.best_loss = self._snapshot(), step, loss
             self.state.waited = 0
         else:
@@ -544,8 +608,9 @@ class _Run:
         if self.options.patience is not None and self.state.waited >= self.options.patience:
             self.stopped = f"no better validation since step {self.state.best_step}"
 
-    def _stop_at(self, step: int, loss: float) -> None:
-        reason = f"loss or gradient is not finite at step {step} (loss {loss:g})"
+    def _stop_at(self, step: int, reason: str) -> None:
+        if not len(self.held_out):  # the last finite state is the best there is
+            self.state.best, self.state.best_step = self._snapshot(), self.state.step
         advice = "try a smaller lr, or look for inputs whose map overflows"
         if step == 1:
             raise FitError(f"{reason}; {advice}")
@@ -556,25 +621,25 @@ class _Run:
             stacklevel=4,
         )
 
-    def finish(self, targets: str, targets_per_image: int) -> RuleSet:
+    def finish(self) -> RuleSet:
         """The best rules, with a summary of how they were made."""
         self.rules.load_state_dict(self.state.best)
-        found = self.training.examples.targets()
         self.rules.training = {
             "objective": self.objective.config(),
             **vars(self.options),
-            "targets": targets,
-            "targets_per_image": targets_per_image,
+            "targets": self.what.targets,
+            "targets_per_image": self.what.targets_per_image,
             "images": self.training.examples.images,
             "training_rows": len(self.training),
             "validation_rows": len(self.held_out),
-            "rows_per_class": {str(c): int(n) for c, n in enumerate(found.bincount()) if n},
+            "rows_per_class": {str(c): int(n) for c, n in enumerate(self._trained_targets().bincount()) if n},
             "steps_done": self.state.step,
             "best_step": self.state.best_step,
             "validation_loss": self.state.best_loss if math.isfinite(self.state.best_loss) else None,
             "start_validation_loss": self.log.rows[0].get("validation loss"),
             "stopped": self.stopped,
             "processes": self.group.world,
+            "measuring_seconds": round(self.measuring_seconds, 1),
             "seconds": round(self.seconds, 1),
             "torch": torch.__version__,
         }

@@ -45,21 +45,20 @@ rules = trainer.fit(
     checkpoint=out / "run.safetensors",
     log_dir=out,
 )
-assert not torch.distributed.is_initialized()
 import os
 rules.save(out / f"rules-{{os.environ.get('RANK', '0')}}.safetensors", model)
 """
 
 
-def start(folder: Path, count: int) -> list[Path]:
+def start(folder: Path, count: int, program: str = SCRIPT) -> list[Path]:
     """Train in ``count`` processes; the rules that each of them ended with."""
     folder.mkdir()
     script = folder / "train.py"
-    script.write_text(SCRIPT.format(here=str(HERE)))
+    script.write_text(program.format(here=str(HERE)))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
     done = subprocess.run(
         [sys.executable, *launcher, str(script), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return sorted(folder.glob("rules-*.safetensors"))
@@ -82,10 +81,40 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+FEW = """
+import sys
+
+import torch
+
+torch.set_num_threads(1)
+sys.path.insert(0, {here!r})
+from small_nets import images, net
+
+from captum_learnprop.training.data import DataError
+from captum_learnprop.training.trainer import RuleTrainer
+
+trainer = RuleTrainer(net(), steps=2, batch_size=1, deletions=8, smoothing=0.05)
+rules = trainer.fit(images(3), validation=0.3)  # one held-out row, one row per step: rank 1 has none
+assert rules.training["steps_done"] == 2
+import os
+try:
+    RuleTrainer(net(int(os.environ["RANK"])), steps=2, deletions=8).fit(images(3))
+except DataError as error:
+    assert "different models" in str(error)
+    open(sys.argv[1] + "/refused-" + os.environ["RANK"], "w").close()
+"""
+
+
+def test_more_processes_than_rows_and_processes_that_disagree(tmp_path: Path) -> None:
+    start(tmp_path / "few", 2, FEW)
+    assert sorted(path.name for path in (tmp_path / "few").glob("refused-*")) == ["refused-0", "refused-1"]
+
+
 def test_a_plain_program_is_one_process() -> None:
-    with processes(torch.device("cpu")) as group:
-        assert group == Processes()
-        assert group.main
-        tensor = torch.ones(2)
-        assert group.sum(tensor) is tensor
-        group.barrier()
+    group = processes(torch.device("cpu"))
+    assert group == Processes()
+    assert group.main
+    tensor = torch.ones(2)
+    assert group.sum(tensor) is tensor
+    assert group.agree("abc")
+    group.barrier()

@@ -99,7 +99,8 @@ def images(tmp_path: Path) -> Path:
 
 def arguments(images: Path, out: Path, model: str) -> list[str]:
     fixed = ["train", "--model", model, "--images", str(images), "--out", str(out), "--size", str(SIZE)]
-    return [*fixed, "--threads", "1", "--steps", "4", "--deletions", "5", "--batch-size", "4"]
+    quick = ["--threads", "1", "--steps", "4", "--deletions", "5", "--batch-size", "4"]
+    return [*fixed, *quick, "--quantity", "softmax", "--objective", "OcclusionRegression"]
 
 
 def train(images: Path, out: Path, *options: str, model: str = "tiny") -> Result:
@@ -167,7 +168,9 @@ class TestResult:
         for path in sorted(images.iterdir()):
             pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).float() / 255
             stack.append((pixels[:, 2:-2] - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])
-        quick = trainer.RuleTrainer(TinyNet().eval(), steps=4, deletions=5, batch_size=4)
+        quick = trainer.RuleTrainer(
+            TinyNet().eval(), objective=OcclusionRegression(), quantity="softmax", steps=4, deletions=5, batch_size=4
+        )
         quick.fit(torch.stack(stack)).save(tmp_path / "expected.safetensors")
         assert_same(out, tmp_path / "expected.safetensors", 1e-6)
 
@@ -288,7 +291,7 @@ class TestOptions:
         assert result.exit_code == 0, result.output
         assert "warning: no image in the class folder 2" in result.stderr
         assert "warning: no image in the class folder 0 can be read" in result.stderr
-        assert RuleSet.load(out).training["rows_per_class"] == {"1": 4, "3": 4}
+        assert RuleSet.load(out).training["rows_per_class"] == {"1": 3, "3": 3}
 
     def test_unreadable_images_are_left_out_by_name(self, images: Path, tmp_path: Path) -> None:
         expected = tmp_path / "expected.safetensors"
@@ -417,6 +420,7 @@ class TestTorchrun:
         (images / "05b.png").write_text("no image")
 
         options = ["--size", "64", "--steps", "2", "--validation", "0.4", "--log-dir", str(tmp_path / "log")]
+        options += ["--quantity", "logit", "--objective", "OcclusionRegression(density=0.5)"]
         one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
         assert train(images, one, *options, model="digits_cnn").exit_code == 0
         double = subprocess.run(

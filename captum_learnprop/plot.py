@@ -233,7 +233,8 @@ def cost_quality(
 
 def _draw_panel(axes: Axes, points: Sequence[CostQuality], colours: Mapping[str, str]) -> None:
     axes.set_xscale("log")
-    low, high = min(point.quality for point in points), max(point.quality for point in points)
+    low = min(point.quality - point.error for point in points)
+    high = max(point.quality + point.error for point in points)
     room = 0.06 * (high - low) or 0.05
     axes.set_ylim(low - room, high + room)
     for point in points:

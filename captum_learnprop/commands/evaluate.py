@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -165,7 +166,7 @@ def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
         write_text(plan.out / RESULTS, json.dumps(document(rows, about), indent=1) + "\n"),
         write_text(plan.out / TABLE, f"{to_markdown(rows)}\n## How it was made\n\n{facts}\n"),
     ]
-    figure = draw(rows, plan.out / FIGURE)
+    figure = draw(rows, plan.out / FIGURE, threads=plan.threads)
     return written if figure is None else [*written, figure]
 
 
@@ -193,18 +194,22 @@ def provenance(plan: Plan) -> dict[str, Any]:
 
 
 def overview(rows: Sequence[Row]) -> str:
-    """Average precision of each method, averaged over the scene families, one column per net."""
+    """Average precision of each method, averaged over the scene families of each net, one column per net."""
     panels = {model: _mean_precision(rows, model) for model in dict.fromkeys(row.model for row in rows)}
     methods = list(dict.fromkeys(row.method for row in rows))
     lines = [[FIGURE_SCORE, *panels]]
     for method in methods:
         known = [panel.get(method) for panel in panels.values()]
-        lines.append([method, *("-" if one is None else f"{one[1]:.3f} ± {one[2]:.3f}" for one in known)])
+        lines.append([method, *("-" if one is None else _number(*one[:3]) for one in known)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def draw(rows: Sequence[Row], path: Path) -> Path | None:
+def _number(row: Row, mean: float, error: float) -> str:
+    return f"{mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}") + row.mark
+
+
+def draw(rows: Sequence[Row], path: Path, *, threads: int = 1) -> Path | None:
     """Time per image against average precision, one panel per net; None without average precision."""
     from captum_learnprop.evaluation.summary import LEARNED
     from captum_learnprop.plot import CostQuality, cost_quality, save_figure
@@ -215,44 +220,55 @@ def draw(rows: Sequence[Row], path: Path) -> Path | None:
         controls = [(mean, row.method) for row, mean, *_ in known if row.family == "control"]
         title = model + "".join(f" (best control: {name} {mean:.2f})" for mean, name in sorted(controls)[-1:])
         panels[title] = [
-            CostQuality(row.method, row.family, 1000 * max(seconds, SHORTEST), mean, error, row.family == LEARNED)
+            CostQuality(
+                row.label, row.family, 1000 * max(seconds, SHORTEST), mean, 0.0 if math.isnan(error) else error,
+                row.family == LEARNED,
+            )
             for row, mean, error, seconds in known
             if row.family != "control"
-        ]
+        ]  # fmt: skip
     panels = {title: panel for title, panel in panels.items() if panel}
     if not panels:
         return None
     families = ", ".join(dict.fromkeys(row.scenes for row in rows))
     return save_figure(
         cost_quality(
-            panels, cost="milliseconds per image (one thread, log scale)", quality=FIGURE_SCORE,
+            panels, cost=f"milliseconds per image ({_counted(threads)}, log scale)", quality=FIGURE_SCORE,
             title=f"Which pixels are the asked object? Mean over {families}; learned rules in red",
         ),
         path,
     )  # fmt: skip
 
 
+def _counted(threads: int) -> str:
+    return "one thread" if threads == 1 else f"{threads} threads"
+
+
 def _mean_precision(rows: Sequence[Row], model: str) -> dict[str, tuple[Row, float, float, float]]:
-    """By method: its first row, mean and standard error over its scene families, seconds; none where one failed."""
+    """By method: its row with the fewest seeds; mean, standard error and seconds over all scene families of the net.
+
+    Methods that lack one of the families are left out: their mean would be one of other scenes.
+    """
     found: dict[str, tuple[Row, float, float, float]] = {}
-    for row in rows:
-        if row.model != model or row.method in found:
+    room = [row for row in rows if row.model == model]
+    families = {row.scenes for row in room}
+    for method in dict.fromkeys(row.method for row in room):
+        group = [row for row in room if row.method == method and FIGURE_SCORE in row.estimates]
+        estimates = [row.estimates[FIGURE_SCORE] for row in group]
+        if {row.scenes for row in group} != families or any(math.isnan(one.mean) for one in estimates):
             continue
-        group = [
-            one for one in rows if (one.model, one.method) == (model, row.method) and FIGURE_SCORE in one.estimates
-        ]
-        if not group or any(one.error is not None for one in group):
-            continue
-        estimates = [one.estimates[FIGURE_SCORE] for one in group]
         mean = sum(one.mean for one in estimates) / len(group)
-        variance = sum(one.standard_error**2 for one in estimates if one.standard_error == one.standard_error)
-        found[row.method] = (group[0], mean, variance**0.5 / len(group), sum(one.seconds for one in group) / len(group))
+        error = sum(one.standard_error**2 for one in estimates) ** 0.5 / len(group)  # NaN if one is not known
+        fewest = min(group, key=lambda row: row.seeds)
+        found[method] = (fewest, mean, error, sum(row.seconds for row in group) / len(group))
     return found
 
 
 def _words(value: Any) -> str:
     if isinstance(value, dict):
-        return "; ".join(f"{name} {_words(one)}" for name, one in value.items() if one not in (None, [], False))
+        return "; ".join(
+            f"{name} {_words(one)}" for name, one in value.items() if one not in (None, []) and one is not False
+        )
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -33,12 +33,13 @@ from captum_learnprop.evaluation.randomization import randomized
 from captum_learnprop.evaluation.scenes import FAMILIES, QUESTIONS_PER_SCENE, SIZE, Questions, make_scenes
 from captum_learnprop.evaluation.scorecard import RANDOMISATION, SCORES, Case, score
 from captum_learnprop.evaluation.similarity import spearman
+from captum_learnprop.evaluation.summary import NOT_RUN
 from captum_learnprop.training.terms import RandomizationContrast
 from captum_learnprop.training.trainer import DEFAULT_TERM, RuleTrainer
 from zennit_rules import RuleError, RuleSet, fingerprint
 
 VERSION = 1
-"""Of cells and of all constants that decide their scores."""
+"""Of cells and of all constants that decide their scores: part of the settings of a cell."""
 
 BATCH = 32
 """Images explained together."""
@@ -131,12 +132,30 @@ class Suite:
         for name in ("questions", "tuning_questions", "training_scenes"):
             if getattr(self, name) < 1:
                 raise BenchmarkError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.training_seeds or min(self.training_seeds) < 0:
-            raise BenchmarkError(f"training_seeds must be one or more numbers of at least 0, got {self.training_seeds}")
+        seeds = self.training_seeds
+        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise BenchmarkError(f"training_seeds must be one or more different numbers of at least 0, got {seeds}")
 
     def scores_of(self, family: str) -> list[str]:
         """The scores that are asked for and defined on a family."""
         return [name for name in self.metrics or SCORES if SCORES[name].defined_on(family)]
+
+    def trainer(self, variant: str | None, model: nn.Module, seed: int = 0) -> RuleTrainer:
+        """The trainer of a variant, with the trainer's own options for None."""
+        options = {} if variant is None else dict(self.variants[variant])
+        if self.training_steps is not None:
+            options["steps"] = self.training_steps
+        return RuleTrainer(model, seed=seed, **options)
+
+    def training_options(self, variant: str | None) -> dict[str, Any]:
+        """All options of a variant's training but for the seed, in plain types; of every trainer's for None."""
+        return _training_options(self.trainer(variant, nn.Identity()))  # options do not depend on the net
+
+    @property
+    def smoothing(self) -> float:
+        """Of the first learned variant, in pixels; of the trainer's default where there is none."""
+        options = self.training_options(next(iter(self.variants), None))
+        return round(options["smoothing"] * SIZE, 6)
 
 
 @dataclass(frozen=True)
@@ -151,7 +170,8 @@ class Contender:
         seeded: whether it is learned anew for every training seed.
         variant: the learned variant that it needs, or None.
         options: what else decides its outcome.
-        treatment: what it was learned with; None to choose it on the tuning scenes.
+        rules: ``(subject, seed) -> rules`` whose treatment its maps get; None to choose one on the tuning scenes.
+        fits: whether it is for a net; others have no cell of it.
     """
 
     name: str
@@ -161,14 +181,15 @@ class Contender:
     seeded: bool = False
     variant: str | None = None
     options: str = ""
-    treatment: Callable[[Subject, int], Treatment] | None = None
+    rules: Callable[[Subject, int], RuleSet] | None = None
+    fits: Callable[[Subject], bool] = lambda subject: True
 
 
 def contenders(suite: Suite) -> list[Contender]:
     """The methods of a suite, in the order of its tables.
 
     Raises:
-        BenchmarkError: a method that does not exist.
+        BenchmarkError: a method that does not exist, or two whose files would have one name.
     """
     every = [_hand_made(one) for one in HAND_MADE.values()]
     every.append(Contender(TRUTH, CONTROL, 0, _no_build))
@@ -177,11 +198,23 @@ def contenders(suite: Suite) -> list[Contender]:
     every += _adaptive(suite)
     for path in suite.rules:
         every.append(_given(path))
+    _require_own_files(every)
     if not suite.methods:
         return every
-    wanted = {*suite.methods, *(f"rules {path.stem}" for path in suite.rules)}
+    wanted = {*suite.methods, *map(_given_name, suite.rules)}
     _known("method", suite.methods, [one.name for one in every])
     return [one for one in every if one.name in wanted]
+
+
+def _require_own_files(every: Sequence[Contender]) -> None:
+    names: dict[str, str] = {}
+    for one in every:
+        other = names.setdefault(_slug(one.name), one.name)
+        if other != one.name or [each.name for each in every].count(one.name) > 1:
+            raise BenchmarkError(
+                f"the cells of {other!r} and {one.name!r} would have the same file names; "
+                "rename one of the variants or rule files"
+            )
 
 
 def _no_build(subject: Subject, net: nn.Module, seed: int) -> Explain:
@@ -194,8 +227,7 @@ def _hand_made(method: HandMade) -> Contender:
 
 def _variant(name: str, options: Mapping[str, Any]) -> list[Contender]:
     """The untrained start of a variant, and what it learns."""
-    contrast = bool((options.get("gate_options") or {}).get("contrast"))
-    passes = ONE_PASS + CONTRAST_PASS * contrast
+    passes = _passes(options)
 
     def untrained(subject: Subject, net: nn.Module, seed: int) -> Explain:
         return _by_rules(net, subject.untrained(name))
@@ -203,13 +235,18 @@ def _variant(name: str, options: Mapping[str, Any]) -> list[Contender]:
     def trained(subject: Subject, net: nn.Module, seed: int) -> Explain:
         return _by_rules(net, subject.trained(name, seed))
 
-    def treatment(subject: Subject, seed: int) -> Treatment:
-        return treatment_of(subject.trained(name, seed))
+    def rules(subject: Subject, seed: int) -> RuleSet:
+        return subject.trained(name, seed)
 
     return [
         Contender(f"{name}, untrained", UNTRAINED, passes, untrained, variant=name),
-        Contender(f"{name}, learned", LEARNED, passes, trained, seeded=True, variant=name, treatment=treatment),
+        Contender(f"{name}, learned", LEARNED, passes, trained, seeded=True, variant=name, rules=rules),
     ]
+
+
+def _passes(options: Mapping[str, Any]) -> int:
+    """Of an explanation by rules of these options."""
+    return ONE_PASS + CONTRAST_PASS * bool((options.get("gate_options") or {}).get("contrast"))
 
 
 def _adaptive(suite: Suite) -> list[Contender]:
@@ -229,8 +266,13 @@ def _adaptive(suite: Suite) -> list[Contender]:
         method = LearnedPropagation(net, rules=subject.trained(first, seed))
         return lambda images, targets: method.attribute(images, targets, n_steps=REFINEMENT_STEPS, seed=seed)
 
-    passes = ONE_PASS + STEP_PASSES * REFINEMENT_STEPS
-    return [*found, Contender(REFINED, LEARNED, passes, refined, seeded=True, variant=first)]
+    def rules(subject: Subject, seed: int) -> RuleSet:
+        return subject.trained(first, seed)
+
+    passes = _passes(suite.variants[first]) + STEP_PASSES * REFINEMENT_STEPS
+    options = f"{REFINEMENT_STEPS} steps"
+    refining = Contender(REFINED, LEARNED, passes, refined, seeded=True, variant=first, options=options, rules=rules)
+    return [*found, refining]
 
 
 def _given(path: Path) -> Contender:
@@ -239,15 +281,24 @@ def _given(path: Path) -> Contender:
     def load(subject: Subject) -> RuleSet:
         return RuleSet.load(path, subject.model)
 
+    def fits(subject: Subject) -> bool:
+        same = rules.architecture in (None, fingerprint.architecture(subject.model))
+        return same and rules.weights in (None, subject.weights)
+
     rules = RuleSet.load(path)
     return Contender(
-        f"rules {path.stem}",
+        _given_name(path),
         LEARNED,
         ONE_PASS + CONTRAST_PASS * rules.contrast,
         lambda subject, net, seed: _by_rules(net, load(subject)),
         options=hashlib.sha256(path.read_bytes()).hexdigest(),
-        treatment=lambda subject, seed: treatment_of(load(subject)),
+        rules=lambda subject, seed: load(subject),
+        fits=fits,
     )
+
+
+def _given_name(path: Path) -> str:
+    return f"rules {path.stem}"
 
 
 def _by_rules(net: nn.Module, rules: RuleSet) -> Explain:
@@ -296,24 +347,9 @@ class Subject:
         images = self.training_images[:BATCH]
         return [randomized(self.model, seed=seed, recalibrate=images).eval() for seed in range(RANDOM_NETS)]
 
-    def trainer(self, variant: str, seed: int) -> RuleTrainer:
-        """The trainer of a variant."""
-        options = dict(self.suite.variants[variant])
-        if self.suite.training_steps is not None:
-            options["steps"] = self.suite.training_steps
-        return RuleTrainer(self.model, seed=seed, **options)
-
-    def training_options(self, variant: str) -> dict[str, Any]:
-        """All options of a variant's training but for the seed, in plain types."""
-        trainer = self.trainer(variant, 0)
-        options = {**vars(trainer.options), **trainer.rule_options, "objective": trainer.objective.config()}
-        del options["seed"]
-        plain: dict[str, Any] = json.loads(json.dumps(options, default=repr))
-        return plain
-
     def untrained(self, variant: str) -> RuleSet:
         """What a variant starts from."""
-        trainer = self.trainer(variant, 0)
+        trainer = self.suite.trainer(variant, self.model)
         return RuleSet.build(self.model, self.training_images[:1], **trainer.rule_options)
 
     def trained(self, variant: str, seed: int) -> RuleSet:
@@ -321,25 +357,28 @@ class Subject:
         key = (variant, seed)
         if key not in self._rules:
             path = self.rules_path(variant, seed)
-            self._rules[key] = self._load(variant, path) if path.is_file() else self._train(variant, seed, path)
+            known = path.is_file()
+            self._rules[key] = self._load(variant, seed, path) if known else self._train(variant, seed, path)
         return self._rules[key]
 
     def rules_path(self, variant: str, seed: int) -> Path:
         """Where the rules of a variant are kept."""
-        return self.out / "rules" / f"{self.architecture}_{self.task}_{_slug(variant)}_seed{seed}.safetensors"
+        name = f"{self.architecture}_{self.task}_{_slug(variant)}_scenes{self.suite.seed}_seed{seed}.safetensors"
+        return self.out / "rules" / name
 
-    def _load(self, variant: str, path: Path) -> RuleSet:
+    def _load(self, variant: str, seed: int, path: Path) -> RuleSet:
         rules = RuleSet.load(path, self.model)
-        wanted = {**self.training_options(variant), "images": self.suite.training_scenes}
+        wanted = {**self.suite.training_options(variant), "images": self.suite.training_scenes, "seed": seed}
         _require_same(rules.training, {name: wanted[name] for name in rules.training if name in wanted}, path)
+        _require_same(_form(rules), _form(self.untrained(variant)), path)
         return rules
 
     def _train(self, variant: str, seed: int, path: Path) -> RuleSet:
         self.progress(f"learning {variant}, seed {seed}")
         targets = QUESTIONS_PER_SCENE[TRAINING_FAMILY[self.task]]  # as many classes as there are objects
         # Deletions depend on the net and the seed, not on the variant: measured once.
-        examples = self.out / "examples" / f"{self.architecture}_{self.task}_seed{seed}"
-        trainer = self.trainer(variant, seed)
+        examples = self.out / "examples" / f"{self.architecture}_{self.task}_scenes{self.suite.seed}_seed{seed}"
+        trainer = self.suite.trainer(variant, self.model, seed)
         rules = trainer.fit(self.training_images, targets_per_image=targets, examples_dir=examples)
         path.parent.mkdir(parents=True, exist_ok=True)
         rules.save(path, self.model)
@@ -349,6 +388,17 @@ class Subject:
         """What is asked on a split of a family."""
         number = self.suite.questions if split == "test" else self.suite.tuning_questions
         return _questions(family, split, number, self.suite.seed)
+
+
+def _training_options(trainer: RuleTrainer) -> dict[str, Any]:
+    options = {**vars(trainer.options), **trainer.rule_options, "objective": trainer.objective.config()}
+    del options["seed"]
+    return _plain(options)
+
+
+def _form(rules: RuleSet) -> dict[str, Any]:
+    """What rules are made of, but for their parameters."""
+    return _plain({"fusion": False, **rules.config, "composite": rules.composite_name})
 
 
 def run(suite: Suite, out: Path, *, progress: Callable[[int, int, str], None] | None = None) -> list[dict[str, Any]]:
@@ -390,20 +440,31 @@ def _report_part(report: Callable[[int, int, str], None], done: int, total: int,
 
 
 def read_cells(suite: Suite, out: Path) -> list[dict[str, Any]]:
-    """The cells of a suite that are in a folder, complete or not; nothing is computed.
+    """The cells of a suite that are in a folder, those that are not with the error `NOT_RUN`; nothing is computed.
 
     Raises:
+        SettingsError: a cell of other settings, or cells of several nets where there should be one.
         BenchmarkError: there is none.
     """
-    cells = []
-    for architecture, _, family, rows in _plan(suite, contenders(suite)):
+    cells: list[dict[str, Any]] = []
+    weights: dict[tuple[str, str], str] = {}
+    for architecture, task, family, rows in _plan(suite, contenders(suite)):
         for contender, seed in rows:
             path = cell_path(out, architecture, family, contender, seed)
-            if path.is_file():
-                cells.append(_read(path))
-    if not cells:
+            if not path.is_file():
+                cells.append(_empty_cell(architecture, family, contender, seed, error=NOT_RUN))
+                continue
+            cell = _read(path)
+            _require_same_settings(cell["settings"], settings_of(suite, contender), path)
+            net = weights.setdefault((architecture, task), cell["settings"]["weights"])
+            _require_same(cell["settings"], {"weights": net}, path)
+            cells.append(cell)
+    found = {cell["method"] for cell in cells if cell["error"] != NOT_RUN}
+    if not found:
         raise BenchmarkError(f"no cell of these models, scenes and methods in {str(out / 'cells')!r}; run it first")
-    return cells
+    # Given rules are for one net: that others have no cell of them says nothing.
+    given = {_given_name(path) for path in suite.rules} & found
+    return [cell for cell in cells if cell["error"] != NOT_RUN or cell["method"] not in given]
 
 
 def cell_path(out: Path, architecture: str, family: str, contender: Contender, seed: int) -> Path:
@@ -463,59 +524,51 @@ class _Room:
 
     def cell(self, contender: Contender, seed: int) -> dict[str, Any] | None:
         """The cell, from its file or computed; None for rules of another net."""
+        if not contender.fits(self.subject):
+            return None
         path = cell_path(self.subject.out, self.subject.architecture, self.family, contender, seed)
-        settings = self._settings(contender)
+        settings = {**settings_of(self.suite, contender), "weights": self.subject.weights}
+        wanted, kept = self.wanted, None
         if path.is_file():
-            kept = _read(path)
-            _require_same(kept["settings"], settings, path)
-            if kept["error"] is None and kept["scores"].keys() >= set(self.wanted):
-                return kept
-        found: dict[str, Any] = {
-            "model": self.subject.architecture, "scenes": self.family,
-            "method": contender.name, "family": contender.family, "seed": seed if contender.seeded else None,
-            "passes": contender.passes, "settings": settings, "error": None, "scores": {},
-        }  # fmt: skip
+            before = _read(path)
+            _require_same_settings(before["settings"], settings, path)
+            if before["error"] is None:
+                kept, wanted = before, [name for name in self.wanted if name not in before["scores"]]
+        if kept is not None and not wanted:
+            return kept
+        found = _empty_cell(self.subject.architecture, self.family, contender, seed) | {"settings": settings}
         try:
-            found |= self._measured(contender, seed)
+            found |= self._measured(contender, seed, wanted)
+            if kept is not None and kept["treatment"] != found["treatment"]:  # scores of other maps
+                kept = None
+                found |= self._measured(contender, seed, self.wanted)
         except SettingsError:
             raise
-        except RuleError as error:
-            if contender.name.startswith("rules "):
-                return None
-            found["error"] = str(error)
         except _FAILURES as error:
-            found["error"] = str(error) if isinstance(error, LearnpropError) else f"{type(error).__name__}: {error}"
+            known = isinstance(error, (LearnpropError, RuleError))
+            found["error"] = str(error) if known else f"{type(error).__name__}: {error}"
+            if kept is not None:
+                return found  # what is in the file is worth more
+        if kept is not None:
+            _add_scores(kept, found)
         write_text(path, json.dumps(found, indent=1) + "\n")
         return found
 
-    def _settings(self, contender: Contender) -> dict[str, Any]:
-        suite = self.suite
-        common: dict[str, Any] = {
-            "questions": suite.questions,
-            "tuning questions": suite.tuning_questions,
-            "seed": suite.seed,
-        }
-        if contender.family in (LEARNED, UNTRAINED):
-            common |= {"training scenes": suite.training_scenes, "training steps": suite.training_steps}
-        options = contender.options
-        if contender.variant is not None:
-            options = json.dumps(self.subject.training_options(contender.variant), sort_keys=True)
-        return {**common, "method options": options, "weights": self.subject.weights}
-
-    def _measured(self, contender: Contender, seed: int) -> dict[str, Any]:
+    def _measured(self, contender: Contender, seed: int, wanted: Sequence[str]) -> dict[str, Any]:
         subject, questions = self.subject, self.case.questions
         explain = self._explain(contender, subject.model, seed)
         tuned = _explained(explain, self.tuning.images, self.tuning.targets)
-        learned = None if contender.treatment is None else contender.treatment(subject, seed)
+        rules = None if contender.rules is None else contender.rules(subject, seed)
+        learned = None if rules is None else treatment_of(rules)
         treatment = learned or best_treatment(tuned, self.tuning.masks, TREATMENTS)
         attribution, seconds = _timed(explain, questions)
         maps = treatment(attribution)
-        scores = {name: score(name).rate(self.case, maps) for name in self.wanted if name != RANDOMISATION}
-        if RANDOMISATION in self.wanted:
+        scores = {name: score(name).rate(self.case, maps) for name in wanted if name != RANDOMISATION}
+        if RANDOMISATION in wanted:
             scores[RANDOMISATION] = self._randomisation(contender, seed, treatment, maps)
-        alike = learned or best_treatment(tuned, self.tuning.masks, treatments_at(self._learned_smoothing()))
+        alike = learned or best_treatment(tuned, self.tuning.masks, treatments_at(self.suite.smoothing))
         same = alike(attribution)
-        cheap = [name for name in self.wanted if SCORES[name].cheap]
+        cheap = [name for name in wanted if SCORES[name].cheap]
         return {
             "treatment": vars(treatment),
             "same smoothing": {
@@ -524,6 +577,7 @@ class _Room:
             },
             "recognised": round(self.recognised, 6),
             "seconds": seconds,
+            "training seconds": None if rules is None else rules.training.get("seconds"),
             "scores": {name: _numbers(values) for name, values in scores.items()},
         }
 
@@ -541,12 +595,6 @@ class _Room:
                     break
         return torch.stack(found)[:, None].to(images)
 
-    def _learned_smoothing(self) -> float:
-        """Of the first learned variant, in pixels; of the trainer's default where there is none."""
-        first = next(iter(self.suite.variants), None)
-        trainer = RuleTrainer(self.subject.model) if first is None else self.subject.trainer(first, 0)
-        return trainer.options.smoothing * SIZE
-
     def _randomisation(self, contender: Contender, seed: int, treatment: Treatment, maps: Tensor) -> Tensor:
         """Absolute rank correlation of absolute maps with those of re-initialised nets; NaN beyond the first ones."""
         first, questions, similar = slice(RANDOMISED_QUESTIONS), self.case.questions, []
@@ -557,6 +605,61 @@ class _Room:
         values = torch.full((len(maps),), torch.nan, dtype=torch.float64)
         values[first] = torch.stack(similar).nanmean(0)
         return values
+
+
+def settings_of(suite: Suite, contender: Contender) -> dict[str, Any]:
+    """What decides the scores of a method, but for the net."""
+    settings: dict[str, Any] = {
+        "version": VERSION,
+        "questions": suite.questions,
+        "tuning questions": suite.tuning_questions,
+        "seed": suite.seed,
+        "training scenes": suite.training_scenes,  # batch norms of re-initialised nets are measured on them
+        "same smoothing": suite.smoothing,
+        "method options": contender.options,
+    }
+    if contender.family in (LEARNED, UNTRAINED):
+        settings["training steps"] = suite.training_steps
+    if contender.variant is not None:
+        settings["training options"] = suite.training_options(contender.variant)
+    return settings
+
+
+_FIRST_CELLS = {"version": 1, "training scenes": 128, "same smoothing": 1.6}
+"""Settings that the first cells left out, as they were."""
+
+
+def _complete(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Settings of a cell with what the first cells left out or had elsewhere."""
+    found = {**settings, **{name: value for name, value in _FIRST_CELLS.items() if name not in settings}}
+    if "version" not in settings and found["method options"].startswith("{"):
+        found["training options"] = json.loads(found["method options"])
+        found["method options"] = "5 steps" if method == REFINED else ""
+    return found
+
+
+def _require_same_settings(kept: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    """Options that the trainer got later were at their defaults before."""
+    plain = {name: value for name, value in wanted.items() if name != "training options"}
+    _require_same(kept, plain, path)
+    if "training options" in wanted:
+        defaults = _training_options(RuleTrainer(nn.Identity()))
+        _require_same({**defaults, **kept.get("training options", {})}, wanted["training options"], path)
+
+
+def _empty_cell(architecture: str, family: str, contender: Contender, seed: int, *, error: str | None = None) -> Any:
+    return {
+        "model": architecture, "scenes": family, "method": contender.name, "family": contender.family,
+        "seed": seed if contender.seeded else None, "passes": contender.passes, "settings": {}, "error": error,
+        "scores": {},
+    }  # fmt: skip
+
+
+def _add_scores(kept: Mapping[str, Any], found: dict[str, Any]) -> None:
+    """Scores of a cell that were there before, in the order of `SCORES`."""
+    for old, new in ((kept, found), (kept["same smoothing"], found["same smoothing"])):
+        scores = {**old["scores"], **new["scores"]}
+        new["scores"] = {name: scores[name] for name in SCORES if name in scores}
 
 
 def _explained(explain: Explain, images: Tensor, targets: Tensor) -> Tensor:
@@ -594,7 +697,8 @@ def _numbers(values: Tensor) -> list[float | None]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         cell: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        cell["settings"], cell["scores"], cell["error"]
+        cell["settings"] = _complete(cell["settings"], cell["method"])
+        cell["scores"], cell["error"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise BenchmarkError(f"{path} is damaged ({error!r}); delete it to compute it again") from error
     return cell
@@ -611,7 +715,7 @@ def _require_same(kept: Mapping[str, Any], wanted: Mapping[str, Any], path: Path
 
 def _require_given(suite: Suite, cells: Sequence[Mapping[str, Any]]) -> None:
     for path in suite.rules:
-        if not any(cell["method"] == f"rules {path.stem}" for cell in cells):
+        if not any(cell["method"] == _given_name(path) for cell in cells):
             raise BenchmarkError(f"the rules of {path} fit none of the nets {', '.join(suite.architectures)}")
 
 
@@ -627,6 +731,12 @@ def _known(kind: str, names: Sequence[str], known: Sequence[str] | Mapping[str, 
     for name in names:
         if name not in known:
             raise BenchmarkError(f"unknown {kind} {name!r}; choose from {', '.join(known)}")
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """As they are after a way through JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(options, default=repr))
+    return plain
 
 
 def _slug(name: str) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from captum_learnprop.evaluation.faithfulness import deletion
@@ -77,6 +79,7 @@ class Result:
         maps: ``(M, H, W)``.
         scores: by metric, ``(M,)`` each; see `SCORES`.
         seconds: per image, for the attribution alone.
+        scenes: ``(M,)`` int64, the scene of each question; None if every question has its own.
     """
 
     name: str
@@ -84,15 +87,34 @@ class Result:
     maps: Tensor
     scores: dict[str, Tensor]
     seconds: float
+    scenes: Tensor | None = None
 
     def mean(self, score: str) -> float:
         """Mean over the questions."""
         return self.scores[score].mean().item()
 
     def standard_error(self, score: str) -> float:
-        """Standard error of the mean over the questions; NaN for a single one."""
-        values = self.scores[score].double()
-        return (values.std() / len(values) ** 0.5).item()
+        """Standard error of the mean over scenes, see `standard_error`."""
+        return self._standard_error(self.scores[score])
+
+    def _standard_error(self, values: Tensor) -> float:
+        scenes = np.arange(len(values)) if self.scenes is None else self.scenes.cpu()
+        return standard_error(values.cpu(), scenes)
+
+
+def standard_error(values: ArrayLike, scenes: ArrayLike) -> float:
+    """Of the mean of values ``(M,)``, NaN where not defined; NaN for fewer than two scenes.
+
+    Questions about one scene share its image and are not independent: their mean counts as one observation.
+
+    Args:
+        values: ``(M,)``.
+        scenes: ``(M,)``, the scene of each.
+    """
+    numbers, places = np.asarray(values, dtype=np.float64), np.asarray(scenes)
+    known = ~np.isnan(numbers)
+    means = np.array([numbers[known & (places == scene)].mean() for scene in np.unique(places[known])])
+    return float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else float("nan")
 
 
 BASELINE = "blur"
@@ -153,10 +175,10 @@ def measure(
             model, questions.images, maps, questions.targets, output=output, steps=deletion_steps, baseline=BASELINE
         ),
     }
-    return Result(method.name, treatment, maps, scores, seconds)
+    return Result(method.name, treatment, maps, scores, seconds, questions.scenes)
 
 
 def paired_difference(first: Result, second: Result, score: str) -> tuple[float, float]:
-    """Mean difference first - second over the same questions, and its standard error."""
+    """Mean difference first - second over the same questions, and its standard error over scenes."""
     difference = first.scores[score].double() - second.scores[score].double()
-    return difference.mean().item(), (difference.std() / len(difference) ** 0.5).item()
+    return difference.mean().item(), first._standard_error(difference)

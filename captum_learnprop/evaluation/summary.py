@@ -1,4 +1,4 @@
-"""From the benchmark's cells to tables: means, standard errors, spread over training seeds, paired differences."""
+"""From the benchmark's cells to tables: means, standard errors over scenes and training seeds, paired differences."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from captum_learnprop.evaluation.comparison import standard_error
 from captum_learnprop.evaluation.scenes import QUESTIONS_PER_SCENE
 from captum_learnprop.evaluation.scorecard import SCORES
 
@@ -20,9 +21,17 @@ GRADIENT_FAMILIES = ("gradient", "cam")
 
 LEARNED = "learned"
 
-REFERENCES = (SALIENCY, "best gradient or CAM", LRP_BOX, "best LRP")
+UNTRAINED_START = "its untrained start"
+
+REFERENCES = (UNTRAINED_START, SALIENCY, "best gradient or CAM", LRP_BOX, "best LRP")
 """What learned methods are compared with, sample by sample, every reference with its best treatment. The best ones are
-the best of each score."""
+the best of each score; only trained variants have an untrained start."""
+
+CLEARLY = 2.0
+"""Combined standard errors that a difference has to exceed to be called one."""
+
+NOT_RUN = "not run"
+"""Error of a cell that is not there."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class Estimate:
         mean: over samples and training seeds: the mean of the seeds' means.
         standard_error: over scenes, of their scores averaged over seeds; NaN for one scene.
         seed_spread: standard deviation over the seeds' means; NaN for one seed.
+        seed_error: standard error over training seeds, ``seed_spread / sqrt(seeds)``.
         samples: how many had a score.
         seeds: how many.
     """
@@ -40,6 +50,7 @@ class Estimate:
     mean: float
     standard_error: float
     seed_spread: float
+    seed_error: float
     samples: int
     seeds: int
 
@@ -58,9 +69,13 @@ class Row:
         treatment: of the first seed.
         estimates: by score.
         same: by score, all maps smoothed like the learned ones.
-        samples: by score, ``(M,)``, averaged over seeds, NaN where not defined.
+        samples: by score, ``(seeds, M)``, NaN where not defined.
         recognised: share of the questions whose class the net names.
-        error: why there are no scores, or None.
+        training_seconds: that its rules were trained, mean over seeds; NaN where there are none or it is not known.
+        seeds: training seeds that have scores.
+        asked: training seeds that were asked for.
+        failures: ``(training seed or None, why it has no scores)``.
+        error: why there are no scores at all, or None.
     """
 
     model: str
@@ -74,12 +89,26 @@ class Row:
     same: dict[str, Estimate]
     samples: dict[str, Array]
     recognised: float
+    training_seconds: float
+    seeds: int
+    asked: int
+    failures: tuple[tuple[int | None, str], ...]
     error: str | None
+
+    @property
+    def label(self) -> str:
+        """The method's name, with a mark where training seeds are missing."""
+        return self.method + self.mark
+
+    @property
+    def mark(self) -> str:
+        """Empty if all training seeds have scores."""
+        return "" if self.seeds == self.asked else f" ({self.seeds} of {self.asked} seeds)"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A learned method against a reference: mean of the differences over the same samples, and its standard error.
+    """A learned method against a reference: mean of the differences over the same samples, and its standard errors.
 
     Attributes:
         model: architecture.
@@ -90,7 +119,8 @@ class Difference:
         score: name.
         mean: learned minus reference.
         standard_error: over scenes.
-        better: whether the mean speaks for the learned method.
+        seed_error: standard error over training seeds, of the seeds' mean differences; NaN for one seed.
+        better: whether the mean speaks for the learned method, by more than `CLEARLY` combined standard errors.
     """
 
     model: str
@@ -101,6 +131,7 @@ class Difference:
     score: str
     mean: float
     standard_error: float
+    seed_error: float
     better: bool
 
 
@@ -115,20 +146,10 @@ def estimate(scores: Sequence[Sequence[float | None]], together: int = 1) -> Est
     samples = _seed_means(table)
     known = samples[~np.isnan(samples)]
     if not len(known):
-        return Estimate(math.nan, math.nan, math.nan, 0, len(table))
-    error = standard_error(samples, together)
-    spread = np.nanmean(table, axis=1).std(ddof=1) if len(table) > 1 else math.nan
-    return Estimate(float(known.mean()), error, float(spread), len(known), len(table))
-
-
-def standard_error(samples: Array, together: int) -> float:
-    """Of the mean of samples ``(M,)``, NaN where not defined; NaN for fewer than two scenes.
-
-    Questions about one scene share its image and are not independent: their mean counts as one observation.
-    """
-    scenes = [samples[start : start + together] for start in range(0, len(samples), together)]
-    means = np.array([np.nanmean(one) for one in scenes if not np.isnan(one).all()])
-    return float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else math.nan
+        return Estimate(math.nan, math.nan, math.nan, math.nan, 0, len(table))
+    error = standard_error(samples, np.arange(len(samples)) // together)
+    spread = float(np.nanmean(table, axis=1).std(ddof=1)) if len(table) > 1 else math.nan
+    return Estimate(float(known.mean()), error, spread, spread / len(table) ** 0.5, len(known), len(table))
 
 
 def summarise(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
@@ -153,10 +174,20 @@ def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
         treatment=_treatment(good[0]["treatment"]) if good else "",
         estimates={name: estimate(by_seed[name], together) for name in names},
         same={name: estimate([cell["same smoothing"]["scores"][name] for cell in good], together) for name in alike},
-        samples={name: _seed_means(_table(by_seed[name])) for name in names},
+        samples={name: _table(by_seed[name]) for name in names},
         recognised=good[0]["recognised"] if good else math.nan,
+        training_seconds=_mean([cell.get("training seconds") for cell in good]),
+        seeds=len(good),
+        asked=len(group),
+        failures=tuple((cell["seed"], cell["error"]) for cell in group if cell["error"] is not None),
         error=None if good else group[0]["error"],
     )
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """NaN if one is missing."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else math.nan
 
 
 def _treatment(fields: Mapping[str, Any]) -> str:
@@ -172,14 +203,17 @@ def differences(rows: Sequence[Row]) -> list[Difference]:
         room = [one for one in rows if (one.model, one.scenes) == (row.model, row.scenes) and one.error is None]
         for reference in REFERENCES:
             for name in row.samples:
-                other = _reference(reference, room, name)
+                other = _reference(reference, room, name, row.method)
                 if other is not None:
                     found.append(_difference(row, other, reference, name))
     return found
 
 
-def _reference(reference: str, room: Sequence[Row], name: str) -> Row | None:
-    if reference in (SALIENCY, LRP_BOX):
+def _reference(reference: str, room: Sequence[Row], name: str, method: str) -> Row | None:
+    if reference == UNTRAINED_START:
+        variant, _, state = method.rpartition(", ")
+        candidates = [row for row in room if state == LEARNED and row.method == f"{variant}, untrained"]
+    elif reference in (SALIENCY, LRP_BOX):
         candidates = [row for row in room if row.method == reference]
     else:
         families = ("lrp",) if reference == "best LRP" else GRADIENT_FAMILIES
@@ -190,11 +224,16 @@ def _reference(reference: str, room: Sequence[Row], name: str) -> Row | None:
 
 
 def _difference(row: Row, other: Row, reference: str, name: str) -> Difference:
-    values = row.samples[name] - other.samples[name]
-    mean = float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
-    error = standard_error(values, QUESTIONS_PER_SCENE[row.scenes])
-    better = mean > 0 if SCORES[name].higher_is_better else mean < 0
-    return Difference(row.model, row.scenes, row.method, reference, other.method, name, mean, error, better)
+    by_seed = row.samples[name] - _seed_means(other.samples[name])
+    values = _seed_means(by_seed)
+    known = ~np.isnan(values)
+    mean = float(values[known].mean()) if known.any() else math.nan
+    error = standard_error(values, np.arange(len(values)) // QUESTIONS_PER_SCENE[row.scenes])
+    several = len(by_seed) > 1 and known.any()
+    seed_error = float(by_seed[:, known].mean(1).std(ddof=1) / len(by_seed) ** 0.5) if several else math.nan
+    gain = mean if SCORES[name].higher_is_better else -mean
+    better = gain > CLEARLY * math.hypot(error, seed_error if several else 0.0)
+    return Difference(row.model, row.scenes, row.method, reference, other.method, name, mean, error, seed_error, better)
 
 
 def _table(scores: Sequence[Sequence[float | None]]) -> Array:
@@ -222,10 +261,10 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 _READING = (
-    "Mean ± standard error over scenes (questions about one scene count as one); in brackets the standard deviation "
-    "over training seeds. The best of each "
-    "column is bold. Every hand-made method has the treatment of its maps that is best on other scenes. `^`: higher is "
-    "better, `v`: lower is better."
+    "Mean ± standard error over scenes (questions about one scene count as one); in brackets the standard error over "
+    "training seeds (standard deviation of the seeds' means / square root of their number). The best of each column is "
+    "bold. Every hand-made method has the treatment of its maps that is best on other scenes. `^`: higher is better, "
+    "`v`: lower is better."
 )
 
 
@@ -245,7 +284,7 @@ def _overview(rows: Sequence[Row]) -> str:
         for place in places:
             row = by_place.get((*place, method))
             known = row is not None and name in row.estimates
-            cells.append(_shown(row.estimates[name], best[place]) if row is not None and known else "-")
+            cells.append(_shown(row.estimates[name], best[place]) + row.mark if row is not None and known else "-")
         lines.append([method, *cells])
     return _grid(lines)
 
@@ -256,13 +295,15 @@ def _scores(room: Sequence[Row], which: str) -> str:
         return ""
     best = {name: _best(room, name, which) for name in names}
     arrows = [f"{name} {'^' if SCORES[name].higher_is_better else 'v'}" for name in names]
-    lines = [["method", *arrows, "passes", "ms / image", "treatment"]]
+    trained = which == "estimates" and any(not math.isnan(row.training_seconds) for row in room)
+    lines = [["method", *arrows, "passes", "ms / image", *["training s"] * trained, "treatment"]]
     for row in room:
         found = getattr(row, which)
         if row.error is None:
             cells = [_shown(found[name], best[name]) if name in found else "-" for name in names]
-            last = row.treatment if which == "estimates" else ""
-            lines.append([row.method, *cells, str(row.passes), f"{1000 * row.seconds:.1f}", last])
+            training = "-" if math.isnan(row.training_seconds) else f"{row.training_seconds:.0f}"
+            last = [*[training] * trained, row.treatment if which == "estimates" else ""]
+            lines.append([row.label, *cells, str(row.passes), f"{1000 * row.seconds:.1f}", *last])
     return _grid(lines)
 
 
@@ -278,11 +319,19 @@ def _shown(found: Estimate, best: float) -> str:
     mean = f"{found.mean:.3f}"
     text = f"**{mean}**" if found.mean == best else mean
     text += "" if math.isnan(found.standard_error) else f" ± {found.standard_error:.3f}"
-    return text + ("" if math.isnan(found.seed_spread) else f" ({found.seed_spread:.3f})")
+    return text + ("" if math.isnan(found.seed_error) else f" ({found.seed_error:.3f})")
 
 
 def _failures(room: Sequence[Row]) -> str:
-    return "\n".join(f"- {row.method}: did not run. {row.error}" for row in room if row.error is not None)
+    lines = []
+    for row in room:
+        seeds_of: dict[str, list[int]] = {}
+        for seed, error in row.failures:
+            seeds_of.setdefault(error, []).extend([] if seed is None else [seed])
+        for error, seeds in seeds_of.items():
+            which = "".join(f", seed {seed}" for seed in seeds)
+            lines.append(f"- {row.method}{which}: {error if error == NOT_RUN else f'did not run. {error}'}")
+    return "\n".join(lines)
 
 
 def _paired(found: Sequence[Difference]) -> str:
@@ -295,14 +344,23 @@ def _paired(found: Sequence[Difference]) -> str:
         cells = []
         for name in names:
             one = by_key.get((method, reference, name))
-            if one is None:
+            if one is None or math.isnan(one.mean):
                 cells.append("-")
                 continue
-            against = "" if one.against == reference else f", {one.against}"
+            against = "" if reference in (one.against, UNTRAINED_START) else f", {one.against}"
             number = f"{one.mean:+.3f}"
-            cells.append(f"{f'**{number}**' if one.better else number} ± {one.standard_error:.3f}{against}")
+            error = "" if math.isnan(one.standard_error) else f" ± {one.standard_error:.3f}"
+            seeds = "" if math.isnan(one.seed_error) else f" ({one.seed_error:.3f})"
+            cells.append(f"{f'**{number}**' if one.better else number}{error}{seeds}{against}")
         lines.append([f"{method} minus {reference}", *cells])
-    return "Paired differences over the same samples (bold: better than the reference):\n\n" + _grid(lines)
+    return f"{_PAIRED}\n\n{_grid(lines)}"
+
+
+_PAIRED = (
+    "Paired differences over the same samples ± their standard error over scenes, in brackets the standard error over "
+    "training seeds, of the mean difference of each seed. Bold: better than the reference by more than "
+    f"{CLEARLY:g} standard errors, the root of the sum of both squared."
+)
 
 
 def _grid(lines: Sequence[Sequence[str]]) -> str:

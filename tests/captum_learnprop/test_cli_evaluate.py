@@ -6,17 +6,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
+from captum_learnprop import plot
 from captum_learnprop.cli import cli
 from captum_learnprop.commands import evaluate
 from captum_learnprop.evaluation import reference_nets
 from captum_learnprop.evaluation.scenes import FAMILIES
-from captum_learnprop.evaluation.summary import summarise
+from captum_learnprop.evaluation.summary import Row, summarise
 
 
 class Tiny(nn.Module):
@@ -53,6 +55,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     out = tmp_path_factory.mktemp("evaluate") / "new"
     patch = pytest.MonkeyPatch()
     patch.setattr(reference_nets, "load", tiny)
+    patch.setattr(sys, "argv", ["learnprop", "evaluate", *map(str, SMALL)])
     result = invoke(*SMALL, "--out", out)
     patch.undo()
     return result, out
@@ -80,7 +83,10 @@ def test_writes_results_table_and_figure(small: tuple[Result, Path]) -> None:
     assert {one["reference"] for one in document["paired differences"]} == {"saliency", "best gradient or CAM"}
     text = (out / "table.md").read_text()
     assert "## inception, parts" in text
-    assert "- command: learnprop" in text
+    assert "- command: learnprop evaluate --model vgg --model inception --scenes patch --scenes parts --q" in text
+    (options,) = [line for line in text.splitlines() if line.startswith("- options: ")]
+    assert "; seeds 0, 1; questions 3; seed 0; steps 1; training_scenes 4; " in options
+    assert "threads 1; system" in text
     assert f"torch {document['versions']['torch']}" in text
 
 
@@ -111,7 +117,7 @@ def test_a_given_rule_set_is_one_more_row(
     small: tuple[Result, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reference_nets, "load", tiny)
-    rules = small[1] / "rules" / "vgg_patch_gates_seed0.safetensors"
+    rules = small[1] / "rules" / "vgg_patch_gates_scenes0_seed0.safetensors"
     arguments = (
         "--model",
         "vgg",
@@ -165,3 +171,50 @@ def test_names_of_nets_and_scenes_are_those_of_the_package() -> None:
 def test_help_does_not_import_torch() -> None:
     code = "import sys, captum_learnprop.commands.evaluate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def results(**scores: dict[str, list[float]]) -> list[Row]:
+    """Rows of one net, from scores by family and method."""
+    found = []
+    for scenes, methods in scores.items():
+        for method, values in methods.items():
+            scored = {"average precision": values}
+            found.append({
+                "model": "vgg", "scenes": scenes, "method": method, "family": "gradient", "seed": None, "passes": 2,
+                "error": None, "treatment": {"sign": "positive", "sigma": 2.0}, "seconds": 0.002, "recognised": 0.96,
+                "scores": scored, "same smoothing": {"scores": scored},
+            })  # fmt: skip
+    return summarise(found)
+
+
+def test_error_bars_are_inside_the_figure() -> None:
+    points = [plot.CostQuality("a", "lrp", 1.0, 0.5, 0.3), plot.CostQuality("b", "lrp", 2.0, 0.6, 0.01)]
+    low, high = plot.cost_quality({"vgg": points}, cost="ms", quality="score").axes[0].get_ylim()
+    assert low < 0.2
+    assert high > 0.8
+
+
+def test_means_over_families_are_of_all_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = results(
+        patch={"whole": [0.2, 0.4], "half": [0.9, 0.9], "single": [0.5, 0.7]},
+        parts={"whole": [0.6, 0.8], "single": [0.8]},
+    )
+    lines = evaluate.overview(rows).splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["whole", "0.500", "±", "0.071"],
+        ["half", "-"],
+        ["single", "0.700"],
+    ]
+    drawn: list[dict[str, Any]] = []
+
+    def spy(panels: dict[str, Any], **labels: str) -> Any:
+        drawn.append({"points": [(one.name, one.quality, one.error) for one in panels["vgg"]], **labels})
+        return plot.Figure()
+
+    monkeypatch.setattr(plot, "cost_quality", spy)
+    for threads, words in ((1, "one thread"), (4, "4 threads")):
+        evaluate.draw(rows, tmp_path / "figure.png", threads=threads)
+        assert drawn[-1]["cost"] == f"milliseconds per image ({words}, log scale)"
+    assert drawn[0]["points"] == [
+        ("whole", pytest.approx(0.5), pytest.approx(0.0707, abs=1e-4)), ("single", pytest.approx(0.7), 0.0),
+    ]  # fmt: skip

@@ -23,12 +23,17 @@ from captum_learnprop.evaluation.benchmark import (
     read_cells,
     run,
 )
-from captum_learnprop.evaluation.comparison import Treatment, best_treatment
-from captum_learnprop.evaluation.faithfulness import deletion, insertion
+from captum_learnprop.evaluation.comparison import Treatment, best_treatment, treatments_at
+from captum_learnprop.evaluation.faithfulness import deletion, insertion, morf_lerf_area
 from captum_learnprop.evaluation.localization import average_precision, class_auc
+from captum_learnprop.evaluation.randomization import full_randomization
+from captum_learnprop.evaluation.road import road
 from captum_learnprop.evaluation.scenes import make_scenes
-from captum_learnprop.evaluation.scorecard import SCORES, STEPS, Case, ScoreError, score
-from zennit_rules import RuleSet
+from captum_learnprop.evaluation.scorecard import ROAD_PERCENTAGES, SCORES, STEPS, Case, ScoreError, score
+from captum_learnprop.evaluation.summary import NOT_RUN, summarise, to_markdown
+from zennit_rules import RuleError, RuleSet
+
+SHIPPED = reference_nets.load
 
 
 class Tiny(nn.Module):
@@ -76,7 +81,7 @@ SUITE = Suite(
 
 
 def timeless(cells: list[dict[str, Any]]) -> str:
-    return json.dumps([{key: value for key, value in one.items() if key != "seconds"} for one in cells])
+    return json.dumps([{key: value for key, value in one.items() if "seconds" not in key} for one in cells])
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,7 @@ def test_one_cell_for_each_method_and_training_seed(whole: tuple[Path, list[dict
     ]  # fmt: skip
     assert len(list((out / "cells").iterdir())) == 6
     assert sorted(path.name for path in (out / "rules").iterdir()) == [
-        "vgg_digits_gates_seed0.safetensors", "vgg_digits_gates_seed1.safetensors",
+        "vgg_digits_gates_scenes0_seed0.safetensors", "vgg_digits_gates_scenes0_seed1.safetensors",
     ]  # fmt: skip
     for one in cells:
         assert one["error"] is None
@@ -124,14 +129,58 @@ def test_scores_are_those_of_the_metrics_and_treatments_those_of_the_tuning_spli
     }
     for name, values in expected.items():
         assert cell["scores"][name] == pytest.approx(values.tolist(), abs=2e-6)
-    assert cell["same smoothing"]["treatment"]["sigma"] == pytest.approx(0.025 * 64)
+    alike = best_treatment(explain(tuning.images, tuning.targets), tuning.masks, treatments_at(0.025 * 64))
+    assert cell["same smoothing"]["treatment"] == vars(alike)
+    same = alike(explain(test.images, test.targets))
+    assert not torch.equal(same, maps)
+    for name, values in {
+        "average precision": average_precision(same, test.masks),
+        "class AUC": class_auc(same, test.masks, test.other_masks),
+    }.items():
+        assert cell["same smoothing"]["scores"][name] == pytest.approx(values.tolist(), abs=2e-6)
+
+
+def test_removal_curves_have_the_fill_of_their_name_and_randomisation_is_that_of_all_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def normed(architecture: str, task: str) -> nn.Module:
+        model = tiny(architecture, task)
+        model.second = nn.Sequential(model.second, nn.BatchNorm2d(4))
+        return model.eval()
+
+    monkeypatch.setattr(reference_nets, "load", normed)
+    names = [name for name, one in SCORES.items() if not one.cheap and one.defined_on("pairs")]
+    (cell,) = run(replace(SUITE, methods=("saliency",), metrics=tuple(names), training_scenes=40), tmp_path)
+    model, treatment = normed("vgg", "digits"), Treatment(**cell["treatment"])
+    questions = make_scenes("pairs", 2, split="test").questions()
+    images, targets = questions.images, questions.targets
+
+    def explain(net: nn.Module, inputs: Tensor, asked: Tensor) -> Tensor:
+        return treatment(hand_made.hand_made("saliency").build(net)(inputs, asked))
+
+    arguments = (model, images, explain(model, images, targets), targets)
+    curve = {"steps": STEPS, "output": "sigmoid"}
+    training = make_scenes("pairs", 40, split="train").images
+    expected = {
+        **{f"deletion, {fill}": deletion(*arguments, baseline=fill, **curve) for fill in ("zero", "blur", "mean")},
+        "insertion, blur": insertion(*arguments, baseline="blur", **curve),
+        "MoRF-LeRF area": morf_lerf_area(*arguments, baseline="mean", **curve),
+        "ROAD": road(*arguments, percentages=ROAD_PERCENTAGES, output="sigmoid"),
+        "randomisation": full_randomization(
+            model, explain, images, targets, seeds=(0, 1), recalibrate=training[: benchmark.BATCH]
+        ),
+    }
+    assert set(expected) == set(names) - {"insertion, other nets"}  # has a test of its own
+    for name, values in expected.items():
+        assert cell["scores"][name] == pytest.approx(values.tolist(), abs=2e-6), name
+    assert len({str(cell["scores"][name]) for name in names}) == len(names)
 
 
 def test_learned_maps_have_the_smoothing_that_they_were_trained_with(
     whole: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     out, cells = whole
-    rules = RuleSet.load(out / "rules" / "vgg_digits_gates_seed1.safetensors", tiny("vgg", "digits"))
+    rules = RuleSet.load(out / "rules" / "vgg_digits_gates_scenes0_seed1.safetensors", tiny("vgg", "digits"))
     assert rules.training["seed"] == 1
     assert rules.training["steps_done"] == 2
     assert rules.training["quantity"] == "logit"
@@ -155,9 +204,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     computed: list[str] = []
     measured = benchmark._Room._measured
 
-    def spy(self: Any, contender: Any, seed: int) -> dict[str, Any]:
+    def spy(self: Any, contender: Any, seed: int, wanted: list[str]) -> dict[str, Any]:
         computed.append(f"{contender.name}, {seed}")
-        return measured(self, contender, seed)
+        return measured(self, contender, seed, wanted)
 
     monkeypatch.setattr(benchmark._Room, "_measured", spy)
     cells = run(SUITE, tmp_path)
@@ -167,7 +216,24 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     computed.clear()
     more = run(replace(SUITE, metrics=("average precision", "pointing game"), methods=("random",)), tmp_path)
     assert computed == ["random, 0"]  # a score was missing
-    assert more[0]["scores"].keys() == {"average precision", "pointing game"}
+    assert list(more[0]["scores"]) == ["average precision", "class AUC", "pointing game", "deletion, zero"]
+    assert list(more[0]["same smoothing"]["scores"]) == ["average precision", "class AUC", "pointing game"]
+    before = next(one for one in cells if one["method"] == "random")
+    assert {name: more[0]["scores"][name] for name in before["scores"]} == before["scores"]
+    monkeypatch.setattr(benchmark._Room, "_measured", refuse)
+    (failed,) = run(replace(SUITE, metrics=("rank accuracy",), methods=("random",)), tmp_path)
+    assert failed["error"] == "no map today"
+    (kept,) = read_cells(replace(SUITE, methods=("random",)), tmp_path)
+    assert kept == more[0]
+    monkeypatch.setattr(benchmark._Room, "_measured", spy)
+    path = tmp_path / "cells" / "vgg_pairs_random_once.json"
+    path.write_text(json.dumps({**kept, "treatment": {"sign": "signed", "sigma": 9.0}}))
+    (anew,) = run(replace(SUITE, metrics=("rank accuracy", "class AUC"), methods=("random",)), tmp_path)
+    assert list(anew["scores"]) == ["rank accuracy", "class AUC"]  # the others were of maps treated in another way
+
+
+def refuse(*arguments: object) -> None:
+    raise BenchmarkError("no map today")
 
 
 def test_cells_of_other_settings_or_nets_are_refused(
@@ -179,12 +245,106 @@ def test_cells_of_other_settings_or_nets_are_refused(
         run(replace(SUITE, questions=8), out)
     with pytest.raises(BenchmarkError, match="computed with training steps 2, this run has 3"):
         run(replace(SUITE, training_steps=3), out)
-    with pytest.raises(BenchmarkError, match="computed with method options"):
-        run(replace(SUITE, variants={"gates": {"deletions": 5}}), out)
+    with pytest.raises(BenchmarkError, match="computed with deletions 4, this run has 5"):
+        run(replace(SUITE, variants={"gates": {**SUITE.variants["gates"], "deletions": 5}}), out)
     monkeypatch.setattr(reference_nets, "load", lambda architecture, task: tiny("another", task))
     with pytest.raises(BenchmarkError, match="computed with weights"):
         run(SUITE, out)
     assert before == {path: path.read_bytes() for path in (out / "cells").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"questions": 8}, "questions 4, this run has 8"),
+        ({"tuning_questions": 2}, "tuning questions 4, this run has 2"),
+        ({"seed": 7}, "seed 0, this run has 7"),
+        ({"training_scenes": 5}, "training scenes 6, this run has 5"),
+        ({"training_steps": 3, "methods": ("gates, learned",)}, "training steps 2, this run has 3"),
+        ({"variants": {"gates": {**SUITE.variants["gates"], "smoothing": 0.05}}}, "same smoothing 1.6, this run"),
+        ({"variants": {"gates": {**SUITE.variants["gates"], "lr": 0.5}}}, "lr 0.03, this run has 0.5"),
+    ],
+)
+def test_a_report_of_other_settings_is_refused(
+    whole: tuple[Path, list[dict[str, Any]]], changed: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SettingsError, match=words):
+        read_cells(replace(SUITE, **changed), whole[0])
+
+
+def test_a_report_of_another_version_or_of_several_nets_is_refused(
+    whole: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole[0] / "cells", tmp_path / "cells")
+    monkeypatch.setattr(benchmark, "VERSION", 2)
+    with pytest.raises(SettingsError, match="version 1, this run has 2"):
+        read_cells(SUITE, tmp_path)
+    monkeypatch.undo()
+    path = tmp_path / "cells" / "vgg_pairs_random_once.json"
+    cell = json.loads(path.read_text())
+    cell["settings"]["weights"] = "another net"
+    path.write_text(json.dumps(cell))
+    with pytest.raises(SettingsError, match="computed with weights 'another net'"):
+        read_cells(SUITE, tmp_path)
+
+
+def test_a_report_names_what_is_missing_and_reads_nothing_else(
+    whole: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    shutil.copytree(whole[0] / "cells", tmp_path / "cells")
+    (tmp_path / "cells" / "vgg_pairs_random_once.json").unlink()
+    (tmp_path / "cells" / "vgg_pairs_gates-learned_seed1.json").unlink()
+    (tmp_path / "cells" / "vgg_grid_random_once.json").write_text("of other scenes, and no JSON")
+    cells = read_cells(SUITE, tmp_path)
+    assert [(one["method"], one["seed"]) for one in cells if one["error"] == NOT_RUN] == [
+        ("random", None), ("gates, learned", 1),
+    ]  # fmt: skip
+    text = to_markdown(summarise(cells))
+    assert "- random: not run\n" in text
+    assert "- gates, learned, seed 1: not run\n" in text
+    assert "| gates, learned (1 of 2 seeds) |" in text
+    assert "| gates, untrained |" in text
+
+
+def test_the_first_cells_which_knew_fewer_settings_are_read(
+    whole: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole[0] / "cells", tmp_path / "cells")
+    monkeypatch.setitem(benchmark._FIRST_CELLS, "training scenes", SUITE.training_scenes)
+    for path in (tmp_path / "cells").iterdir():
+        cell = json.loads(path.read_text())
+        settings = cell["settings"]
+        for name in ("version", "same smoothing"):
+            del settings[name]
+        if "training options" in settings:
+            settings["method options"] = json.dumps(settings.pop("training options"))
+        else:
+            del settings["training scenes"]
+        path.write_text(json.dumps(cell))
+    cells = read_cells(SUITE, tmp_path)
+    assert [one["scores"] for one in cells] == [one["scores"] for one in whole[1]]
+    assert all("training options" in one["settings"] for one in cells if one["method"].startswith("gates"))
+    with pytest.raises(SettingsError, match=r"with lr 0\.03"):
+        read_cells(replace(SUITE, variants={"gates": {**SUITE.variants["gates"], "lr": 0.5}}), tmp_path)
+
+
+def test_a_training_seed_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = benchmark.Subject._train
+
+    def fails(self: Any, variant: str, seed: int, path: Path) -> RuleSet:
+        if seed == 1:
+            raise RuntimeError("the loss is not finite")
+        return train(self, variant, seed, path)
+
+    monkeypatch.setattr(benchmark.Subject, "_train", fails)
+    cells = run(replace(SUITE, methods=("gates, learned",)), tmp_path)
+    assert [one["error"] for one in cells] == [None, "RuntimeError: the loss is not finite"]
+    (row,) = summarise(cells)
+    assert (row.error, row.seeds, row.asked) == (None, 1, 2)
+    assert row.estimates["average precision"].mean == pytest.approx(sum(cells[0]["scores"]["average precision"]) / 4)
+    text = to_markdown([row])
+    assert "| gates, learned (1 of 2 seeds) |" in text
+    assert "- gates, learned, seed 1: did not run. RuntimeError: the loss is not finite" in text
 
 
 def test_a_method_that_cannot_run_says_why_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,12 +382,21 @@ def test_all_methods_run_on_every_family(tmp_path: Path) -> None:
     assert {one["method"]: one["passes"] for one in cells} == {
         "saliency": 2, "contrast, learned": 3, benchmark.PER_SAMPLE: 10, benchmark.REFINED: 22,
     }  # fmt: skip
+    for one in cells:
+        if one["method"] == benchmark.REFINED:
+            assert one["treatment"] == {"sign": "absolute", "sigma": pytest.approx(1.6)}  # of the shared rules
+            assert one["settings"]["method options"] == "5 steps"
+            assert one["settings"]["training options"]["deletions"] == 4
+            assert one["training seconds"] >= 0
+    (first,) = [one for one in contenders(replace(suite, variants={"contrast": suite.variants["contrast"]}))
+                if one.name == benchmark.REFINED]  # fmt: skip
+    assert first.passes == 23
 
 
 def test_given_rules_are_a_method_on_the_net_that_they_fit(
     whole: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    path = whole[0] / "rules" / "vgg_digits_gates_seed0.safetensors"
+    path = whole[0] / "rules" / "vgg_digits_gates_scenes0_seed0.safetensors"
     suite = replace(SUITE, architectures=("vgg", "inception"), methods=("random",), rules=(path,))
     cells = run(suite, tmp_path)
     given = [one for one in cells if one["method"] == f"rules {path.stem}"]
@@ -235,6 +404,27 @@ def test_given_rules_are_a_method_on_the_net_that_they_fit(
     assert given[0]["scores"] == next(one for one in whole[1] if one["seed"] == 0)["scores"]
     with pytest.raises(BenchmarkError, match="fit none of the nets inception"):
         run(replace(suite, architectures=("inception",)), tmp_path / "other")
+
+
+def test_given_rules_of_one_name_or_that_fail_are_not_hidden(
+    whole: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = whole[0] / "rules" / "vgg_digits_gates_scenes0_seed0.safetensors"
+    (tmp_path / "other").mkdir()
+    again = shutil.copy(path, tmp_path / "other")
+    with pytest.raises(BenchmarkError, match="would have the same file names; rename one"):
+        replace(SUITE, rules=(path, Path(again)))
+    with pytest.raises(BenchmarkError, match="'a b, untrained' and 'A-B, untrained' would have the same file names"):
+        replace(SUITE, variants={"a b": {}, "A-B": {}}, methods=())
+
+    def fails(net: nn.Module, rules: RuleSet) -> hand_made.Explain:
+        raise RuleError("site 'relu' is not what it was")
+
+    suite = replace(SUITE, methods=("random",), rules=(path,))
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "_by_rules", fails)
+        cells = run(suite, tmp_path)
+    assert [one["error"] for one in cells] == [None, "site 'relu' is not what it was"]
 
 
 def test_default_suite_has_every_method_with_its_untrained_start() -> None:
@@ -253,6 +443,7 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
         ("methods", ("saliencie",), "unknown method 'saliencie'; choose from saliency"),
         ("questions", 0, "questions must be at least 1"),
         ("training_seeds", (), "training_seeds must be one or more"),
+        ("training_seeds", (0, 0), "different numbers"),
     ):
         with pytest.raises(BenchmarkError, match=words):
             replace(SUITE, **{field: value})
@@ -270,9 +461,29 @@ def test_rules_of_other_options_are_refused(whole: tuple[Path, list[dict[str, An
     for changed, words in (
         (replace(suite, training_steps=3), "with steps 2, this run has 3"),
         (replace(suite, training_scenes=5), "with images 6, this run has 5"),
+        (varied(suite, gate_options={}), "with gate_options {'position': True}, this run has {}"),
+        (varied(suite, gate_options={"contrast": True}), "with gate_options"),
+        (varied(suite, fusion=True), "with fusion False, this run has"),
+        (varied(suite, pooling="exact"), "with pooling 'soft', this run has 'exact'"),
+        (varied(suite, start="deconvnet"), "with start 'gradient', this run has 'deconvnet'"),
+        (varied(suite, gate="channel"), "with gate 'feature', this run has 'channel'"),
     ):
         with pytest.raises(SettingsError, match=words):
             run(changed, tmp_path)
+
+
+def varied(suite: Suite, **options: Any) -> Suite:
+    return replace(suite, variants={"gates": {**suite.variants["gates"], **options}})
+
+
+def test_rules_of_other_scenes_are_learned_anew(whole: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    shutil.copytree(whole[0] / "rules", tmp_path / "rules")
+    run(replace(SUITE, methods=("gates, learned",), seed=5, training_seeds=(0,)), tmp_path)
+    names = sorted(path.name for path in (tmp_path / "rules").iterdir())
+    assert names[-1] == "vgg_digits_gates_scenes5_seed0.safetensors"
+    assert [path.name for path in (tmp_path / "examples").iterdir()] == ["vgg_digits_scenes5_seed0"]
+    old, new = (RuleSet.load(tmp_path / "rules" / name).state_dict() for name in (names[0], names[-1]))
+    assert any(not torch.equal(old[name], new[name]) for name in old)
 
 
 def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
@@ -329,3 +540,21 @@ def test_other_nets_judge_by_insertion(tmp_path: Path) -> None:
     ]  # fmt: skip
     expected = torch.stack(each).mean(0)
     assert cell["scores"]["insertion, other nets"] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", list(reference_nets.ARCHITECTURES))
+def test_hand_made_methods_run_on_the_shipped_nets(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_nets, "load", SHIPPED)
+    suite = Suite(
+        architectures=(architecture,), families=("patch",), methods=tuple(hand_made.HAND_MADE),
+        metrics=("average precision", "distractor AUC"), questions=8, tuning_questions=4, training_scenes=4,
+    )  # fmt: skip
+    rows = summarise(run(suite, tmp_path))
+    assert [row.method for row in rows] == list(hand_made.HAND_MADE)
+    assert {row.method: row.error for row in rows if row.error is not None} == {}
+    precision = {row.method: row.estimates["average precision"].mean for row in rows}
+    assert rows[0].recognised == 1.0
+    assert precision["saliency"] > 2 * precision["random"]

@@ -10,9 +10,11 @@ from captum.attr import DeepLift, InputXGradient, IntegratedGradients, Saliency
 from torch import nn
 from torch.nn import functional as F
 
+from captum_learnprop.attribution.learned import LearnedPropagation
 from captum_learnprop.evaluation import digits_net
 from captum_learnprop.evaluation.difull import DiFull, difull_score, mosaic, split
 from captum_learnprop.evaluation.maps import MapError
+from zennit_rules import RuleSet
 
 METHODS: dict[str, Callable[..., torch.Tensor]] = {
     "saliency": lambda net, x, y: Saliency(net).attribute(x, target=y),
@@ -77,6 +79,27 @@ def test_gradient_methods_score_exactly_one(method: str, cells: int, dtype: torc
 def test_gradient_methods_score_exactly_one_on_the_digits_net(method: str) -> None:
     images, targets = torch.rand(4, 3, 64, 64), torch.tensor([1, 4, 7, 9])
     assert difull_score(digits_net.load(), METHODS[method], images, targets).eq(1.0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"position": True}], ids=["plain", "position"])
+def test_rules_score_exactly_one(options: dict[str, bool]) -> None:
+    """Whatever they have learned: the cells go through the model as images of their own."""
+    images, targets = case()
+    found: list[torch.Tensor] = []
+
+    def by_random_rules(model: nn.Module, mosaics: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        rules = RuleSet.build(model, mosaics[:1], gate="feature", pooling="soft", gate_options=options)
+        with torch.no_grad():
+            for parameter in rules.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)))
+        found.append(LearnedPropagation(model, rules=rules).attribute(mosaics, target=targets))
+        return found[-1]
+
+    net = small_net()
+    scores = difull_score(net, by_random_rules, images, targets, sign="absolute")
+    assert scores.eq(1.0).all()
+    plain = METHODS["gradient"](DiFull(net), mosaic(images)[:1], targets[:1])
+    assert not torch.allclose(found[0][:1], plain)  # random rules are not the gradient
 
 
 def test_wrong_maps_score_less() -> None:

@@ -12,6 +12,7 @@ Checked with Quantus 0.6.0. Known differences, all on purpose:
 
 from __future__ import annotations
 
+import copy
 import importlib
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
 from torch import Tensor, nn
 
+from captum_learnprop.attribution.learned import LearnedPropagation
 from captum_learnprop.evaluation.faithfulness import deletion_curve
 from captum_learnprop.evaluation.localization import pointing_game, relevance_mass, relevance_rank_accuracy
 from captum_learnprop.evaluation.maps import MapError
@@ -30,6 +32,7 @@ from captum_learnprop.evaluation.randomization import histogram_entropy, random_
 from captum_learnprop.evaluation.reinitialization import layers_top_down
 from captum_learnprop.evaluation.road import linear_imputation, road_curve
 from captum_learnprop.evaluation.similarity import spearman, ssim
+from zennit_rules import RuleSet
 
 
 @pytest.fixture
@@ -90,6 +93,24 @@ def test_the_model_of_the_call_is_explained_and_nothing_is_changed(setting) -> N
     np.testing.assert_allclose(explain(model, inputs[::2], targets[::2]), 2 * before, rtol=1e-5)
     np.testing.assert_array_equal(inputs, kept)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_maps_by_learned_rules_of_the_model_of_the_call(setting) -> None:  # type: ignore[no-untyped-def]
+    model, inputs, targets = setting
+    rules = RuleSet.build(model, torch.tensor(inputs[:1]), gate="feature")
+    with torch.no_grad():
+        for parameter in rules.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    explain = as_quantus_explain_func(lambda net: LearnedPropagation(net, rules=rules))
+    other = copy.deepcopy(model)  # as Quantus' randomisation hands over
+    torch.nn.init.normal_(other[0].weight)
+    maps = []
+    for net in (model, other):
+        maps.append(explain(net, inputs, targets))
+        expected = LearnedPropagation(net, rules=rules).attribute(torch.tensor(inputs), target=torch.tensor(targets))
+        np.testing.assert_allclose(maps[-1], expected.detach().numpy(), atol=1e-7)
+    assert not np.allclose(*maps)
+    assert not np.allclose(maps[0], as_quantus_explain_func(Saliency, abs=False)(model, inputs, targets))
 
 
 def test_what_does_not_fit_is_refused(setting) -> None:  # type: ignore[no-untyped-def]

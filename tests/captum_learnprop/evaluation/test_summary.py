@@ -27,6 +27,7 @@ def test_an_estimate_against_numpy() -> None:
     over_samples = table.mean(axis=0)
     assert found.standard_error == pytest.approx(np.std(over_samples, ddof=1) / np.sqrt(20))
     assert found.seed_spread == pytest.approx(np.std(table.mean(axis=1), ddof=1))
+    assert found.seed_error == pytest.approx(found.seed_spread / np.sqrt(3))
     assert (found.samples, found.seeds) == (20, 3)
 
 
@@ -35,6 +36,7 @@ def test_estimates_of_one_seed_one_sample_and_none() -> None:
     assert (one.mean, one.samples, one.seeds) == (0.5, 2, 1)
     assert one.standard_error == pytest.approx(0.25)
     assert math.isnan(one.seed_spread)
+    assert math.isnan(one.seed_error)
     assert math.isnan(estimate([[0.5]]).standard_error)
     assert math.isnan(estimate([[None, None]]).mean)
 
@@ -60,6 +62,7 @@ def cells() -> list[dict]:
         cell("LRP z+, box", "lrp", {NAME: [0.4, 0.4, 0.4], "deletion, zero": [0.1, 0.1, 0.1]}),
         cell("LRP epsilon plus", "lrp", {NAME: [0.5, 0.5, 0.5], "deletion, zero": [0.2, 0.2, 0.2]}),
         cell("broken", "gradient", {}, error="it has no ReLU"),
+        cell("gates, untrained", "untrained", {NAME: [0.1, 0.2, 0.15], "deletion, zero": [0.5, 0.5, 0.5]}),
         cell("gates, learned", "learned", {NAME: [0.4, 0.6, 0.5], "deletion, zero": [0.2, 0.2, 0.2]}, 0),
         cell("gates, learned", "learned", {NAME: [0.6, 0.8, 0.7], "deletion, zero": [0.4, 0.4, 0.4]}, 1),
     ]
@@ -71,7 +74,14 @@ def test_learned_methods_are_compared_on_the_same_samples() -> None:
     values = np.array([0.5, 0.7, 0.6]) - np.array([0.1, 0.2, 0.3])
     assert saliency.mean == pytest.approx(values.mean())
     assert saliency.standard_error == pytest.approx(values.std(ddof=1) / np.sqrt(3))
-    assert saliency.better
+    first, second = 0.5 - 0.2, 0.7 - 0.2  # the mean difference of each seed
+    assert saliency.seed_error == pytest.approx(np.std([first, second], ddof=1) / np.sqrt(2))
+    assert saliency.mean == pytest.approx((first + second) / 2)
+    assert saliency.better  # 0.4 > 2 * sqrt(0.058^2 + 0.1^2)
+    assert not found["best LRP", NAME].better  # 0.1
+    start = found["its untrained start", NAME]
+    assert start.against == "gates, untrained"
+    assert start.mean == pytest.approx(0.6 - 0.15)
     assert found["best gradient or CAM", NAME].against == "Grad-CAM"
     assert found["best gradient or CAM", "deletion, zero"].against == "saliency"
     assert found["best LRP", NAME].against == "LRP epsilon plus"
@@ -84,11 +94,44 @@ def test_learned_methods_are_compared_on_the_same_samples() -> None:
 
 def test_the_tables_say_what_was_found_and_what_failed() -> None:
     text = to_markdown(summarise(cells()))
-    assert "| gates, learned | **0.600** ± 0.058 (0.141) |" in text
+    assert "| gates, learned | **0.600** ± 0.058 (0.100) |" in text  # 0.141 / sqrt(2)
     assert "| method | average precision ^ | deletion, zero v | passes | ms / image | treatment |" in text
     assert "- broken: did not run. it has no ReLU" in text
     assert "| LRP z+, box | 0.400 ± 0.000 | **0.100** ± 0.000 | 2 | 2.0 | positive, 2 px |" in text
-    assert "| gates, learned minus best gradient or CAM | **+0.267** ± 0.067, Grad-CAM |" in text
+    assert "| gates, learned minus best gradient or CAM | **+0.267** ± 0.067 (0.100), Grad-CAM |" in text
+    assert "| gates, learned minus its untrained start | **+0.450** ± 0.029 (0.100) |" in text
+    assert "| gates, learned minus best LRP | +0.100 ± 0.058 (0.100), LRP epsilon plus |" in text
+    assert "| training s |" not in text  # not known
     assert "All maps smoothed like the learned ones" in text
     assert "The net names the asked class in 96 % of the questions." in text
     assert "nan" not in text
+
+
+def test_a_difference_counts_if_it_exceeds_two_combined_standard_errors() -> None:
+    for gain, clear in ((0.03, True), (0.028, False)):  # its standard errors: 0.01 over scenes, 0.01 over seeds
+        pattern = 0.01 * np.sqrt(3) * np.array([1.0, -1.0, 0.0])
+        seeds = [(0.5 + gain + shift + pattern).tolist() for shift in (0.01, -0.01)]
+        rows = summarise([
+            cell("saliency", "gradient", {NAME: [0.5, 0.5, 0.5]}),
+            *(cell("gates, learned", "learned", {NAME: one}, seed) for seed, one in enumerate(seeds)),
+        ])  # fmt: skip
+        (found, *_) = differences(rows)
+        assert (found.standard_error, found.seed_error) == pytest.approx((0.01, 0.01))
+        assert found.better is clear
+        assert ("**+0.03" in to_markdown(rows)) is clear
+
+
+def test_seconds_of_training_have_a_column_where_they_are_known() -> None:
+    some = [
+        cell("saliency", "gradient", {NAME: [0.5]}),
+        cell("gates, learned", "learned", {NAME: [0.5]}, 0, **{"training seconds": 30.0}),
+        cell("gates, learned", "learned", {NAME: [0.6]}, 1, **{"training seconds": 50.0}),
+    ]
+    rows = summarise(some)
+    assert rows[1].training_seconds == 40.0
+    text = to_markdown(rows)
+    assert "| ms / image | training s | treatment |" in text
+    assert "| 2.0 | 40 | positive, 2 px |" in text
+    assert "| 2.0 | - | positive, 2 px |" in text
+    del some[1]["training seconds"]
+    assert math.isnan(summarise(some)[1].training_seconds)

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +31,6 @@ VALIDATION_SCENES = 16
 FIGURE_SCENES = 3
 
 DELETIONS = 48
-INTEGRATED_STEPS = 50
-
 UNTRAINED = "shared rules, untrained"
 SHARED = "shared rules, learned"
 PER_SAMPLE = "learned per sample"
@@ -149,26 +146,10 @@ def _trainer(model: nn.Module, plan: Plan) -> RuleTrainer:
 
 def methods(model: nn.Module, rules: RuleSet, plan: Plan) -> list[Method]:
     """What is compared: hand-made rules, then learned ones. The learned shared rules have no treatment to choose."""
-    from captum.attr import GuidedBackprop, IntegratedGradients, Saliency
-
     from captum_learnprop.attribution.learned import LearnedPropagation
     from captum_learnprop.evaluation.comparison import Method, Treatment
+    from captum_learnprop.evaluation.hand_made import hand_made
     from captum_learnprop.evaluation.scenes import SIZE
-
-    def saliency(images: Tensor, targets: Tensor) -> Tensor:
-        with _quiet_captum():
-            return Saliency(model).attribute(images, target=targets, abs=False)
-
-    def guided(images: Tensor, targets: Tensor) -> Tensor:
-        with _quiet_captum():
-            return GuidedBackprop(model).attribute(images, target=targets)
-
-    def integrated(images: Tensor, targets: Tensor) -> Tensor:
-        method = IntegratedGradients(model)
-        attribution: Tensor = method.attribute(
-            images, target=targets, n_steps=INTEGRATED_STEPS, internal_batch_size=256
-        )
-        return attribution.to(images.dtype)
 
     def per_sample(images: Tensor, targets: Tensor) -> Tensor:
         return LearnedPropagation(model).attribute(images, targets, n_steps=plan.sample_steps, seed=plan.seed)
@@ -177,9 +158,7 @@ def methods(model: nn.Module, rules: RuleSet, plan: Plan) -> list[Method]:
         return lambda images, targets: LearnedPropagation(model, rules=used).attribute(images, targets)
 
     return [
-        Method(SALIENCY, saliency),
-        Method("guided backprop", guided),
-        Method(INTEGRATED, integrated),
+        *(Method(name, hand_made(name).build(model)) for name in (SALIENCY, "guided backprop", INTEGRATED)),
         Method(PER_SAMPLE, per_sample),
         Method(UNTRAINED, shared(_untrained(model, plan))),
         Method(SHARED, shared(rules), (Treatment(rules.training["sign"], rules.training["smoothing"] * SIZE),)),
@@ -325,15 +304,6 @@ def _opening(model: nn.Module, questions: Questions) -> str:
         f"{len(questions)} questions about {len(questions) // 2} test scenes; "
         f"the classifier sees the asked digit in {100 * share:.0f} % of them"
     )
-
-
-@contextmanager
-def _quiet_captum() -> Iterator[None]:
-    """Without captum's warnings on every call, which tell of nothing a user could change here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU")
-        warnings.filterwarnings("ignore", message="Input Tensor 0 did not already require gradients")
-        yield
 
 
 @contextmanager

@@ -23,7 +23,6 @@ def reduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     patch.setattr(demo, "TRAINING_SCENES", 12)
     patch.setattr(demo, "VALIDATION_SCENES", 2)
     patch.setattr(demo, "DELETIONS", 24)
-    patch.setattr(demo, "INTEGRATED_STEPS", 4)
     arguments = ["--out", str(out), "--scenes", "6", "--steps", "12", "--sample-steps", "2", "--threads", "1"]
     result = CliRunner().invoke(demo.command, arguments, catch_exceptions=False)
     patch.undo()

@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from captum_learnprop.commands._threads import threads
 from captum_learnprop.errors import LearnpropError
 
 # torch takes seconds to import: the help must not wait for it.
@@ -79,7 +78,7 @@ def command(**options: Any) -> None:
     pixels that digit has.
     """
     plan = Plan(**options)
-    with _threads(plan.threads):
+    with threads(plan.threads):
         run(plan)
 
 
@@ -256,12 +255,14 @@ def draw(model: nn.Module, questions: Questions, results: Sequence[Result], path
 
 def write_csv(results: Sequence[Result], path: Path) -> Path:
     """The table as CSV."""
+    from captum_learnprop.evaluation.benchmark import write_text
+
     rows = table(results)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return _write(path, text.getvalue())
+    return write_text(path, text.getvalue())
 
 
 def write_json(
@@ -270,6 +271,7 @@ def write_json(
     """The table, the scores of every question, and everything that is needed to repeat the run."""
     import torch
 
+    from captum_learnprop.evaluation.benchmark import write_text
     from captum_learnprop.evaluation.digits_net import weights_metadata
 
     document = {
@@ -284,14 +286,7 @@ def write_json(
             for result in results
         },
     }  # fmt: skip
-    return _write(path, json.dumps(document, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def _opening(model: nn.Module, questions: Questions) -> str:
@@ -304,15 +299,3 @@ def _opening(model: nn.Module, questions: Questions) -> str:
         f"{len(questions)} questions about {len(questions) // 2} test scenes; "
         f"the classifier sees the asked digit in {100 * share:.0f} % of them"
     )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

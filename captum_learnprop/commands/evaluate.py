@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from captum_learnprop.commands._threads import threads
 from captum_learnprop.errors import LearnpropError
 
 # torch takes seconds to import: the help must not wait for it.
@@ -109,7 +110,7 @@ def command(**options: Any) -> None:
     once more with --report-only for one table.
     """
     plan = Plan(**options)
-    with _threads(plan.threads):
+    with threads(plan.threads):
         run(plan)
 
 
@@ -313,15 +314,3 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
             bar.update(done - bar.n)
 
         yield advance
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

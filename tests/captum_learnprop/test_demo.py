@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from captum_learnprop.commands import demo
+from captum_learnprop.commands._threads import threads
 from captum_learnprop.evaluation import deletion, digits_net, make_scenes
 from captum_learnprop.evaluation.comparison import Method, Treatment, choose_treatment, measure, paired_difference
 
@@ -112,6 +113,6 @@ def test_wrong_options_end_with_usage(tmp_path: Path) -> None:
 
 def test_threads_are_given_back() -> None:
     before = torch.get_num_threads()
-    with demo._threads(1):
+    with threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before

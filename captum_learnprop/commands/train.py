@@ -32,7 +32,7 @@ from captum_learnprop.errors import LearnpropError
 
 # torch takes seconds to import: the help must not wait for it.
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.utils.data import IterableDataset
 
     from captum_learnprop.images import ImageFile, Preprocessing
@@ -126,9 +126,22 @@ def run(request: Request) -> Result:
         _warn_of_lost_classes(images, skipped)
     rules.training |= _origin(request, preprocessing, skipped)
     if _is_main():
-        rules.save(request.out, module)
+        _save(request, rules, module)
         _draw(request, trainer)
     return Result(rules, time.monotonic() - started)
+
+
+def _save(request: Request, rules: RuleSet, module: nn.Module) -> None:
+    """Hours of training must not end with a bare error number."""
+    try:
+        rules.save(request.out, module)
+    except OSError as error:
+        held = (
+            f"; the run is kept in {request.resume}: make room and run the same command again, it trains no step anew"
+            if request.resume is not None
+            else "; make room and train again, with --resume FILE to keep the run"
+        )
+        raise LearnpropError(f"cannot write the rules to {request.out}: {error}{held}") from error
 
 
 def _is_main() -> bool:

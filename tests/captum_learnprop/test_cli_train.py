@@ -472,6 +472,20 @@ class TestTorchrun:
         assert seen == [expected]
 
 
+def test_a_full_disk_at_the_end_costs_no_step(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, run = tmp_path / "rules.safetensors", tmp_path / "run.safetensors"
+    save = RuleSet.save
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RuleSet, "save", full)
+    check_error(train(images, out, "--resume", str(run)), "No space left", f"the run is kept in {run}")
+    monkeypatch.setattr(RuleSet, "save", save)
+    assert train(images, out, "--resume", str(run)).exit_code == 0
+    assert RuleSet.load(out).training["steps_done"] == 4
+
+
 class TestMistakes:
     """All are told before anything is measured."""
 

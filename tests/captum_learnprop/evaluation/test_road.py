@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from captum_learnprop.evaluation import road as module
 from captum_learnprop.evaluation.baselines import normal_draws
 from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.evaluation.road import linear_imputation, road, road_curve
@@ -69,7 +70,8 @@ def test_removed_values_do_not_matter_and_chunks_neither(monkeypatch: pytest.Mon
     expected = linear_imputation(images, removed)
     holes = images.masked_fill(removed[:, None], torch.nan)
     assert torch.equal(linear_imputation(holes, removed), expected)
-    monkeypatch.setattr(module, "MAX_FACTORS", 1)
+    # The package exports a function of the same name as the module.
+    monkeypatch.setattr(importlib.import_module("captum_learnprop.evaluation.road"), "MAX_FACTORS", 1)
     torch.testing.assert_close(linear_imputation(images, removed), expected, rtol=0, atol=1e-13)
     strided = images.transpose(1, 3).contiguous().transpose(1, 3)
     torch.testing.assert_close(linear_imputation(strided, removed), expected, rtol=0, atol=1e-13)

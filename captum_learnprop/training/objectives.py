@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import LearnpropError
+from .masks import total_variation
 
 DISTANCES = ("auto", "cross_entropy", "kl", "relative")
 
@@ -98,7 +99,7 @@ class Agreement:
         for mask in result.masks:
             loss = loss + self.area * mask.flatten(1).mean(dim=1)
             if self.total_variation:
-                loss = loss + self.total_variation * _total_variation(mask)
+                loss = loss + self.total_variation * total_variation(mask[:, 0] if mask.ndim > 2 else mask)
         return loss
 
     def _distance(self, r: MaskedPass) -> Tensor:
@@ -156,11 +157,3 @@ def _class_index(r: MaskedPass) -> Tensor | None:
 
 def _size(value: Tensor) -> Tensor:
     return value.abs() + torch.finfo(value.dtype).eps ** 0.5
-
-
-def _total_variation(mask: Tensor) -> Tensor:
-    total = mask.new_zeros(mask.shape[0])
-    for dim in range(2 if mask.ndim > 2 else 1, mask.ndim):
-        if mask.shape[dim] > 1:
-            total = total + mask.diff(dim=dim).abs().flatten(1).mean(dim=1)
-    return total

@@ -229,10 +229,11 @@ def _check_memory(request: Request, count: int, preprocessing: Preprocessing) ->
     from captum_learnprop.training.examples import MEMORY_LIMIT
 
     size = count * 3 * preprocessing.crop**2 * 4
-    if size > MEMORY_LIMIT and request.examples_dir is None:
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and size > MEMORY_LIMIT and request.examples_dir is None:
         raise LearnpropError(
             f"{count} images of {preprocessing.crop} x {preprocessing.crop} pixels take {size / 2**30:.1f} GiB of "
-            "memory: name a folder to keep them in, --examples-dir DIR"
+            "memory: name a folder that all processes see, --examples-dir DIR"
         )
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ SHARD = 64
 """Images per file of a folder."""
 
 MEMORY_LIMIT = 1 << 30
-"""Bytes of examples that are kept in memory without asking for a folder."""
+"""Bytes of examples that are kept in memory; more go to a temporary folder."""
 
 FORMAT_VERSION = "1"
 
@@ -89,6 +91,7 @@ class Examples:
     ) -> None:
         self._shards, self._sizes, self.targets_per_image = shards, sizes, targets_per_image
         self.classes, self.digest = classes, digest
+        self.temporary: TemporaryDirectory[str] | None = None  # removed with these examples
         self._starts = [sum(sizes[:index]) for index in range(len(sizes))]
 
     def __len__(self) -> int:
@@ -155,7 +158,7 @@ def collect(
         processes: measure each their share of the images; all of them keep all examples.
         folder: where examples are kept as files, which a later call with the same data goes on from; None keeps them
             in memory.
-        memory_limit: bytes of examples in memory from which an error recommends a folder.
+        memory_limit: bytes in memory from which examples go to a temporary folder, for as long as they are used.
         progress: called with the number of images done.
 
     Raises:
@@ -174,18 +177,19 @@ def collect(
                 done, pending = done + len(pending), []
                 if progress is not None:
                     progress(done)
-                if folder is None and used > memory_limit:
-                    raise DataError(
-                        f"{done} images with their deletions take {used / 2**30:.1f} GiB of memory: "
-                        "give examples_dir=, a folder to keep them in"
-                    )
+                if store.folder is None and used > memory_limit:
+                    store.spill()
     if pending:
         store.add(pending, done)
         done += len(pending)
         if progress is not None:
             progress(done)
     digest = hashlib.sha256("".join(store.digests).encode()).hexdigest()
-    return Examples(store.shards, store.sizes, what.targets_per_image, classes=store.classes, digest=digest)
+    found = Examples(store.shards, store.sizes, what.targets_per_image, classes=store.classes, digest=digest)
+    if store.temporary is not None:
+        found.temporary = store.temporary
+        weakref.finalize(found, store.temporary.cleanup)
+    return found
 
 
 class _Store:
@@ -196,6 +200,7 @@ class _Store:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.shards: list[dict[str, Tensor] | Path] = []
         self.sizes: list[int] = []
+        self.temporary: TemporaryDirectory[str] | None = None
         self.digests: list[str] = []
         self.classes = 0
         self.fills: tuple[Tensor, Tensor] | None = None  # lowest and highest value of each channel, first shard
@@ -208,6 +213,25 @@ class _Store:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise DataError(f"cannot make the folder {folder} for examples: {error}") from error
+
+    def spill(self) -> None:
+        """Go on in a temporary folder, with what is in memory so far.
+
+        Raises:
+            DataError: several processes need a folder that all of them see; or the disk is full.
+        """
+        if self.processes.world > 1:
+            raise DataError(
+                f"{sum(self.sizes)} images with their deletions are more than memory should hold: "
+                "give examples_dir=, a folder that all processes see"
+            )
+        self.temporary = TemporaryDirectory(prefix="learnprop-examples-")
+        self.folder = Path(self.temporary.name)
+        for number, (tensors, digest) in enumerate(zip(self.shards, self.digests, strict=True)):
+            assert isinstance(tensors, dict)
+            path = self.folder / f"examples-{number:05d}-{digest[:12]}.safetensors"
+            _write(path, tensors, {"digest": digest, "classes": str(self.classes)})
+            self.shards[number] = path
 
     def add(self, items: list[dict[str, Tensor]], first: int) -> int:
         """Measure a shard; returns its bytes."""

@@ -231,7 +231,8 @@ class RuleTrainer:
             targets: ``"predicted"``, the model's own highest classes; or ``"labels"``, those of the data.
             targets_per_image: how many classes of each image are explained.
             validation: share of the images that are held out, 0 for none; or data of their own.
-            examples_dir: folder for images and deletions; None keeps them in memory. Measured once, used again.
+            examples_dir: folder for images and deletions, measured once and used again. None keeps them in memory, or,
+                when they take more than a gigabyte, in a temporary folder.
             checkpoint: file that a run is saved in and resumed from, to the same result. Delete it to begin anew.
             checkpoint_every: steps between checkpoints.
             log_dir: folder for ``training.csv`` and, where TensorBoard is installed, its events.

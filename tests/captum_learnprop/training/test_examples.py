@@ -233,10 +233,21 @@ class TestFolder:
 class TestErrors:
     def test_memory(self, tmp_path: Path) -> None:
         size = 5 * (3 * 16 * 16 * 4 + 8 + 4 * 4 * 2 * 2 * 4 + 4 * 4)
-        gather(limit=2 * size)  # two whole shards fit, the rest is not counted
-        with pytest.raises(DataError, match=r"10 images .* GiB of memory: give examples_dir="):
-            gather(limit=2 * size - 1)
-        gather(limit=0, folder=tmp_path)
+        assert gather(limit=2 * size).temporary is None  # two whole shards fit, the rest is not counted
+        assert gather(limit=0, folder=tmp_path).temporary is None
+        for limit in (0, size, 2 * size - 1):
+            spilled = gather(limit=limit)
+            assert spilled.temporary is not None
+            folder = Path(spilled.temporary.name)
+            assert [path.name[:15] for path in sorted(folder.iterdir())] == [f"examples-0000{n}-" for n in range(3)]
+            assert_same(spilled, gather())
+            del spilled
+            assert not folder.exists()
+
+    def test_several_processes_need_a_folder_that_all_see(self) -> None:
+        store = examples._Store(net(), Collection(**WHAT), Processes(rank=0, world=2), None)
+        with pytest.raises(DataError, match="a folder that all processes see"):
+            store.spill()
 
     @pytest.mark.parametrize(
         ("options", "message"),

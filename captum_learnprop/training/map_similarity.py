@@ -7,8 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from captum_learnprop.training.occlusion import correlation
-
 SOFT = 0.1
 """Of `compress`, as a share of the mean absolute value: smaller values are noise, larger ones count by their order."""
 
@@ -18,6 +16,11 @@ def cosine(first: Tensor, second: Tensor) -> Tensor:
     first, second = _scaled(first), _scaled(second)
     norm = (first.square().sum(1) * second.square().sum(1) + torch.finfo(first.dtype).eps ** 2).sqrt()
     return (first * second).sum(1) / norm
+
+
+def correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson correlation of the rows of two ``(B, N)`` tensors: ``(B,)`` in [-1, 1]; 0 where a row is constant."""
+    return cosine(first - first.mean(1, keepdim=True), second - second.mean(1, keepdim=True))
 
 
 def overlap(first: Tensor, second: Tensor) -> Tensor:

@@ -128,18 +128,3 @@ def random_fills(count: int, shape: tuple[int, ...], low: Tensor, high: Tensor, 
 def region_mass(maps: Tensor, regions: Tensor) -> Tensor:
     """Sum of each map ``(B, *spatial)`` inside each of its regions ``(B, D, *spatial)``: ``(B, D)``."""
     return torch.bmm(regions.flatten(2).to(maps.dtype), maps.flatten(1)[..., None])[..., 0]
-
-
-def correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Pearson correlation of the rows of two ``(B, D)`` tensors: ``(B,)`` in [-1, 1]; 0 where a row is constant."""
-    first = first - first.mean(1, keepdim=True)
-    second = second - second.mean(1, keepdim=True)
-    first, second = first / _largest(first), second / _largest(second)
-    norm = (first.square().sum(1) * second.square().sum(1) + torch.finfo(first.dtype).eps ** 2).sqrt()
-    return (first * second).sum(1) / norm
-
-
-def _largest(rows: Tensor) -> Tensor:
-    """The largest absolute value of each row, 1 for a row of zeros: maps of deep nets can be as small as 1e-20."""
-    size = rows.detach().abs().amax(1, keepdim=True)
-    return torch.where(size > 0, size, torch.ones_like(size))

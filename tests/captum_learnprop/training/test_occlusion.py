@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.evaluation.maps import reduce_channels, smooth
+from captum_learnprop.training.map_similarity import correlation
 from captum_learnprop.training.occlusion import (
     MAX_BOXES,
     box_regions,
-    correlation,
     generator_of,
     measure_drops,
     random_boxes,

@@ -47,7 +47,8 @@ DEFAULT_TERM = OcclusionRegression(density=0.5)
 """On validation scenes, against density 0: equal average precision, lower deletion."""
 
 FEATURE_OPTIONS = {"position": True}
-"""Options of feature gates that none are given for: weighing positions raised every score in our trials."""
+"""Options of feature gates that none are given for: weighing positions raised average precision on validation
+scenes (.82 to .84)."""
 
 _EPS = 1e-5
 """Of Adam. Gradients are around 1e-3 and rounding noise below 1e-8: what is only noise must not become a full step."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_nets import CLASSES, images, net
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -301,7 +302,7 @@ class TestStopping:
         assert rules.training["steps_done"] == 4
         assert all(tensor.isfinite().all() for tensor in rules.state_dict().values())
 
-    def test_without_held_out_rows_the_last_finite_state_is_kept(self) -> None:
+    def test_without_held_out_rows_the_last_finite_state_is_kept(self, tmp_path: Path) -> None:
         class Breaks(OcclusionRegression):
             def __call__(self, batch: Any) -> Tensor:
                 value = super().__call__(batch)
@@ -309,7 +310,17 @@ class TestStopping:
 
         with pytest.warns(TrainingWarning, match="not finite at step 4"):
             rules = fit(objective=Breaks(), validate_every=20)
-        assert_same(rules, fit(validate_every=20, objective=OcclusionRegression(), fitting={"on_step": None}), 0.2)
+        file = tmp_path / "run.safetensors"
+
+        def interrupt(row: dict[str, float]) -> None:
+            if row["step"] == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit(objective=OcclusionRegression(), validate_every=20, fitting={"checkpoint": file, "on_step": interrupt})
+        kept = load_file(file)
+        for name, tensor in rules.state_dict().items():
+            assert torch.equal(tensor, kept[f"rules|{name}"])
         assert (rules.training["steps_done"], rules.training["best_step"]) == (3, 3)
 
     def test_a_validation_that_is_not_finite(self) -> None:

@@ -5,14 +5,13 @@ from .composites import (
     LearnedComposite,
     LearnedGradient,
     LearnedGuidedBackprop,
-    composite_class,
-    register_composite,
     register_trained,
 )
 from .coverage import Coverage
 from .errors import RuleError, RuleWarning
 from .gates import ChannelGate, ElementGate, FeatureGate, Gate, PositionGate, QuadrantGate, register_gate
 from .pooling import LearnedMaxPool, PoolGate
+from .registry import composite_class, register_composite
 from .ruleset import RuleSet
 from .sites import Site, SiteTracker
 from .streams import Fusion, attribute

@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from . import fingerprint
-from ._compat import COMPOSITES, Composite, Hook, LayerMapComposite, RemovableHandle, RemovableHandleList
+from ._compat import COMPOSITES, Hook, LayerMapComposite, RemovableHandle, RemovableHandleList
 from .activation import LearnedActivation
 from .errors import RuleError
 from .gates import STARTS, gate_class
-from .pooling import LearnedMaxPool
+from .pooling import LearnedMaxPool, PoolGate
+from .registry import composite_class, register_composite
 from .ruleset import RuleSet
-from .sites import ACTIVATION_TYPES, POOLING_TYPES, SiteTracker
+from .sites import ACTIVATION_TYPES, POOLING_TYPES, Site, SiteTracker
 from .streams import Streams
 
 POOLINGS = ("exact", "soft")
@@ -34,6 +35,7 @@ class LearnedComposite(LayerMapComposite):
         start: Rule they start at.
         pooling: ``"exact"`` leaves max-pools their own gradient, ``"soft"`` puts a `LearnedMaxPool` there.
         gate_options: Further arguments of the gates.
+        rule_options: Options of the composite's other rules, see its class; `default_options` has their defaults.
         per_sample: Each sample of the batch gets its own parameters.
         rules: A `RuleSet` (or the path of one) to propagate by; the configuration above is then the rule set's.
         layer_map: Entries that take precedence, as in zennit: ``[(types, hook), ...]``.
@@ -47,6 +49,9 @@ class LearnedComposite(LayerMapComposite):
     default_start: ClassVar[str] = "gradient"
     default_gate: ClassVar[str | type] = "channel"
     default_rules: ClassVar[Any] = None
+    default_options: ClassVar[Mapping[str, Any]] = {}
+    linearised: ClassVar[bool] = True
+    """Whether gradients of the rules may come from one linearised forward pass (see `tangent`)."""
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class LearnedComposite(LayerMapComposite):
         pooling: str = "exact",
         *,
         gate_options: Mapping[str, Any] | None = None,
+        rule_options: Mapping[str, Any] | None = None,
         per_sample: bool = False,
         rules: RuleSet | str | Path | None = None,
         layer_map: list[Any] | None = None,
@@ -64,7 +70,7 @@ class LearnedComposite(LayerMapComposite):
         self._verified: weakref.ref[nn.Module] | None = None
         rules = self.default_rules if rules is None else rules
         if rules is None:
-            rules = self._open_rules(gate, start, pooling, gate_options, per_sample)
+            rules = self._open_rules(gate, start, pooling, gate_options, rule_options, per_sample)
         elif not isinstance(rules, RuleSet):
             rules = RuleSet.load(rules)
         for option, value in (("gate", gate), ("start", start)):
@@ -81,14 +87,64 @@ class LearnedComposite(LayerMapComposite):
         self.streams = Streams(fused=rules.fusion is not None)
         self.tracker = SiteTracker(self._hook_functional)
         self.functional_hooks: weakref.WeakSet[Hook] = weakref.WeakSet()
-        activations: list[Any] = [(ACTIVATION_TYPES, LearnedActivation(self))]
-        pools: list[Any] = [(POOLING_TYPES, LearnedMaxPool(self))] if rules.config["pooling"] == "soft" else []
         super().__init__(
-            layer_map=[*(layer_map or []), *activations, *pools], canonizers=[*(canonizers or []), self.tracker]
+            layer_map=[*(layer_map or []), *self.templates()], canonizers=[*(canonizers or []), self.tracker]
         )
 
+    def templates(self) -> list[tuple[tuple[type, ...], Hook]]:
+        """Which hook goes to which types of modules; the first match counts."""
+        pools = [(POOLING_TYPES, LearnedMaxPool(self))] if self.rules.config["pooling"] == "soft" else []
+        return [(ACTIVATION_TYPES, LearnedActivation(self)), *pools]
+
+    @classmethod
+    def make_gate(cls, config: Mapping[str, Any], site: Site, samples: int | None) -> nn.Module:
+        """The gate of a site, with its parameters at their start.
+
+        Args:
+            config: Configuration of the rule set.
+            site: The site; its shape decides those of the parameters.
+            samples: None shares the parameters over samples; a number gives each its own.
+
+        Raises:
+            RuleError: For options that the gate does not take.
+        """
+        if site.kind == "pooling":
+            return PoolGate(samples=samples)
+        known, options = gate_class(config["gate"]), config.get("gate_options", {})
+        try:
+            return known(site.shape, start=config["start"], samples=samples, channel_dim=site.channel_dim, **options)
+        except TypeError as error:
+            raise RuleError(f"{known.__name__} does not take gate_options={options}: {error}") from error
+
+    @classmethod
+    def checked_options(cls, rule_options: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The composite's own options, complete and in plain types.
+
+        Raises:
+            RuleError: For an option that it does not have.
+        """
+        given = dict(rule_options or {})
+        for option in given.keys() - cls.default_options.keys():
+            known = ", ".join(cls.default_options) or "none"
+            raise RuleError(f"{cls.__name__} has no rule option {option!r}; it has: {known}")
+        return {**cls.default_options, **given}
+
+    def start_signal(self, output: Tensor, seed: Tensor) -> Tensor:
+        """What the backward pass starts with, so that positive attributions speak for ``sum(output * seed)``."""
+        return seed
+
+    def finish(self, maps: tuple[Tensor, ...], leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Attributions, from what arrived at the leaves."""
+        return maps
+
     def _open_rules(
-        self, gate: Any, start: str | None, pooling: str, gate_options: Mapping[str, Any] | None, per_sample: bool
+        self,
+        gate: Any,
+        start: str | None,
+        pooling: str,
+        gate_options: Mapping[str, Any] | None,
+        rule_options: Mapping[str, Any] | None,
+        per_sample: bool,
     ) -> RuleSet:
         gate = self.default_gate if gate is None else gate
         start = self.default_start if start is None else start
@@ -104,7 +160,8 @@ class LearnedComposite(LayerMapComposite):
             "gate_options": dict(gate_options or {}),
             "per_sample": per_sample,
         }
-        return RuleSet(self.name, config)
+        options = self.checked_options(rule_options)
+        return RuleSet(type(self), {**config, **({"rule_options": options} if options else {})})
 
     def parameters(self) -> list[nn.Parameter]:
         """The rule set's parameters (empty before the first forward pass if no rule set was given)."""
@@ -216,36 +273,6 @@ class LearnedGuidedBackprop(LearnedComposite):
 
     name = "learned_guided_backprop"
     default_start = "guided_backprop"
-
-
-def register_composite(name: str, composite: type[Composite]) -> None:
-    """Make a composite class known to zennit by name; unlike zennit's own, it never overwrites.
-
-    Raises:
-        RuleError: If the name belongs to another class; registering the same class again does nothing.
-    """
-    if not (isinstance(composite, type) and issubclass(composite, Composite)):
-        raise RuleError(f"composite {name!r} must be a zennit Composite class, got {composite!r}")
-    known = COMPOSITES.setdefault(name, composite)
-    if known is not composite:
-        raise RuleError(
-            f"the composite name {name!r} belongs to {known.__module__}.{known.__qualname__}; choose another, "
-            "or pass overwrite=True to register_trained"
-        )
-
-
-def composite_class(name: str) -> type[LearnedComposite]:
-    """Look a trainable composite up by name.
-
-    Raises:
-        RuleError: If there is none of that name, or it has no trainable rules.
-    """
-    found = COMPOSITES.get(name)
-    if found is None or not issubclass(found, LearnedComposite):
-        learned = sorted(n for n, c in COMPOSITES.items() if issubclass(c, LearnedComposite))
-        what = "has no trainable rules" if found is not None else "is unknown"
-        raise RuleError(f"the composite {name!r} {what}; trainable ones: {', '.join(learned)}")
-    return found
 
 
 def register_trained(name: str, path: str | Path, *, overwrite: bool = False) -> type[LearnedComposite]:

@@ -20,8 +20,7 @@ from . import fingerprint
 from .buffers import buffers_kept
 from .coverage import Coverage, CoverageRow, unreached_nodes
 from .errors import RuleError
-from .gates import gate_class
-from .pooling import PoolGate
+from .registry import composite_class
 from .sites import Site
 from .streams import Fusion
 
@@ -40,12 +39,14 @@ class RuleSet:
     grows a gate at each new site it meets; a *closed* one knows its sites and refuses others.
 
     Args:
-        composite: Name of the composite, as in ``zennit.composites.COMPOSITES``.
-        config: Its configuration: ``gate``, ``start``, ``pooling``, ``gate_options``, ``per_sample``.
+        composite: The composite's class, or its name as in ``zennit.composites.COMPOSITES``.
+        config: Its configuration: ``gate``, ``start``, ``pooling``, ``gate_options``, ``rule_options``,
+            ``per_sample``.
     """
 
-    def __init__(self, composite: str, config: Mapping[str, Any] | None = None) -> None:
-        self.composite_name = composite
+    def __init__(self, composite: str | type[LearnedComposite], config: Mapping[str, Any] | None = None) -> None:
+        self._composite = composite_class(composite) if isinstance(composite, str) else composite
+        self.composite_name = composite if isinstance(composite, str) else composite.name
         self.config: dict[str, Any] = dict(config or {})
         self.closed = False
         self.training: dict[str, Any] = {}
@@ -70,6 +71,7 @@ class RuleSet:
         *,
         pooling: str | None = None,
         gate_options: Mapping[str, Any] | None = None,
+        rule_options: Mapping[str, Any] | None = None,
         fusion: bool = False,
         per_sample: bool = False,
     ) -> RuleSet:
@@ -83,14 +85,13 @@ class RuleSet:
             start: ``"gradient"``, ``"deconvnet"`` or ``"guided_backprop"``; the composite's own choice by default.
             pooling: ``"exact"`` leaves max-pools alone; ``"soft"`` gives each a `PoolGate`.
             gate_options: Further arguments of the gate, e.g. ``{"per": "layer"}``.
+            rule_options: Options of the composite's other rules, e.g. ``{"gamma": 0.25}``; see the composite.
             fusion: Multiply relevance maps of several depths into the attribution (see `streams.Fusion`).
             per_sample: Give each sample of the batch its own parameters.
 
         Raises:
             RuleError: If the model cannot be hooked, or no site was reached.
         """
-        from .composites import composite_class
-
         options: dict[str, Any] = {
             name: value
             for name, value in {
@@ -98,6 +99,7 @@ class RuleSet:
                 "start": start,
                 "pooling": pooling,
                 "gate_options": gate_options,
+                "rule_options": rule_options,
                 "per_sample": per_sample,
             }.items()
             if value is not None
@@ -153,9 +155,10 @@ class RuleSet:
                     f"the model called {function} at site {name!r}, which this rule set of {len(self._sites)} sites "
                     "does not have: it was built for another model, input shape or control flow; build it anew"
                 )
-            gate = self._make_gate(kind, z, channel_dim)
+            site = Site(name, kind, function, tuple(z.shape), channel_dim)
+            gate = self._composite.make_gate(self.config, site, self._samples(site))
             self._gates[name] = gate.to(device=z.device, dtype=_parameter_dtype(z))
-            self._sites[name] = Site(name, kind, function, tuple(z.shape), channel_dim)
+            self._sites[name] = site
             return self._gates[name]
         shared = self._shared.pop(name, None)
         if shared is not None and getattr(gate, "samples", None) != z.shape[0]:
@@ -164,17 +167,8 @@ class RuleSet:
         reference = next(gate.parameters(), None)
         return gate if reference is None or reference.device == z.device else gate.to(z.device)
 
-    def _make_gate(self, kind: str, z: Tensor, channel_dim: int) -> nn.Module:
-        samples = z.shape[0] if self.config.get("per_sample") else None
-        if kind == "pooling":
-            return PoolGate(samples=samples)
-        known, options = gate_class(self.config["gate"]), self.config.get("gate_options", {})
-        try:
-            return known(
-                tuple(z.shape), start=self.config["start"], samples=samples, channel_dim=channel_dim, **options
-            )
-        except TypeError as error:
-            raise RuleError(f"{known.__name__} does not take gate_options={options}: {error}") from error
+    def _samples(self, site: Site) -> int | None:
+        return site.shape[0] if self.config.get("per_sample") else None
 
     def _check_shape(self, site: Site, z: Tensor, gate: nn.Module) -> None:
         samples = getattr(gate, "samples", None)
@@ -199,9 +193,7 @@ class RuleSet:
 
     def composite(self, canonizers: list[Any] | None = None) -> LearnedComposite:
         """A zennit composite that propagates by these rules, e.g. for ``zennit.attribution.Gradient``."""
-        from .composites import composite_class
-
-        return composite_class(self.composite_name)(rules=self, canonizers=canonizers)
+        return self._composite(rules=self, canonizers=canonizers)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[LearnedComposite]:
@@ -257,13 +249,14 @@ class RuleSet:
 
     def _expanded(self, shared: nn.Module, site: Site, rows: int) -> nn.Module:
         """A gate with ``rows`` copies of a shared gate's parameters; notes the site's new shape."""
-        shape = (rows, *site.shape[1:])
-        gate = self._make_gate(site.kind, torch.empty(shape, device="meta"), site.channel_dim)
-        gate.to_empty(device="cpu").to(next(shared.parameters()))
+        site = replace(site, shape=(rows, *site.shape[1:]))
+        gate = self._composite.make_gate(self.config, site, rows)
+        reference = next(shared.parameters(), None)
+        gate = gate if reference is None else gate.to(reference)
         with torch.no_grad():
-            for ours, theirs in zip(gate.parameters(), shared.parameters(), strict=True):
+            for ours, theirs in zip(_tensors(gate), _tensors(shared), strict=True):
                 ours.copy_(theirs.expand_as(ours))
-        self._sites[site.name] = replace(site, shape=shape)
+        self._sites[site.name] = site
         return gate
 
     # -- looking -----------------------------------------------------------------------------------------------------
@@ -313,12 +306,18 @@ class RuleSet:
     # -- keeping -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Detached parameters by ``<site>::<parameter>``."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+        """Detached parameters and buffers of the gates, by ``<site>::<name>``."""
+        return {name: tensor.detach() for name, tensor in self._named_tensors()}
+
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.named_parameters()
+        for site, gate in self._gates.items():
+            for name, buffer in gate.named_buffers():
+                yield f"{site}::{name}", buffer
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy parameters in; names and shapes must fit exactly."""
-        own = dict(self.named_parameters())
+        """Copy parameters and buffers in; names and shapes must fit exactly."""
+        own = dict(self._named_tensors())
         if own.keys() != state.keys():
             odd = sorted(own.keys() ^ state.keys())
             raise RuleError(f"parameters do not fit this rule set; differing: {', '.join(odd[:4])}")
@@ -401,14 +400,11 @@ class RuleSet:
 
     @classmethod
     def _from_document(cls, document: dict[str, Any], tensors: dict[str, Tensor]) -> RuleSet:
-        from .composites import composite_class
-
         rules = cls(document["composite"], document["config"])
-        composite_class(rules.composite_name)
         for fields in document["sites"]:
             site = Site(**{**fields, "shape": tuple(fields["shape"])})
             rules._sites[site.name] = site
-            gate = rules._make_gate(site.kind, torch.empty(site.shape, device="meta"), site.channel_dim)
+            gate = rules._composite.make_gate(rules.config, site, rules._samples(site))
             own = {n.split("::")[1]: t for n, t in tensors.items() if n.startswith(f"{site.name}::")}
             dtype = next((t.dtype for t in own.values()), torch.float32)
             rules._gates[site.name] = gate.to(dtype=dtype)
@@ -432,6 +428,11 @@ def _leaf(value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.detach().clone().requires_grad_()
     return value
+
+
+def _tensors(gate: nn.Module) -> Iterator[Tensor]:
+    yield from gate.parameters()
+    yield from gate.buffers()
 
 
 def _parameter_dtype(z: Tensor) -> torch.dtype:

@@ -119,16 +119,19 @@ def attribute(
     """
     streams, rules = composite.streams, composite.rules
     fusion = rules.fusion
+    start = composite.start_signal(output, seed)
     with streams.passes(() if fusion is None else fusion.names) as arrived, torch.enable_grad():
         if rules.contrast:
             with streams.other_classes():
                 torch.autograd.grad(
-                    output, leaves, other_classes(output, seed),
+                    output, leaves, composite.start_signal(output, other_classes(output, seed)),
                     retain_graph=True, create_graph=create_graph, allow_unused=True,
                 )  # fmt: skip
         maps = torch.autograd.grad(
-            output, leaves, seed, retain_graph=retain_graph, create_graph=create_graph, materialize_grads=True
+            output, leaves, start, retain_graph=retain_graph, create_graph=create_graph, materialize_grads=True
         )
+    with torch.set_grad_enabled(create_graph):
+        maps = composite.finish(maps, leaves)
         if fusion is None:
             return maps
         fused = fusion(maps, arrived)

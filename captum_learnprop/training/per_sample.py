@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from zennit_rules import LearnedComposite, RuleSet, RuleWarning
+from zennit_rules import LearnedComposite, RuleSet, RuleWarning, attribute
 from zennit_rules.hook import SiteCall
 from zennit_rules.tangent import record
 
@@ -101,16 +102,20 @@ class OriginalPass:
         self.rules: RuleSet = composite.rules
         self.fallback: str | None = None
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-            with composite.recorded(model), record(leaves) as tape:
+            with composite.recorded(model), record(leaves) if composite.linearised else nullcontext() as tape:
                 output = model(*leaves, *additional)
             self.selected = finite(select(output, target))
         self.output: Tensor = output
         if not self.rules.closed:
             self.rules.close(model, output)
             _warn_of_mixed_samples(self.rules, leaves[0].shape[0])
-        tape.finish(output)
+        if tape is None:
+            self.fallback = "the composite has no linearised pass"
+        else:
+            tape.finish(output)
+            self.fallback = tape.unsupported
         self.tape = tape
-        self.fallback = tape.unsupported
+        self._composite = composite
         self._checked = False
         if not output.requires_grad:
             raise TargetError("the model's output does not depend on its input in a differentiable way")
@@ -119,15 +124,9 @@ class OriginalPass:
 
     def attributions(self, *, create_graph: bool = False) -> tuple[Tensor, ...]:
         """One backward pass by the current rules; a signed map per leaf."""
-        with torch.enable_grad():
-            return torch.autograd.grad(
-                self.output,
-                self.leaves,
-                self.seed,
-                retain_graph=True,
-                create_graph=create_graph,
-                materialize_grads=True,
-            )
+        return attribute(
+            self._composite, self.output, self.leaves, self.seed, create_graph=create_graph, retain_graph=True
+        )
 
     def rule_gradients(
         self,
@@ -147,7 +146,7 @@ class OriginalPass:
             self._checked = True
             if self.fallback is not None:
                 warnings.warn(f"learning by double backward: {self.fallback}", RuleWarning, stacklevel=2)
-        if self.fallback is None:
+        if self.fallback is None and self.tape is not None:
             self.tape.pull(v, lambda call, gradients: update(call.name, call.gate, gradients))
             return
         live = self.attributions(create_graph=True)
@@ -166,6 +165,7 @@ class OriginalPass:
         def ignore(call: SiteCall, gradients: dict[str, Tensor]) -> None:
             pass
 
+        assert self.tape is not None
         try:
             tangent = self.tape.pull(v, ignore)
         except (RuntimeError, NotImplementedError, ValueError) as error:

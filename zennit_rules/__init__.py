@@ -8,8 +8,10 @@ from .composites import (
     register_trained,
 )
 from .coverage import Coverage
+from .epsilon_gamma_box import LearnedEpsilonGammaBox
 from .errors import RuleError, RuleWarning
 from .gates import ChannelGate, ElementGate, FeatureGate, Gate, PositionGate, QuadrantGate, register_gate
+from .linear import LearnedAlphaBeta, LearnedBox, LearnedEpsilon, LearnedGamma
 from .pooling import LearnedMaxPool, PoolGate
 from .registry import composite_class, register_composite
 from .ruleset import RuleSet
@@ -24,7 +26,12 @@ __all__ = [
     "Fusion",
     "Gate",
     "LearnedActivation",
+    "LearnedAlphaBeta",
+    "LearnedBox",
     "LearnedComposite",
+    "LearnedEpsilon",
+    "LearnedEpsilonGammaBox",
+    "LearnedGamma",
     "LearnedGradient",
     "LearnedGuidedBackprop",
     "LearnedMaxPool",

@@ -25,6 +25,12 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def function_of_node(node: object) -> type | None:
+    """The custom autograd Function that made a node; None for nodes of torch's own functions."""
+    found: type | None = getattr(type(node), "_forward_cls", None)
+    return found
+
+
 def unsupported_model(model: torch.nn.Module) -> str | None:
     """Tell why hooks cannot work on ``model``, or None if they can."""
     if hasattr(model, "_orig_mod"):
@@ -47,6 +53,7 @@ __all__ = [
     "LayerMapComposite",
     "RemovableHandle",
     "RemovableHandleList",
+    "function_of_node",
     "in_backward",
     "tree_flatten",
     "tree_unflatten",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,10 @@ class ActivationCall(SiteCall):
             return torch.ops.aten.threshold_backward(g, z, 0)
         return g * self._slope(z)
 
+    def through(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """What comes through the layer for the gate to weigh: the true gradient, unless a rule knows better."""
+        return self.true_gradient(saved, g)
+
     def _slope(self, z: Tensor) -> Tensor:
         """``f'(z)``, with its own derivative where a second-order pass may ask for it."""
         if self._kept_slope is not None and not z.requires_grad:
@@ -76,7 +80,7 @@ class ActivationCall(SiteCall):
         """See `SiteCall.propagate`; a scaled gradient remembers what it scaled instead of ``g``."""
         if not (self.scales_gradient and self.keep and self.hook.active) or torch.is_grad_enabled():
             return super().propagate(saved, g)
-        self.g = self.true_gradient(saved, g)
+        self.g = self.through(saved, g)
         return self.g * self.gate.scale().to(g.dtype)  # type: ignore[operator]
 
     def pull(self, tangent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -85,7 +89,7 @@ class ActivationCall(SiteCall):
             return super().pull(tangent)
         raw = self.gate.get_parameter("raw")
         deviation = torch.tanh(raw)  # again: keeping it since propagate() would cost one more activation's memory
-        onwards = self.true_gradient(self.saved, torch.addcmul(tangent, tangent, deviation.to(tangent.dtype)))
+        onwards = self.through(self.saved, torch.addcmul(tangent, tangent, deviation.to(tangent.dtype)))
         towards_w = (tangent * self.g).to(raw.dtype).sum_to_size(raw.shape)
         return onwards, {"raw": towards_w.mul_(deviation.square_().neg_().add_(1))}
 
@@ -94,7 +98,7 @@ class ActivationCall(SiteCall):
         a, b = self.gate(saved[0], g, self.contrast()) if self.has_contrast else self.gate(saved[0], g)
         passed = None
         if not (isinstance(a, float) and a == 0.0):
-            passed = self.true_gradient(saved, g) * (a.to(g.dtype) if isinstance(a, Tensor) else a)
+            passed = self.through(saved, g) * (a.to(g.dtype) if isinstance(a, Tensor) else a)
         if not (isinstance(b, float) and b == 0.0):
             direct = g * (b.to(g.dtype) if isinstance(b, Tensor) else b)
             passed = direct if passed is None else passed + direct
@@ -115,6 +119,7 @@ class LearnedActivation(SiteHook):
     """
 
     kind = "activation"
+    call_type: ClassVar[type[ActivationCall]] = ActivationCall
 
     def applies(self, module: nn.Module) -> bool:
         """Whether ``module`` is an element-wise activation."""
@@ -124,7 +129,7 @@ class LearnedActivation(SiteHook):
         """See `SiteHook.run`."""
         fn = activation_function(module)
         assert fn is not None
-        call = ActivationCall(self, name, gate, fn)
+        call = self.call_type(self, name, gate, fn)
         if not getattr(module, "inplace", False):
             return call, GatedSite.apply(input, call, False)
         if call.from_output:

@@ -107,6 +107,19 @@ class Gate(nn.Module):
         return (self._rows(shape), *(n if d == self.channel_dim else 1 for d, n in enumerate(shape) if d))
 
 
+class PlainGate(Gate):
+    """The start's rule, with nothing to train."""
+
+    name = "none"
+
+    def make_parameters(self, shape: tuple[int, ...]) -> None:
+        """None."""
+
+    def forward(self, z: Tensor, g: Tensor) -> tuple[Weight, Weight]:
+        """See `Gate.forward`."""
+        return start_weights(self.start, g)
+
+
 class ScaledGate(Gate):
     """The start's rule times one weight ``1 + tanh(raw)``, in (0, 2): linear in the weight, which saves work."""
 
@@ -301,7 +314,7 @@ def register_gate(name: str, gate: type[Gate]) -> None:
         raise RuleError(f"the gate name {name!r} belongs to {known.__module__}.{known.__qualname__}; choose another")
 
 
-for _gate in (ElementGate, PositionGate, ChannelGate, QuadrantGate, FeatureGate):
+for _gate in (PlainGate, ElementGate, PositionGate, ChannelGate, QuadrantGate, FeatureGate):
     register_gate(_gate.name, _gate)
 
 

@@ -225,20 +225,27 @@ class _FunctionalCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _CHANNEL_KEEPING:
-            return self.tracker.follow_channels(func, func(*args, **kwargs), args)
         if not (func in _FUNCTIONALS or func in _CLAMPS or func in _CLAMPS_INPLACE) or self.tracker.inside_site:
-            return func(*args, **kwargs)
+            return self._other(func, args, kwargs)
         known = _as_module(func, tuple(args[1:]), kwargs)
         if known is None:
-            return func(*args, **kwargs)
+            return self._other(func, args, kwargs)
         z = args[0] if args else kwargs["input"]
         if not isinstance(z, Tensor) or not z.is_floating_point():
-            return func(*args, **kwargs)
+            return self._other(func, args, kwargs)
         child, takes_inplace = self.tracker.stand_in(*known)
         if known[2] and not takes_inplace:  # beside, then written: a rule may need z itself
             return z.copy_(child(z.clone()))
         return child(z)
+
+    def _other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A function that is no site."""
+        out = NotImplemented
+        if self.tracker.on_call is not None and not self.tracker.inside_site:
+            out = self.tracker.on_call(func, tuple(args), kwargs)
+        if out is NotImplemented:
+            out = func(*args, **kwargs)
+        return self.tracker.follow_channels(func, out, args) if func in _CHANNEL_KEEPING else out
 
 
 # -- tracking --------------------------------------------------------------------------------------------------------
@@ -258,10 +265,15 @@ class SiteTracker(Canonizer):
     Args:
         on_functional: Called with each stand-in module of a functional call, and its path, when it first occurs:
             the place to register rules on it; the handle it returns is removed with the tracker.
+
+    Attributes:
+        on_call: Called with every other function of torch that the model's modules call, as ``(func, args, kwargs)``;
+            it returns the value, or NotImplemented to leave it to torch.
     """
 
     def __init__(self, on_functional: Callable[[nn.Module, str], RemovableHandleList | None] | None = None) -> None:
         self.on_functional = on_functional
+        self.on_call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None = None
         self.paths: dict[int, str] = {}
         self.root: weakref.ref[nn.Module] | None = None
         self._handles: list[Interposed | RemovableHandleList] = []

@@ -1,0 +1,212 @@
+"""LearnedEpsilonGammaBox: layer-wise relevance propagation with trainable rules, for whole models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ._compat import Hook
+from .activation import ActivationCall, LearnedActivation
+from .composites import LearnedComposite
+from .contributions import LINEAR_RULES, BoxGate
+from .errors import RuleError
+from .gates import Weight
+from .linear import LinearCall, LinearRule
+from .linear_map import LINEAR_TYPES
+from .registry import register_composite
+from .relevance import relevance_call
+from .sites import ACTIVATION_TYPES, Site
+
+FIRSTS = ("box", "conv", "dense")
+
+
+class RelevanceCall(ActivationCall):
+    """A call of an activation that passes relevance on, weighed by a gate."""
+
+    def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """``(a + b) * g``."""
+        a, b = self.gate(saved[0], g)
+        weight = _sum(a, b)
+        if isinstance(weight, float):
+            return g if weight == 1.0 else g * weight
+        return g * weight.to(g.dtype)
+
+
+def _sum(a: Weight, b: Weight) -> Weight:
+    return a if isinstance(b, float) and b == 0.0 else a + b
+
+
+class LearnedPass(LearnedActivation):
+    """Zennit rule: relevance passes an activation unchanged but for a gate; at its start zennit's ``Pass``.
+
+    Args:
+        gate: See `LearnedActivation`. Both of its weights weigh relevance.
+    """
+
+    call_type: ClassVar[type[ActivationCall]] = RelevanceCall
+
+
+class LearnedEpsilonGammaBox(LearnedComposite):
+    """LRP with trainable rules at linear layers, and gates at activations; "learned_epsilon_gamma_box" in zennit.
+
+    What flows backwards is relevance. Linear layers have the rules of `linear`; activations pass relevance, weighed by
+    a gate (``gate="none"``: unchanged); sums, products, averages and normalisations, whether modules or functions,
+    share it out as in `relevance`, so that skip connections need no canonizer; a batch norm behind a linear layer
+    counts to that layer. Start the backward pass with the output itself, as `attribute` does: with epsilon at the last
+    layer, positive relevance then speaks for the target whatever the output's sign.
+
+    With ``rule_options={"conv": "gamma", "signed": True, "gamma": 0.25, "low": ..., "high": ...}`` it starts as
+    zennit's ``EpsilonGammaBox``. The default start is epsilon at dense layers and z+ at convolutions, with the box rule
+    at the first.
+
+    Args:
+        rule_options: ``conv`` and ``dense``: rules of convolutions and of ``nn.Linear``, of ``"epsilon"``, ``"gamma"``,
+            ``"alpha_beta"``; ``first``: that of the first layer if it is a convolution, ``"box"`` or again ``"conv"``.
+            ``gamma`` (up to infinity, z+), ``signed``, ``beta``, ``epsilon``: where the rules start, see
+            `contributions`. ``low``, ``high``: bounds of the box, numbers or one per channel; None reads them from the
+            inputs that the rule set is built with. ``strength``: share of the box rule against z+ in the first
+            layer; ``learn_bounds``: whether bounds are trained. ``per``: ``"channel"`` or ``"layer"``.
+            ``bias``, ``split``, ``stabilizer``: see `contributions.ContributionGate`. ``merge``: whether batch norms
+            count to the linear layers before them.
+    """
+
+    name = "learned_epsilon_gamma_box"
+    default_gate = "none"
+    linearised = False
+    default_options: ClassVar[Mapping[str, Any]] = {
+        "conv": "gamma",
+        "dense": "epsilon",
+        "first": "box",
+        "gamma": math.inf,
+        "signed": False,
+        "beta": 0.0,
+        "epsilon": 1e-6,
+        "low": None,
+        "high": None,
+        "strength": 1.0,
+        "learn_bounds": False,
+        "per": "channel",
+        "bias": "shared",
+        "split": "contributions",
+        "stabilizer": 1e-6,
+        "merge": True,
+    }
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._made: Any = WeakTensorKeyDictionary()
+        self._flow = Hook()
+        super().__init__(*args, **options)
+        self.functional_hooks.add(self._flow)
+        self.tracker.on_call = self._call
+
+    @classmethod
+    def checked_options(cls, rule_options: Mapping[str, Any] | None) -> dict[str, Any]:
+        """See `LearnedComposite.checked_options`."""
+        options = super().checked_options(rule_options)
+        for name, known in (("conv", LINEAR_RULES), ("dense", LINEAR_RULES), ("first", FIRSTS[:2])):
+            if options[name] not in known:
+                raise RuleError(f"rule option {name}={options[name]!r}: choose one of {', '.join(known)}")
+        for name in ("low", "high"):
+            if isinstance(options[name], Tensor):
+                options[name] = options[name].detach().flatten().tolist()
+        if (options["low"] is None) != (options["high"] is None):
+            raise RuleError("rule options low and high come together: the bounds of the box rule")
+        for kind in ("Conv2d", "Linear"):  # options out of range are refused now, not at the first call
+            cls.make_gate({"rule_options": options}, Site("", "linear", kind, (1, 1), 1), None)
+        return options
+
+    @classmethod
+    def make_gate(cls, config: Mapping[str, Any], site: Site, samples: int | None) -> nn.Module:
+        """See `LearnedComposite.make_gate`."""
+        if site.kind == "first":
+            return _box(config["rule_options"], site, samples)
+        if site.kind != "linear":
+            return super().make_gate(config, site, samples)
+        options = config["rule_options"]
+        rule = options["dense" if site.function == "Linear" else "conv"]
+        own = {"epsilon": ("epsilon",), "gamma": ("gamma", "signed"), "alpha_beta": ("beta",)}[rule]
+        shared = ("per", "bias", "split", "stabilizer")
+        given = {name: options[name] for name in (*own, *shared)}
+        return LINEAR_RULES[rule](site.shape, samples=samples, channel_dim=site.channel_dim, **given)
+
+    def templates(self) -> list[tuple[tuple[type, ...], Hook]]:
+        """See `LearnedComposite.templates`."""
+        pools = super().templates()[1:]
+        return [(LINEAR_TYPES, LinearRule(gate=self)), (ACTIVATION_TYPES, LearnedPass(self)), *pools]
+
+    def register(self, module: nn.Module) -> None:
+        """See `LearnedComposite.register`."""
+        self._flow.active = True
+        super().register(module)
+
+    def start_signal(self, output: Tensor, seed: Tensor) -> Tensor:
+        """Relevance of the outputs: the outputs themselves, where the seed is 1."""
+        return seed * output.detach()
+
+    def linear_gate_at(self, module: nn.Module, call: LinearCall, x: Tensor, out: Tensor) -> tuple[str, nn.Module]:
+        """Site and gate of the call of a linear layer (see `linear.LinearProvider`)."""
+        site = self.tracker.call_site(module)
+        function, options = call.map.kind.__name__, self.rules.config["rule_options"]
+        self._made[out] = call
+        if call.map.kind is nn.Linear:
+            self.tracker.follow_channels(F.linear, out, ())
+        if options["first"] != "box" or call.map.kind is nn.Linear or not self._is_first(x):
+            return site, self.rules.gate_for(site, "linear", function, out, call.map.channel_dim(out))
+        known = any(site == one.name for one in self.rules.sites)
+        gate = self.rules.gate_for(site, "first", function, x, 1)
+        if not known and options["low"] is None and isinstance(gate, BoxGate):
+            gate.read_bounds(x)
+        return site, gate
+
+    @staticmethod
+    def _is_first(x: Tensor) -> bool:
+        """Whether no linear layer precedes."""
+        todo, seen = [x.grad_fn], set()
+        while todo:
+            node: Any = todo.pop()
+            if node is None or node in seen:
+                continue
+            if isinstance(getattr(node, "call", None), LinearCall):
+                return False
+            seen.add(node)
+            todo.extend(parent for parent, _ in node.next_functions)
+        return True
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function called in the model's forward pass; NotImplemented if relevance passes it as it is."""
+        if func is F.batch_norm and self.rules.config["rule_options"]["merge"]:
+            self._merge(*args, **kwargs)
+        return relevance_call(func, args, kwargs, lambda: self._flow.active)
+
+    def _merge(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> None:
+        call = self._made.get(input)
+        if call is None or training or running_mean is None or running_var is None:
+            return
+        scale = (running_var + eps).rsqrt() * (1.0 if weight is None else weight)
+        shift = (0.0 if bias is None else bias) - running_mean * scale
+        call.merge(scale, shift)
+
+
+def _box(options: Mapping[str, Any], site: Site, samples: int | None) -> BoxGate:
+    given = {name: options[name] for name in ("strength", "learn_bounds", "stabilizer")}
+    if options["low"] is not None:
+        given |= {"low": options["low"], "high": options["high"]}
+    return BoxGate(site.shape, samples=samples, channel_dim=site.channel_dim, **given)
+
+
+register_composite(LearnedEpsilonGammaBox.name, LearnedEpsilonGammaBox)

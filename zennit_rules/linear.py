@@ -1,0 +1,321 @@
+"""LearnedGamma, LearnedEpsilon, LearnedAlphaBeta: trainable LRP rules of linear layers, as zennit hooks.
+
+Linear are ``nn.Linear``, convolutions and transposed convolutions of one to three dimensions. What flows backwards is
+relevance, as in all of zennit's LRP rules; the forward value is unchanged and weights are never touched. A batch norm
+that takes the output of a layer can be counted to it at run time (`LinearCall.merge`), without merging any weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ._compat import DisableTorchFunction
+from .contributions import AlphaBetaGate, BoxGate, ContributionGate, EpsilonGate, GammaGate, stabilized
+from .hook import MARKER, SiteCall, SiteHook, skipped
+from .linear_map import LinearMap, linear_type
+from .sites import recorder
+
+
+class GatedLinear(torch.autograd.Function):
+    """A linear layer whose backward pass is a rule; see `activation.GatedSite`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, call: LinearCall) -> Tensor:
+        """Value of the layer, unchanged by the rule."""
+        ctx.call = call
+        out = call.map(x, call.weight, call.bias)
+        ctx.save_for_backward(*call.remember(x), MARKER)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        """The rule's relevance."""
+        return ctx.call.propagate(ctx.saved_tensors[:-1], g), None
+
+
+class LinearCall(SiteCall):
+    """A call of a linear layer.
+
+    Attributes:
+        map: What the layer computes, for any weights.
+        merged: Factor and summand per channel of a batch norm that is part of the layer, or None.
+    """
+
+    def __init__(self, hook: SiteHook, linear: LinearMap, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(hook, linear.kind.__name__, nn.Identity())
+        self.map = linear
+        self.weight = weight.detach()
+        self.bias = None if bias is None else bias.detach()
+        self.merged: tuple[Tensor, Tensor] | None = None
+        self._out: Tensor | None = None
+        self._version = 0
+
+    def keep_output(self, out: Tensor) -> None:
+        """Remember the layer's value, so that the backward pass need not compute it again."""
+        self._out, self._version = out.detach(), out._version
+
+    def merge(self, scale: Tensor, shift: Tensor) -> None:
+        """Count ``scale * z + shift`` (one each per output channel) to the layer: relevance arrives behind that."""
+        self.merged = scale.detach(), shift.detach()
+
+    def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """The layer's own vector-Jacobian product."""
+        (x,) = saved
+        return self.map.transpose(x.shape, self.weight.to(g.dtype), g)
+
+    def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """Relevance of the layer's inputs."""
+        x = saved[0].to(g.dtype)
+        gate: Any = self.gate
+        return self._boxed(gate, x, g) if isinstance(gate, BoxGate) else self._shared(gate, x, g)
+
+    # -- contributions -----------------------------------------------------------------------------------------------
+
+    def _shared(self, gate: Any, x: Tensor, g: Tensor) -> Tensor:
+        weight = self.weight.to(g.dtype)
+        parts = _Parts(self.map, x, weight, by_weight=gate.split == "weights")
+        z, bias = self._value(x, g), None if self.bias is None else self._per_channel(self.bias, g)
+        wants_positive, wants_negative = gate.needs_parts
+        flips = self.merged is not None and wants_positive and bool((self.merged[0] < 0).any())
+        positive = parts.positive() if wants_positive else None
+        negative = parts.negative() if wants_negative or flips else None
+        scale = None
+        if self.merged is not None:
+            scale, shift = (self._per_channel(v, g) for v in self.merged)
+            z, bias = scale * z + shift, shift if bias is None else scale * bias + shift
+            positive, negative = _scaled(scale, positive, negative)
+        if bias is not None:
+            z = z - bias if gate.bias == "zero" else z
+            if gate.bias == "shared":
+                positive = None if positive is None else positive + bias.clamp(min=0)
+                negative = None if negative is None else negative + bias.clamp(max=0)
+        a, b = gate(g, z, positive, negative)
+        if scale is not None:
+            a, b = (a * scale,) * 2 if a is b else (scale * torch.where(scale > 0, a, b),
+                                                    scale * torch.where(scale > 0, b, a))  # fmt: skip
+        return parts.share(a, b)
+
+    def _value(self, x: Tensor, g: Tensor) -> Tensor:
+        """The layer's value; with a graph where the second-order pass may ask for it."""
+        again = torch.is_grad_enabled() and x.requires_grad
+        if again or self._out is None or self._out._version != self._version:  # written into since
+            return self.map(x, self.weight.to(g.dtype), None if self.bias is None else self.bias.to(g.dtype))
+        return self._out.to(g.dtype)
+
+    def _per_channel(self, values: Tensor, g: Tensor) -> Tensor:
+        return self.map.channels(values.to(g.dtype), g)
+
+    # -- the box rule ------------------------------------------------------------------------------------------------
+
+    def _boxed(self, gate: BoxGate, x: Tensor, g: Tensor) -> Tensor:
+        weight = self.weight.to(g.dtype)
+        up, down = weight.clamp(min=0), weight.clamp(max=0)
+        low, high = gate.bounds(x)
+        inside = self.map.inside(x)
+        above, below = x - low * inside, x - high * inside
+        z = self.map(above, up) + self.map(below, down)
+        scale = None if self.merged is None else self._per_channel(self.merged[0], g)
+        if scale is None:
+            share = g / stabilized(z, gate.stabilizer)
+            return above * self._back(x, up, share) + below * self._back(x, down, share)
+        # Under a negative factor, weights change sides.
+        other = self.map(above, down) + self.map(below, up)
+        share = scale * g / stabilized(scale * torch.where(scale > 0, z, other), gate.stabilizer)
+        same, changed = share * (scale > 0), share * (scale < 0)
+        return above * (self._back(x, up, same) + self._back(x, down, changed)) + below * (
+            self._back(x, down, same) + self._back(x, up, changed)
+        )
+
+    def _back(self, x: Tensor, weight: Tensor, signal: Tensor) -> Tensor:
+        return self.map.transpose(x.shape, weight, signal)
+
+
+class _Parts:
+    """Positive and negative contributions of a call, and relevance shared out by them.
+
+    Args:
+        linear: What the layer computes.
+        x: Its input.
+        weight: Its weights.
+        by_weight: Whether the sign of the weight decides, instead of the contribution's.
+    """
+
+    def __init__(self, linear: LinearMap, x: Tensor, weight: Tensor, *, by_weight: bool) -> None:
+        self.map, self.x, self.weight = linear, x, weight
+        self.one_sided = by_weight or bool((x.detach() >= 0).all())
+        self._sides: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """Positive and negative weights."""
+        if self._sides is None:
+            self._sides = self.weight.clamp(min=0), self.weight.clamp(max=0)
+        return self._sides
+
+    def positive(self) -> Tensor:
+        """Sum of the positive contributions of each output."""
+        return self._sum(*self.sides)
+
+    def negative(self) -> Tensor:
+        """Sum of the negative contributions of each output."""
+        up, down = self.sides
+        return self._sum(down, up)
+
+    def _sum(self, of_positive: Tensor, of_negative: Tensor) -> Tensor:
+        if self.one_sided:
+            return self.map(self.x, of_positive)
+        return self.map(self.x.clamp(min=0), of_positive) + self.map(self.x.clamp(max=0), of_negative)
+
+    def share(self, a: Tensor, b: Tensor) -> Tensor:
+        """Relevance of the inputs: ``a`` times positive plus ``b`` times negative contributions."""
+        if a is b:
+            return self.x * self._back(self.weight, a)
+        up, down = self.sides
+        if self.one_sided:
+            return self.x * (self._back(up, a) + self._back(down, b))
+        return self.x.clamp(min=0) * (self._back(up, a) + self._back(down, b)) + self.x.clamp(max=0) * (
+            self._back(up, b) + self._back(down, a)
+        )
+
+    def _back(self, weight: Tensor, signal: Tensor) -> Tensor:
+        return self.map.transpose(self.x.shape, weight, signal)
+
+
+def _scaled(scale: Tensor, positive: Tensor | None, negative: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Contributions times a factor per channel; a negative one exchanges them."""
+    if positive is None:
+        return None, None
+    if negative is None:  # no factor is negative
+        return scale * positive, None
+    up, down = scale * positive, scale * negative
+    return torch.where(scale < 0, down, up), torch.where(scale < 0, up, down)
+
+
+class LinearProvider(Protocol):
+    """Finds the gate of the call of a linear layer that is being made."""
+
+    def linear_gate_at(self, module: nn.Module, call: LinearCall, x: Tensor, out: Tensor) -> tuple[str, nn.Module]:
+        """Name of the site and its gate, for a call with input ``x`` and output ``out``."""
+
+    def skip(self, module: nn.Module) -> None:
+        """Count a call of ``module`` that no signal comes back from."""
+
+
+class LinearRule(SiteHook):
+    """Base of the rules of linear layers.
+
+    Args:
+        gate: A contribution gate that serves every module the rule is registered on, or a provider that finds one per
+            site (the composites of this package pass theirs).
+    """
+
+    kind = "linear"
+
+    def __init__(self, gate: LinearProvider | nn.Module) -> None:
+        super().__init__(gate)  # type: ignore[arg-type]
+
+    def copy(self) -> LinearRule:
+        """A hook that shares the gate."""
+        return type(self)(gate=self.gate)  # type: ignore[arg-type]
+
+    def applies(self, module: nn.Module) -> bool:
+        """Whether ``module`` is a linear layer."""
+        return linear_type(module) is not None
+
+    def _around(self, module: Any, call_next: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if skipped(self.gate, module):
+            return call_next(input, *args, **kwargs)
+        if not input.requires_grad:
+            if not isinstance(self.gate, nn.Module):
+                self.gate.skip(module)
+            return call_next(input, *args, **kwargs)
+        size = args[0] if args else kwargs.get("output_size")
+        with DisableTorchFunction():
+            linear, x = LinearMap.of(module, input, size)
+            call = LinearCall(self, linear, module.weight, module.bias)
+            out = GatedLinear.apply(x, call)
+            call.keep_output(out)
+        if isinstance(self.gate, nn.Module):
+            call.gate = self.gate
+        else:
+            provider: Any = self.gate
+            call.name, call.gate = provider.linear_gate_at(module, call, x, out)
+        listener = recorder.get()
+        if listener is not None:
+            listener.site(call, input, out)
+        return out
+
+
+class LearnedEpsilon(LinearRule):
+    """LRP-epsilon (Bach et al., 2015) with a trainable epsilon; at its start zennit's ``Epsilon``.
+
+    Args:
+        epsilon: Starting value, positive.
+        gate: A gate or provider to use instead.
+        options: Further arguments of `EpsilonGate`; ``shape=(1, channels)`` for parameters per output channel.
+    """
+
+    def __init__(
+        self, epsilon: float = 1e-6, *, gate: LinearProvider | nn.Module | None = None, **options: Any
+    ) -> None:
+        super().__init__(_own(EpsilonGate, options, epsilon=epsilon) if gate is None else gate)
+
+
+class LearnedGamma(LinearRule):
+    """LRP-gamma (Montavon et al., 2019; Andeol et al., 2021) with a trainable gamma; at its start zennit's ``Gamma``.
+
+    Args:
+        gamma: Starting value, from 0 to infinity.
+        gate: A gate or provider to use instead.
+        options: Further arguments of `GammaGate`; ``shape=(1, channels)`` for parameters per output channel.
+    """
+
+    def __init__(self, gamma: float = 0.25, *, gate: LinearProvider | nn.Module | None = None, **options: Any) -> None:
+        super().__init__(_own(GammaGate, options, gamma=gamma) if gate is None else gate)
+
+
+class LearnedAlphaBeta(LinearRule):
+    """LRP-alpha-beta (Bach et al., 2015), ``alpha = 1 + beta``, with a trainable beta; at its start zennit's.
+
+    Args:
+        alpha: Starting value.
+        beta: Starting value, ``alpha - 1``.
+        gate: A gate or provider to use instead.
+        options: Further arguments of `AlphaBetaGate`; ``shape=(1, channels)`` for parameters per output channel.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        beta: float | None = None,
+        *,
+        gate: LinearProvider | nn.Module | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(_own(AlphaBetaGate, options, alpha=alpha, beta=beta) if gate is None else gate)
+
+
+class LearnedBox(LinearRule):
+    """Box rule (Montavon et al., 2017) with a trainable strength and bounds; at its start zennit's ``ZBox``.
+
+    Args:
+        low: Lowest possible input, a number or one per channel.
+        high: Highest possible input.
+        gate: A gate or provider to use instead.
+        options: Further arguments of `BoxGate`; ``shape=(1, channels)`` of the input for bounds per channel.
+    """
+
+    def __init__(
+        self, low: Any = 0.0, high: Any = 1.0, *, gate: LinearProvider | nn.Module | None = None, **options: Any
+    ) -> None:
+        given = [bound.numel() for bound in (low, high) if isinstance(bound, Tensor)]
+        options.setdefault("shape", (1, max(given, default=1)))
+        super().__init__(BoxGate(low=low, high=high, **options) if gate is None else gate)
+
+
+def _own(gate: type[ContributionGate], options: dict[str, Any], **start: Any) -> ContributionGate:
+    """A gate for modules of any number of channels, unless a shape is given."""
+    return gate(**{"per": "channel" if "shape" in options else "layer", **options, **start})

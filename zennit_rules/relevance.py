@@ -1,0 +1,436 @@
+"""Relevance through what is no linear layer: fixed rules for the calls of torch functions in a forward pass.
+
+The gradient that flows is relevance, as in zennit: what arrives at a function's output is divided among its operands.
+Views, permutations, concatenations and max-pools do that rightly by their own gradient and are left alone. All other
+rules conserve relevance, up to the stabilizer:
+
+* a *sum* (also mean, average pool, interpolation, a matrix product with a constant) divides it in proportion to the
+  contributions, ``R_i = x_i * sum_j w_ij R_j / (z_j + eps sign z_j)``, which is zennit's ``Norm``;
+* a *product* of two operands gives half to each (the uniform rule of Achtibat et al., AttnLRP, ICML 2024,
+  https://arxiv.org/abs/2402.05602); one that was broadcast is a gate and gets none, nor does a divisor (Arras et al.,
+  2017, https://arxiv.org/abs/1706.07206);
+* a *normalisation* and an *element-wise* function pass it on unchanged;
+* a *softmax* takes ``R_i = x_i (R_i - y_i sum_j R_j)`` (AttnLRP), which does not conserve.
+
+An operand that does not depend on the model's input (a weight, a constant) gets none.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._compat import DisableTorchFunction, function_of_node, tree_flatten, tree_unflatten
+
+Signals = list[Tensor | None]
+Rule = Callable[["RelevanceCall", tuple[Tensor, ...], Tensor], Signals]
+
+# Saved beside the operands: should the rules be gone when activation checkpointing runs a part again in the backward
+# pass, the plain function saves other tensors, and torch says so instead of mixing things up.
+_MARKER = torch.empty(0)
+
+
+class RelevanceCall:
+    """One call of a torch function: how to repeat it, and which rule its relevance follows.
+
+    Attributes:
+        operands: Its tensors that require grad, as they were called.
+        takes: Which of them get relevance: at first those that depend on the model's input.
+        leads: Whether the function's first argument depends on it.
+    """
+
+    def __init__(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        rule: Rule,
+        active: Callable[[], bool],
+        stabilizer: float,
+    ) -> None:
+        leaves, self._spec = tree_flatten((args, dict(kwargs)))
+        self._at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        self.operands = tuple(leaves[i] for i in self._at)
+        self.takes = [depends_on_input(operand) for operand in self.operands]
+        self.leads = self._at[:1] == [0] and self.takes[0]
+        self._leaves = [None if i in self._at else leaf for i, leaf in enumerate(leaves)]
+        self._func, self.rule, self.active, self.stabilizer = func, rule, active, stabilizer
+        self._statistics = func in _UPDATING
+
+    def run(self) -> Tensor:
+        """The function's own value, which passes relevance on."""
+        operands, self.operands = self.operands, ()  # autograd saves them; here they would close a reference cycle
+        out: Tensor = _Relevance.apply(self, *operands)
+        return out
+
+    def value(self, operands: Sequence[Tensor], *, again: bool = False) -> Tensor:
+        """The function of other operands; ``again`` leaves running statistics as they are."""
+        leaves = list(self._leaves)
+        for i, operand in zip(self._at, operands, strict=True):
+            leaves[i] = operand
+        args, kwargs = tree_unflatten(leaves, self._spec)
+        if again and self._statistics:
+            args, kwargs = _without_update(self._func, args, kwargs)
+        with DisableTorchFunction():
+            out: Tensor = self._func(*args, **kwargs)
+        return out
+
+    def pull(self, operands: tuple[Tensor, ...], signal: Callable[[Tensor], Tensor]) -> Signals:
+        """Vector-Jacobian product to each operand of ``signal(value)``, differentiable if gradients are recorded."""
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Aliases: one tensor may be two operands.
+            apart = [x.view_as(x) if again else x.detach().requires_grad_() for x in operands]
+            out = self.value(apart, again=True)
+            with torch.set_grad_enabled(again):
+                g = signal(out if again else out.detach())
+            return list(torch.autograd.grad(out, apart, g, create_graph=again, allow_unused=True))
+
+
+class _Relevance(torch.autograd.Function):
+    """A function whose backward pass is a rule for relevance while the call is active."""
+
+    @staticmethod
+    def forward(ctx: Any, call: RelevanceCall, *operands: Tensor) -> Tensor:
+        """Value of the function, unchanged by the rule."""
+        ctx.call = call
+        ctx.save_for_backward(*operands, _MARKER)
+        return call.value(operands)
+
+    @staticmethod
+    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor | None, ...]:
+        """Relevance of the operands, or their gradient."""
+        call, operands = ctx.call, ctx.saved_tensors[:-1]
+        if not call.active():
+            return None, *call.pull(operands, lambda _: relevance)
+        signals = call.rule(call, operands, relevance)
+        return None, *(s if takes else None for s, takes in zip(signals, call.takes, strict=True))
+
+
+# -- rules -----------------------------------------------------------------------------------------------------------
+
+
+def stabilized(z: Tensor, epsilon: float) -> Tensor:
+    """``z`` moved away from 0 by ``epsilon``; 0 itself upwards."""
+    return z + torch.where(z < 0, -epsilon, epsilon).to(z.dtype)
+
+
+def _share(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
+    """In proportion to what each element contributes."""
+    factors = call.pull(operands, lambda z: relevance / stabilized(z, call.stabilizer))
+    return [None if factor is None else x * factor for x, factor in zip(operands, factors, strict=True)]
+
+
+def _share_equally(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
+    """Equal parts to the operands, each in proportion to what its elements contribute."""
+    return _share(call, operands, relevance / sum(call.takes))
+
+
+def _pass(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
+    """Equal parts to the operands, element by element."""
+    part = relevance / sum(call.takes)
+    return [part.sum_to_size(x.shape) if takes else None for takes, x in zip(call.takes, operands, strict=True)]
+
+
+def _softmax(dim: int) -> Rule:
+    def rule(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
+        x = operands[0]
+        y = call.value(operands)
+        x = torch.where(torch.isfinite(x), x, 0.0)  # a mask of -inf takes no part
+        return [x * (relevance - y * relevance.sum(dim, keepdim=True)), *[None] * (len(operands) - 1)]
+
+    return rule
+
+
+# -- which function has which rule -----------------------------------------------------------------------------------
+
+_NORMALISATIONS = (
+    F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.normalize, F.local_response_norm, F.rms_norm,
+    torch.batch_norm, torch.layer_norm, torch.group_norm, torch.instance_norm, torch.rms_norm,
+)  # fmt: skip
+_UPDATING = frozenset((F.batch_norm, F.instance_norm, torch.batch_norm, torch.instance_norm))
+_ELEMENT_WISE = (
+    "relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid",
+    "hardtanh", "softplus", "tanh", "sigmoid", "logsigmoid", "softsign", "tanhshrink", "softshrink", "hardshrink",
+    "threshold", "clamp", "clamp_min", "clamp_max", "clip", "neg", "negative", "abs", "absolute", "exp", "expm1", "log",
+    "log1p", "sqrt", "rsqrt", "square", "reciprocal", "pow", "__pow__", "__rpow__", "__neg__", "__abs__", "erf", "sin",
+    "cos", "atan",
+)  # fmt: skip
+_SHARED = (
+    "sum", "mean", "cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d", "interpolate", "fold",
+)  # fmt: skip
+_PLUS = ("add", "__add__", "__radd__", "__iadd__")
+_MINUS = ("sub", "subtract", "__sub__", "__isub__")
+_MINUS_REVERSED = ("rsub", "__rsub__")
+_TIMES = ("mul", "multiply", "__mul__", "__rmul__", "__imul__")
+_OVER = ("div", "divide", "true_divide", "__truediv__", "__itruediv__", "__rtruediv__", "__div__", "__rdiv__",
+         "__idiv__")  # fmt: skip
+_MATRIX = ("matmul", "bmm", "mm", "mv", "dot", "einsum", "__matmul__", "__rmatmul__")
+
+
+@dataclass(frozen=True)
+class _Handled:
+    """A function that has a rule.
+
+    Attributes:
+        family: One of "pass", "share", "plus", "minus", "reversed", "times", "over", "matrix", "softmax".
+        beside: The function that computes the same beside its operand.
+        inplace: Whether this one writes into its operand.
+    """
+
+    family: str
+    beside: Any
+    inplace: bool = False
+
+
+def _spellings(name: str) -> Iterator[tuple[Any, Any, bool]]:
+    """Every function of that name, the one beside it, and whether it is in place."""
+    for owner in (F, torch, Tensor):
+        beside = getattr(owner, name, None)
+        if beside is None:
+            continue
+        plain = name.startswith("__i")
+        yield beside, getattr(owner, f"__{name[3:]}", None) if plain else beside, plain
+        written = getattr(owner, f"{name}_", None)
+        if written is not None and not name.startswith("__"):
+            yield written, beside, True
+
+
+def _table() -> dict[Any, _Handled]:
+    families = {
+        "pass": _ELEMENT_WISE, "share": _SHARED, "plus": _PLUS, "minus": _MINUS, "reversed": _MINUS_REVERSED,
+        "times": _TIMES, "over": _OVER, "matrix": _MATRIX, "softmax": ("softmax",),
+    }  # fmt: skip
+    table = {function: _Handled("pass", function) for function in _NORMALISATIONS}
+    for family, names in families.items():
+        for name in names:
+            for function, beside, inplace in _spellings(name):
+                table[function] = _Handled(family, beside, inplace)
+    return table
+
+
+_HANDLED = _table()
+
+
+# Of the first and the second operand of a sum, given alpha.
+_COEFFICIENTS: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
+    "plus": (lambda alpha: 1, lambda alpha: alpha),
+    "minus": (lambda alpha: 1, lambda alpha: -alpha),
+    "reversed": (lambda alpha: -alpha, lambda alpha: 1),
+}
+
+
+def relevance_call(
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    active: Callable[[], bool],
+    stabilizer: float = 1e-6,
+) -> Any:
+    """Call a torch function so that its backward pass divides relevance among its operands.
+
+    The value is the function's own, to the bit; a function that writes into its operand still does. The backward pass
+    is differentiable, and does not depend on ``create_graph``.
+
+    Args:
+        func: Function, as a ``TorchFunctionMode`` gets it.
+        args: Its arguments.
+        kwargs: Its named arguments.
+        active: Asked in the backward pass whether relevance flows; if not, the gradient does.
+        stabilizer: What keeps the denominators of sums away from 0.
+
+    Returns:
+        What ``func(*args, **kwargs)`` returns, or ``NotImplemented`` if the function has no rule here, none of its
+        operands depends on the model's input, or its own gradient passes relevance rightly.
+    """
+    known = _HANDLED.get(func)
+    if known is None or not torch.is_grad_enabled():
+        return NotImplemented
+    args, kwargs, inplace = _normal_form(func, args, dict(kwargs or {}))
+    if kwargs.get("out") is not None or not args or not _tensors(args):
+        return NotImplemented
+    inplace = inplace or known.inplace
+    with DisableTorchFunction():
+        given = args
+        if inplace:
+            args = (args[0].clone(), *args[1:])
+        call = RelevanceCall(known.beside, args, kwargs, _pass, active, stabilizer)
+        rule = _rule_of(known.family, call, args, kwargs)
+        if rule is None:
+            return NotImplemented
+        call.rule = rule
+        out = call.run()
+        return given[0].copy_(out) if inplace else out
+
+
+def _rule_of(family: str, call: RelevanceCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rule | None:
+    """The rule of a call; None if its own gradient does."""
+    depending = sum(call.takes)
+    if depending == 0:
+        return None
+    if family in _COEFFICIENTS and depending == 1:
+        coefficient = _COEFFICIENTS[family][0 if call.leads else 1](kwargs.get("alpha", 1))
+        return None if coefficient == 1 else _pass
+    if family in _COEFFICIENTS or family == "share":
+        return _share
+    if family == "matrix":
+        return _share_equally
+    if family == "softmax":
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        return None if dim is None else _softmax(dim)
+    call.takes = _takers(family, call.takes, [operand.shape for operand in call.operands])
+    return _pass
+
+
+def _takers(family: str, takes: list[bool], shapes: list[torch.Size]) -> list[bool]:
+    """Which operands of an element-wise function get relevance: no gates, no divisors, no parameters of a norm."""
+    if family == "times":
+        size = torch.broadcast_shapes(*(shape for shape, mine in zip(shapes, takes, strict=True) if mine))
+        whole = [mine and shape == size for mine, shape in zip(takes, shapes, strict=True)]
+        return whole if any(whole) else takes
+    first = takes.index(True)
+    return [i == first for i in range(len(takes))]
+
+
+def _normal_form(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
+    """Arguments with the operand first and without ``inplace``, and whether that was set."""
+    if "input" in kwargs:
+        args = (kwargs.pop("input"), *args)
+    names = _parameters(func)
+    if "inplace" not in names:
+        return args, kwargs, False
+    at = names.index("inplace")
+    if len(args) > at:
+        return (*args[:at], False, *args[at + 1 :]), kwargs, bool(args[at])
+    return args, kwargs, bool(kwargs.pop("inplace", False))
+
+
+@cache
+def _parameters(func: Any) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(func).parameters)
+    except (ValueError, TypeError):  # built-in functions: those in place have a name of their own
+        return ()
+
+
+def _without_update(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a batch or instance norm that uses the batch's statistics without recording them."""
+    if func in (F.batch_norm, F.instance_norm):
+        names = _parameters(func)
+        kwargs = dict(zip(names, args, strict=False)) | kwargs
+        if kwargs.get("training", False) or kwargs.get("use_input_stats", func is F.instance_norm):
+            kwargs |= {"running_mean": None, "running_var": None}
+        return (), kwargs
+    return (*args[:3], None, None, *args[5:]) if args[5] else args, kwargs
+
+
+# -- what depends on the input, and what keeps relevance -------------------------------------------------------------
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(values)[0] if isinstance(leaf, Tensor)]
+
+
+def depends_on_input(x: Tensor) -> bool:
+    """Whether a tensor's graph starts at anything but parameters."""
+    if isinstance(x, nn.Parameter) or not x.requires_grad:
+        return False
+    if x.grad_fn is None:
+        return True
+    seen: set[Any] = set()
+    todo: list[Any] = [x.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if function_of_node(node) is _Relevance:
+            return True  # made for nothing else
+        variable = getattr(node, "variable", None)
+        if variable is not None and not isinstance(variable, nn.Parameter):
+            return True
+        todo.extend(parent for parent, _ in reversed(node.next_functions) if parent is not None)
+    return False
+
+
+# Autograd nodes whose own gradient moves relevance to where its value came from, or copies of it back together.
+_MOVING = (
+    "View", "UnsafeView", "ReshapeAlias", "Alias", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand",
+    "Repeat", "RepeatInterleave", "Cat", "Stack", "Split", "SplitWithSizes", "SafeSplit", "Chunk", "Unbind", "Select",
+    "Slice", "Narrow", "Index", "IndexSelect", "Gather", "Take", "TakeAlongDim", "MaskedSelect", "MaskedFill", "Where",
+    "Clone", "Copy", "ToCopy", "Flip", "Roll", "Rot90", "AsStrided", "Unfold", "Im2Col", "Diagonal", "Tril", "Triu",
+    "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "ReplicationPad1D", "ReplicationPad2D",
+    "ReplicationPad3D", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle", "NativeChannelShuffle", "Movedim",
+    "MaxPool2DWithIndices", "MaxPool3DWithIndices", "MkldnnMaxPool2D", "MkldnnMaxPool3D", "MaxPool1D", "MaxPool2D",
+    "AdaptiveMaxPool1D", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "FractionalMaxPool2D", "FractionalMaxPool3D", "Max",
+    "Min", "Amax", "Amin", "Maximum", "Minimum", "Topk", "Sort", "Kthvalue", "Median",
+)  # fmt: skip
+RELEVANCE_KEEPING = frozenset(f"{name}Backward{k}" for name in _MOVING for k in range(3)) | {
+    "AccumulateGrad", "CopyBackwards", "CopySlices",
+}  # fmt: skip
+
+
+def unkept_nodes(output: Any) -> dict[str, int]:
+    """Count the autograd nodes between input and output through which relevance would pass by the plain gradient.
+
+    Nodes of this package and of zennit have rules, those in `RELEVANCE_KEEPING` need none, and what depends on
+    parameters alone gets no relevance; all others are counted by name (``"ConvolutionBackward0"``).
+
+    Args:
+        output: Tensor with an autograd graph, or a container of them; anything else counts nothing.
+    """
+    counts = Counter(_name(node) for node, parents in _nodes_from_input(output) if not _keeps(node, parents))
+    return dict(counts)
+
+
+def _name(node: Any) -> str:
+    return str(node.name()).split("::")[-1]
+
+
+def _nodes_from_input(output: Any) -> list[tuple[Any, list[bool]]]:
+    """Nodes that depend on the input, and which of their edges do."""
+    children: dict[Any, list[Any]] = {}
+    todo: list[tuple[Any, Any]] = [(tensor.grad_fn, None) for tensor in _tensors(output)]
+    while todo:
+        node, child = todo.pop()
+        if node is None:
+            continue
+        if node not in children:
+            children[node] = []
+            todo.extend((parent, node) for parent, _ in node.next_functions)
+        if child is not None:
+            children[node].append(child)
+    starts = [node for node in children if not isinstance(getattr(node, "variable", nn.Parameter()), nn.Parameter)]
+    depends: set[Any] = set()
+    while starts:
+        node = starts.pop()
+        if node not in depends:
+            depends.add(node)
+            starts.extend(children[node])
+    return [(node, [parent in depends for parent, _ in node.next_functions]) for node in depends]
+
+
+def _keeps(node: Any, parents: list[bool]) -> bool:
+    name = _name(node)
+    if name.startswith("AddBackward"):  # a constant beside the input takes nothing away
+        return sum(parents) == 1 and (parents[0] or node._saved_alpha == 1)
+    if name.startswith("SubBackward"):
+        return sum(parents) == 1 and parents[0]
+    function = function_of_node(node)
+    if function is not None:
+        return function.__module__.startswith(("zennit_rules.", "zennit."))
+    return name in RELEVANCE_KEEPING
+
+
+__all__ = ["RELEVANCE_KEEPING", "depends_on_input", "relevance_call", "stabilized", "unkept_nodes"]

@@ -10,8 +10,8 @@ no copy of the weights enters the graph, and the derivative to them is local. Wi
 
 =============  ==========================================================================================
 epsilon        ``a = b = R / stab(z)``
-gamma          ``a = R / stab(D)``, ``b = (1 - m) a``, ``D = (1 - m) z + m P``, ``m = gamma / (1 + gamma)``
-gamma, signed  the same where ``z > 0``, with the parts exchanged where ``z < 0``
+gamma          ``a = R / stab(D)``, ``b = (1 - m) a``, ``D = (1 - m) z + m P``, ``m = gamma / (1 + gamma)``,
+               where ``z > 0``; where ``z < 0``, the same with the parts exchanged
 alpha, beta    ``a = alpha R / stab(P)``, ``b = -beta R / stab(N)``, ``alpha - beta = 1``
 =============  ==========================================================================================
 
@@ -32,11 +32,18 @@ from .errors import RuleError
 
 BIASES = ("shared", "whole", "zero")
 SPLITS = ("contributions", "weights")
+NEGATIVES = ("mirrored", "z+", "alike")
 
 
 def stabilized(v: Tensor, epsilon: float | Tensor) -> Tensor:
     """``v`` moved away from 0 by epsilon; 0 counts as positive."""
     return v + torch.where(v < 0, -1.0, 1.0).to(v.dtype) * epsilon
+
+
+def reflected(v: Tensor) -> Tensor:
+    """``v``, folded into [0, 1] by reflections at the ends; its slope is 1 or -1 everywhere."""
+    place = torch.remainder(v, 2.0)
+    return torch.where(place > 1, 2 - place, place)
 
 
 class ContributionGate(nn.Module):
@@ -140,13 +147,16 @@ class EpsilonGate(ContributionGate):
     @property
     def epsilon(self) -> Tensor:
         """``(samples or 1, channels or 1)``, positive."""
-        return self.start_epsilon * torch.exp(self.raw)
+        return self._epsilon(self.raw)
+
+    def _epsilon(self, raw: Tensor) -> Tensor:
+        return self.start_epsilon * torch.exp(raw)
 
     def forward(
         self, relevance: Tensor, z: Tensor, positive: Tensor | None, negative: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """See `ContributionGate.forward`."""
-        share = relevance / stabilized(z, self.shaped(self.epsilon, z))
+        share = relevance / stabilized(z, self._epsilon(self.shaped(self.raw, z)))
         return share, share
 
 
@@ -158,26 +168,28 @@ class GammaGate(ContributionGate):
 
     Args:
         gamma: Starting value, from 0 to infinity.
-        signed: Treat negative outputs the other way round (zennit's rule); else all outputs alike, so that an
-            infinite gamma is the z+ rule.
+        negative: What to do where the output is negative. ``"mirrored"``: the same with the parts exchanged (zennit's
+            gamma); ``"z+"``: the z+ rule, which the whole rule is for an infinite gamma; ``"alike"``: the same as where
+            it is positive (captum's gamma), which divides by values around 0.
         options: See `ContributionGate`.
     """
 
     needs_parts = (True, False)
 
     def __init__(
-        self, shape: Sequence[int] = (1, 1), *, gamma: float = 0.25, signed: bool = True, **options: Any
+        self, shape: Sequence[int] = (1, 1), *, gamma: float = 0.25, negative: str = "mirrored", **options: Any
     ) -> None:
+        if negative not in NEGATIVES:
+            raise RuleError(f"GammaGate(negative={negative!r}): choose one of {', '.join(NEGATIVES)}")
         start = _number("gamma", gamma, 0.0, infinite=True)
         self.start_mix = 1.0 if math.isinf(start) else start / (1 + start)
-        self.signed = signed
+        self.negative = negative
         super().__init__(shape, **options)
 
     @property
     def mix(self) -> Tensor:
         """``gamma / (1 + gamma)``, ``(samples or 1, channels or 1)``, in [0, 1]."""
-        place = torch.remainder(self.start_mix + self.raw, 2.0)  # of a zigzag with the period 2
-        return torch.where(place > 1, 2 - place, place)
+        return reflected(self.start_mix + self.raw)
 
     @property
     def gamma(self) -> Tensor:
@@ -190,12 +202,17 @@ class GammaGate(ContributionGate):
     ) -> tuple[Tensor, Tensor]:
         """See `ContributionGate.forward`."""
         assert positive is not None
-        mix = self.shaped(self.mix, z)
+        mix = reflected(self.start_mix + self.shaped(self.raw, z))
         rest = 1 - mix
         # The gamma rule divides by z + gamma P, here by that over 1 + gamma: epsilon shrinks likewise.
         epsilon = self.stabilizer * torch.where(rest > 0, rest, torch.ones_like(rest))
-        if not self.signed:
+        if self.negative == "alike":
             share = relevance / stabilized(rest * z + mix * positive, epsilon)
+            return share, rest * share
+        if self.negative == "z+":
+            rest = torch.where(z > 0, rest, torch.zeros_like(rest))
+            epsilon = torch.where(rest > 0, epsilon, self.stabilizer)
+            share = relevance / stabilized(rest * z + (1 - rest) * positive, epsilon)
             return share, rest * share
         up = z > 0
         own = torch.where(up, positive, z - positive)
@@ -244,7 +261,8 @@ class AlphaBetaGate(ContributionGate):
         assert negative is not None
         up = relevance / stabilized(positive, self.stabilizer)
         down = relevance / stabilized(negative, self.stabilizer)
-        return self.shaped(self.alpha, z) * up, -self.shaped(self.beta, z) * down
+        beta = self.start_beta + self.shaped(self.raw, z)
+        return (1 + beta) * up, -beta * down
 
 
 class BoxGate(nn.Module):
@@ -290,12 +308,10 @@ class BoxGate(nn.Module):
         channels = shape[channel_dim]
         bounds = []
         for name, value in (("low", low), ("high", high)):
-            given = torch.as_tensor(value, dtype=torch.get_default_dtype()).detach().flatten()
+            given = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
             if given.numel() not in (1, channels) or not bool(given.isfinite().all()):
-                raise RuleError(
-                    f"{name} must be a finite number, or one per each of {channels} channels, got {value!r}"
-                )
-            bounds.append(given.expand(channels).repeat(samples or 1, 1))
+                raise RuleError(f"{name} must be a finite number, or one for each of {channels} channels: {value!r}")
+            bounds.append(given.expand(channels).repeat(samples or 1, 1).to(torch.get_default_dtype()))
         if not bool((bounds[0] < bounds[1]).all()):
             raise RuleError(f"low must be below high, got low={low!r}, high={high!r}")
         self.raw = nn.Parameter(torch.zeros(samples or 1, 1))
@@ -311,8 +327,7 @@ class BoxGate(nn.Module):
     @property
     def strength(self) -> Tensor:
         """``(samples or 1, 1)``, in [0, 1]: ``start + raw``, reflected at 0 and 1."""
-        place = torch.remainder(self.start_strength + self.raw, 2.0)
-        return torch.where(place > 1, 2 - place, place)
+        return reflected(self.start_strength + self.raw)
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds below and above the inputs ``x``, in their shape."""
@@ -320,7 +335,7 @@ class BoxGate(nn.Module):
         shape[0] = self.low.shape[0]
         if self.low.shape[1] > 1:
             shape[self.channel_dim] = self.low.shape[1]
-        t = self.strength.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+        t = reflected(self.start_strength + self.raw.to(x.dtype)).reshape(-1, *(1,) * (x.ndim - 1))
         low, high = (bound.to(x.dtype).reshape(shape) for bound in (self.low, self.high))
         return t * low + (1 - t) * x.clamp(max=0), t * high + (1 - t) * x.clamp(min=0)
 

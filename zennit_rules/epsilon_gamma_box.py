@@ -60,14 +60,14 @@ class LearnedEpsilonGammaBox(LearnedComposite):
     counts to that layer. Start the backward pass with the output itself, as `attribute` does: with epsilon at the last
     layer, positive relevance then speaks for the target whatever the output's sign.
 
-    With ``rule_options={"conv": "gamma", "signed": True, "gamma": 0.25, "low": ..., "high": ...}`` it starts as
+    With ``rule_options={"conv": "gamma", "negative": "mirrored", "gamma": 0.25, "low": ..., "high": ...}`` it starts as
     zennit's ``EpsilonGammaBox``. The default start is epsilon at dense layers and z+ at convolutions, with the box rule
     at the first.
 
     Args:
         rule_options: ``conv`` and ``dense``: rules of convolutions and of ``nn.Linear``, of ``"epsilon"``, ``"gamma"``,
             ``"alpha_beta"``; ``first``: that of the first layer if it is a convolution, ``"box"`` or again ``"conv"``.
-            ``gamma`` (up to infinity, z+), ``signed``, ``beta``, ``epsilon``: where the rules start, see
+            ``gamma`` (up to infinity, z+), ``negative``, ``beta``, ``epsilon``: where the rules start, see
             `contributions`. ``low``, ``high``: bounds of the box, numbers or one per channel; None reads them from the
             inputs that the rule set is built with. ``strength``: share of the box rule against z+ in the first
             layer; ``learn_bounds``: whether bounds are trained. ``per``: ``"channel"`` or ``"layer"``.
@@ -83,7 +83,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         "dense": "epsilon",
         "first": "box",
         "gamma": math.inf,
-        "signed": False,
+        "negative": "z+",
         "beta": 0.0,
         "epsilon": 1e-6,
         "low": None,
@@ -129,7 +129,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
             return super().make_gate(config, site, samples)
         options = config["rule_options"]
         rule = options["dense" if site.function == "Linear" else "conv"]
-        own = {"epsilon": ("epsilon",), "gamma": ("gamma", "signed"), "alpha_beta": ("beta",)}[rule]
+        own = {"epsilon": ("epsilon",), "gamma": ("gamma", "negative"), "alpha_beta": ("beta",)}[rule]
         shared = ("per", "bias", "split", "stabilizer")
         given = {name: options[name] for name in (*own, *shared)}
         return LINEAR_RULES[rule](site.shape, samples=samples, channel_dim=site.channel_dim, **given)

@@ -6,7 +6,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 try:
-    from zennit.canonizers import Canonizer
+    from zennit.canonizers import Canonizer, NamedMergeBatchNorm
     from zennit.composites import COMPOSITES, LayerMapComposite
     from zennit.core import Composite, Hook, RemovableHandle, RemovableHandleList
 except (ImportError, RuntimeError, AttributeError) as error:  # zennit imports torchvision eagerly
@@ -31,6 +31,12 @@ def function_of_node(node: object) -> type | None:
     return found
 
 
+def zennit_hooks(module: torch.nn.Module) -> list[Hook]:
+    """Zennit rules that are registered on a module."""
+    owners = (getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values())
+    return [owner for owner in owners if isinstance(owner, Hook)]
+
+
 def unsupported_model(model: torch.nn.Module) -> str | None:
     """Tell why hooks cannot work on ``model``, or None if they can."""
     if hasattr(model, "_orig_mod"):
@@ -51,6 +57,7 @@ __all__ = [
     "DisableTorchFunction",
     "Hook",
     "LayerMapComposite",
+    "NamedMergeBatchNorm",
     "RemovableHandle",
     "RemovableHandleList",
     "function_of_node",
@@ -58,4 +65,5 @@ __all__ = [
     "tree_flatten",
     "tree_unflatten",
     "unsupported_model",
+    "zennit_hooks",
 ]

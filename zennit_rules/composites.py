@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import fingerprint
 from ._compat import COMPOSITES, Hook, LayerMapComposite, RemovableHandle, RemovableHandleList
 from .activation import LearnedActivation
+from .coverage import unreached_nodes, why_unreached
 from .errors import RuleError
 from .gates import STARTS, gate_class
 from .pooling import LearnedMaxPool, PoolGate
@@ -128,6 +129,16 @@ class LearnedComposite(LayerMapComposite):
             known = ", ".join(cls.default_options) or "none"
             raise RuleError(f"{cls.__name__} has no rule option {option!r}; it has: {known}")
         return {**cls.default_options, **given}
+
+    @classmethod
+    def unreached(cls, output: Any) -> dict[str, int]:
+        """Number of autograd nodes by name, above an output, that should have a rule and have none."""
+        return unreached_nodes(output)
+
+    @classmethod
+    def why_unreached(cls, node: str) -> str:
+        """Reason why such a node has no rule."""
+        return why_unreached(node)
 
     def start_signal(self, output: Tensor, seed: Tensor) -> Tensor:
         """What the backward pass starts with, so that positive attributions speak for ``sum(output * seed)``."""

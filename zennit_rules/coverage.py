@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ def unreached_nodes(output: Any) -> dict[str, int]:
         todo.extend(parent for parent, _ in node.next_functions)
         name = node.name().split("::")[-1]
         if isinstance(node, torch.autograd.function.BackwardCFunction):
-            if not name.startswith(("GatedSite", "GatedPool")):
+            if not name.startswith("Gated"):
                 counts[name.removesuffix("Backward")] += 1
             continue
         plain = name.rstrip("0123456789").removesuffix("Backward")
@@ -87,20 +87,33 @@ class Coverage:
 
     @classmethod
     def of(
-        cls, model: nn.Module, sites: Mapping[str, Site], gates: Mapping[str, nn.Module], nodes: Mapping[str, int]
+        cls,
+        model: nn.Module,
+        sites: Mapping[str, Site],
+        gates: Mapping[str, nn.Module],
+        nodes: Mapping[str, int],
+        why: Callable[[str], str],
     ) -> Coverage:
-        """Compare the sites found with the modules of the model and the nodes of its autograd graph."""
+        """Compare the sites found with the modules of the model and the nodes of its autograd graph.
+
+        Args:
+            model: The model.
+            sites: Sites by name.
+            gates: Their gates.
+            nodes: Number of autograd nodes by name that no rule has.
+            why: Reason for each.
+        """
         rows = [CoverageRow(s.name, s.function, type(gates[s.name]).__name__) for s in sites.values()]
         called = {name.split("#")[0] for name in sites}
         for path, module in model.named_modules():
-            if isinstance(module, UNREACHED_TYPES):
+            if isinstance(module, UNREACHED_TYPES) and (path or "model") not in called:
                 reason = "random slope" if isinstance(module, nn.RReLU) else "not element-wise"
                 rows.append(CoverageRow(path, type(module).__name__, "", f"{reason}: keeps its own gradient"))
             elif is_site(module) and (path or "model") not in called:
                 kind = "max-pools are exact in this rule set" if isinstance(module, POOLING_TYPES) else "not called"
                 rows.append(CoverageRow(path, type(module).__name__, "", kind))
         for node, count in nodes.items():
-            rows.append(CoverageRow(f"{count} x {node}", node, "", _why(node)))
+            rows.append(CoverageRow(f"{count} x {node}", node, "", why(node)))
         return cls(tuple(rows))
 
     @property
@@ -119,7 +132,8 @@ class Coverage:
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table)
 
 
-def _why(node: str) -> str:
+def why_unreached(node: str) -> str:
+    """Reason why an autograd node of `unreached_nodes` has no rule."""
     if node.startswith("MaxPool"):
         return "max-pools are exact in this rule set"
     if node.startswith(("Clamp", "M")) and node in _OTHER:
@@ -131,4 +145,4 @@ def _why(node: str) -> str:
     return "out of reach: a custom autograd Function keeps its own backward"
 
 
-__all__ = ["Coverage", "CoverageRow", "unreached_nodes"]
+__all__ = ["Coverage", "CoverageRow", "unreached_nodes", "why_unreached"]

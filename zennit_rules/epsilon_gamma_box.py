@@ -19,7 +19,7 @@ from .gates import Weight
 from .linear import LinearCall, LinearRule
 from .linear_map import LINEAR_TYPES
 from .registry import register_composite
-from .relevance import relevance_call
+from .relevance import relevance_call, unkept_nodes
 from .sites import ACTIVATION_TYPES, Site
 
 FIRSTS = ("box", "conv", "dense")
@@ -30,8 +30,7 @@ class RelevanceCall(ActivationCall):
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """``(a + b) * g``."""
-        a, b = self.gate(saved[0], g)
-        weight = _sum(a, b)
+        weight = _sum(*(self.gate(saved[0], g, self.contrast()) if self.has_contrast else self.gate(saved[0], g)))
         if isinstance(weight, float):
             return g if weight == 1.0 else g * weight
         return g * weight.to(g.dtype)
@@ -144,6 +143,16 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         self._flow.active = True
         super().register(module)
 
+    @classmethod
+    def unreached(cls, output: Any) -> dict[str, int]:
+        """Number of autograd nodes by name that relevance would pass by the plain gradient."""
+        return unkept_nodes(output)
+
+    @classmethod
+    def why_unreached(cls, node: str) -> str:
+        """See `LearnedComposite.why_unreached`."""
+        return "out of reach: relevance passes it by the plain gradient, which does not conserve it"
+
     def start_signal(self, output: Tensor, seed: Tensor) -> Tensor:
         """Relevance of the outputs: the outputs themselves, where the seed is 1."""
         return seed * output.detach()
@@ -179,9 +188,10 @@ class LearnedEpsilonGammaBox(LearnedComposite):
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function called in the model's forward pass; NotImplemented if relevance passes it as it is."""
-        if func is F.batch_norm and self.rules.config["rule_options"]["merge"]:
+        options = self.rules.config["rule_options"]
+        if func is F.batch_norm and options["merge"]:
             self._merge(*args, **kwargs)
-        return relevance_call(func, args, kwargs, lambda: self._flow.active)
+        return relevance_call(func, args, kwargs, lambda: self._flow.active, options["stabilizer"])
 
     def _merge(
         self,

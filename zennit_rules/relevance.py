@@ -43,7 +43,8 @@ class RelevanceCall:
 
     Attributes:
         operands: Its tensors that require grad, as they were called.
-        takes: Which of them get relevance: at first those that depend on the model's input.
+        from_input: Which of them depend on the model's input.
+        takes: Which of them get relevance: of those that depend on the input all but gates.
         leads: Whether the function's first argument depends on it.
     """
 
@@ -59,8 +60,9 @@ class RelevanceCall:
         leaves, self._spec = tree_flatten((args, dict(kwargs)))
         self._at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
         self.operands = tuple(leaves[i] for i in self._at)
-        self.takes = [depends_on_input(operand) for operand in self.operands]
-        self.leads = self._at[:1] == [0] and self.takes[0]
+        self.from_input = tuple(depends_on_input(operand) for operand in self.operands)
+        self.takes = list(self.from_input)
+        self.leads = self._at[:1] == [0] and self.from_input[0]
         self._leaves = [None if i in self._at else leaf for i, leaf in enumerate(leaves)]
         self._func, self.rule, self.active, self.stabilizer = func, rule, active, stabilizer
         self._statistics = func in _UPDATING
@@ -111,8 +113,12 @@ class _Relevance(torch.autograd.Function):
         call, operands = ctx.call, ctx.saved_tensors[:-1]
         if not call.active():
             return None, *call.pull(operands, lambda _: relevance)
-        signals = call.rule(call, operands, relevance)
-        return None, *(s if takes else None for s, takes in zip(signals, call.takes, strict=True))
+        signals = [
+            s if takes else None for s, takes in zip(call.rule(call, operands, relevance), call.takes, strict=True)
+        ]
+        # Zeros and not None: zennit's rules on the way to a gate cannot do with None.
+        gates = [s is None and mine for s, mine in zip(signals, call.from_input, strict=True)]
+        return None, *(torch.zeros_like(x) if gate else s for s, x, gate in zip(signals, operands, gates, strict=True))
 
 
 # -- rules -----------------------------------------------------------------------------------------------------------
@@ -120,7 +126,7 @@ class _Relevance(torch.autograd.Function):
 
 def stabilized(z: Tensor, epsilon: float) -> Tensor:
     """``z`` moved away from 0 by ``epsilon``; 0 itself upwards."""
-    return z + torch.where(z < 0, -epsilon, epsilon).to(z.dtype)
+    return z + torch.where(z < 0, -1.0, 1.0).to(z.dtype) * epsilon
 
 
 def _share(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
@@ -408,7 +414,7 @@ def _nodes_from_input(output: Any) -> list[tuple[Any, list[bool]]]:
             continue
         if node not in children:
             children[node] = []
-            todo.extend((parent, node) for parent, _ in node.next_functions)
+            todo.extend((parent, node) for parent in _receivers(node))
         if child is not None:
             children[node].append(child)
     starts = [node for node in children if not isinstance(getattr(node, "variable", nn.Parameter()), nn.Parameter)]
@@ -419,6 +425,14 @@ def _nodes_from_input(output: Any) -> list[tuple[Any, list[bool]]]:
             depends.add(node)
             starts.extend(children[node])
     return [(node, [parent in depends for parent, _ in node.next_functions]) for node in depends]
+
+
+def _receivers(node: Any) -> list[Any]:
+    """Nodes that get relevance of this one."""
+    parents = [parent for parent, _ in node.next_functions]
+    if function_of_node(node) is not _Relevance:
+        return parents
+    return [parent for parent, takes in zip(parents, node.call.takes, strict=True) if takes]
 
 
 def _keeps(node: Any, parents: list[bool]) -> bool:

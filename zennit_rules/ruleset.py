@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import fingerprint
 from .buffers import buffers_kept
-from .coverage import Coverage, CoverageRow, unreached_nodes
+from .coverage import Coverage, CoverageRow
 from .errors import RuleError
 from .registry import composite_class
 from .sites import Site
@@ -133,7 +133,8 @@ class RuleSet:
         Raises:
             RuleError: If there is no site at all.
         """
-        self._coverage = Coverage.of(model, self._sites, self._gates, unreached_nodes(output))
+        nodes = self._composite.unreached(output)
+        self._coverage = Coverage.of(model, self._sites, self._gates, nodes, self._composite.why_unreached)
         if not self._sites:
             raise RuleError(
                 f"{type(model).__name__} has no site: its forward pass called no activation that a rule of "

@@ -1,0 +1,316 @@
+"""LRP of whole models with trainable rules: against zennit, with skip connections, reuse and functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from rule_nets import NETS, assert_gradient, images, one_hot, prepare, randomise, resnet, score, vgg
+from torch import Tensor, nn
+from untouched import assert_untouched, snapshot
+from zennit.attribution import Gradient
+from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus
+from zennit.torchvision import ResNetCanonizer, VGGCanonizer
+
+import zennit_rules as zr
+
+NAME = "learned_epsilon_gamma_box"
+FEATURES = {"position": True}
+
+
+def build(model: nn.Module, x: Tensor, gate: str = "none", **options: Any) -> zr.RuleSet:
+    more = {"gate_options": FEATURES} if gate == "feature" else {}
+    return zr.RuleSet.build(model, x, composite=NAME, gate=gate, rule_options=options, **more)
+
+
+def maps(model: nn.Module, x: Tensor, composite: Any, **options: Any) -> Tensor:
+    with Gradient(model, composite, **options) as attributor:
+        return attributor(x.detach().clone(), lambda output: output * one_hot(output))[1]
+
+
+def assert_close(got: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(got, expected, rtol=0, atol=tolerance * float(expected.detach().abs().max()))
+
+
+# -- zennit's composites ---------------------------------------------------------------------------------------------
+
+STARTS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
+    "epsilon gamma box": (
+        lambda canonizers: EpsilonGammaBox(low=-3.0, high=3.0, canonizers=canonizers),
+        {"gamma": 0.25, "negative": "mirrored", "low": -3.0, "high": 3.0},
+    ),
+    "epsilon plus": (lambda canonizers: EpsilonPlus(canonizers=canonizers), {"first": "conv"}),
+    "epsilon alpha beta": (
+        lambda canonizers: EpsilonAlpha2Beta1(canonizers=canonizers),
+        {"first": "conv", "conv": "alpha_beta", "beta": 1.0},
+    ),
+}
+
+
+def big(name: str) -> nn.Module:
+    model = prepare(torchvision.models.get_model(name))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-15  # zennit's canonizer forgets it
+            nn.init.normal_(module.weight)  # some factors are negative
+    return model
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize(("name", "canonizer"), [("vgg11_bn", VGGCanonizer), ("resnet18", ResNetCanonizer)])
+def test_equals_zennit_without_its_canonizers(name: str, canonizer: Any, start: str) -> None:
+    model, x = big(name), images(1, 48).detach()
+    theirs, options = STARTS[start]
+    expected = maps(model, x, theirs([canonizer()]))
+    rules = build(model, x, **options)
+    assert rules.coverage().complete
+    assert_close(maps(model, x, rules.composite()), expected)
+    assert_close(maps(model, x, rules.composite(canonizers=[canonizer()])), expected)
+
+
+def test_default_start_is_epsilon_plus_with_a_box() -> None:
+    from zennit.composites import Convolution, SpecialFirstLayerMapComposite
+    from zennit.rules import ZBox
+
+    model, x = vgg(), images().detach()
+    rules = build(model, x)
+    low, high = x.amin((0, 2, 3), keepdim=True), x.amax((0, 2, 3), keepdim=True)
+    model[1].eps = 1e-15  # type: ignore[index]
+    theirs = SpecialFirstLayerMapComposite(
+        EpsilonPlus().layer_map, [(Convolution, ZBox(low=low, high=high))], canonizers=[VGGCanonizer()]
+    )
+    assert_close(maps(model, x, rules.composite()), maps(model, x, theirs))
+
+
+# -- awkward models --------------------------------------------------------------------------------------------------
+
+
+class Reused(nn.Module):
+    """One convolution called twice, a functional one beside, and a gate of squeeze and excitation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.twice = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.squeeze, self.fc = nn.Linear(4, 4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.stem((x - 0.1) / 0.5))
+        x = x + F.gelu(self.twice(F.relu(self.twice(x))))
+        x = x * torch.sigmoid(self.squeeze(x.mean((2, 3))))[..., None, None]
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def reused() -> nn.Module:
+    return prepare(Reused())
+
+
+ALL: dict[str, Callable[[], nn.Module]] = {**NETS, "reused": reused}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_relevance_is_conserved_without_biases(name: str) -> None:
+    model, x = ALL[name](), images(3).detach()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("bias"):
+                parameter.zero_()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.zero_()
+    rules = build(model, x, stabilizer=1e-12, epsilon=1e-12, low=-6.0, high=6.0, negative="mirrored")
+    assert rules.coverage().complete, str(rules.coverage())
+    leaf = x.clone().requires_grad_()
+    composite = rules.composite()
+    with composite.context(model):
+        output = model(leaf)
+        (relevance,) = zr.attribute(composite, output, (leaf,), one_hot(output))
+    torch.testing.assert_close(relevance.sum((1, 2, 3)), output.detach()[:, 1], rtol=1e-6, atol=0)
+
+
+def test_each_call_of_a_reused_layer_is_a_site() -> None:
+    model, x = reused(), images().detach()
+    sites = {site.name: site for site in build(model, x).sites}
+    assert {"stem", "twice", "twice#1", "squeeze", "fc"} <= sites.keys()
+    assert (sites["stem"].kind, sites["stem"].shape) == ("first", (2, 3, 8, 8))
+    assert (sites["twice#1"].kind, sites["twice#1"].shape) == ("linear", (2, 4, 8, 8))
+
+
+def test_functional_linear_layers_are_named_as_out_of_reach() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.weight = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(5, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(F.relu(self.conv(x)).mean((2, 3)), self.weight)
+
+    coverage = build(prepare(Functional()), images().detach()).coverage()
+    assert not coverage.complete
+    assert [row.reason for row in coverage.missed] == [
+        "out of reach: relevance passes it by the plain gradient, which does not conserve it"
+    ]
+
+
+@pytest.mark.parametrize("gate", ["none", "feature", "channel"])
+@pytest.mark.parametrize("name", ALL)
+def test_batch_equals_singles(name: str, gate: str) -> None:
+    model, x = ALL[name](), images(3).detach()
+    rules = build(model, x, gate, low=-5.0, high=5.0)
+    randomise(rules.parameters(), 0.2)
+    together = maps(model, x, rules.composite())
+    alone = torch.cat([maps(model, one, rules.composite()) for one in x.split(1)])
+    assert_close(together, alone)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["grad", "backward"])
+@pytest.mark.parametrize("constant", [True, False], ids=["constant", "function"])
+@pytest.mark.parametrize("rule", ["gamma", "alpha_beta"])
+@pytest.mark.parametrize("name", ALL)
+def test_finite_differences_of_every_parameter(name: str, rule: str, constant: bool, backward: bool) -> None:
+    model, x = ALL[name](), images().detach()
+    options = {"conv": rule, "dense": "epsilon", "epsilon": 0.1, "low": -5.0, "high": 5.0, "learn_bounds": True}
+    rules = build(model, x, "feature", strength=0.5, gamma=0.5, **options)
+    with torch.no_grad():
+        for parameter in rules.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+
+    def value(create_graph: bool = False) -> Tensor:
+        composite = rules.composite()
+        with Gradient(model, composite, create_graph=create_graph) as attributor:
+            seed: Any = one_hot(model(x)) if constant else lambda output: output * one_hot(output)
+            return score(attributor(x.clone(), seed)[1])
+
+    loss = value(create_graph=True)
+    torch.testing.assert_close(loss.detach(), value().detach(), rtol=1e-12, atol=0)
+    if backward:
+        loss.backward()
+        gradients = [p.grad for p in rules.parameters()]
+    else:
+        gradients = list(torch.autograd.grad(loss, rules.parameters()))
+    assert_gradient(value, rules.parameters(), gradients)
+
+
+def test_parameters_per_sample() -> None:
+    model, x = vgg(), images(2).detach()
+    shared = build(model, x, low=-5.0, high=5.0)
+    randomise(shared.parameters(), 0.2)
+    own = shared.for_samples(2)
+    assert_close(maps(model, x, own.composite()), maps(model, x, shared.composite()))
+    with torch.no_grad():
+        own.gate("4").raw[0] -= 0.3
+    changed, before = maps(model, x, own.composite()), maps(model, x, shared.composite())
+    assert float((changed - before)[0].abs().max()) > 0
+    assert_close(changed[1], before[1])
+
+
+# -- saving ----------------------------------------------------------------------------------------------------------
+
+
+def test_saves_and_loads_with_the_bounds_it_read(tmp_path: Path) -> None:
+    model, x = resnet(), images().detach()
+    rules = build(model, x, "feature")
+    randomise(rules.parameters(), 0.2)
+    rules.save(tmp_path / "rules.safetensors", model)
+    loaded = zr.RuleSet.load(tmp_path / "rules.safetensors", model)
+    assert torch.equal(loaded.gate("conv").low, x.amin((0, 2, 3))[None])
+    assert loaded.config["rule_options"]["gamma"] == math.inf
+    assert_close(maps(model, x, loaded.composite()), maps(model, x, rules.composite()), 1e-12)
+    assert_close(
+        maps(model, x, zr.LearnedEpsilonGammaBox(rules=tmp_path / "rules.safetensors")),
+        maps(model, x, rules.composite()), 1e-12,
+    )  # fmt: skip
+
+
+# -- habits ----------------------------------------------------------------------------------------------------------
+
+
+def test_model_is_untouched_also_after_an_exception() -> None:
+    model, x = resnet(), images()
+    rules = build(model, x.detach())
+    before = snapshot(model, x)
+    with rules.applied(model):
+        out = model(x)
+        torch.autograd.grad(out, x, one_hot(out))
+    assert_untouched(before, model, x)
+    with pytest.raises(RuntimeError, match="size"), rules.applied(model):
+        model(torch.randn(1, 7, 8, 8, dtype=torch.float64, requires_grad=True))
+    assert_untouched(before, model, x)
+
+
+def test_rules_of_functions_end_with_the_composite() -> None:
+    model, x = resnet(), images()
+    composite = build(model, x.detach()).composite()
+    with composite.context(model):
+        out = model(x)
+        with composite.inactive():
+            (inactive,) = torch.autograd.grad(out, x, one_hot(out), retain_graph=True)
+        (active,) = torch.autograd.grad(out, x, one_hot(out), retain_graph=True)
+    (after,) = torch.autograd.grad(out, x, one_hot(out))
+    plain = model(x)
+    assert torch.equal(plain, out)
+    (gradient,) = torch.autograd.grad(plain, x, one_hot(plain))
+    assert_close(inactive, gradient)
+    assert_close(after, gradient)
+    assert float((active - gradient).abs().max()) > 1e-3
+
+
+def test_sums_in_place_keep_their_value() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.fc = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            y.add_(self.b(x))
+            y *= 2.0
+            return self.fc(y.relu_())
+
+    model, x = prepare(InPlace()), torch.randn(3, 4, dtype=torch.float64)
+    rules = build(model, x, bias="zero", epsilon=1e-12)
+    leaf = x.clone().requires_grad_()
+    with rules.applied(model):
+        out = model(leaf)
+    assert torch.equal(out, model(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"conv": "zplus"}, "conv='zplus': choose one of epsilon, gamma, alpha_beta"),
+        ({"first": "flat"}, "first='flat': choose one of box, conv"),
+        ({"low": 0.0}, "low and high come together"),
+        ({"gama": 1.0}, "has no rule option 'gama'; it has: conv, dense"),
+        ({"gamma": -1.0}, "gamma must be a number of at least 0, got -1.0"),
+        ({"epsilon": 0}, "epsilon must be a number above 0"),
+        ({"bias": "none"}, "bias='none'"),
+    ],
+)
+def test_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(zr.RuleError, match=message):
+        zr.LearnedEpsilonGammaBox(rule_options=options)
+
+
+def test_contrast_stream() -> None:
+    model, x = vgg(), images().detach()
+    options = {"gate": "feature", "gate_options": {"position": True, "contrast": True}}
+    rules = zr.RuleSet.build(model, x, composite=NAME, **options)
+    plain = build(model, x)
+    seed = one_hot(model(x))
+
+    def attributions(of: zr.RuleSet, create_graph: bool = False) -> Tensor:
+        leaf, composite = x.clone().requires_grad_(), of.composite()
+        with composite.context(model):
+            return zr.attribute(composite, model(leaf), (leaf,), seed, create_graph=create_graph)[0]
+
+    assert_close(attributions(rules), attributions(plain))
+    randomise(rules.parameters(), 0.1)
+    loss = score(attributions(rules, create_graph=True))
+    gradients = torch.autograd.grad(loss, rules.parameters())
+    assert_gradient(lambda: score(attributions(rules)), rules.parameters(), gradients)

@@ -36,6 +36,21 @@ class GatedLinear(torch.autograd.Function):
         return ctx.call.propagate(ctx.saved_tensors[:-1], g), None
 
 
+class _Known(torch.autograd.Function):
+    """The value of a linear layer, which is known already, with the layer's derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: LinearMap, weight: Tensor, value: Tensor) -> Tensor:
+        """The value itself."""
+        ctx.linear, ctx.weight, ctx.size = linear, weight, x.shape
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+        """Vector-Jacobian product of the layer."""
+        return ctx.linear.transpose(ctx.size, ctx.weight, g), None, None, None
+
+
 class LinearCall(SiteCall):
     """A call of a linear layer.
 
@@ -77,7 +92,7 @@ class LinearCall(SiteCall):
     def _shared(self, gate: Any, x: Tensor, g: Tensor) -> Tensor:
         weight = self.weight.to(g.dtype)
         parts = _Parts(self.map, x, weight, by_weight=gate.split == "weights")
-        z, bias = self._value(x, g), None if self.bias is None else self._per_channel(self.bias, g)
+        z, bias = self._value(x, weight), None if self.bias is None else self._per_channel(self.bias, g)
         wants_positive, wants_negative = gate.needs_parts
         flips = self.merged is not None and wants_positive and bool((self.merged[0] < 0).any())
         positive = parts.positive() if wants_positive else None
@@ -98,12 +113,12 @@ class LinearCall(SiteCall):
                                                     scale * torch.where(scale > 0, b, a))  # fmt: skip
         return parts.share(a, b)
 
-    def _value(self, x: Tensor, g: Tensor) -> Tensor:
-        """The layer's value; with a graph where the second-order pass may ask for it."""
-        again = torch.is_grad_enabled() and x.requires_grad
-        if again or self._out is None or self._out._version != self._version:  # written into since
-            return self.map(x, self.weight.to(g.dtype), None if self.bias is None else self.bias.to(g.dtype))
-        return self._out.to(g.dtype)
+    def _value(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer's value, differentiable in its input."""
+        if self._out is None or self._out._version != self._version:  # written into since
+            return self.map(x, weight, None if self.bias is None else self.bias.to(weight.dtype))
+        known: Tensor = _Known.apply(x, self.map, weight, self._out.to(weight.dtype))
+        return known
 
     def _per_channel(self, values: Tensor, g: Tensor) -> Tensor:
         return self.map.channels(values.to(g.dtype), g)

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from . import evaluation as evaluation
     from . import plugins as plugins
     from . import training as training
+    from .attribution.deep_lift import LearnedDeepLift as LearnedDeepLift
+    from .attribution.guided_backprop import LearnedGuidedBackprop as LearnedGuidedBackprop
     from .attribution.learned import LearnedPropagation as LearnedPropagation
+    from .attribution.lrp import LearnedLRP as LearnedLRP
+    from .attribution.stock_lrp import attach_rules as attach_rules
+    from .attribution.stock_lrp import detach_rules as detach_rules
     from .errors import LearnpropError as LearnpropError
     from .training.masks import AreaMask as AreaMask
     from .training.masks import MaxMask as MaxMask
@@ -31,6 +36,9 @@ _HOMES = {
     "Area": "training.terms",
     "AreaMask": "training.masks",
     "ClassContrast": "training.terms",
+    "LearnedDeepLift": "attribution.deep_lift",
+    "LearnedGuidedBackprop": "attribution.guided_backprop",
+    "LearnedLRP": "attribution.lrp",
     "LearnedPropagation": "attribution.learned",
     "LearnpropError": "errors",
     "MaxMask": "training.masks",
@@ -40,6 +48,8 @@ _HOMES = {
     "RuleTrainer": "training.trainer",
     "Sufficiency": "training.terms",
     "TotalVariation": "training.terms",
+    "attach_rules": "attribution.stock_lrp",
+    "detach_rules": "attribution.stock_lrp",
 }
 _ROOMS = ("evaluation", "plugins", "training")
 
@@ -48,6 +58,9 @@ __all__ = [
     "Area",
     "AreaMask",
     "ClassContrast",
+    "LearnedDeepLift",
+    "LearnedGuidedBackprop",
+    "LearnedLRP",
     "LearnedPropagation",
     "LearnpropError",
     "MaxMask",
@@ -57,6 +70,8 @@ __all__ = [
     "RuleTrainer",
     "Sufficiency",
     "TotalVariation",
+    "attach_rules",
+    "detach_rules",
     "evaluation",
     "plugins",
     "training",

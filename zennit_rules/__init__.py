@@ -1,6 +1,7 @@
 """Trainable propagation rules for Zennit: gates, rules, composites and rule sets."""
 
 from .activation import LearnedActivation
+from .canonizers import MergeBatchNormPairs, SkipCanonizer, batch_norm_pairs, canonizers_for
 from .composites import (
     LearnedComposite,
     LearnedGradient,
@@ -8,12 +9,15 @@ from .composites import (
     register_trained,
 )
 from .coverage import Coverage
+from .deep_lift import LearnedDeepLift
 from .epsilon_gamma_box import LearnedEpsilonGammaBox
 from .errors import RuleError, RuleWarning
 from .gates import ChannelGate, ElementGate, FeatureGate, Gate, PositionGate, QuadrantGate, register_gate
 from .linear import LearnedAlphaBeta, LearnedBox, LearnedEpsilon, LearnedGamma
 from .pooling import LearnedMaxPool, PoolGate
 from .registry import composite_class, register_composite
+from .relevance import unkept_nodes
+from .rescale import LearnedRescale, RescaleMaxPool, RescaleSoftmax, reference_pass
 from .ruleset import RuleSet
 from .sites import Site, SiteTracker
 from .streams import Fusion, attribute
@@ -29,23 +33,33 @@ __all__ = [
     "LearnedAlphaBeta",
     "LearnedBox",
     "LearnedComposite",
+    "LearnedDeepLift",
     "LearnedEpsilon",
     "LearnedEpsilonGammaBox",
     "LearnedGamma",
     "LearnedGradient",
     "LearnedGuidedBackprop",
     "LearnedMaxPool",
+    "LearnedRescale",
+    "MergeBatchNormPairs",
     "PoolGate",
     "PositionGate",
     "QuadrantGate",
+    "RescaleMaxPool",
+    "RescaleSoftmax",
     "RuleError",
     "RuleSet",
     "RuleWarning",
     "Site",
     "SiteTracker",
+    "SkipCanonizer",
     "attribute",
+    "batch_norm_pairs",
+    "canonizers_for",
     "composite_class",
+    "reference_pass",
     "register_composite",
     "register_gate",
     "register_trained",
+    "unkept_nodes",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -151,9 +151,13 @@ class PoolCall(SiteCall):
         flat = g.new_zeros((*z.shape[:-dims], z.shape[-dims:].numel()))
         return flat.scatter_add(-1, index.flatten(-dims), g.flatten(-dims)).reshape(z.shape)
 
+    def through(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """What the softened gradient is mixed with: the true one, unless a rule knows better."""
+        return self.true_gradient(saved, g)
+
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """The exact gradient, moved by ``m`` towards the softened one."""
-        exact = self.true_gradient(saved, g)
+        exact = self.through(saved, g)
         gate: Any = self.gate
         shape = (-1, *(1,) * (g.ndim - 1))
         m = gate.strength.to(g.dtype).reshape(shape)
@@ -178,6 +182,7 @@ class LearnedMaxPool(SiteHook):
     """
 
     kind = "pooling"
+    call_type: ClassVar[type[PoolCall]] = PoolCall
 
     def __init__(self, gate: GateProvider | nn.Module | None = None) -> None:
         super().__init__(PoolGate() if gate is None else gate)
@@ -188,5 +193,5 @@ class LearnedMaxPool(SiteHook):
 
     def run(self, module: nn.Module, name: str, gate: nn.Module, input: Tensor) -> tuple[SiteCall, Tensor]:
         """See `SiteHook.run`."""
-        call = PoolCall(self, name, gate, module)
+        call = self.call_type(self, name, gate, module)
         return call, GatedPool.apply(input, call)

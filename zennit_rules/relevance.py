@@ -69,7 +69,7 @@ class RelevanceCall:
 
     def run(self) -> Tensor:
         """The function's own value, which passes relevance on."""
-        operands, self.operands = self.operands, ()  # autograd saves them; here they would close a reference cycle
+        operands, self.operands = self.operands, ()  # autograd saves them, and frees them with the graph
         out: Tensor = _Relevance.apply(self, *operands)
         return out
 
@@ -362,7 +362,7 @@ def depends_on_input(x: Tensor) -> bool:
             continue
         seen.add(node)
         if function_of_node(node) is _Relevance:
-            return True  # made for nothing else
+            return True  # those are made for nothing else: no need to walk to the input
         variable = getattr(node, "variable", None)
         if variable is not None and not isinstance(variable, nn.Parameter):
             return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,18 +18,14 @@ from zennit_rules import attribute as propagate
 from zennit_rules.buffers import buffers_kept
 from zennit_rules.interpose import is_interposed
 
-from .._compat import (
-    _format_additional_forward_args,
-    _format_output,
-    _format_tensor_into_tuples,
-    compute_gradients,
-)
+from .._compat import _format_output, compute_gradients
 from ..errors import LearnpropError
 from ..evaluation.maps import finished
 from ..plugins import know_plugins_of
 from ..training.masks import Mask, MaxMask
 from ..training.objectives import Agreement, Objective
 from ..training.per_sample import Descent, OriginalPass, Step, finite, learn, select
+from .checked_inputs import checked_inputs
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 
@@ -67,6 +62,7 @@ class LearnedPropagation(GradientAttribution):
             ``"feature"``.
         start: Rule they start at; the composite's own by default.
         pooling: ``"exact"`` or ``"soft"``: whether max-pools have a trainable rule as well.
+        rule_options: Options of the composite's other rules, e.g. ``{"baseline": 0.5}``; see the composite.
 
     Raises:
         LearnpropError: If ``model`` is no module.
@@ -81,15 +77,19 @@ class LearnedPropagation(GradientAttribution):
         gate: str | type = "element",
         start: str | None = None,
         pooling: str = "exact",
+        *,
+        rule_options: dict[str, Any] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise LearnpropError(
-                f"LearnedPropagation needs an nn.Module whose layers it can reach, got {type(model).__name__}"
+                f"{type(self).__name__} needs an nn.Module whose layers it can reach, got {type(model).__name__}"
             )
         super().__init__(model)
         self.model = model
         self.composite = composite
-        self.options: dict[str, Any] = {"gate": gate, "start": start, "pooling": pooling}
+        self.options: dict[str, Any] = {
+            "gate": gate, "start": start, "pooling": pooling, "rule_options": rule_options,
+        }  # fmt: skip
         know_plugins_of(composite, gate)
         if rules is None:
             composite_class(composite)(**self.options)  # names are checked here rather than at the first call
@@ -105,7 +105,9 @@ class LearnedPropagation(GradientAttribution):
     def _refuse_other_options(self, rules: RuleSet) -> None:
         """Options that differ from their defaults must be those of the given rule set."""
         given = {"composite": self.composite, **self.options}
-        plain = {"composite": "learned_gradient", "gate": "element", "start": None, "pooling": "exact"}
+        plain = {
+            "composite": "learned_gradient", "gate": "element", "start": None, "pooling": "exact", "rule_options": None,
+        }  # fmt: skip
         for option, value in given.items():
             has = rules.composite_name if option == "composite" else rules.config.get(option)
             if value != plain[option] and (getattr(value, "name", "") or value) != has:
@@ -152,10 +154,10 @@ class LearnedPropagation(GradientAttribution):
             RuleError: If the model has no site, or is compiled or scripted.
         """
         steps = self._steps(n_steps, create_graph)
-        tensors, additional = self._checked(inputs, additional_forward_args)
+        tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
         leaves = tuple(x if create_graph and x.requires_grad else x.detach().clone().requires_grad_() for x in tensors)
         draws = steps > 0 or any(module.training for module in self.model.modules())  # objectives and dropout do
-        with _seeded(seed) if draws else nullcontext(), buffers_kept(self.model):
+        with seeded(seed) if draws else nullcontext(), buffers_kept(self.model):
             if steps:
                 maps = self._learn(leaves, target, additional, steps, objective, mask, lr, show_progress)
             else:
@@ -186,7 +188,7 @@ class LearnedPropagation(GradientAttribution):
 
     def attribute_future(self) -> None:
         """Not implemented, as in captum's own gradient methods."""
-        raise NotImplementedError("attribute_future is not implemented for LearnedPropagation")
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def _steps(self, n_steps: int | None, create_graph: bool) -> int:
         if n_steps is None:
@@ -199,41 +201,6 @@ class LearnedPropagation(GradientAttribution):
             )
         return n_steps
 
-    def _checked(self, inputs: Any, additional_forward_args: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-        if torch.is_inference_mode_enabled():
-            raise LearnpropError("attributions need autograd: leave torch.inference_mode() (no_grad() is fine)")
-        if not isinstance(inputs, (Tensor, tuple)):
-            raise LearnpropError(f"inputs must be a tensor or a tuple of tensors, got {type(inputs).__name__}")
-        tensors = _format_tensor_into_tuples(inputs)
-        additional = _format_additional_forward_args(additional_forward_args) or ()
-        for i, x in enumerate(tensors):
-            where = f"inputs[{i}]" if len(tensors) > 1 else "inputs"
-            if not isinstance(x, Tensor) or not x.is_floating_point():
-                kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-                raise LearnpropError(
-                    f"{where} must be a floating-point tensor, got {kind}; attribute embeddings, not indices"
-                )
-            if x.ndim == 0 or x.numel() == 0:
-                raise LearnpropError(f"{where} is empty: shape {tuple(x.shape)}; the batch needs at least one sample")
-            if not bool(torch.isfinite(x).all()):
-                bad = int((~torch.isfinite(x)).sum())
-                raise LearnpropError(f"{where} has {bad} values that are NaN or infinite; clean the input first")
-        sizes = sorted({x.shape[0] for x in tensors})
-        if len(sizes) > 1:
-            raise LearnpropError(f"inputs have batches of {sizes} samples; dimension 0 must be the same in all")
-        try:
-            signature = inspect.signature(self.model.forward)
-        except ValueError:  # scripted code has none; whether rules reach it is checked later
-            return tensors, additional
-        try:
-            signature.bind(*tensors, *additional)
-        except TypeError as error:
-            raise LearnpropError(
-                f"{type(self.model).__name__}.forward does not take {len(tensors)} inputs and {len(additional)} "
-                f"additional_forward_args: {error}"
-            ) from error
-        return tensors, additional
-
     def _propagate(
         self, leaves: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...], create_graph: bool
     ) -> tuple[Tensor, ...]:
@@ -244,11 +211,25 @@ class LearnedPropagation(GradientAttribution):
             if self.gradient_func is not compute_gradients:  # a Neuron* class explains a neuron instead
                 if create_graph:
                     raise LearnpropError("create_graph=True cannot pass through a replaced gradient_func")
-                return self.gradient_func(self.forward_func, leaves, target, additional or None)
-            output = self.forward_func(*leaves, *additional)
-            selected = finite(select(output, target))
-            (seed,) = torch.autograd.grad(selected.sum(), output, retain_graph=True)
-            return propagate(composite, output, leaves, seed, create_graph=create_graph)
+                maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
+                self._check_reach(composite, None)
+                return maps
+            return self._explain(composite, leaves, target, additional, create_graph)[0]
+
+    def _explain(
+        self, composite: Any, leaves: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...], create_graph: bool
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Maps by a composite that is registered on the model, and the explained entries of the output ``(B,)``."""
+        output = self.forward_func(*leaves, *additional)
+        self._check_reach(composite, output)
+        selected = finite(select(output, target))
+        (seed,) = torch.autograd.grad(selected.sum(), output, retain_graph=True)
+        return propagate(composite, output, leaves, seed, create_graph=create_graph), selected
+
+    def _check_reach(self, composite: Any, output: Any) -> None:
+        """Refuse a model without a site; rules that were given have been built for its sites."""
+        if not composite.rules.closed:
+            composite.rules.close(self.model, output)
 
     def _learn(
         self,
@@ -297,7 +278,7 @@ class LearnedPropagation(GradientAttribution):
 
 
 @contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
+def seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0 if seed is None else seed)
         yield

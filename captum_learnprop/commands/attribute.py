@@ -25,6 +25,7 @@ from captum_learnprop.commands._inputs import (
     load,
     preprocessing_of,
 )
+from captum_learnprop.commands._key_value import KeyValue, as_dict
 from captum_learnprop.errors import LearnpropError
 
 # torch takes seconds to import: the help must not wait for it.
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from captum_learnprop.attribution_store import AttributionStore
     from captum_learnprop.images import ImageFile, Preprocessing
+    from zennit_rules import RuleSet
 
     Explainer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,6 +48,9 @@ class Request(ModelRequest):
     method: str
     composite: str | None
     gate: str | None
+    start: str | None
+    pooling: str | None
+    rule_option: dict[str, Any]
     rules: Path | None
     steps: int | None
     images: Path
@@ -249,10 +254,9 @@ def _explainer(request: Request, model: nn.Module) -> Explainer:
     from captum_learnprop.plugins import get_manager
 
     factory = get_manager().get("method", request.method).resolve()
-    built: dict[str, Any] = {"composite": request.composite, "gate": request.gate}
-    built = {name: value for name, value in built.items() if value is not None}
+    built = _built(request)
     for name in built:
-        _require(factory, name, f"--{name}", request.method)
+        _require(factory, name, _FLAGS.get(name, f"--{name}"), request.method)
     rules = _rules(request, model)
     takes_rules = rules is not None and _accepts(factory, "rules")
     method = factory(model, **built, **({"rules": rules} if takes_rules else {}))
@@ -261,6 +265,7 @@ def _explainer(request: Request, model: nn.Module) -> Explainer:
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     if rules is not None and not takes_rules:
         _check_gradient_method(request.method, method)
+        _warn_of_other_seeds(rules, request.method)
 
         def around() -> AbstractContextManager[Any]:
             return rules.applied(model)
@@ -275,7 +280,18 @@ def _explainer(request: Request, model: nn.Module) -> Explainer:
     return explain
 
 
-def _rules(request: Request, model: nn.Module) -> Any:
+_FLAGS = {"rule_options": "--rule-option"}
+"""Options of methods that have another name here."""
+
+
+def _built(request: Request) -> dict[str, Any]:
+    """What the method is made with, as far as it was given."""
+    given = {name: getattr(request, name) for name in ("composite", "gate", "start", "pooling")}
+    given["rule_options"] = request.rule_option or None
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _rules(request: Request, model: nn.Module) -> RuleSet | None:
     if request.rules is None:
         return None
     from zennit_rules import RuleSet
@@ -316,6 +332,19 @@ def _check_gradient_method(name: str, method: Any) -> None:
         raise LearnpropError(f"--rules cannot be combined with {name}, which has backward rules of its own")
 
 
+def _warn_of_other_seeds(rules: RuleSet, method: str) -> None:
+    """Relevance starts with the output and contributions end with the input: a plain gradient method knows neither."""
+    from zennit_rules import LearnedComposite, composite_class
+
+    used = composite_class(rules.composite_name)
+    if used.start_signal is not LearnedComposite.start_signal or used.finish is not LearnedComposite.finish:
+        click.echo(
+            f"warning: {method} neither starts nor ends as rules of {rules.composite_name} do, so its maps may have "
+            "another sign or scale; use --method learned_propagation",
+            err=True,
+        )
+
+
 def _checked(attribution: Any, inputs: Tensor, method: str) -> Tensor:
     import torch
 
@@ -337,6 +366,9 @@ def _options(request: Request, preprocessing: Preprocessing) -> dict[str, Any]:
         "method": request.method,
         "composite": request.composite,
         "gate": request.gate,
+        "start": request.start,
+        "pooling": request.pooling,
+        "rule_option": request.rule_option or None,
         "rules": digest(request.rules),
         "steps": request.steps,
         "target": request.target,
@@ -381,6 +413,16 @@ class _Target(click.ParamType):
 @click.option("--method", required=True, metavar="NAME", help="How to explain; see `learnprop plugins`.")
 @click.option("--composite", metavar="NAME", help="Composite of the method, if it takes one.")
 @click.option("--gate", metavar="NAME", help="Gate of the method, if it takes one.")
+@click.option("--start", metavar="NAME", help="Rule that gates start at, if the method takes one.")
+@click.option("--pooling", type=click.Choice(["soft", "exact"]), help="Whether max-pools learn, if the method asks.")
+@click.option(
+    "--rule-option",
+    type=KeyValue("gamma=0.25"),
+    multiple=True,
+    callback=as_dict,
+    metavar="NAME=VALUE",
+    help="Option of the composite's own rules, its value in JSON, e.g. gamma=0.25. May be repeated.",
+)
 @click.option("--rules", type=FILE, help="Trained rule set, for every gradient-based method.")
 @click.option("--steps", type=POSITIVE, help="Steps of the method, if it takes some.")
 @click.option("--images", required=True, type=PATH, help="Folder of images, or one image.")

@@ -170,7 +170,7 @@ def _untrained(model: nn.Module, plan: Plan) -> RuleSet:
     from captum_learnprop.evaluation.scenes import SIZE
     from zennit_rules import RuleSet
 
-    return RuleSet.build(model, torch.full((1, 3, SIZE, SIZE), 0.5), **_trainer(model, plan).rule_options)
+    return RuleSet.build(model, torch.full((1, 3, SIZE, SIZE), 0.5), **_trainer(model, plan).build_options)
 
 
 def table(results: Sequence[Result]) -> list[dict[str, str | float]]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MODELS = ("vgg", "resnet", "inception")
 SCENES = ("digits", "pairs", "grid", "patch", "parts")
+COMPOSITES = ("learned_gradient", "learned_guided_backprop", "learned_deeplift", "learned_epsilon_gamma_box")
 
 RESULTS, TABLE, FIGURE = "results.json", "table.md", "figure.png"
 
@@ -62,6 +63,7 @@ class Plan:
 
     model: tuple[str, ...]
     scenes: tuple[str, ...]
+    composite: tuple[str, ...]
     method: tuple[str, ...]
     metric: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -79,6 +81,10 @@ class Plan:
 @click.command("evaluate")
 @click.option("--model", multiple=True, type=click.Choice(MODELS), help="Reference net; all by default. Repeatable.")
 @click.option("--scenes", multiple=True, type=click.Choice(SCENES), help="Scene family; all by default. Repeatable.")
+@click.option(
+    "--composite", multiple=True, type=click.Choice(COMPOSITES),
+    help="Family of trained rules; all by default. Repeatable.",
+)  # fmt: skip
 @click.option("--method", multiple=True, help="Method, as in the tables; all by default. Repeatable.")
 @click.option("--metric", multiple=True, help="Score, as in the tables; all by default. Repeatable.")
 @click.option("--seeds", type=Seeds(), default="0,1,2", show_default=True, help="Training seeds of learned methods.")
@@ -137,12 +143,13 @@ def run(plan: Plan) -> None:
 
 def suite_of(plan: Plan) -> Suite:
     """The benchmark's suite."""
-    from captum_learnprop.evaluation.benchmark import Suite
+    from captum_learnprop.evaluation.benchmark import Suite, default_variants
 
     options: dict[str, Any] = {} if plan.sample_steps is None else {"sample_steps": plan.sample_steps}
     return Suite(
         architectures=plan.model or MODELS,
         families=plan.scenes or SCENES,
+        variants=default_variants(plan.composite),
         methods=plan.method,
         metrics=plan.metric,
         training_seeds=plan.seeds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -28,6 +27,7 @@ from captum_learnprop.commands._inputs import (
     load,
     preprocessing_of,
 )
+from captum_learnprop.commands._key_value import KeyValue, as_dict
 from captum_learnprop.errors import LearnpropError
 
 # torch takes seconds to import: the help must not wait for it.
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from captum_learnprop.images import ImageFile, Preprocessing
     from captum_learnprop.training.trainer import RuleTrainer
     from zennit_rules import RuleSet
+
+_CHECKED = 4
+"""Images that rules are built on before anything is measured; one alone could be of one colour, without a range."""
 
 _TRAINED_WITH = ("quantity", "sign", "smoothing", "steps", "batch_size", "lr", "deletions", "patience", "seed",
                  "internal_batch_size", "precision", "composite", "gate", "start", "pooling", "fusion")  # fmt: skip
@@ -53,20 +56,21 @@ class Request(ModelRequest):
     composite: str
     gate: str
     gate_option: dict[str, Any]
+    rule_option: dict[str, Any]
     contrast: bool | None
     positions: bool | None
     fusion: bool
     start: str | None
     pooling: str
-    objective: str
+    objective: str | None
     quantity: str
     target: str
     targets_per_image: int
     steps: int
     batch_size: int
-    lr: float
+    lr: float | None
     smoothing: float
-    sign: str
+    sign: str | None
     deletions: int
     validation: float
     patience: int | None
@@ -107,7 +111,7 @@ def run(request: Request) -> Result:
     started = time.monotonic()
     _check_output(request)
     images = _find(request)
-    objective = _objective.parse(request.objective)
+    objective = None if request.objective is None else _objective.parse(request.objective)
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     module = load(request)
@@ -117,7 +121,9 @@ def run(request: Request) -> Result:
     labels = _labels(request, images, classifier_of(request, module, preprocessing))
     _check_memory(request, len(images), preprocessing)
     options = {name: getattr(request, name) for name in _TRAINED_WITH}
-    trainer = RuleTrainer(module, objective=objective, gate_options=_gate_options(request), **options)
+    trainer = RuleTrainer(
+        module, objective=objective, gate_options=_gate_options(request), rule_options=request.rule_option, **options
+    )
     skipped: dict[str, str] = {}
     data = _data(images, preprocessing, labels, skipped)
     _check_rules(trainer, data, skipped)
@@ -274,16 +280,18 @@ def _data(
 def _check_rules(
     trainer: RuleTrainer, data: IterableDataset[tuple[Tensor, int | None]], skipped: dict[str, str]
 ) -> None:
-    """Builds the rules on the first image, so that a wrong gate does not wait for the measurements."""
+    """Builds the rules on a few images, so that a wrong gate does not wait for the measurements."""
+    from itertools import islice
+
     import torch
 
     from captum_learnprop.training.trainer import starting_rules
 
-    first = next(iter(data), None)
-    if first is None:
+    some = [pixels for pixels, _ in islice(data, _CHECKED)]
+    if not some:
         raise LearnpropError(f"none of the {len(skipped)} images can be read: {next(iter(skipped.values()))}")
     device = next((parameter.device for parameter in trainer.model.parameters()), torch.device("cpu"))
-    starting_rules(trainer.model, first[0][None].to(device), trainer.rule_options)
+    starting_rules(trainer.model, torch.stack(some).to(device), trainer.build_options)
 
 
 def _fit(request: Request, trainer: RuleTrainer, data: Any) -> RuleSet:
@@ -327,31 +335,6 @@ def _draw(request: Request, trainer: RuleTrainer) -> None:
         _warn(f"cannot draw {request.log_dir / 'training.png'}: {error}")
 
 
-class _GateOption(click.ParamType):
-    """``KEY=VALUE`` with a value in JSON."""
-
-    name = "key=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        if isinstance(value, tuple):
-            return value
-        key, equals, text = value.partition("=")
-        if not equals or not key.isidentifier():
-            self.fail(f"{value!r} is not KEY=VALUE, such as position=true", param, ctx)
-        try:
-            return key, json.loads(text)
-        except json.JSONDecodeError:
-            self.fail(f"the value of {value!r} is no JSON; write e.g. position=true or per='\"layer\"'", param, ctx)
-
-
-def _as_dict(ctx: click.Context, parameter: click.Parameter, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise click.BadParameter(f"{name!r} is given twice")
-    return dict(pairs)
-
-
 _SIGNS = ("absolute", "positive", "signed")
 _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", "contrastive_logit")
 
@@ -362,14 +345,27 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 @click.option("--checkpoint", type=FILE, help="File with the model's weights.")
 @click.option("--images", required=True, type=PATH, help="Folder of training images; labels are not needed.")
 @click.option("--recursive", is_flag=True, help="Look in sub-folders too.")
-@click.option("--composite", default="learned_gradient", metavar="NAME", help="Trainable composite.")
+@click.option(
+    "--composite",
+    default="learned_gradient",
+    metavar="NAME",
+    help="Rules: learned_gradient, learned_guided_backprop, learned_epsilon_gamma_box (LRP) or learned_deeplift.",
+)
+@click.option(
+    "--rule-option",
+    type=KeyValue("gamma=0.25"),
+    multiple=True,
+    callback=as_dict,
+    metavar="NAME=VALUE",
+    help="Option of the composite's own rules, its value in JSON, e.g. gamma=0.25. May be repeated.",
+)
 @click.option("--gate", default="feature", metavar="NAME", help="Gate that all samples share; see `learnprop plugins`.")
 @click.option(
     "--gate-option",
-    type=_GateOption(),
+    type=KeyValue("position=true"),
     multiple=True,
-    callback=_as_dict,
-    metavar="KEY=VALUE",
+    callback=as_dict,
+    metavar="NAME=VALUE",
     help="Further argument of the gate, its value in JSON. May be repeated.",
 )
 @click.option("--positions/--no-positions", default=None, help="Feature gates weigh positions.  [default: they do]")
@@ -379,9 +375,9 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 @click.option("--pooling", type=click.Choice(["soft", "exact"]), default="soft", help="Whether max-pools learn too.")
 @click.option(
     "--objective",
-    default="OcclusionRegression(density=0.5)",
     metavar="FORMULA",
-    help="What is minimised: terms with weights, e.g. 'OcclusionRegression + 0.1 * ClassContrast'.",
+    help="What is minimised: terms with weights, e.g. 'OcclusionRegression + 0.1 * ClassContrast'.  "
+    "[default: OcclusionRegression with the density that suits the composite]",
 )
 @click.option("--quantity", type=click.Choice(_QUANTITIES), default="logit", help="What is explained.")
 @click.option(
@@ -402,9 +398,13 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 )
 @click.option("--steps", type=POSITIVE, default=80, help="Optimiser steps.")
 @click.option("--batch-size", type=POSITIVE, default=12, help="Images times targets per step, over all processes.")
-@click.option("--lr", type=float, default=0.03, help="First learning rate.")
+@click.option("--lr", type=float, help="First learning rate.  [default: 0.03, for LRP 0.01]")
 @click.option("--smoothing", type=float, default=0.025, help="Of maps, as a share of the image's shorter side.")
-@click.option("--sign", type=click.Choice(_SIGNS), default="absolute", help="How channels become a map.")
+@click.option(
+    "--sign",
+    type=click.Choice(_SIGNS),
+    help="How channels become a map.  [default: absolute, for LRP signed]",
+)
 @click.option("--deletions", type=POSITIVE, default=48, help="Regions removed from each image.")
 @click.option("--validation", type=float, default=0.2, help="Share of the images that is held out; 0 for none.")
 @click.option("--patience", type=POSITIVE, help="Stop after this many validations without a better one.")

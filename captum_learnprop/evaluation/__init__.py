@@ -1,5 +1,6 @@
 """Measuring attributions: scenes with known ground truth, and scores of localisation, faithfulness and sanity."""
 
+from captum_learnprop.evaluation.conservation import Conservation, conservation, measure_conservation
 from captum_learnprop.evaluation.difull import DiFull, difull_score, mosaic
 from captum_learnprop.evaluation.digits_net import DigitsNet
 from captum_learnprop.evaluation.faithfulness import (
@@ -37,6 +38,7 @@ from captum_learnprop.evaluation.scenes import Questions, SceneError, Scenes, ma
 from captum_learnprop.evaluation.similarity import spearman, ssim
 
 __all__ = [
+    "Conservation",
     "DiFull",
     "DigitsNet",
     "InceptionLike",
@@ -51,6 +53,7 @@ __all__ = [
     "average_precision",
     "class_auc",
     "complexity_rise",
+    "conservation",
     "deletion",
     "deletion_curve",
     "difull_score",
@@ -61,6 +64,7 @@ __all__ = [
     "layers_top_down",
     "lerf_curve",
     "make_scenes",
+    "measure_conservation",
     "morf_curve",
     "morf_lerf_area",
     "mosaic",

@@ -3,7 +3,7 @@
 A *cell* is one method on one scene family of one net, for learned methods with one training seed. It is written as
 JSON when it is done and skipped when it is there, so that a run can be interrupted, and processes with different nets
 can share a folder. Rules are trained once per net, variant and seed, and saved beside the cells; for the digits on
-pairs of digits, used for all families of that net.
+pairs of digits, used for all families of that net. So are the gammas that a search finds for a net.
 """
 
 from __future__ import annotations
@@ -27,15 +27,24 @@ from captum_learnprop.attribution.learned import DEFAULT_STEPS, LearnedPropagati
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation import reference_nets
 from captum_learnprop.evaluation.comparison import TREATMENTS, Treatment, best_treatment, treatments_at
-from captum_learnprop.evaluation.hand_made import HAND_MADE, Explain, HandMade
+from captum_learnprop.evaluation.gamma_grid import GRIDS, Grid, Search, search
+from captum_learnprop.evaluation.hand_made import GREY, HAND_MADE, Explain, HandMade
 from captum_learnprop.evaluation.maps import reduce_channels
 from captum_learnprop.evaluation.randomization import randomized
+from captum_learnprop.evaluation.rule_families import DEEP_LIFT, GATES, GUIDED, LRP
 from captum_learnprop.evaluation.scenes import FAMILIES, QUESTIONS_PER_SCENE, SIZE, Questions, make_scenes
 from captum_learnprop.evaluation.scorecard import RANDOMISATION, SCORES, Case, score
 from captum_learnprop.evaluation.similarity import spearman
 from captum_learnprop.evaluation.summary import NOT_RUN
 from captum_learnprop.training.terms import RandomizationContrast
-from captum_learnprop.training.trainer import DEFAULT_TERM, RuleTrainer
+from captum_learnprop.training.trainer import (
+    HELD_OUT,
+    SHOWN,
+    Options,
+    RuleTrainer,
+    held_out_images,
+    usual,
+)
 from zennit_rules import RuleError, RuleSet, fingerprint
 
 VERSION = 1
@@ -66,8 +75,12 @@ LEARNED, UNTRAINED = "learned", "untrained"
 _FAILURES = (LearnpropError, RuntimeError, ValueError, AssertionError, NotImplementedError, IndexError)
 """What methods raise for nets that they cannot explain."""
 
-ONE_PASS, CONTRAST_PASS, STEP_PASSES = 2, 1, 4
-"""Passes of an explanation by given rules; of a contrast stream more; of each learning step."""
+ONE_PASS, CONTRAST_PASS, REFERENCE_PASS, STEP_PASSES = 2, 1, 1, 4
+"""Passes of an explanation by given rules; of a contrast stream more; of rules that also run the model on a reference;
+of each learning step."""
+
+SEARCH_SEED = 0
+"""Of the gamma grids: one search for each net."""
 
 
 class BenchmarkError(LearnpropError):
@@ -78,15 +91,29 @@ class SettingsError(BenchmarkError):
     """A folder with results of other settings or nets."""
 
 
-def default_variants() -> dict[str, dict[str, Any]]:
-    """Learned variants by name: options of `RuleTrainer`."""
-    differs = DEFAULT_TERM + 1.5 * RandomizationContrast(compression="log")
-    return {
+def default_variants(composites: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Learned variants by name: options of `RuleTrainer`.
+
+    Args:
+        composites: whose; of all by default.
+    """
+    differs = usual(GATES).term + 1.5 * RandomizationContrast(compression="log")
+    every: dict[str, dict[str, Any]] = {
         "gates": {},
         "gates + contrast stream": {"gate_options": {"position": True, "contrast": True}},
         "gates + randomization": {"objective": differs},
         "gates + fusion": {"fusion": True},
+        "guided backprop, gates": {"composite": GUIDED},
+        "DeepLift": {"composite": DEEP_LIFT, "rule_options": {"baseline": GREY}},
+        "LRP": {"composite": LRP},
+        "LRP, z+ start": {"composite": LRP, "rule_options": {"strength": 0.0}},
     }
+    return {name: one for name, one in every.items() if not composites or composite_of(one) in composites}
+
+
+def composite_of(options: Mapping[str, Any]) -> str:
+    """The composite of a variant."""
+    return str(options.get("composite", GATES))
 
 
 @dataclass(frozen=True)
@@ -147,6 +174,15 @@ class Suite:
             options["steps"] = self.training_steps
         return RuleTrainer(model, seed=seed, **options)
 
+    def lrp_training(self, model: nn.Module, seed: int = 0) -> RuleTrainer:
+        """A trainer with the examples, the smoothing and the budget that LRP rules are trained with."""
+        own = [one for one in self.variants.values() if composite_of(one) == LRP]
+        first = (own or list(default_variants((LRP,)).values()))[0]
+        options = {name: value for name, value in first.items() if name in Options.__dataclass_fields__}
+        if self.training_steps is not None:
+            options["steps"] = self.training_steps
+        return RuleTrainer(model, seed=seed, **options)
+
     def training_options(self, variant: str | None) -> dict[str, Any]:
         """All options of a variant's training but for the seed, in plain types; of every trainer's for None."""
         return _training_options(self.trainer(variant, nn.Identity()))  # options do not depend on the net
@@ -171,6 +207,7 @@ class Contender:
         variant: the learned variant that it needs, or None.
         options: what else decides its outcome.
         rules: ``(subject, seed) -> rules`` whose treatment its maps get; None to choose one on the tuning scenes.
+        seconds: ``(subject, seed) -> seconds`` of training or search, None where they are not known.
         fits: whether it is for a net; others have no cell of it.
     """
 
@@ -182,6 +219,7 @@ class Contender:
     variant: str | None = None
     options: str = ""
     rules: Callable[[Subject, int], RuleSet] | None = None
+    seconds: Callable[[Subject, int], float | None] = lambda subject, seed: None
     fits: Callable[[Subject], bool] = lambda subject: True
 
 
@@ -192,6 +230,7 @@ def contenders(suite: Suite) -> list[Contender]:
         BenchmarkError: a method that does not exist, or two whose files would have one name.
     """
     every = [_hand_made(one) for one in HAND_MADE.values()]
+    every += [_searched(suite, grid) for grid in GRIDS]
     every.append(Contender(TRUTH, CONTROL, 0, _no_build))
     for name, options in suite.variants.items():
         every += _variant(name, options)
@@ -225,6 +264,27 @@ def _hand_made(method: HandMade) -> Contender:
     return Contender(method.name, method.family, method.passes, lambda subject, net, seed: method.build(net))
 
 
+def _searched(suite: Suite, grid: Grid) -> Contender:
+    """LRP with the gammas that a search finds for the net."""
+
+    def build(subject: Subject, net: nn.Module, seed: int) -> Explain:
+        return subject.searched(grid).best.setting.lrp()(net)
+
+    return Contender(
+        grid.name, "lrp", ONE_PASS, build,
+        options=json.dumps(_search_options(suite, grid), default=repr),
+        seconds=lambda subject, seed: subject.searched(grid).seconds,
+    )  # fmt: skip
+
+
+def _search_options(suite: Suite, grid: Grid) -> dict[str, Any]:
+    """What decides the outcome of a search on a net, but for the scenes."""
+    training = suite.lrp_training(nn.Identity()).options
+    names = ("quantity", "smoothing", "deletions", "steps", "batch_size", "validate_every")
+    return {**vars(grid), "seed": SEARCH_SEED, "term": usual(LRP).term.config(),
+            **{name: getattr(training, name) for name in names}}  # fmt: skip
+
+
 def _variant(name: str, options: Mapping[str, Any]) -> list[Contender]:
     """The untrained start of a variant, and what it learns."""
     passes = _passes(options)
@@ -238,15 +298,29 @@ def _variant(name: str, options: Mapping[str, Any]) -> list[Contender]:
     def rules(subject: Subject, seed: int) -> RuleSet:
         return subject.trained(name, seed)
 
+    def seconds(subject: Subject, seed: int) -> float | None:
+        return _seconds(rules(subject, seed))
+
     return [
         Contender(f"{name}, untrained", UNTRAINED, passes, untrained, variant=name),
-        Contender(f"{name}, learned", LEARNED, passes, trained, seeded=True, variant=name, rules=rules),
+        Contender(
+            f"{name}, learned", LEARNED, passes, trained, seeded=True, variant=name, rules=rules, seconds=seconds
+        ),
     ]
+
+
+def _seconds(rules: RuleSet) -> float | None:
+    """That rules were trained."""
+    return rules.training.get("seconds")
 
 
 def _passes(options: Mapping[str, Any]) -> int:
     """Of an explanation by rules of these options."""
-    return ONE_PASS + CONTRAST_PASS * bool((options.get("gate_options") or {}).get("contrast"))
+    return _passes_of(composite_of(options), bool((options.get("gate_options") or {}).get("contrast")))
+
+
+def _passes_of(composite: str, contrast: bool) -> int:
+    return ONE_PASS + CONTRAST_PASS * contrast + REFERENCE_PASS * (composite == DEEP_LIFT)
 
 
 def _adaptive(suite: Suite) -> list[Contender]:
@@ -258,7 +332,7 @@ def _adaptive(suite: Suite) -> list[Contender]:
 
     passes = ONE_PASS + STEP_PASSES * suite.sample_steps
     found = [Contender(PER_SAMPLE, LEARNED, passes, per_sample, seeded=True, options=f"{suite.sample_steps} steps")]
-    first = next(iter(suite.variants), None)
+    first = next((name for name, options in suite.variants.items() if composite_of(options) == GATES), None)
     if first is None:
         return found
 
@@ -270,8 +344,10 @@ def _adaptive(suite: Suite) -> list[Contender]:
         return subject.trained(first, seed)
 
     passes = _passes(suite.variants[first]) + STEP_PASSES * REFINEMENT_STEPS
-    options = f"{REFINEMENT_STEPS} steps"
-    refining = Contender(REFINED, LEARNED, passes, refined, seeded=True, variant=first, options=options, rules=rules)
+    refining = Contender(
+        REFINED, LEARNED, passes, refined, seeded=True, variant=first, options=f"{REFINEMENT_STEPS} steps", rules=rules,
+        seconds=lambda subject, seed: _seconds(rules(subject, seed)),
+    )  # fmt: skip
     return [*found, refining]
 
 
@@ -289,10 +365,11 @@ def _given(path: Path) -> Contender:
     return Contender(
         _given_name(path),
         LEARNED,
-        ONE_PASS + CONTRAST_PASS * rules.contrast,
+        _passes_of(rules.composite_name, rules.contrast),
         lambda subject, net, seed: _by_rules(net, load(subject)),
         options=hashlib.sha256(path.read_bytes()).hexdigest(),
         rules=lambda subject, seed: load(subject),
+        seconds=lambda subject, seed: _seconds(rules),
         fits=fits,
     )
 
@@ -328,6 +405,7 @@ class Subject:
         self.weights = fingerprint.weights(self.model)
         self.progress: Callable[[str], None] = lambda text: None
         self._rules: dict[tuple[str, int], RuleSet] = {}
+        self._searches: dict[str, Search] = {}
 
     @cached_property
     def training_images(self) -> Tensor:
@@ -350,7 +428,7 @@ class Subject:
     def untrained(self, variant: str) -> RuleSet:
         """What a variant starts from."""
         trainer = self.suite.trainer(variant, self.model)
-        return RuleSet.build(self.model, self.training_images[:1], **trainer.rule_options)
+        return RuleSet.build(self.model, self.training_images[:SHOWN], **trainer.build_options)
 
     def trained(self, variant: str, seed: int) -> RuleSet:
         """The rules of a variant: from memory, from their file, or learned now."""
@@ -375,14 +453,53 @@ class Subject:
 
     def _train(self, variant: str, seed: int, path: Path) -> RuleSet:
         self.progress(f"learning {variant}, seed {seed}")
-        targets = QUESTIONS_PER_SCENE[TRAINING_FAMILY[self.task]]  # as many classes as there are objects
-        # Deletions depend on the net and the seed, not on the variant: measured once.
-        examples = self.out / "examples" / f"{self.architecture}_{self.task}_scenes{self.suite.seed}_seed{seed}"
         trainer = self.suite.trainer(variant, self.model, seed)
-        rules = trainer.fit(self.training_images, targets_per_image=targets, examples_dir=examples)
+        rules = trainer.fit(self.training_images, **self._examples(seed))
         path.parent.mkdir(parents=True, exist_ok=True)
         rules.save(path, self.model)
         return rules
+
+    def _examples(self, seed: int) -> dict[str, Any]:
+        """What is explained in training, and where it is kept.
+
+        Deletions depend on the net and the seed, not on the variant: they are measured once.
+        """
+        name = f"{self.architecture}_{self.task}_scenes{self.suite.seed}_seed{seed}"
+        return {"targets_per_image": self.targets_per_image, "examples_dir": self.out / "examples" / name}
+
+    @property
+    def targets_per_image(self) -> int:
+        """Classes of a training image that are explained: as many as there are objects."""
+        return QUESTIONS_PER_SCENE[TRAINING_FAMILY[self.task]]
+
+    def searched(self, grid: Grid) -> Search:
+        """The search of a grid: from memory, from its file, or made now, going on where it was interrupted."""
+        if grid.name not in self._searches:
+            name = f"{self.architecture}_{self.task}_{_slug(grid.name)}_scenes{self.suite.seed}.json"
+            self._searches[grid.name] = self._search(grid, self.out / "rules" / name)
+        return self._searches[grid.name]
+
+    def _search(self, grid: Grid, path: Path) -> Search:
+        """With as many attribution passes as the training of LRP rules takes, on the same images and deletions."""
+        trainer = self.suite.lrp_training(self.model, SEARCH_SEED)
+        images, each = len(self.training_images), self.targets_per_image
+        held_out = held_out_images(images, HELD_OUT)
+        budget = trainer.options.passes((images - held_out) * each, held_out * each)
+        options = {**_search_options(self.suite, grid), "images": images, "budget": budget, "weights": self.weights}
+        known = _kept_search(path, _plain(options))
+        if known is not None and known.finished:
+            return known
+        self.progress(f"measuring for {grid.name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+        def keep(found: Search) -> None:
+            write_text(path, json.dumps({"options": options, **found.config()}, default=repr))
+            self.progress(f"{len(found.trace)} of {found.settings} settings")
+
+        return search(
+            self.model, grid, trainer.measure(self.training_images, **self._examples(SEARCH_SEED)), budget=budget,
+            smoothing=trainer.options.smoothing, seed=SEARCH_SEED, known=known, on_scored=keep,
+        )  # fmt: skip
 
     def questions(self, family: str, split: str) -> Questions:
         """What is asked on a split of a family."""
@@ -391,9 +508,23 @@ class Subject:
 
 
 def _training_options(trainer: RuleTrainer) -> dict[str, Any]:
-    options = {**vars(trainer.options), **trainer.rule_options, "objective": trainer.objective.config()}
+    options = {**vars(trainer.options), **trainer.build_options, "objective": trainer.objective.config()}
     del options["seed"]
     return _plain(options)
+
+
+def _kept_search(path: Path, options: Mapping[str, Any]) -> Search | None:
+    """A search in a file, finished or not; None where there is none."""
+    if not path.is_file():
+        return None
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found = Search.of(kept)
+        before = kept["options"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise BenchmarkError(f"{path} is damaged ({error!r}); delete it to search again") from error
+    _require_same(before, options, path)
+    return found
 
 
 def _form(rules: RuleSet) -> dict[str, Any]:
@@ -577,7 +708,7 @@ class _Room:
             },
             "recognised": round(self.recognised, 6),
             "seconds": seconds,
-            "training seconds": None if rules is None else rules.training.get("seconds"),
+            "training seconds": contender.seconds(subject, seed),
             "scores": {name: _numbers(values) for name, values in scores.items()},
         }
 

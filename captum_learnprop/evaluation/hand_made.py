@@ -120,7 +120,7 @@ def deep_lift(model: nn.Module) -> Explain:
     """
     from captum.attr import DeepLift
 
-    single = _captum(DeepLift(_twin(model, for_deep_lift=True).network), baselines=torch.tensor([[[[GREY]]]]))
+    single = _captum(DeepLift(twin_of(model, for_deep_lift=True).network), baselines=torch.tensor([[[[GREY]]]]))
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
         return torch.cat([single(x, y) for x, y in zip(images.split(1), targets.split(1), strict=True)])
@@ -132,14 +132,14 @@ def guided_backprop(model: nn.Module) -> Explain:
     """Guided backpropagation (Springenberg et al., 2015)."""
     from captum.attr import GuidedBackprop
 
-    return _captum(GuidedBackprop(_twin(model).network))
+    return _captum(GuidedBackprop(twin_of(model).network))
 
 
 def deconvolution(model: nn.Module) -> Explain:
     """Deconvnet (Zeiler and Fergus, ECCV 2014)."""
     from captum.attr import Deconvolution
 
-    return _captum(Deconvolution(_twin(model).network))
+    return _captum(Deconvolution(twin_of(model).network))
 
 
 def _captum(method: Any, **options: Any) -> Explain:
@@ -164,7 +164,7 @@ def grad_cam(level: int) -> Callable[[nn.Module], Explain]:
     def build(model: nn.Module) -> Explain:
         from captum.attr import LayerGradCam
 
-        twin = _twin(model)
+        twin = twin_of(model)
         method = LayerGradCam(twin.network, twin.network.get_submodule(_feature(twin, level)))
 
         def attribute(images: Tensor, targets: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ def layer_cam(level: int) -> Callable[[nn.Module], Explain]:
     def build(model: nn.Module) -> Explain:
         from captum.attr import LayerActivation
 
-        twin = _twin(model)
+        twin = twin_of(model)
         layer = twin.network.get_submodule(_feature(twin, level))
         activation = LayerActivation(twin.network, layer)
 
@@ -208,7 +208,7 @@ def guided_grad_cam(model: nn.Module) -> Explain:
     """Guided backpropagation times Grad-CAM at the last feature map."""
     from captum.attr import GuidedGradCam
 
-    twin = _twin(model)
+    twin = twin_of(model)
     method = GuidedGradCam(twin.network, twin.network.get_submodule(_feature(twin, 0)))
     return _captum(method, interpolate_mode="bilinear")
 
@@ -247,7 +247,10 @@ class Lrp:
 
     def __call__(self, model: nn.Module) -> Explain:
         """The method for a model."""
-        twin = _twin(model)
+        return self.on(twin_of(model))
+
+    def on(self, twin: Twin) -> Explain:
+        """The method for the model of a twin."""
         composite = self.make(twin)
 
         def attribute(images: Tensor, targets: Tensor) -> Tensor:
@@ -272,7 +275,7 @@ def _epsilon_plus(twin: Twin) -> Any:
 def _epsilon_plus_box(twin: Twin) -> Any:
     from zennit.composites import Convolution, EpsilonPlus, SpecialFirstLayerMapComposite
 
-    return SpecialFirstLayerMapComposite(layer_map=EpsilonPlus().layer_map, first_map=[(Convolution, _z_box(twin))])
+    return SpecialFirstLayerMapComposite(layer_map=EpsilonPlus().layer_map, first_map=[(Convolution, box_rule(twin))])
 
 
 def _epsilon_gamma_box(twin: Twin) -> Any:
@@ -305,11 +308,12 @@ def _z_plus_box(twin: Twin) -> Any:
     from zennit.rules import ZPlus
 
     return SpecialFirstLayerMapComposite(
-        layer_map=[*layer_map_base(), (Linear, ZPlus())], first_map=[(Convolution, _z_box(twin))]
+        layer_map=[*layer_map_base(), (Linear, ZPlus())], first_map=[(Convolution, box_rule(twin))]
     )
 
 
-def _z_box(twin: Twin) -> Any:
+def box_rule(twin: Twin) -> Any:
+    """The rule of a first layer whose inputs are images between black and white (Montavon et al., 2017)."""
     from zennit.rules import ZBox
 
     return ZBox(low=torch.minimum(twin.black, twin.white), high=torch.maximum(twin.black, twin.white))
@@ -408,7 +412,8 @@ HAND_MADE: dict[str, HandMade] = {
 """Hand-made methods by name."""
 
 
-def _twin(model: nn.Module, *, for_deep_lift: bool = False) -> Twin:
+def twin_of(model: nn.Module, *, for_deep_lift: bool = False) -> Twin:
+    """The model in separate modules, see `make_twin`, checked with images of noise."""
     parameter = next(model.parameters(), torch.zeros(0))
     example = torch.rand(2, 3, EXAMPLE_SIZE, EXAMPLE_SIZE, generator=torch.Generator().manual_seed(0))
     return make_twin(model, example.to(parameter), for_deep_lift=for_deep_lift)

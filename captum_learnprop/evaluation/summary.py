@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_learnprop.evaluation.comparison import standard_error
+from captum_learnprop.evaluation.rule_families import RULE_FAMILIES, RuleFamily, rule_family
 from captum_learnprop.evaluation.scenes import QUESTIONS_PER_SCENE
 from captum_learnprop.evaluation.scorecard import SCORES
 
@@ -23,9 +24,14 @@ LEARNED = "learned"
 
 UNTRAINED_START = "its untrained start"
 
-REFERENCES = (UNTRAINED_START, SALIENCY, "best gradient or CAM", LRP_BOX, "best LRP")
+BEST_OF_FAMILY, BEST_SEARCHED = "best hand-made of its family", "best gamma grid"
+
+REFERENCES = (UNTRAINED_START, SALIENCY, "best gradient or CAM", LRP_BOX, "best LRP", BEST_OF_FAMILY, BEST_SEARCHED)
 """What learned methods are compared with, sample by sample, every reference with its best treatment. The best ones are
-the best of each score; only trained variants have an untrained start."""
+the best of each score; only trained variants have an untrained start and a family, and only LRP has gamma grids."""
+
+FAMILY_SCORES = ("average precision", "class AUC", "deletion, blur", "randomisation")
+"""Scores that have a table of the families of rules."""
 
 CLEARLY = 2.0
 """Combined standard errors that a difference has to exceed to be called one."""
@@ -76,6 +82,7 @@ class Row:
         asked: training seeds that were asked for.
         failures: ``(training seed or None, why it has no scores)``.
         error: why there are no scores at all, or None.
+        composite: of the variant of trained rules that it is or needs.
     """
 
     model: str
@@ -94,6 +101,7 @@ class Row:
     asked: int
     failures: tuple[tuple[int | None, str], ...]
     error: str | None
+    composite: str | None = None
 
     @property
     def label(self) -> str:
@@ -181,6 +189,7 @@ def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
         asked=len(group),
         failures=tuple((cell["seed"], cell["error"]) for cell in group if cell["error"] is not None),
         error=None if good else group[0]["error"],
+        composite=(good or group)[0].get("settings", {}).get("training options", {}).get("composite"),
     )
 
 
@@ -203,18 +212,22 @@ def differences(rows: Sequence[Row]) -> list[Difference]:
         room = [one for one in rows if (one.model, one.scenes) == (row.model, row.scenes) and one.error is None]
         for reference in REFERENCES:
             for name in row.samples:
-                other = _reference(reference, room, name, row.method)
+                other = _reference(reference, room, name, row)
                 if other is not None:
                     found.append(_difference(row, other, reference, name))
     return found
 
 
-def _reference(reference: str, room: Sequence[Row], name: str, method: str) -> Row | None:
+def _reference(reference: str, room: Sequence[Row], name: str, learned: Row) -> Row | None:
     if reference == UNTRAINED_START:
-        variant, _, state = method.rpartition(", ")
+        variant, _, state = learned.method.rpartition(", ")
         candidates = [row for row in room if state == LEARNED and row.method == f"{variant}, untrained"]
     elif reference in (SALIENCY, LRP_BOX):
         candidates = [row for row in room if row.method == reference]
+    elif reference in (BEST_OF_FAMILY, BEST_SEARCHED):
+        family = rule_family(learned.composite)
+        names = () if family is None else family.hand_made if reference == BEST_OF_FAMILY else family.searched
+        candidates = [row for row in room if row.method in names]
     else:
         families = ("lrp",) if reference == "best LRP" else GRADIENT_FAMILIES
         candidates = [row for row in room if row.family in families]
@@ -250,8 +263,8 @@ def _seed_means(table: Array) -> Array:
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """An overview of average precision, then for each net and scene family all scores and the paired differences."""
-    parts = ["# Results", _READING, "## Average precision", _overview(rows)]
     found = differences(rows)
+    parts = ["# Results", _READING, "## Average precision", _overview(rows), *_families(rows, found)]
     for model, scenes in dict.fromkeys((row.model, row.scenes) for row in rows):
         room = [row for row in rows if (row.model, row.scenes) == (model, scenes)]
         parts += [f"## {model}, {scenes}", _recognised(room), _scores(room, "estimates"), _failures(room)]
@@ -275,7 +288,7 @@ def _recognised(room: Sequence[Row]) -> str:
 
 def _overview(rows: Sequence[Row]) -> str:
     name = "average precision"
-    places = list(dict.fromkeys((row.model, row.scenes) for row in rows))
+    places = _places(rows)
     by_place = {(row.model, row.scenes, row.method): row for row in rows}
     lines = [["method", *(f"{model} {scenes}" for model, scenes in places)]]
     best = {place: _best([row for row in rows if (row.model, row.scenes) == place], name) for place in places}
@@ -287,6 +300,54 @@ def _overview(rows: Sequence[Row]) -> str:
             cells.append(_shown(row.estimates[name], best[place]) + row.mark if row is not None and known else "-")
         lines.append([method, *cells])
     return _grid(lines)
+
+
+def _families(rows: Sequence[Row], found: Sequence[Difference]) -> list[str]:
+    """A table for each of `FAMILY_SCORES`; nothing where no trained member was asked for."""
+    trained = [family for family in RULE_FAMILIES if any(row.composite == family.composite for row in rows)]
+    if not trained:
+        return []
+    parts = ["## Hand-made and trained members of each family", _FAMILY_READING]
+    for name in FAMILY_SCORES:
+        if any(name in row.estimates for row in rows):
+            arrow = "higher" if SCORES[name].higher_is_better else "lower"
+            lines = [line for family in trained for line in _family_lines(family, name, rows, found)]
+            head = ["family", "method", *(f"{model} {scenes}" for model, scenes in _places(rows))]
+            parts += [f"{name[0].upper()}{name[1:]} ({arrow} is better):", _grid([head, *lines])]
+    return parts
+
+
+def _family_lines(
+    family: RuleFamily, name: str, rows: Sequence[Row], found: Sequence[Difference]
+) -> Iterator[list[str]]:
+    """The members of a family, hand-made ones first; after each trained one its differences."""
+    members = [row for row in rows if row.method in (*family.hand_made, *family.searched)]
+    members += [row for row in rows if row.composite == family.composite]
+    best = {place: _best([row for row in members if (row.model, row.scenes) == place], name) for place in _places(rows)}
+    by_place = {(row.model, row.scenes, row.method): row for row in members}
+    by_key = {(one.model, one.scenes, one.method, one.reference): one for one in found if one.score == name}
+    for method in dict.fromkeys(row.method for row in members):
+        own = [by_place.get((*place, method)) for place in best]
+        known = [None if row is None else row.estimates.get(name) for row in own]
+        shown = ["-" if one is None else _shown(one, best[place]) for one, place in zip(known, best, strict=True)]
+        yield [family.name, method, *shown]
+        for reference in (BEST_OF_FAMILY, BEST_SEARCHED):
+            against = [by_key.get((*place, method, reference)) for place in best]
+            if any(against):
+                yield [family.name, f"{method} minus {reference}", *(_gain(one, reference) for one in against)]
+
+
+def _places(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row.model, row.scenes) for row in rows))
+
+
+_FAMILY_READING = (
+    "The same nets and scenes for all. A trained member propagates as the hand-made ones of its family do, but for the "
+    "numbers in its rules and gates; `untrained` is where its training started. Gamma grids choose the gammas of LRP "
+    "without labels, by the objective of the training and with as many attribution passes as that takes. Bold: the "
+    "best of each family, and differences as below: paired, over the same samples, the reference being the best for "
+    "that score."
+)
 
 
 def _scores(room: Sequence[Row], which: str) -> str:
@@ -341,19 +402,19 @@ def _paired(found: Sequence[Difference]) -> str:
     lines = [["learned method minus", *names]]
     by_key = {(one.method, one.reference, one.score): one for one in found}
     for method, reference in dict.fromkeys((one.method, one.reference) for one in found):
-        cells = []
-        for name in names:
-            one = by_key.get((method, reference, name))
-            if one is None or math.isnan(one.mean):
-                cells.append("-")
-                continue
-            against = "" if reference in (one.against, UNTRAINED_START) else f", {one.against}"
-            number = f"{one.mean:+.3f}"
-            error = "" if math.isnan(one.standard_error) else f" ± {one.standard_error:.3f}"
-            seeds = "" if math.isnan(one.seed_error) else f" ({one.seed_error:.3f})"
-            cells.append(f"{f'**{number}**' if one.better else number}{error}{seeds}{against}")
+        cells = [_gain(by_key.get((method, reference, name)), reference) for name in names]
         lines.append([f"{method} minus {reference}", *cells])
     return f"{_PAIRED}\n\n{_grid(lines)}"
+
+
+def _gain(one: Difference | None, reference: str) -> str:
+    if one is None or math.isnan(one.mean):
+        return "-"
+    against = "" if reference in (one.against, UNTRAINED_START) else f", {one.against}"
+    number = f"{one.mean:+.3f}"
+    error = "" if math.isnan(one.standard_error) else f" ± {one.standard_error:.3f}"
+    seeds = "" if math.isnan(one.seed_error) else f" ({one.seed_error:.3f})"
+    return f"{f'**{number}**' if one.better else number}{error}{seeds}{against}"
 
 
 _PAIRED = (

@@ -25,6 +25,11 @@ def learnprop_composites() -> Iterable[CompositeRecord]:
         f"{where}:LearnedGuidedBackprop",
         "trainable gates at every activation, started at guided backprop",
     )
+    yield CompositeRecord(
+        "learned_deeplift",
+        "zennit_rules.deep_lift:LearnedDeepLift",
+        "DeepLIFT's rescale rule with trainable gates at every activation",
+    )
 
 
 @hookimpl
@@ -68,6 +73,21 @@ def learnprop_methods() -> Iterable[MethodRecord]:
         "captum_learnprop.attribution.learned:LearnedPropagation",
         "backward pass through learned gates, per sample or by a trained rule set",
     )
+    yield MethodRecord(
+        "learned_guided_backprop",
+        "captum_learnprop.attribution.guided_backprop:LearnedGuidedBackprop",
+        "guided backpropagation, functional and reused activations included, or by a trained rule set",
+    )
+    yield MethodRecord(
+        "learned_deeplift",
+        "captum_learnprop.attribution.deep_lift:LearnedDeepLift",
+        "DeepLIFT, complete for every activation, or by a trained rule set",
+    )
+    yield MethodRecord(
+        "learned_lrp",
+        "captum_learnprop.attribution.lrp:LearnedLRP",
+        "layer-wise relevance propagation on any model, by captum's rules or by a trained rule set",
+    )
     yield MethodRecord("saliency", "captum.attr:Saliency", "gradient of the output (Captum)")
     yield MethodRecord("input_x_gradient", "captum.attr:InputXGradient", "input times gradient (Captum)")
     yield MethodRecord("integrated_gradients", "captum.attr:IntegratedGradients", "path integral of gradients (Captum)")
@@ -98,6 +118,7 @@ def learnprop_metrics() -> Iterable[MetricRecord]:
     yield MetricRecord("difull", f"{where}.difull:difull_score", "mass in the only cell that a head can see")
     yield MetricRecord("morf_lerf_area", f"{where}.faithfulness:morf_lerf_area", "area between both removal orders")
     yield MetricRecord("road", f"{where}.road:road", "output while relevant pixels are replaced by their neighbours")
+    yield MetricRecord("conservation", f"{where}.conservation:conservation", "share of relevance reaching the input")
     where = f"{where}.randomization"
     yield MetricRecord("full_randomization", f"{where}:full_randomization", "similarity to maps of re-initialised nets")
     yield MetricRecord("complexity_rise", f"{where}:complexity_rise", "entropy gained by re-initialisation (eMPRT)")

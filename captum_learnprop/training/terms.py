@@ -195,9 +195,19 @@ class OcclusionRegression(Term):
         """``(B,)`` in [0, 2]."""
         if batch.regions is None or batch.drops is None:
             raise ObjectiveError("OcclusionRegression needs deletions, the batch has no regions and drops")
-        mass, drops = region_mass(batch.maps, batch.regions), batch.drops.to(batch.maps.dtype)
+        return self.of_maps(batch.maps, batch.regions, batch.drops)
+
+    def of_maps(self, maps: Tensor, regions: Tensor, drops: Tensor) -> Tensor:
+        """Of any maps ``(B, *spatial)``: ``(B,)`` in [0, 2].
+
+        Args:
+            maps: reduced and smoothed.
+            regions: ``(B, D, *spatial)`` bool, the deletions of each image.
+            drops: ``(B, D)``, what the target lost by each.
+        """
+        mass, drops = region_mass(maps, regions), drops.to(maps.dtype)
         if self.density:
-            scale = batch.regions.flatten(2).sum(2).to(mass.dtype) ** -self.density
+            scale = regions.flatten(2).sum(2).to(mass.dtype) ** -self.density
             mass, drops = mass * scale, drops * scale
         return 1 - SIMILARITIES[self.distance](mass, drops)
 

@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from captum_learnprop import models, plugins
+from captum_learnprop.attribution.learned import LearnedPropagation
 from captum_learnprop.cli import cli
+from captum_learnprop.images import Preprocessing, read_image
 from captum_learnprop.plugins import MethodRecord, ModelRecord, PluginManager, hookimpl
 from zennit_rules import RuleSet
 
@@ -161,6 +163,11 @@ def images(tmp_path: Path) -> Path:
 def attribute(images: Path, out: Path, *options: str, model: str = "tiny", method: str = "saliency") -> Result:
     fixed = ["attribute", "--model", model, "--method", method, "--images", str(images), "--out", str(out)]
     return CliRunner().invoke(cli, [*fixed, "--size", str(SIZE), "--threads", "1", *options])
+
+
+def preprocessed(path: Path) -> Tensor:
+    preprocessing = Preprocessing(SIZE, SIZE).without_normalization()
+    return preprocessing.normalize(preprocessing.pixels(read_image(path)))
 
 
 def maps(out: Path) -> dict[str, dict[str, Tensor]]:
@@ -453,6 +460,57 @@ class TestRules:
         result = attribute(images, tmp_path / "ruled", *options, model="relu", method="learned_propagation")
         assert result.exit_code == 0, result.output
         torch.testing.assert_close(attributions(tmp_path / "ruled"), attributions(tmp_path / "guided"))
+
+    @pytest.mark.parametrize(
+        ("composite", "options"),
+        [
+            ("learned_guided_backprop", {}),
+            ("learned_deeplift", {"baseline": 0.25}),
+            ("learned_epsilon_gamma_box", {"gamma": 0.5, "conv": "gamma"}),
+        ],
+    )
+    def test_rules_of_any_composite(
+        self, images: Path, tmp_path: Path, composite: str, options: dict[str, Any]
+    ) -> None:
+        model, file = ReluNet().eval(), tmp_path / "of_composite.safetensors"
+        build: dict[str, Any] = {"composite": composite, "gate": "channel", "start": "deconvnet"}
+        built = RuleSet.build(model, torch.rand(4, 3, SIZE, SIZE), **build, rule_options=options or None)
+        with torch.no_grad():
+            for number, parameter in enumerate(built.parameters()):
+                parameter.add_(0.1 + 0.01 * number)
+        built.save(file, model)
+        result = attribute(images, tmp_path / "ruled", "--rules", str(file), model="relu", method="learned_propagation")
+        assert result.exit_code == 0, result.output
+        assert "warning: learned_propagation" not in result.stderr
+        pixels = torch.stack([preprocessed(path) for path in sorted(images.iterdir())])
+        targets = model(pixels).argmax(1)
+        expected = LearnedPropagation(model, rules=built).attribute(pixels, target=targets)
+        torch.testing.assert_close(attributions(tmp_path / "ruled"), expected, atol=1e-6, rtol=1e-3)
+        saliency = attribute(images, tmp_path / "plain", "--rules", str(file), model="relu")
+        assert saliency.exit_code == 0
+        assert ("saliency neither starts nor ends as rules of" in saliency.stderr) == bool(options)
+        flags = [part for name, value in options.items() for part in ("--rule-option", f"{name}={json.dumps(value)}")]
+        flags += ["--composite", composite, "--gate", "channel", "--start", "deconvnet", "--pooling", "exact"]
+        learned = attribute(
+            images, tmp_path / "new", "--steps", "1", *flags, model="relu", method="learned_propagation"
+        )
+        assert learned.exit_code == 0, learned.output
+        method = LearnedPropagation(model, **{**build, "rule_options": options or None})
+        expected = method.attribute(pixels, target=targets, n_steps=1)
+        torch.testing.assert_close(attributions(tmp_path / "new"), expected, atol=1e-6, rtol=1e-3)
+
+    def test_options_of_rules_that_mean_nothing(self, images: Path, tmp_path: Path, rules: Path) -> None:
+        for option, flag in (("start=1", "--rule-option"), ("deconvnet", "--start"), ("soft", "--pooling")):
+            result = attribute(images, tmp_path / "out", flag, option, model="relu")
+            check_error(result, f"{flag} means nothing to the method saliency; leave it out")
+        propagation: Any = {"model": "relu", "method": "learned_propagation"}
+        result = attribute(images, tmp_path / "out", "--rule-option", "gamma=1", **propagation)
+        check_error(result, "LearnedGradient has no rule option 'gamma'")
+        result = attribute(images, tmp_path / "out", "--start", "deconvnet", "--rules", str(rules), **propagation)
+        check_error(result, "start='deconvnet' was given, but the rule set has 'guided_backprop'")
+        result = attribute(images, tmp_path / "out", "--rule-option", "gamma=1", "--rules", str(rules), **propagation)
+        check_error(result, "rule_options={'gamma': 1} was given", "leave rule_options out")
+        assert not (tmp_path / "out").exists()
 
     def test_learned_propagation_learns_without_them(self, images: Path, tmp_path: Path) -> None:
         attribute(images, tmp_path / "start", model="relu")

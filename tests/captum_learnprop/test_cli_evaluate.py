@@ -17,8 +17,10 @@ from captum_learnprop import plot
 from captum_learnprop.cli import cli
 from captum_learnprop.commands import evaluate
 from captum_learnprop.evaluation import reference_nets
+from captum_learnprop.evaluation.rule_families import RULE_FAMILIES
 from captum_learnprop.evaluation.scenes import FAMILIES
 from captum_learnprop.evaluation.summary import Row, summarise
+from zennit_rules._compat import COMPOSITES
 
 
 class Tiny(nn.Module):
@@ -80,9 +82,14 @@ def test_writes_results_table_and_figure(small: tuple[Result, Path]) -> None:
     assert torch.__version__.startswith(document["versions"]["torch"])
     assert document["hardware"]["cores"] >= 1
     assert document["options"]["seeds"] == ["0", "1"]
-    assert {one["reference"] for one in document["paired differences"]} == {"saliency", "best gradient or CAM"}
+    assert {one["reference"] for one in document["paired differences"]} == {
+        "saliency", "best gradient or CAM", "best hand-made of its family",
+    }  # fmt: skip
+    assert {row["composite"] for row in document["rows"]} == {None, "learned_gradient"}
     text = (out / "table.md").read_text()
     assert "## inception, parts" in text
+    assert "## Hand-made and trained members of each family" in text
+    assert "| gradient | gates, learned minus best hand-made of its family | " in text
     assert "- command: learnprop evaluate --model vgg --model inception --scenes patch --scenes parts --q" in text
     (options,) = [line for line in text.splitlines() if line.startswith("- options: ")]
     assert "; seeds 0, 1; questions 3; seed 0; steps 1; training_scenes 4; " in options
@@ -111,6 +118,26 @@ def test_goes_on_and_reports_without_computing(small: tuple[Result, Path], monke
     result = invoke(*SMALL, "--out", out, "--report-only")
     assert result.exit_code == 0, result.output
     assert tables == {name: (out / name).read_text().split("## How")[0] for name in tables}
+
+
+def test_composites_decide_which_trained_rules_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_nets, "load", tiny)
+    arguments = (
+        "--model", "vgg", "--scenes", "pairs", "--questions", 2, "--training-scenes", 6, "--steps", 2, "--seeds", 0,
+        "--method", "LRP epsilon plus", "--method", "LRP, untrained", "--method", "LRP, learned",
+        "--method", "LRP gamma grid, 15 pairs", "--metric", "average precision", "--out", tmp_path,
+    )  # fmt: skip
+    result = invoke(*arguments, "--composite", "learned_deeplift", "--composite", "learned_gradient")
+    assert result.exit_code == 1
+    assert "unknown method 'LRP, untrained'" in result.output
+    result = invoke(*arguments, "--composite", "learned_epsilon_gamma_box")
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "table.md").read_text()
+    families = text.split("## Hand-made and trained members of each family")[1].split("## vgg, pairs")[0]
+    differences = [f"LRP, learned minus best {other}" for other in ("hand-made of its family", "gamma grid")]
+    for member in ("LRP epsilon plus", "LRP gamma grid, 15 pairs", "LRP, untrained", "LRP, learned", *differences):
+        assert f"\n| LRP | {member} | " in families
+    assert (tmp_path / "rules" / "vgg_digits_lrp-gamma-grid-15-pairs_scenes0.json").is_file()
 
 
 def test_a_given_rule_set_is_one_more_row(
@@ -142,6 +169,7 @@ def test_a_given_rule_set_is_one_more_row(
     [
         (("--model", "alexnet"), 2, "alexnet"),
         (("--scenes", "dogs"), 2, "dogs"),
+        (("--composite", "learned"), 2, "'learned' is not one of 'learned_gradient'"),
         (("--seeds", "0,x"), 2, "not a list of whole numbers such as 0,1,2"),
         (("--seeds", "-1"), 2, "negative"),
         (("--method", "saliencie"), 1, "unknown method 'saliencie'; choose from saliency"),
@@ -166,6 +194,8 @@ def test_rules_that_are_no_rules(tmp_path: Path) -> None:
 def test_names_of_nets_and_scenes_are_those_of_the_package() -> None:
     assert tuple(reference_nets.ARCHITECTURES) == evaluate.MODELS
     assert set(FAMILIES) == set(evaluate.SCENES)
+    assert [family.composite for family in RULE_FAMILIES] == list(evaluate.COMPOSITES)
+    assert all(family.composite in COMPOSITES for family in RULE_FAMILIES)
 
 
 def test_help_does_not_import_torch() -> None:

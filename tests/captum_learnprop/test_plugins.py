@@ -152,6 +152,8 @@ class TestBuiltin:
             "method",
             {
                 "learned_propagation",
+                "learned_guided_backprop",
+                "learned_lrp",
                 "saliency",
                 "input_x_gradient",
                 "integrated_gradients",

@@ -22,7 +22,7 @@ from captum.testing.helpers.basic_models import BasicModel_ConvNet, BasicModel_M
 from torch import Tensor, nn
 from untouched import assert_untouched, snapshot
 
-from captum_learnprop import LearnedPropagation
+from captum_learnprop import LearnedGuidedBackprop, LearnedLRP, LearnedPropagation
 from captum_learnprop.errors import LearnpropError
 from zennit_rules import RuleSet
 
@@ -77,6 +77,10 @@ METHODS: dict[str, Make] = {
     "per_sample": lambda model, args: FewSteps(model),
     "rules": lambda model, args: LearnedPropagation(model, rules=trained(model, args)),
     "feature_rules": lambda model, args: LearnedPropagation(model, rules=trained(model, args, gate="feature")),
+    "guided_backprop": lambda model, args: LearnedGuidedBackprop(model),
+    "guided_backprop_rules": lambda model, args: LearnedGuidedBackprop(model, trained(model, args)),
+    "lrp": lambda model, args: LearnedLRP(model),
+    "lrp_rules": lambda model, args: LearnedLRP(model, trained(model, args, composite="learned_epsilon_gamma_box")),
 }
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 each_config = pytest.mark.parametrize("config", PLAIN, ids=ids(PLAIN))

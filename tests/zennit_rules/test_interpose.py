@@ -198,11 +198,44 @@ class TestCompat:
         assert flat == [1, 2, 3]
         assert _compat.tree_unflatten(flat, spec) == ((1, [2]), {"a": 3})
 
+    def test_function_of_a_node(self) -> None:
+        class Double(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+                return x * 2
+
+            @staticmethod
+            def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+                return g * 2
+
+        out = Double.apply(torch.ones(3, requires_grad=True))
+        assert _compat.function_of_node(out.grad_fn) is Double
+        assert _compat.function_of_node((out * 2).grad_fn) is None
+
+    def test_hooks_of_a_module(self) -> None:
+        relu, hook = nn.ReLU(), _compat.Hook()
+        relu.register_forward_pre_hook(lambda module, args: None)
+        assert _compat.zennit_hooks(relu) == []
+        with _compat.LayerMapComposite([(nn.ReLU, hook)]).context(nn.Sequential(relu)):
+            assert [type(found) for found in _compat.zennit_hooks(relu)] == [_compat.Hook]
+        assert _compat.zennit_hooks(relu) == []
+
+    def test_named_merge(self) -> None:
+        model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, eps=0.0)).eval()
+        model[1].running_mean.fill_(0.5)
+        x = torch.randn(4, 2)
+        expected, instances = model(x), _compat.NamedMergeBatchNorm([(["0"], "1")]).apply(model)
+        assert not model[1].running_mean.any()
+        torch.testing.assert_close(model(x), expected)
+        assert instances[0].batch_norm_params is not None
+        instances[0].remove()
+        torch.testing.assert_close(model(x), expected)
+
     def test_all_names_are_tested_here(self) -> None:
         assert set(_compat.__all__) == {
             "COMPOSITES", "Canonizer", "Composite", "DisableTorchFunction", "Hook", "LayerMapComposite",
-            "RemovableHandle", "RemovableHandleList", "in_backward", "tree_flatten", "tree_unflatten",
-            "unsupported_model",
+            "NamedMergeBatchNorm", "RemovableHandle", "RemovableHandleList", "function_of_node", "in_backward",
+            "tree_flatten", "tree_unflatten", "unsupported_model", "zennit_hooks",
         }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_learnprop.evaluation import benchmark, hand_made, reference_nets
+from captum_learnprop.evaluation import benchmark, gamma_grid, hand_made, reference_nets
 from captum_learnprop.evaluation.benchmark import (
     BenchmarkError,
     SettingsError,
@@ -25,9 +25,11 @@ from captum_learnprop.evaluation.benchmark import (
 )
 from captum_learnprop.evaluation.comparison import Treatment, best_treatment, treatments_at
 from captum_learnprop.evaluation.faithfulness import deletion, insertion, morf_lerf_area
+from captum_learnprop.evaluation.gamma_grid import GRIDS, Grid
 from captum_learnprop.evaluation.localization import average_precision, class_auc
 from captum_learnprop.evaluation.randomization import full_randomization
 from captum_learnprop.evaluation.road import road
+from captum_learnprop.evaluation.rule_families import RULE_FAMILIES
 from captum_learnprop.evaluation.scenes import make_scenes
 from captum_learnprop.evaluation.scorecard import ROAD_PERCENTAGES, SCORES, STEPS, Case, ScoreError, score
 from captum_learnprop.evaluation.summary import NOT_RUN, summarise, to_markdown
@@ -317,6 +319,7 @@ def test_the_first_cells_which_knew_fewer_settings_are_read(
         for name in ("version", "same smoothing"):
             del settings[name]
         if "training options" in settings:
+            assert settings["training options"].pop("rule_options") == {}
             settings["method options"] = json.dumps(settings.pop("training options"))
         else:
             del settings["training scenes"]
@@ -429,11 +432,147 @@ def test_given_rules_of_one_name_or_that_fail_are_not_hidden(
 
 def test_default_suite_has_every_method_with_its_untrained_start() -> None:
     names = [one.name for one in contenders(Suite())]
-    assert len(names) == len(set(names)) == len(hand_made.HAND_MADE) + 2 * len(default_variants()) + 3
+    assert len(names) == len(set(names)) == len(hand_made.HAND_MADE) + len(GRIDS) + 2 * len(default_variants()) + 3
     for name in default_variants():
         assert names.index(f"{name}, untrained") + 1 == names.index(f"{name}, learned")
     files = {benchmark.cell_path(Path(), "vgg", "pairs", one, 0) for one in contenders(Suite())}
     assert len(files) == len(names)
+
+
+def test_variants_are_those_of_the_composites() -> None:
+    every = default_variants()
+    assert list(every)[:4] == ["gates", "gates + contrast stream", "gates + randomization", "gates + fusion"]
+    found = [name for family in RULE_FAMILIES for name in default_variants((family.composite,))]
+    assert sorted(found) == sorted(every)
+    assert all(default_variants((family.composite,)) for family in RULE_FAMILIES)
+    assert list(default_variants(("learned_deeplift", "learned_guided_backprop"))) == [
+        "guided backprop, gates", "DeepLift",
+    ]  # fmt: skip
+    names = [one.name for one in contenders(Suite(variants=default_variants(("learned_deeplift",))))]
+    assert benchmark.REFINED not in names  # is one of gates
+    passes = {one.name: one.passes for one in contenders(Suite())}
+    assert passes["gates, learned"] == passes["guided backprop, gates, learned"] == 2
+    assert (
+        passes["gates + contrast stream, learned"] == passes["DeepLift, learned"] == passes["DeepLift, untrained"] == 3
+    )
+    both = {"composite": "learned_deeplift", "gate_options": {"contrast": True}}
+    assert [one.passes for one in contenders(Suite(variants={"both": both}, methods=("both, learned",)))] == [4]
+
+
+FAMILY_SUITE = replace(
+    SUITE,
+    variants={name: {**options, "batch_size": 8} for name, options in default_variants().items() if "+" not in name},
+    methods=(
+        "LRP gamma grid, 15 pairs", "LRP gamma grid, 4 groups", "guided backprop, gates, untrained",
+        "guided backprop, gates, learned", "DeepLift, untrained", "DeepLift, learned", "LRP, untrained", "LRP, learned",
+    ),
+    metrics=("average precision", "randomisation"),
+    training_seeds=(0,),
+)  # fmt: skip
+
+
+def test_every_family_has_its_trained_members(tmp_path: Path) -> None:
+    cells = run(FAMILY_SUITE, tmp_path)
+    assert {one["method"]: one["error"] for one in cells if one["error"]} == {}
+    assert [one["method"] for one in cells] == list(FAMILY_SUITE.methods)
+    model = tiny("vgg", "digits")
+    composites = {
+        path.stem.removesuffix("_scenes0_seed0"): RuleSet.load(path, model) for path in tmp_path.rglob("*.safetensors")
+        if path.parent.name == "rules"
+    }  # fmt: skip
+    assert {name: rules.composite_name for name, rules in composites.items()} == {
+        "vgg_digits_guided-backprop-gates": "learned_guided_backprop", "vgg_digits_deeplift": "learned_deeplift",
+        "vgg_digits_lrp": "learned_epsilon_gamma_box",
+    }  # fmt: skip
+    assert composites["vgg_digits_deeplift"].config["rule_options"] == {"baseline": 0.5}
+    rows = {row.method: row for row in summarise(cells)}
+    assert rows["LRP, learned"].composite == rows["LRP, untrained"].composite == "learned_epsilon_gamma_box"
+    assert rows["LRP gamma grid, 15 pairs"].composite is None
+    assert timeless(run(FAMILY_SUITE, tmp_path)) == timeless(cells)
+    shutil.rmtree(tmp_path / "cells")
+    assert timeless(run(FAMILY_SUITE, tmp_path)) == timeless(cells)  # rules and searches from their files
+
+
+def test_the_first_training_images_are_what_an_untrained_start_sees(tmp_path: Path) -> None:
+    subject = benchmark.Subject(replace(FAMILY_SUITE, training_scenes=40), "vgg", "digits", tmp_path)
+    box = subject.untrained("LRP").gate("first")
+    assert torch.equal(box.low[0], (subject.training_images[:32] - 0.5).amin((0, 2, 3)))
+    assert torch.equal(box.high[0], (subject.training_images[:32] - 0.5).amax((0, 2, 3)))
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.name[-8:])
+def test_a_gamma_grid_has_the_examples_and_the_budget_of_the_training(grid: Grid, tmp_path: Path) -> None:
+    suite = replace(FAMILY_SUITE, methods=(grid.name,), training_scenes=8, training_steps=4)
+    interrupted: list[str] = []
+
+    def stop(done: int, total: int, text: str) -> None:
+        interrupted.append(text)
+        if "(2 of " in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(suite, tmp_path, progress=stop)
+    assert interrupted[-1].startswith(f"vgg, pairs: {grid.name} (2 of ")
+    (path,) = (tmp_path / "rules").iterdir()
+    assert len(json.loads(path.read_text())["trace"]) == 2
+    explained: list[int] = []
+    patch = pytest.MonkeyPatch()
+    patch.setattr(gamma_grid, "BATCH", 1)
+    patch.setattr(gamma_grid._Judge, "__call__", counting(gamma_grid._Judge.__call__, explained))
+    (cell,) = run(suite, tmp_path)
+    patch.undo()
+    assert cell["error"] is None
+    assert cell["family"] == "lrp"
+    kept = json.loads(path.read_text())
+    assert len(explained) == len(kept["trace"]) - 2
+    subject = benchmark.Subject(suite, "vgg", "digits", tmp_path)
+    found = subject.searched(grid)
+    assert found.config() == {name: kept[name] for name in found.config()} | {"trace": found.config()["trace"]}
+    assert cell["training seconds"] == found.seconds
+    trainer = suite.trainer("LRP", subject.model)
+    rules = trainer.fit(subject.training_images, **subject._examples(0))
+    budget = trainer.options.passes(rules.training["training_rows"], rules.training["validation_rows"])
+    assert kept["options"]["budget"] == budget
+    assert budget - max(found.rows, len(grid)) < found.passes <= budget
+    examples = trainer.measure(subject.training_images, **subject._examples(0))
+    (folder,) = (tmp_path / "examples").iterdir()
+    assert len(list((folder / "training").iterdir())) == 1  # measured once for both
+    again = gamma_grid.search(subject.model, grid, examples, budget=budget)
+    assert [one.score for one in again.trace] == pytest.approx([one.score for one in found.trace], abs=1e-6)
+    questions = subject.questions("pairs", "test")
+    maps = Treatment(**cell["treatment"])(found.best.setting.lrp()(subject.model)(questions.images, questions.targets))
+    assert cell["scores"]["average precision"] == pytest.approx(
+        average_precision(maps, questions.masks).tolist(), abs=2e-6
+    )
+
+
+def counting(judge: Any, calls: list[int]) -> Any:
+    def counted(self: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        return judge(self, *arguments)
+
+    return counted
+
+
+def test_searches_of_other_settings_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    suite = replace(FAMILY_SUITE, methods=("LRP gamma grid, 4 groups",))
+    run(suite, tmp_path)
+    with pytest.raises(SettingsError, match="computed with method options"):
+        run(replace(suite, training_steps=3), tmp_path)
+    shutil.rmtree(tmp_path / "cells")
+    (path,) = (tmp_path / "rules").iterdir()
+    for changed, words in (
+        (replace(suite, training_steps=3), "with steps 2, this run has 3"),
+        (replace(suite, training_scenes=9), "with images 6, this run has 9"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            run(changed, tmp_path)
+    path.write_text(path.read_text()[:100])
+    (cell,) = run(suite, tmp_path)
+    assert f"{path} is damaged" in cell["error"]
+    small = replace(suite, methods=("LRP gamma grid, 15 pairs",), training_scenes=2, training_steps=1)
+    (cell,) = run(small, tmp_path / "small")
+    assert "attribution passes and 4 rows are too few for its 30 settings; train for more steps" in cell["error"]
 
 
 def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:

@@ -107,6 +107,73 @@ def test_the_tables_say_what_was_found_and_what_failed() -> None:
     assert "nan" not in text
 
 
+def of_composite(name: str) -> dict[str, Any]:
+    return {"settings": {"training options": {"composite": name}}}
+
+
+def family_cells(model: str = "vgg") -> list[dict]:
+    lrp = of_composite("learned_epsilon_gamma_box")
+    removal = "deletion, blur"
+    return [
+        {**one, "model": model}
+        for one in (
+            cell("saliency", "gradient", {NAME: [0.9, 0.9], removal: [0.1, 0.1]}),
+            cell("LRP epsilon plus", "lrp", {NAME: [0.4, 0.5], removal: [0.2, 0.2]}),
+            cell("excitation backprop", "lrp", {NAME: [0.3, 0.3], removal: [0.1, 0.2]}),
+            cell("LRP gamma grid, 15 pairs", "lrp", {NAME: [0.5, 0.5], removal: [0.3, 0.3]}),
+            cell("LRP gamma grid, 4 groups", "lrp", {NAME: [0.6, 0.5], removal: [0.3, 0.3]}),
+            cell("LRP, untrained", "untrained", {NAME: [0.4, 0.4], removal: [0.2, 0.2]}, **lrp),
+            cell("LRP, learned", "learned", {NAME: [0.7, 0.7], removal: [0.2, 0.1]}, 0, **lrp),
+            cell("LRP, learned", "learned", {NAME: [0.7, 0.9], removal: [0.2, 0.1]}, 1, **lrp),
+            cell("DeepLift, learned", "learned", {NAME: [0.5, 0.5], removal: [0.2, 0.2]}, 0,
+                 **of_composite("learned_deeplift")),
+        )
+    ]  # fmt: skip
+
+
+def test_trained_members_stand_beside_the_hand_made_ones_of_their_family() -> None:
+    rows = summarise(family_cells() + family_cells("resnet")[:-2])
+    found = {(one.model, one.method, one.reference, one.score): one for one in differences(rows)}
+    best = found["vgg", "LRP, learned", "best hand-made of its family", NAME]
+    assert best.against == "LRP epsilon plus"
+    values = np.array([0.7, 0.8]) - np.array([0.4, 0.5])
+    assert best.mean == pytest.approx(values.mean())
+    assert best.standard_error == pytest.approx(values.std(ddof=1) / np.sqrt(2))
+    assert best.seed_error == pytest.approx(np.std([0.25, 0.35], ddof=1) / np.sqrt(2))
+    removal = found["vgg", "LRP, learned", "best hand-made of its family", "deletion, blur"]
+    assert (removal.against, removal.mean) == ("excitation backprop", pytest.approx(0.0))
+    grid = found["vgg", "LRP, learned", "best gamma grid", NAME]
+    assert (grid.against, grid.mean) == ("LRP gamma grid, 4 groups", pytest.approx(0.2))
+    assert not any(reference.startswith("best gamma") for _, method, reference, _ in found if "DeepLift" in method)
+    assert ("vgg", "DeepLift, learned", "best hand-made of its family", NAME) not in found  # was not asked for
+
+    text = to_markdown(rows).split("## Hand-made and trained members of each family")[1].split("\n## ")[0]
+    precision, removed = text.split("Average precision (higher is better):")[1].split(
+        "Deletion, blur (lower is better):"
+    )
+    assert precision.strip().splitlines() == [
+        "| family | method | vgg digits | resnet digits |",
+        "|---|---|---|---|",
+        "| DeepLIFT | DeepLift, learned | **0.500** ± 0.000 | - |",
+        "| LRP | LRP epsilon plus | 0.450 ± 0.050 | 0.450 ± 0.050 |",
+        "| LRP | excitation backprop | 0.300 ± 0.000 | 0.300 ± 0.000 |",
+        "| LRP | LRP gamma grid, 15 pairs | 0.500 ± 0.000 | 0.500 ± 0.000 |",
+        "| LRP | LRP gamma grid, 4 groups | 0.550 ± 0.050 | 0.550 ± 0.050 |",
+        "| LRP | LRP, untrained | 0.400 ± 0.000 | 0.400 ± 0.000 |",
+        "| LRP | LRP, learned | **0.750** ± 0.050 (0.050) | **0.700** ± 0.000 |",
+        "| LRP | LRP, learned minus best hand-made of its family | **+0.300** ± 0.000 (0.050), LRP epsilon plus "
+        "| **+0.250** ± 0.050, LRP epsilon plus |",
+        "| LRP | LRP, learned minus best gamma grid | +0.200 ± 0.100 (0.050), LRP gamma grid, 4 groups "
+        "| **+0.150** ± 0.050, LRP gamma grid, 4 groups |",
+    ]
+    assert "| LRP | excitation backprop | **0.150** ± 0.050 |" in removed
+    assert "saliency" not in text  # no trained member of its family
+
+
+def test_without_trained_members_there_are_no_families() -> None:
+    assert "members of each family" not in to_markdown(summarise(family_cells()[:5]))
+
+
 def test_a_difference_counts_if_it_exceeds_two_combined_standard_errors() -> None:
     for gain, clear in ((0.03, True), (0.028, False)):  # its standard errors: 0.01 over scenes, 0.01 over seeds
         pattern = 0.01 * np.sqrt(3) * np.array([1.0, -1.0, 0.0])

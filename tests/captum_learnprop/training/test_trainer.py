@@ -17,11 +17,13 @@ from torch.utils.data import DataLoader, TensorDataset
 import captum_learnprop as cl
 import zennit_rules as zr
 from captum_learnprop.evaluation.maps import finished
+from captum_learnprop.training import trainer as trainer_module
 from captum_learnprop.training.checkpoint import CheckpointError
 from captum_learnprop.training.data import DataError
 from captum_learnprop.training.log import read_log
 from captum_learnprop.training.objectives import Agreement
 from captum_learnprop.training.occlusion import box_regions
+from captum_learnprop.training.rule_maps import RecordedMaps
 from captum_learnprop.training.terms import (
     ClassContrast,
     Necessity,
@@ -29,7 +31,7 @@ from captum_learnprop.training.terms import (
     RandomizationContrast,
     Sufficiency,
 )
-from captum_learnprop.training.trainer import FitError, RuleTrainer, TrainingWarning
+from captum_learnprop.training.trainer import FitError, RuleTrainer, TrainingWarning, held_out_images, starting_rules
 
 QUICK: dict[str, Any] = {"steps": 6, "batch_size": 4, "deletions": 8, "validate_every": 2, "smoothing": 0.05}
 
@@ -115,11 +117,68 @@ class TestLearning:
         assert rules.training["objective"][0]["term"]
 
     @pytest.mark.parametrize("options", [{"gate": "channel"}, {"gate": "quadrant"}, {"pooling": "exact"}])
-    @pytest.mark.parametrize("composite", ["learned_gradient", "learned_guided_backprop"])
+    @pytest.mark.parametrize(
+        "composite",
+        ["learned_gradient", "learned_guided_backprop", "learned_epsilon_gamma_box", "learned_deeplift"],
+    )
     def test_composites_and_gates(self, composite: str, options: dict[str, Any]) -> None:
         rules = fit(composite=composite, **options)
         assert rules.composite_name == composite
         assert rules.closed
+
+    @pytest.mark.parametrize("gate", ["feature", "none"])
+    def test_rules_of_linear_layers(self, gate: str, tmp_path: Path) -> None:
+        model = net()
+        options = {"conv": "gamma", "gamma": 0.5, "low": 0.0, "high": 1.0}
+        rules = fit(model, composite="learned_epsilon_gamma_box", gate=gate, rule_options=options)
+        start = zr.RuleSet.build(
+            model, images(2), "learned_epsilon_gamma_box", gate, pooling="soft", rule_options=options,
+            gate_options={"position": True} if gate == "feature" else {},
+        )  # fmt: skip
+        assert rules.config["rule_options"].items() >= options.items()
+        assert rules.config["rule_options"] == start.config["rule_options"]
+        before, after = start.state_dict(), rules.state_dict()
+        moved = {name.split("::")[0] for name in before if not torch.equal(before[name], after[name])}
+        assert moved >= {"0", "4", "8"}
+        loaded = zr.RuleSet.load(rules.save(tmp_path / "rules.safetensors", model), model)
+        assert loaded.config == rules.config
+        maps, again = (cl.LearnedPropagation(model, rules=one).maps(images(2), target=1) for one in (rules, loaded))
+        torch.testing.assert_close(again, maps)
+
+    def test_the_baseline_of_deeplift_decides(self, tmp_path: Path) -> None:
+        model = net()
+        grey, black = (
+            fit(model, composite="learned_deeplift", rule_options={"baseline": value}) for value in (0.5, 0.0)
+        )
+        assert grey.config["rule_options"] == {"baseline": 0.5}
+        with pytest.raises(AssertionError):
+            assert_same(grey, black)
+        loaded = zr.RuleSet.load(grey.save(tmp_path / "rules.safetensors", model), model)
+        maps = cl.LearnedPropagation(model, rules=loaded).attribute(torch.full((1, 3, 16, 16), 0.5), target=1)
+        assert maps.abs().max() == 0  # contributions of an input that is the baseline
+
+    def test_rules_see_the_first_training_images_when_they_are_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[Tensor] = []
+
+        def watched(model: nn.Module, examples: Tensor, options: Any) -> zr.RuleSet:
+            seen.append(examples)
+            return starting_rules(model, examples, options)
+
+        monkeypatch.setattr(trainer_module, "starting_rules", watched)
+        data = images(50)
+        data[:, :, 0, 0] = torch.arange(50)[:, None]  # says which image it is
+        for share, count in ((0, 50), (0.2, 40), (0.5, 25)):
+            seen.clear()
+            fit(data=data, steps=1, fitting={"validation": share, "targets_per_image": 2})
+            numbers = seen[0][:, 0, 0, 0].tolist()
+            assert len(numbers) == len(set(numbers)) == min(32, count)
+        seen.clear()
+        fit(data=data, steps=1, internal_batch_size=2)
+        assert len(seen[0]) == 8  # less takes less memory here, too
+        rules = fit(data=data, steps=1, composite="learned_epsilon_gamma_box", gate="none")
+        shown = data[torch.randperm(50, generator=torch.Generator().manual_seed(0))[:32]]
+        torch.testing.assert_close(rules.gate("0").low[0], shown.amin((0, 2, 3)))
+        torch.testing.assert_close(rules.gate("0").high[0], shown.amax((0, 2, 3)))
 
     def test_contrast_and_fusion(self) -> None:
         rules = fit(gate_options={"position": True, "contrast": True}, fusion=True)
@@ -158,6 +217,38 @@ class TestLearning:
     def test_float64(self) -> None:
         rules = fit(net(dtype=torch.float64), images(dtype=torch.float64))
         assert all(parameter.dtype == torch.float64 for parameter in rules.parameters())
+
+
+class TestBudget:
+    def test_examples_are_those_of_the_training(self, tmp_path: Path) -> None:
+        trainer = RuleTrainer(net(), **QUICK)
+        measured = trainer.measure(images(), targets_per_image=2, examples_dir=tmp_path)
+        (file,) = (tmp_path / "training").iterdir()
+        before = file.stat().st_mtime_ns
+        trainer.fit(images(), targets_per_image=2, examples_dir=tmp_path)
+        assert [file.stat().st_mtime_ns for file in (tmp_path / "training").iterdir()] == [before]
+        rows = measured.rows(torch.arange(24))
+        torch.testing.assert_close(rows["inputs"][::2], images())
+        assert rows["drops"].shape == (24, 8)
+
+    @pytest.mark.parametrize(("steps", "every"), [(6, 2), (5, 2), (1, 20)])
+    def test_passes_are_the_rows_that_are_explained(
+        self, monkeypatch: pytest.MonkeyPatch, steps: int, every: int
+    ) -> None:
+        counted: list[int] = []
+        explain = RecordedMaps.explain
+
+        def watched(self: RecordedMaps, targets: Tensor) -> Tensor:
+            counted.append(len(targets) * (2 if self._create_graph else 1))
+            return explain(self, targets)
+
+        monkeypatch.setattr(RecordedMaps, "explain", watched)
+        trainer = RuleTrainer(net(), **{**QUICK, "steps": steps, "validate_every": every})
+        rules = trainer.fit(images(20))
+        assert (rules.training["training_rows"], rules.training["validation_rows"]) == (16, 4)
+        assert held_out_images(20, 0.2) == 4
+        assert trainer.options.passes(16, 4) == sum(counted)
+        assert trainer.options.passes(3, 0) == 2 * steps * 3  # a batch is no larger than its part
 
 
 class TestSameResult:
@@ -403,6 +494,12 @@ class TestErrors:
             ({"objective": OcclusionRegression(), "mask": cl.MaxMask()}, "masks of their own"),
             ({"gate": "element", "gate_options": {}}, "parameters for each sample"),
             ({"gate": "nonsense"}, "unknown gate"),
+            ({"composite": "nonsense"}, "nonsense"),
+            ({"rule_options": {"gama": 1}}, "LearnedGradient has no rule option 'gama'; it has: none"),
+            (
+                {"composite": "learned_epsilon_gamma_box", "rule_options": {"gama": 1}},
+                "LearnedEpsilonGammaBox has no rule option 'gama'; it has: conv",
+            ),
         ],
     )
     def test_options(self, options: dict[str, Any], message: str) -> None:
@@ -457,6 +554,11 @@ class TestErrors:
         fit(fitting={"checkpoint": file})
         with pytest.raises(CheckpointError, match=r"lr: 0\.03 there, 0\.01 now"):
             fit(lr=0.01, fitting={"checkpoint": file})
+        lrp: dict[str, Any] = {"composite": "learned_epsilon_gamma_box", "gate": "none"}
+        other = tmp_path / "lrp.safetensors"
+        fit(**lrp, rule_options={"gamma": 0.5}, fitting={"checkpoint": other})
+        with pytest.raises(CheckpointError, match=r"rule_options: .*'gamma': 0\.5"):
+            fit(**lrp, rule_options={"gamma": 0.25}, fitting={"checkpoint": other})
         with pytest.raises(CheckpointError, match="weights: "):
             fit(net(seed=1), fitting={"checkpoint": file})
         with pytest.raises(CheckpointError, match="data: "):

@@ -1,0 +1,43 @@
+"""Options that name an option: ``NAME=VALUE`` with a value in JSON, given as often as needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+class KeyValue(click.ParamType):
+    """``NAME=VALUE`` with a value in JSON.
+
+    Args:
+        example: what an error shows as right, e.g. ``"position=true"``.
+    """
+
+    name = "name=value"
+
+    def __init__(self, example: str) -> None:
+        self.example = example
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        """The name and the value."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = value.partition("=")
+        if not equals or not key.isidentifier():
+            self.fail(f"{value!r} is not NAME=VALUE, such as {self.example}", param, ctx)
+        try:
+            return key, json.loads(text)
+        except json.JSONDecodeError:
+            self.fail(f"the value of {value!r} is no JSON; write e.g. {self.example} or per='\"layer\"'", param, ctx)
+
+
+def as_dict(ctx: click.Context, parameter: click.Parameter, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A callback: the pairs as a dictionary, each name once."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.BadParameter(f"{name!r} is given twice")
+    return dict(pairs)

@@ -1,0 +1,123 @@
+"""Conservation: does the relevance that LRP starts with arrive at the input?
+
+A share of 1 means that the attribution divides the output up completely, so that its values can be read in units of the
+output. What is missing, or was added, on the way:
+
+* *biases* take relevance that no input gets (``zero_params="bias"`` in zennit's rules gives it to the inputs), and
+  where nothing but a bias speaks for an output, its relevance is lost even then;
+* the *epsilon* of a rule takes ``epsilon / |z|`` of what passes, much where contributions cancel;
+* *functions without a rule* pass the plain gradient: a sum of two branches doubles the relevance, a gate scales it
+  (`zennit_rules.canonizers_for` gives them rules; ``zennit_rules.unkept_nodes`` names the others).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_learnprop.evaluation.maps import MapError
+
+
+def conservation(relevance: Tensor | tuple[Tensor, ...], output_relevance: Tensor) -> Tensor:
+    """Share of the output's relevance that arrived at the input, ``(B,)`` float64; 1 is conservation.
+
+    Args:
+        relevance: signed attribution ``(B, ...)``, or one per input.
+        output_relevance: what the backward pass started with, ``(B, ...)``; for LRP the explained logit.
+
+    Raises:
+        MapError: batches differ, a value is not finite, or an output's relevance sums to 0.
+    """
+    parts = relevance if isinstance(relevance, tuple) else (relevance,)
+    count = len(output_relevance) if output_relevance.dim() else 0
+    for part in parts:
+        if not count or not part.dim() or len(part) != count:
+            raise MapError(
+                f"relevance {tuple(part.shape)} and output_relevance {tuple(output_relevance.shape)} must be "
+                "(B, ...) with the same B, at least 1"
+            )
+    arrived = torch.stack([_sums(part) for part in parts]).sum(0)
+    started = _sums(output_relevance)
+    for name, sums in (("relevance", arrived), ("output_relevance", started)):
+        if not bool(sums.isfinite().all()):
+            raise MapError(f"{name} of sample {int((~sums.isfinite()).nonzero()[0])} has NaN or infinite values")
+    if bool((started == 0).any()):
+        raise MapError(f"output_relevance of sample {int((started == 0).nonzero()[0])} sums to 0: nothing to conserve")
+    return arrived / started
+
+
+def _sums(values: Tensor) -> Tensor:
+    return values.detach().double().reshape(len(values), -1).sum(1)
+
+
+@dataclass(frozen=True)
+class Conservation:
+    """How much relevance arrives under a composite.
+
+    Attributes:
+        with_biases: share by the composite's rules as they are, ``(B,)``.
+        without_biases: share if biases take none, ``(B,)``.
+    """
+
+    with_biases: Tensor
+    without_biases: Tensor
+
+
+def measure_conservation(
+    model: nn.Module,
+    composite: str | Callable[..., Any],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    canonizers: Sequence[Any] = (),
+) -> Conservation:
+    """Conservation of an LRP composite on a model, with and without biases.
+
+    Args:
+        model: maps inputs to ``(B, classes)``; in evaluation mode.
+        composite: what makes the composite from ``zero_params=`` and ``canonizers=``: a class of zennit, a
+            ``functools.partial`` of one that needs more arguments, or a name in ``zennit.composites.COMPOSITES``.
+        inputs: ``(B, ...)``.
+        targets: ``(B,)`` int64 classes; their logits are the relevance to conserve.
+        canonizers: for the composite, for instance ``zennit_rules.canonizers_for(model, inputs)``.
+
+    Raises:
+        MapError: an unknown name, or shapes that do not fit.
+    """
+    make = _named(composite) if isinstance(composite, str) else composite
+    if targets.shape != inputs.shape[:1] or targets.dtype != torch.int64:
+        raise MapError(
+            f"targets must be int64 of shape {tuple(inputs.shape[:1])}, got {targets.dtype} of {tuple(targets.shape)}"
+        )
+    shares = [
+        _share(model, make(zero_params=zero_params, canonizers=list(canonizers)), inputs, targets)
+        for zero_params in (None, ["bias"])
+    ]
+    return Conservation(*shares)
+
+
+def _named(name: str) -> Callable[..., Any]:
+    from zennit.composites import COMPOSITES
+
+    if name not in COMPOSITES:
+        raise MapError(f"zennit has no composite {name!r}; it has {', '.join(sorted(COMPOSITES))}")
+    made: Callable[..., Any] = COMPOSITES[name]
+    return made
+
+
+def _share(model: nn.Module, composite: Any, inputs: Tensor, targets: Tensor) -> Tensor:
+    leaf = inputs.detach().clone().requires_grad_()
+    try:
+        with composite.context(model), torch.enable_grad():
+            output = model(leaf)
+            if output.dim() != 2:
+                raise MapError(f"the model must return (B, classes), got {tuple(output.shape)}")
+            start = torch.zeros_like(output).scatter(1, targets[:, None], output.detach().gather(1, targets[:, None]))
+            (relevance,) = torch.autograd.grad(output, leaf, start)
+    finally:
+        composite.remove()  # a composite that fails while it is registered leaves its canonizers behind
+    return conservation(relevance, start)

@@ -24,14 +24,12 @@ from ._compat import Canonizer, Hook, NamedMergeBatchNorm, tree_flatten, unsuppo
 from .buffers import buffers_kept
 from .errors import RuleError
 from .interpose import Interposed, interpose
+from .linear_map import LINEAR_TYPES, linear_type
 from .relevance import relevance_call
 
 Pairs = list[tuple[list[str], str]]
 
-_LINEAR_TYPES = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
-_TRANSPOSED_TYPES = _LINEAR_TYPES[4:]
+_TRANSPOSED_TYPES = LINEAR_TYPES[4:]
 _NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -337,16 +335,14 @@ def _tensors(values: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(values)[0] if isinstance(leaf, Tensor)]
 
 
-def _is_mergeable_linear(module: nn.Module) -> bool:
+def _is_mergeable_linear(module: Any) -> bool:
     """Whether the module is a layer of torch that computes with its own weight, in a way that zennit can scale."""
-    if not isinstance(module, _LINEAR_TYPES):
+    if linear_type(module) is None:
         return False
     if isinstance(module, _TRANSPOSED_TYPES) and module.groups > 1:  # zennit scales the wrong channels
         return False
     parameters = dict(module.named_parameters(recurse=False))
-    if "weight" not in parameters or (module.bias is not None and "bias" not in parameters):  # made of others
-        return False
-    return any(type(module).forward is cls.forward for cls in _LINEAR_TYPES)
+    return "weight" in parameters and (module.bias is None or "bias" in parameters)  # not made of others
 
 
 def _is_mergeable_norm(module: nn.Module) -> bool:

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._compat import DisableTorchFunction, function_of_node, tree_flatten, tree_unflatten
+from .contributions import stabilized
 
 Signals = list[Tensor | None]
 Rule = Callable[["RelevanceCall", tuple[Tensor, ...], Tensor], Signals]
@@ -122,11 +123,6 @@ class _Relevance(torch.autograd.Function):
 
 
 # -- rules -----------------------------------------------------------------------------------------------------------
-
-
-def stabilized(z: Tensor, epsilon: float) -> Tensor:
-    """``z`` moved away from 0 by ``epsilon``; 0 itself upwards."""
-    return z + torch.where(z < 0, -1.0, 1.0).to(z.dtype) * epsilon
 
 
 def _share(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
@@ -447,4 +443,4 @@ def _keeps(node: Any, parents: list[bool]) -> bool:
     return name in RELEVANCE_KEEPING
 
 
-__all__ = ["RELEVANCE_KEEPING", "depends_on_input", "relevance_call", "stabilized", "unkept_nodes"]
+__all__ = ["RELEVANCE_KEEPING", "depends_on_input", "relevance_call", "unkept_nodes"]

@@ -26,6 +26,11 @@ def learnprop_composites() -> Iterable[CompositeRecord]:
         "trainable gates at every activation, started at guided backprop",
     )
     yield CompositeRecord(
+        "learned_epsilon_gamma_box",
+        "zennit_rules.epsilon_gamma_box:LearnedEpsilonGammaBox",
+        "LRP with trainable rules at linear layers and gates at activations",
+    )
+    yield CompositeRecord(
         "learned_deeplift",
         "zennit_rules.deep_lift:LearnedDeepLift",
         "DeepLIFT's rescale rule with trainable gates at every activation",
@@ -36,6 +41,7 @@ def learnprop_composites() -> Iterable[CompositeRecord]:
 def learnprop_gates() -> Iterable[GateRecord]:
     """Gates of ``zennit_rules``."""
     where = "zennit_rules.gates"
+    yield GateRecord("none", f"{where}:PlainGate", "the start's rule, with nothing to learn")
     yield GateRecord("element", f"{where}:ElementGate", "one weight per activation element and sample")
     yield GateRecord("position", f"{where}:PositionGate", "one weight per spatial position and sample")
     yield GateRecord("channel", f"{where}:ChannelGate", "one weight per channel, shared over samples")

@@ -146,7 +146,7 @@ class TestHooks:
 class TestBuiltin:
     expected = (
         ("composite", {"learned_gradient", "learned_guided_backprop"}),
-        ("gate", {"element", "position", "channel", "quadrant", "feature"}),
+        ("gate", {"none", "element", "position", "channel", "quadrant", "feature"}),
         ("objective", {"agreement"}),
         (
             "method",

@@ -339,7 +339,7 @@ def _is_mergeable_linear(module: Any) -> bool:
     """Whether the module is a layer of torch that computes with its own weight, in a way that zennit can scale."""
     if linear_type(module) is None:
         return False
-    if isinstance(module, _TRANSPOSED_TYPES) and module.groups > 1:  # zennit scales the wrong channels
+    if linear_type(module) in _TRANSPOSED_TYPES and module.groups > 1:  # zennit scales the wrong channels
         return False
     parameters = dict(module.named_parameters(recurse=False))
     return "weight" in parameters and (module.bias is None or "bias" in parameters)  # not made of others

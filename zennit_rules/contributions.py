@@ -341,9 +341,13 @@ class BoxGate(nn.Module):
 
     @torch.no_grad()
     def read_bounds(self, x: Tensor) -> None:
-        """Take the lowest and the highest value of each channel of ``x`` as bounds; 1 apart where they are equal."""
-        values = x.detach().movedim(self.channel_dim, 0).flatten(1).to(self.low)
-        low, high = values.amin(1), values.amax(1)
+        """Take the lowest and the highest value of each channel of ``x`` as bounds; 1 apart where they are equal.
+
+        Over all samples, or each for itself where each has its own parameters.
+        """
+        kept = {self.channel_dim} if self.samples is None else {0, self.channel_dim}
+        dims = [d for d in range(x.ndim) if d not in kept]
+        low, high = (f(x.detach(), dim=dims).to(self.low) for f in (torch.amin, torch.amax))
         self.low.copy_(low.expand_as(self.low))
         self.high.copy_(torch.where(high > low, high, low + 1).expand_as(self.high))
 

@@ -259,6 +259,10 @@ class LearnedPropagation(GradientAttribution):
         samples = leaves[0].shape[0]
         composite = self._open_composite() if self.rules is None else self.rules.for_samples(samples).composite()
         original = OriginalPass(self.model, composite, leaves, target, additional)
+        if not original.rules.parameters():
+            raise LearnpropError(
+                f"nothing to learn: gate={self.options['gate']!r} has no parameters; choose another gate, or n_steps=0"
+            )
 
         def forward(masked: tuple[Tensor, ...]) -> Tensor:
             return self.forward_func(*masked, *additional)

@@ -69,7 +69,7 @@ class Request(ModelRequest):
     steps: int
     batch_size: int
     lr: float | None
-    smoothing: float
+    smoothing: float | None
     sign: str | None
     deletions: int
     validation: float
@@ -399,7 +399,9 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 @click.option("--steps", type=POSITIVE, default=80, help="Optimiser steps.")
 @click.option("--batch-size", type=POSITIVE, default=12, help="Images times targets per step, over all processes.")
 @click.option("--lr", type=float, help="First learning rate.  [default: 0.03, for LRP 0.01]")
-@click.option("--smoothing", type=float, default=0.025, help="Of maps, as a share of the image's shorter side.")
+@click.option(
+    "--smoothing", type=float, help="Of maps, as a share of the image's shorter side.  [default: 0.025, for LRP 0]"
+)
 @click.option(
     "--sign",
     type=click.Choice(_SIGNS),

@@ -209,6 +209,15 @@ def test_parameters_per_sample() -> None:
     assert_close(changed[1], before[1])
 
 
+def test_bounds_per_sample_are_read_from_each_sample() -> None:
+    model, x = vgg(), images(3).detach()
+    composite = zr.LearnedEpsilonGammaBox(per_sample=True)
+    maps(model, x, composite)
+    gate = composite.rules.gate("0")
+    assert torch.equal(gate.low, x.amin((2, 3)))
+    assert torch.equal(gate.high, x.amax((2, 3)))
+
+
 # -- saving ----------------------------------------------------------------------------------------------------------
 
 

@@ -664,6 +664,11 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         r"'epsilon_plus' has no trainable rules",
     ),
     "negative steps": (lambda: run(n_steps=-1), LearnpropError, r"n_steps must be an integer of at least 0, got -1"),
+    "nothing to learn": (
+        lambda: LearnedPropagation(net(), gate="none").attribute(batch(), 0),
+        LearnpropError,
+        r"nothing to learn: gate='none' has no parameters",
+    ),
     "graph of learned rules": (lambda: run(create_graph=True), LearnpropError, r"create_graph=True.*rules="),
     "graph of refined rules": (
         lambda: LearnedPropagation(m := net(), rules=RuleSet.build(m, batch())).attribute(

@@ -1,9 +1,9 @@
 """Captum's DeepLift with complete and with trained rules: one line changes.
 
-The net has activations that captum's DeepLift knows and one that it does not know (GELU), where it silently takes the
-gradient, and a max-pool right after an activation. Rules are trained here for a moment, on noise:
+The net calls ReLU as a function in places, where captum's DeepLift silently takes the plain gradient. Rules are trained
+here for a moment; with more steps and scenes they get better:
 
-    python examples/deep_lift_workflow.py --steps 80
+    python examples/deep_lift_workflow.py --steps 80 --scenes 200
 """
 
 from __future__ import annotations
@@ -18,49 +18,57 @@ from captum.attr import DeepLift
 from torch import Tensor, nn
 
 from captum_learnprop import LearnedDeepLift, RuleTrainer
+from captum_learnprop.evaluation import average_precision, make_scenes, reference_nets
+from captum_learnprop.evaluation.maps import finished
 
-
-def net() -> nn.Module:
-    """A small classifier ``(B, 3, 16, 16) -> (B, 4)``, with random weights."""
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.GELU(),
-        nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 4),
-    ).eval()  # fmt: skip
+GREY = 0.5
 
 
 def before(model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Contributions ``(B, 3, H, W)`` and the convergence delta ``(B,)``, as people compute them today."""
     method = DeepLift(model)
-    return method.attribute(images, baselines=0.5, target=targets, return_convergence_delta=True)
+    return method.attribute(images, baselines=GREY, target=targets, return_convergence_delta=True)
 
 
 def after(model: nn.Module, images: Tensor, targets: Tensor, rules: Path | None) -> tuple[Tensor, Tensor]:
-    """The same by trained rules; without any it is DeepLIFT, at every activation."""
+    """The same by trained rules; without any it is DeepLIFT, but at functional calls too."""
     method = LearnedDeepLift(model, rules=rules)  # the changed line
-    return method.attribute(images, baselines=0.5, target=targets, return_convergence_delta=True)
+    return method.attribute(images, baselines=GREY, target=targets, return_convergence_delta=True)
+
+
+def normalized(model: nn.Module, images: Tensor, targets: Tensor, rules: Path) -> tuple[Tensor, Tensor]:
+    """Contributions by trained rules that add up again."""
+    method = LearnedDeepLift(model, rules=rules)
+    return method.attribute(images, baselines=GREY, target=targets, return_convergence_delta=True, normalize=True)
 
 
 @click.command()
 @click.option("--steps", default=8, help="Training steps.")
-def main(steps: int) -> None:
-    """Print what contributions add up to, and what that lacks of the difference of the outputs."""
+@click.option("--scenes", default=12, help="Training images.")
+def main(steps: int, scenes: int) -> None:
+    """Print how well the maps find the object that is asked for, and what they lack of the difference of the outputs."""
     warnings.filterwarnings("ignore", "Input Tensor|\\s*Setting forward, backward hooks")  # captum's, on each call
-    model, images, targets = net(), torch.rand(16, 3, 16, 16), torch.arange(4)
+    model = reference_nets.load("inception", "digits")
+    questions = make_scenes("pairs", 12, split="test").questions()
 
-    trainer = RuleTrainer(model, "learned_deeplift", rule_options={"baseline": 0.5}, steps=steps, deletions=8)
-    rules = trainer.fit(images)
+    trainer = RuleTrainer(model, "learned_deeplift", rule_options={"baseline": GREY}, steps=steps)
+    rules = trainer.fit(make_scenes("pairs", scenes, split="train").images, targets_per_image=2)
+    asked = questions.images, questions.targets
     with tempfile.TemporaryDirectory() as folder:
         path = rules.save(Path(folder) / "rules.safetensors", model)
-        found = {
-            "before": before(model, images[:4], targets),
-            "untrained": after(model, images[:4], targets, None),
-            "after": after(model, images[:4], targets, path),
+        results = {
+            "before": before(model, *asked),
+            "untrained": after(model, *asked, None),
+            "after": after(model, *asked, path),
+            "after, normalized": normalized(model, *asked, path),
         }
-    for when, (maps, delta) in found.items():
-        attribution = maps.detach()
-        total = float(attribution.flatten(1).sum(dim=1).abs().mean())
-        moved = float((attribution - found["before"][0].detach()).abs().mean() / attribution.abs().mean())
-        click.echo(f"{when:10} sum {total:.4f}  delta {float(delta.abs().max()):.1e}  moved {moved:.3f}")
+    click.echo("precision: average precision of finding the digit that is asked for")
+    click.echo("delta: how far contributions are from adding up to f(image) - f(grey); trained rules weigh, so that they")
+    click.echo("  rank pixels better and add up only with normalize=True")
+    click.echo(f"{'':18} {'precision':>10} {'delta':>10}")
+    for when, (maps, delta) in results.items():
+        score = average_precision(finished(maps.detach(), "absolute", 0.025), questions.masks).mean()
+        click.echo(f"{when:18} {float(score):10.3f} {float(delta.abs().mean()):10.3f}")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,19 @@ def test_guided_backprop_of_captum() -> None:
         assert len(set(scores)) == 3  # functional calls count, and so does training
 
 
+def test_deep_lift_of_captum() -> None:
+    module = load("deep_lift_workflow")
+    assert changes(module.before, module.after) == (
+        ["method = DeepLift(model)"],
+        ["method = LearnedDeepLift(model, rules=rules)"],
+    )
+    rows = run(module, "--steps", "4", "--scenes", "8")
+    plain, untrained, learned, normalized = (rows[n] for n in ("before", "untrained", "after", "after, normalized"))
+    assert learned[0] > untrained[0] > plain[0] + 0.05  # of a digit found: completeness helps, and so does training
+    assert normalized[0] > untrained[0]
+    assert plain[1] > 1 > 0.001 > max(untrained[1], normalized[1])  # what is missing of the output
+
+
 @pytest.mark.filterwarnings("ignore")  # zennit's, on the version of torch
 def test_gradient_of_zennit() -> None:
     module = load("lrp_zennit_workflow")

@@ -53,6 +53,8 @@ class LearnedComposite(LayerMapComposite):
     default_options: ClassVar[Mapping[str, Any]] = {}
     linearised: ClassVar[bool] = True
     """Whether gradients of the rules may come from one linearised forward pass (see `tangent`)."""
+    needs_coverage: ClassVar[bool] = False
+    """Whether maps are wrong where a function has no rule, so that building rules must warn of it."""
 
     def __init__(
         self,
@@ -124,6 +126,8 @@ class LearnedComposite(LayerMapComposite):
         Raises:
             RuleError: For an option that it does not have.
         """
+        if rule_options is not None and not isinstance(rule_options, Mapping):
+            raise RuleError(f"rule_options must be a mapping such as {{'gamma': 0.25}}, got {rule_options!r}")
         given = dict(rule_options or {})
         for option in given.keys() - cls.default_options.keys():
             known = ", ".join(cls.default_options) or "none"

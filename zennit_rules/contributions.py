@@ -311,7 +311,7 @@ class BoxGate(nn.Module):
             given = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
             if given.numel() not in (1, channels) or not bool(given.isfinite().all()):
                 raise RuleError(f"{name} must be a finite number, or one for each of {channels} channels: {value!r}")
-            bounds.append(given.expand(channels).repeat(samples or 1, 1).to(torch.get_default_dtype()))
+            bounds.append(given.expand(channels).repeat(samples or 1, 1))
         if not bool((bounds[0] < bounds[1]).all()):
             raise RuleError(f"low must be below high, got low={low!r}, high={high!r}")
         self.raw = nn.Parameter(torch.zeros(samples or 1, 1))

@@ -10,22 +10,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ._compat import Hook
+from ._compat import DisableTorchFunction, Hook
 from .activation import ActivationCall, LearnedActivation
 from .composites import LearnedComposite
 from .contributions import LINEAR_RULES, BoxGate
 from .errors import RuleError
 from .gates import Weight
-from .linear import LinearCall, LinearRule
+from .linear import GatedLinear, LinearCall, LinearRule
 from .linear_map import LINEAR_TYPES
 from .registry import register_composite
 from .relevance import relevance_call, unkept_nodes
+from .ruleset import RuleSet
 from .sites import ACTIVATION_TYPES, Site
 
-FIRSTS = ("box", "conv", "dense")
+FIRSTS = ("box", "conv")
+_LINEAR_NODES = ("Convolution", "Addmm", "Mm", "Bmm", "Baddbmm", "Embedding")
+"""Autograd nodes of linear layers without a rule of ours."""
 
 
-class RelevanceCall(ActivationCall):
+class PassCall(ActivationCall):
     """A call of an activation that passes relevance on, weighed by a gate."""
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
@@ -47,7 +50,7 @@ class LearnedPass(LearnedActivation):
         gate: See `LearnedActivation`. Both of its weights weigh relevance.
     """
 
-    call_type: ClassVar[type[ActivationCall]] = RelevanceCall
+    call_type: ClassVar[type[ActivationCall]] = PassCall
 
 
 class LearnedEpsilonGammaBox(LearnedComposite):
@@ -57,7 +60,8 @@ class LearnedEpsilonGammaBox(LearnedComposite):
     a gate (``gate="none"``: unchanged); sums, products, averages and normalisations, whether modules or functions,
     share it out as in `relevance`, so that skip connections need no canonizer; a batch norm behind a linear layer
     counts to that layer. Start the backward pass with the output itself, as `attribute` does: with epsilon at the last
-    layer, positive relevance then speaks for the target whatever the output's sign.
+    layer, positive relevance then speaks for the target whatever the output's sign. While the rules are registered,
+    weights of linear layers get no gradient, and reentrant activation checkpointing gives wrong relevance.
 
     With ``rule_options={"conv": "gamma", "negative": "mirrored", "gamma": 0.25, "low": ..., "high": ...}`` it starts as
     zennit's ``EpsilonGammaBox``. The default start is epsilon at dense layers and z+ at convolutions, with the box rule
@@ -72,11 +76,15 @@ class LearnedEpsilonGammaBox(LearnedComposite):
             layer; ``learn_bounds``: whether bounds are trained. ``per``: ``"channel"`` or ``"layer"``.
             ``bias``, ``split``, ``stabilizer``: see `contributions.ContributionGate`. ``merge``: whether batch norms
             count to the linear layers before them.
+
+    Raises:
+        RuleError: For unknown options, or gates that start at another rule than passing relevance on (``"gradient"``).
     """
 
     name = "learned_epsilon_gamma_box"
     default_gate = "none"
     linearised = False
+    needs_coverage = True
     default_options: ClassVar[Mapping[str, Any]] = {
         "conv": "gamma",
         "dense": "epsilon",
@@ -103,20 +111,33 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         self.functional_hooks.add(self._flow)
         self.tracker.on_call = self._call
 
+    def _open_rules(self, gate: Any, start: str | None, *rest: Any) -> RuleSet:
+        if start not in (None, "gradient"):
+            raise RuleError(
+                f"start={start!r}: gates of {type(self).__name__} start by passing relevance on, which is 'gradient'; "
+                "where its linear rules start is said by rule_options"
+            )
+        return super()._open_rules(gate, start, *rest)
+
     @classmethod
     def checked_options(cls, rule_options: Mapping[str, Any] | None) -> dict[str, Any]:
         """See `LearnedComposite.checked_options`."""
         options = super().checked_options(rule_options)
-        for name, known in (("conv", LINEAR_RULES), ("dense", LINEAR_RULES), ("first", FIRSTS[:2])):
+        for name, known in (("conv", LINEAR_RULES), ("dense", LINEAR_RULES), ("first", FIRSTS)):
             if options[name] not in known:
                 raise RuleError(f"rule option {name}={options[name]!r}: choose one of {', '.join(known)}")
+        for name in ("learn_bounds", "merge"):
+            if not isinstance(options[name], bool):
+                raise RuleError(f"rule option {name} must be True or False, got {options[name]!r}")
         for name in ("low", "high"):
             if isinstance(options[name], Tensor):
                 options[name] = options[name].detach().flatten().tolist()
         if (options["low"] is None) != (options["high"] is None):
             raise RuleError("rule options low and high come together: the bounds of the box rule")
-        for kind in ("Conv2d", "Linear"):  # options out of range are refused now, not at the first call
-            cls.make_gate({"rule_options": options}, Site("", "linear", kind, (1, 1), 1), None)
+        channels = len(options["low"]) if isinstance(options["low"], (list, tuple)) else 1
+        for kind, function in (("linear", "Conv2d"), ("linear", "Linear"), ("first", "Conv2d")):
+            # Options out of range are refused now, not at the first call.
+            cls.make_gate({"rule_options": options}, Site("", kind, function, (1, channels), 1), None)
         return options
 
     @classmethod
@@ -155,13 +176,13 @@ class LearnedEpsilonGammaBox(LearnedComposite):
 
     def start_signal(self, output: Tensor, seed: Tensor) -> Tensor:
         """Relevance of the outputs: the outputs themselves, where the seed is 1."""
-        return seed * output.detach()
+        return seed * output
 
     def linear_gate_at(self, module: nn.Module, call: LinearCall, x: Tensor, out: Tensor) -> tuple[str, nn.Module]:
         """Site and gate of the call of a linear layer (see `linear.LinearProvider`)."""
         site = self.tracker.call_site(module)
         function, options = call.map.kind.__name__, self.rules.config["rule_options"]
-        self._made[out] = call
+        self._made[out] = call, x
         if call.map.kind is nn.Linear:
             self.tracker.follow_channels(F.linear, out, ())
         if options["first"] != "box" or call.map.kind is nn.Linear or not self._is_first(x):
@@ -180,7 +201,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
             node: Any = todo.pop()
             if node is None or node in seen:
                 continue
-            if isinstance(getattr(node, "call", None), LinearCall):
+            if isinstance(getattr(node, "call", None), LinearCall) or node.name().startswith(_LINEAR_NODES):
                 return False
             seen.add(node)
             todo.extend(parent for parent, _ in node.next_functions)
@@ -190,10 +211,12 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         """A function called in the model's forward pass; NotImplemented if relevance passes it as it is."""
         options = self.rules.config["rule_options"]
         if func is F.batch_norm and options["merge"]:
-            self._merge(*args, **kwargs)
+            merged = self._merged(*args, **kwargs)
+            if merged is not None:
+                return merged
         return relevance_call(func, args, kwargs, lambda: self._flow.active, options["stabilizer"])
 
-    def _merge(
+    def _merged(
         self,
         input: Tensor,
         running_mean: Tensor | None,
@@ -203,13 +226,19 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         training: bool = False,
         momentum: float = 0.1,
         eps: float = 1e-5,
-    ) -> None:
-        call = self._made.get(input)
-        if call is None or training or running_mean is None or running_var is None:
-            return
+    ) -> Tensor | None:
+        """The norm's value as that of the linear layer before it; None if there is none, or something lies between."""
+        call, x = self._made.get(input, (None, None))
+        if call is None or training or running_mean is None or running_var is None or call.overwritten:
+            return None
+        if call.map.channel_dim(input) != 1:  # the norm's channels are not the layer's
+            return None
         scale = (running_var + eps).rsqrt() * (1.0 if weight is None else weight)
         shift = (0.0 if bias is None else bias) - running_mean * scale
-        call.merge(scale, shift)
+        with DisableTorchFunction():
+            value = F.batch_norm(input.detach(), running_mean, running_var, weight, bias, False, momentum, eps)
+            merged: Tensor = GatedLinear.apply(x, call.behind(scale, shift, value))
+        return merged
 
 
 def _box(options: Mapping[str, Any], site: Site, samples: int | None) -> BoxGate:

@@ -2,18 +2,20 @@
 
 Linear are ``nn.Linear``, convolutions and transposed convolutions of one to three dimensions. What flows backwards is
 relevance, as in all of zennit's LRP rules; the forward value is unchanged and weights are never touched. A batch norm
-that takes the output of a layer can be counted to it at run time (`LinearCall.merge`), without merging any weights.
+that takes the output of a layer can be counted to it at run time (`LinearCall.behind`), without merging any weights.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ._compat import DisableTorchFunction
+from ._compat import DisableTorchFunction, RemovableHandleList
 from .contributions import AlphaBetaGate, BoxGate, ContributionGate, EpsilonGate, GammaGate, stabilized
+from .errors import RuleError
 from .hook import MARKER, SiteCall, SiteHook, skipped
 from .linear_map import LinearMap, linear_type
 from .sites import recorder
@@ -26,7 +28,8 @@ class GatedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, call: LinearCall) -> Tensor:
         """Value of the layer, unchanged by the rule."""
         ctx.call = call
-        out = call.map(x, call.weight, call.bias)
+        out = call.map(x, call.weight, call.bias) if call.given is None else call.given
+        call.given = None
         ctx.save_for_backward(*call.remember(x), MARKER)
         return out
 
@@ -57,6 +60,7 @@ class LinearCall(SiteCall):
     Attributes:
         map: What the layer computes, for any weights.
         merged: Factor and summand per channel of a batch norm that is part of the layer, or None.
+        given: Value of the call, if that is known already.
     """
 
     def __init__(self, hook: SiteHook, linear: LinearMap, weight: Tensor, bias: Tensor | None) -> None:
@@ -65,6 +69,7 @@ class LinearCall(SiteCall):
         self.weight = weight.detach()
         self.bias = None if bias is None else bias.detach()
         self.merged: tuple[Tensor, Tensor] | None = None
+        self.given: Tensor | None = None
         self._out: Tensor | None = None
         self._version = 0
 
@@ -72,13 +77,24 @@ class LinearCall(SiteCall):
         """Remember the layer's value, so that the backward pass need not compute it again."""
         self._out, self._version = out.detach(), out._version
 
-    def merge(self, scale: Tensor, shift: Tensor) -> None:
-        """Count ``scale * z + shift`` (one each per output channel) to the layer: relevance arrives behind that."""
-        self.merged = scale.detach(), shift.detach()
+    @property
+    def overwritten(self) -> bool:
+        """Whether something was written into the layer's value since."""
+        return self._out is None or self._out._version != self._version
+
+    def behind(self, scale: Tensor, shift: Tensor, value: Tensor) -> LinearCall:
+        """A call of the layer together with ``scale * z + shift`` (one each per output channel), which is ``value``.
+
+        Whoever else uses the layer's output keeps the call without.
+        """
+        other = copy.copy(self)
+        other.merged, other.given = (scale.detach(), shift.detach()), value.detach()
+        return other
 
     def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """The layer's own vector-Jacobian product."""
         (x,) = saved
+        g = g if self.merged is None else g * self._per_channel(self.merged[0], g)
         return self.map.transpose(x.shape, self.weight.to(g.dtype), g)
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
@@ -115,7 +131,7 @@ class LinearCall(SiteCall):
 
     def _value(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer's value, differentiable in its input."""
-        if self._out is None or self._out._version != self._version:  # written into since
+        if self._out is None or self.overwritten:
             return self.map(x, weight, None if self.bias is None else self.bias.to(weight.dtype))
         known: Tensor = _Known.apply(x, self.map, weight, self._out.to(weight.dtype))
         return known
@@ -232,6 +248,19 @@ class LinearRule(SiteHook):
     def __init__(self, gate: LinearProvider | nn.Module) -> None:
         super().__init__(gate)  # type: ignore[arg-type]
 
+    def register(self, module: nn.Module) -> RemovableHandleList:
+        """Register on ``module`` and return the handles.
+
+        Raises:
+            RuleError: If the rule stands on its own, and the module computes something the rule does not know.
+        """
+        if isinstance(self.gate, nn.Module) and not self.applies(module):
+            raise RuleError(
+                f"{type(self).__name__} cannot be used on {type(module).__name__}: it is no linear layer of torch, or "
+                "runs a forward of its own, which the rule does not know; leave the module out of the layer map"
+            )
+        return super().register(module)
+
     def copy(self) -> LinearRule:
         """A hook that shares the gate."""
         return type(self)(gate=self.gate)  # type: ignore[arg-type]
@@ -254,7 +283,7 @@ class LinearRule(SiteHook):
             out = GatedLinear.apply(x, call)
             call.keep_output(out)
         if isinstance(self.gate, nn.Module):
-            call.gate = self.gate
+            call.gate = _fitting(self.gate, linear, out)
         else:
             provider: Any = self.gate
             call.name, call.gate = provider.linear_gate_at(module, call, x, out)
@@ -262,6 +291,19 @@ class LinearRule(SiteHook):
         if listener is not None:
             listener.site(call, input, out)
         return out
+
+
+def _fitting(gate: nn.Module, linear: LinearMap, out: Tensor) -> nn.Module:
+    """A gate that stands on its own, if its channels are those of the layer's output."""
+    if not isinstance(gate, ContributionGate) or gate.raw.shape[1] == 1:
+        return gate
+    count, own, dim = gate.raw.shape[1], gate.channel_dim, linear.channel_dim(out)
+    if own != dim or out.shape[dim] != count:
+        raise RuleError(
+            f"the rule has parameters for {count} channels in dimension {own}, but {linear.kind.__name__} gave "
+            f"{tuple(out.shape)} with channels in dimension {dim}; give shape= and channel_dim= to suit"
+        )
+    return gate
 
 
 class LearnedEpsilon(LinearRule):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import grad as transposed
 
+from .errors import RuleError
 from .interpose import has_own_forward
 
 LINEAR_TYPES: tuple[type[nn.Module], ...] = (
@@ -57,6 +58,8 @@ class LinearMap:
         assert kind is not None
         if kind is nn.Linear:
             return cls(kind, {}), x
+        if x.ndim != module.weight.ndim:
+            raise RuleError(f"{kind.__name__} got {tuple(x.shape)}: rules need a batch, add a first dimension of 1")
         options = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
         if kind in LINEAR_TYPES[4:]:
             options["output_padding"] = module.output_padding
@@ -87,7 +90,9 @@ class LinearMap:
             return signal @ weight
         options = {name: value for name, value in self.options.items() if name != "output_padding"}
         if self.kind in LINEAR_TYPES[4:]:
-            return _TRANSPOSED[self.kind](signal, weight, **options)
+            back = _TRANSPOSED[self.kind](signal, weight, **options)
+            inside: tuple[Any, ...] = (..., *(slice(n) for n in size[2:]))  # output padding may go beyond the stride
+            return back[inside]
         return _TRANSPOSED[self.kind](size, weight, signal, **options)
 
     def inside(self, x: Tensor) -> Tensor | float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from . import fingerprint
 from .buffers import buffers_kept
 from .coverage import Coverage, CoverageRow
-from .errors import RuleError
+from .errors import RuleError, RuleWarning
 from .registry import composite_class
 from .sites import Site
 from .streams import Fusion
@@ -139,6 +140,14 @@ class RuleSet:
             raise RuleError(
                 f"{type(model).__name__} has no site: its forward pass called no activation that a rule of "
                 f"{self.composite_name!r} applies to.\n{self._coverage}"
+            )
+        missed = self._coverage.missed
+        if missed and self._composite.needs_coverage:
+            warnings.warn(
+                f"{len(missed)} kinds of functions of {type(model).__name__} have no rule of {self.composite_name!r}: "
+                f"{'; '.join(f'{row.name} ({row.reason})' for row in missed[:4])}. Attributions are wrong there",
+                RuleWarning,
+                stacklevel=3,
             )
         self.closed = True
         self.architecture = fingerprint.architecture(model)

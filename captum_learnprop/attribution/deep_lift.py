@@ -70,7 +70,12 @@ class LearnedDeepLift(GradientAttribution):
             raise LearnpropError(
                 f"LearnedDeepLift needs an nn.Module whose layers it can reach, got {type(model).__name__}"
             )
-        if not 0 <= eps < math.inf:
+        if not isinstance(multiply_by_inputs, bool):
+            raise LearnpropError(
+                f"multiply_by_inputs must be True or False, got {type(multiply_by_inputs).__name__}; "
+                "rules are passed by name: LearnedDeepLift(model, rules=rules)"
+            )
+        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
             raise LearnpropError(f"eps must be a finite number of at least 0, got {eps!r}")
         super().__init__(model)
         self.model = model

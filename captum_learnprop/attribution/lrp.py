@@ -43,7 +43,7 @@ class LearnedLRP(LearnedPropagation):
     the composite starts.
 
     Relevance starts with the explained output and is scaled like captum's: attributions sum up to the output, but for
-    what biases and epsilon take.
+    what biases and epsilon take, and what trained gates at activations add or take (``gate="none"`` has none).
 
     Source: Bach et al., "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
     Propagation", PLoS ONE 2015 (https://doi.org/10.1371/journal.pone.0130140).
@@ -134,7 +134,7 @@ class LearnedLRP(LearnedPropagation):
         return attributions, self.compute_convergence_delta(maps, output)
 
     def compute_convergence_delta(self, attributions: Tensor | tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """How much of the output did not arrive at the inputs: what epsilon and biases took.
+        """How much of the output did not arrive at the inputs: what epsilon, biases and gates took.
 
         Args:
             attributions: Relevance of the inputs, ``(B, ...)`` each.

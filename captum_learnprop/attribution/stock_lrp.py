@@ -39,7 +39,8 @@ def attach_rules(lrp: LRP, rules: RuleSet | str | Path) -> LRP:
 
     Args:
         lrp: The object; rules that were attached before are replaced.
-        rules: A `RuleSet` of the composite ``"learned_epsilon_gamma_box"``, or the path of a saved one.
+        rules: A `RuleSet` of the composite ``"learned_epsilon_gamma_box"``, or the path of a saved one; trained with
+            ``gate="none"``, since captum passes relevance through activations unchanged.
 
     Returns:
         The same object.
@@ -98,7 +99,7 @@ def _refuse_what_captum_overrules(model: nn.Module, rules: RuleSet) -> None:
         if next(rules.gate(site.name).parameters(), None) is not None:
             raise LearnpropError(
                 f"the rules have a gate at {site.name!r}, a {site.function}, where captum.attr.LRP always passes "
-                f"relevance unchanged. {_WAY}"
+                f"relevance unchanged; train without gates (gate='none'). {_WAY}"
             )
         if again:
             raise LearnpropError(

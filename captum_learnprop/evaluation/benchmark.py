@@ -107,6 +107,11 @@ def default_variants(composites: Sequence[str] = ()) -> dict[str, dict[str, Any]
         "DeepLift": {"composite": DEEP_LIFT, "rule_options": {"baseline": GREY}},
         "LRP": {"composite": LRP},
         "LRP, z+ start": {"composite": LRP, "rule_options": {"strength": 0.0}},
+        "LRP, z+ start, contrast stream": {
+            "composite": LRP,
+            "rule_options": {"strength": 0.0},
+            "gate_options": {"position": True, "contrast": True},
+        },
     }
     return {name: one for name, one in every.items() if not composites or composite_of(one) in composites}
 
@@ -209,6 +214,7 @@ class Contender:
         rules: ``(subject, seed) -> rules`` whose treatment its maps get; None to choose one on the tuning scenes.
         seconds: ``(subject, seed) -> seconds`` of training or search, None where they are not known.
         fits: whether it is for a net; others have no cell of it.
+        composite: of rules from a file.
     """
 
     name: str
@@ -221,6 +227,7 @@ class Contender:
     rules: Callable[[Subject, int], RuleSet] | None = None
     seconds: Callable[[Subject, int], float | None] = lambda subject, seed: None
     fits: Callable[[Subject], bool] = lambda subject: True
+    composite: str | None = None
 
 
 def contenders(suite: Suite) -> list[Contender]:
@@ -371,6 +378,7 @@ def _given(path: Path) -> Contender:
         rules=lambda subject, seed: load(subject),
         seconds=lambda subject, seed: _seconds(rules),
         fits=fits,
+        composite=rules.composite_name,
     )
 
 
@@ -782,7 +790,7 @@ def _empty_cell(architecture: str, family: str, contender: Contender, seed: int,
     return {
         "model": architecture, "scenes": family, "method": contender.name, "family": contender.family,
         "seed": seed if contender.seeded else None, "passes": contender.passes, "settings": {}, "error": error,
-        "scores": {},
+        "composite": contender.composite, "scores": {},
     }  # fmt: skip
 
 

@@ -2,14 +2,14 @@
 
 Two grids over zennit's own rules on the model's `twin`, dense layers with gamma 0 having the epsilon rule:
 
-- `PAIRS`: one gamma for all convolutions, one for all dense layers, 15 pairs: as many as LXT's example for vision
-  transformers tries (Achtibat et al., "AttnLRP", ICML 2024), here at the values that convolutional nets are
-  explained with.
+- `PAIRS`: one gamma for all convolutions, one for all dense layers: the 15 pairs that LXT's example for vision
+  transformers tries (Achtibat et al., "AttnLRP", ICML 2024).
 - `GROUPS`: a gamma of seven values for each of four groups of layers, convolutions of low, middle and high depth and
   dense layers: the 2401 settings of Pahde et al., "Optimizing Explanations by Network Canonization and Hyperparameter
-  Search", CVPR workshops 2023. As many as the budget allows are drawn at random.
+  Search", CVPR workshops 2023, each with the box rule at the first convolution, and with gamma there as well. As
+  many as the budget allows are drawn at random.
 
-Either has each setting with the box rule at the first convolution, and with gamma there as well. Settings are judged
+Settings are judged
 without labels, by the objective that rules are trained with: how well maps predict what random deletions cost.
 All are judged on the same rows, and all together may take as many attribution passes as a training does
 (`trainer.Options.passes`).
@@ -133,7 +133,7 @@ class Grid:
         return rows
 
 
-PAIRS = Grid("LRP gamma grid, 15 pairs", (0.05, 0.1, 0.25, 0.5, 1.0), 1, (0.0, 0.05, 0.1))
+PAIRS = Grid("LRP gamma grid, 15 pairs", (0.1, 0.25, 100.0), 1, (0.0, 0.01, 0.05, 0.1, 1.0), (GAMMA,))
 
 _SEVEN = (0.0, 0.1, 0.25, 0.5, 1.0, 10.0, 50.0)
 

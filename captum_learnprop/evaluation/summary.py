@@ -189,8 +189,14 @@ def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
         asked=len(group),
         failures=tuple((cell["seed"], cell["error"]) for cell in group if cell["error"] is not None),
         error=None if good else group[0]["error"],
-        composite=(good or group)[0].get("settings", {}).get("training options", {}).get("composite"),
+        composite=_composite((good or group)[0]),
     )
+
+
+def _composite(cell: Mapping[str, Any]) -> str | None:
+    """Of rules from a file, or of the variant that was trained."""
+    trained: str | None = cell.get("settings", {}).get("training options", {}).get("composite")
+    return cell.get("composite") or trained
 
 
 def _mean(values: Sequence[float | None]) -> float:

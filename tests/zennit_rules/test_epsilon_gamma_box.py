@@ -150,7 +150,8 @@ def test_functional_linear_layers_are_named_as_out_of_reach() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(F.relu(self.conv(x)).mean((2, 3)), self.weight)
 
-    coverage = build(prepare(Functional()), images().detach()).coverage()
+    with pytest.warns(zr.RuleWarning, match="Functional have no rule of 'learned_epsilon_gamma_box': 1 x MmBackward0"):
+        coverage = build(prepare(Functional()), images().detach()).coverage()
     assert not coverage.complete
     assert [row.reason for row in coverage.missed] == [
         "out of reach: relevance passes it by the plain gradient, which does not conserve it"
@@ -236,6 +237,80 @@ def test_saves_and_loads_with_the_bounds_it_read(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+# -- batch norms -----------------------------------------------------------------------------------------------------
+
+
+class Norms(nn.Module):
+    """A convolution and norms, with something between or beside them."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.other = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.fc, self.how = nn.Linear(4, 5), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.conv(x)
+        return self.fc(getattr(self, f"_{self.how}")(z, x).mean((2, 3)))
+
+    def _written(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.norm(F.relu(z, inplace=True))
+
+    def _beside(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.norm(F.relu(z))
+
+    def _added_in_place(self, z: Tensor, x: Tensor) -> Tensor:
+        z += x.sum(1, keepdim=True)
+        return self.norm(z)
+
+    def _added(self, z: Tensor, x: Tensor) -> Tensor:
+        z = z + x.sum(1, keepdim=True)
+        return self.norm(z)
+
+    def _bypassed(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.norm(z) + z
+
+    def _called_twice(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.norm(z) + self.conv(x)
+
+    def _two_norms(self, z: Tensor, x: Tensor) -> Tensor:
+        return F.relu(self.norm(z)) + F.relu(self.other(z))
+
+    def _two_norms_apart(self, z: Tensor, x: Tensor) -> Tensor:
+        return F.relu(self.norm(z)) + F.relu(self.other(self.conv(x)))
+
+
+@pytest.mark.parametrize(
+    ("how", "same"),
+    [
+        ("written", "beside"),
+        ("added_in_place", "added"),
+        ("bypassed", "called_twice"),
+        ("two_norms", "two_norms_apart"),
+    ],
+)
+def test_a_norm_counts_to_a_layer_only_where_nothing_lies_between(how: str, same: str) -> None:
+    model, x = prepare(Norms(how)), images().detach()
+    nn.init.normal_(model.norm.weight)
+    options = {"low": -4.0, "high": 4.0, "gamma": 0.5, "negative": "mirrored"}
+    got = maps(model, x, build(model, x, **options).composite())
+    model.how = same
+    assert_close(got, maps(model, x, build(model, x, **options).composite()))
+
+
+def test_a_norm_over_tokens_does_not_count_to_their_linear_layer() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm, self.head = nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(9, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.fc(x)).flatten(1))
+
+    model, x = prepare(Tokens()), torch.randn(2, 3, 4, dtype=torch.float64)
+    apart = maps(model, x, build(model, x, merge=False).composite())
+    assert_close(maps(model, x, build(model, x).composite()), apart)
+
+
 # -- habits ----------------------------------------------------------------------------------------------------------
 
 
@@ -289,9 +364,43 @@ def test_sums_in_place_keep_their_value() -> None:
     assert torch.equal(out, model(x))
 
 
+def test_relevance_is_differentiable_in_the_input() -> None:
+    model, x = resnet(), images(1)
+    rules = build(model, x.detach(), gamma=0.5, negative="mirrored", low=-5.0, high=5.0)
+    composite = rules.composite()
+
+    def value(create_graph: bool = False) -> Tensor:
+        with composite.context(model):
+            output = model(x)
+            (relevance,) = zr.attribute(composite, output, (x,), one_hot(output), create_graph=create_graph)
+            return score(relevance)
+
+    with composite.context(model):
+        output = model(x)
+        (relevance,) = zr.attribute(composite, output, (x,), one_hot(output), create_graph=True)
+        with composite.inactive():
+            (gradient,) = torch.autograd.grad(score(relevance), x)
+    assert_gradient(value, [x], [gradient])
+
+
+def test_a_layer_behind_one_of_others_is_not_the_first() -> None:
+    class Own(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.weight * 1.0, self.bias)
+
+    model = prepare(nn.Sequential(Own(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 5)))
+    with pytest.warns(zr.RuleWarning, match="ConvolutionBackward0"):
+        rules = build(model, images().detach())
+    assert [site.kind for site in rules.sites if site.function == "Conv2d"] == ["linear"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"learn_bounds": "no"}, "learn_bounds must be True or False, got 'no'"),
+        ("gamma", "rule_options must be a mapping"),
+        ({"strength": 5.0}, r"strength must be in \[0, 1\]"),
+        ({"low": 1.0, "high": 0.0}, "low must be below high"),
         ({"conv": "zplus"}, "conv='zplus': choose one of epsilon, gamma, alpha_beta"),
         ({"first": "flat"}, "first='flat': choose one of box, conv"),
         ({"low": 0.0}, "low and high come together"),
@@ -304,6 +413,11 @@ def test_sums_in_place_keep_their_value() -> None:
 def test_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(zr.RuleError, match=message):
         zr.LearnedEpsilonGammaBox(rule_options=options)
+
+
+def test_gates_start_by_passing_relevance_on() -> None:
+    with pytest.raises(zr.RuleError, match=r"start='deconvnet'.*which is 'gradient'"):
+        zr.LearnedEpsilonGammaBox(gate="channel", start="deconvnet")
 
 
 def test_contrast_stream() -> None:

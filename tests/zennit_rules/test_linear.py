@@ -18,6 +18,7 @@ from zennit.types import Linear as LinearLike
 
 import zennit_rules as zr
 from zennit_rules.contributions import AlphaBetaGate, BoxGate, ContributionGate, EpsilonGate, GammaGate, stabilized
+from zennit_rules.linear import GatedLinear
 from zennit_rules.linear_map import LinearMap
 
 
@@ -319,7 +320,7 @@ def test_mix_stays_between_0_and_1_and_never_sticks() -> None:
         assert float(mix.detach().max()) <= 1
         (slope,) = torch.autograd.grad(mix.sum(), gate.raw)
         assert torch.equal(slope.abs(), torch.ones_like(slope))
-        assert float(GammaGate(gamma=gamma).gamma) == pytest.approx(gamma)
+        assert GammaGate(gamma=gamma).gamma.item() == pytest.approx(gamma)
 
 
 def test_epsilon_stays_positive() -> None:
@@ -344,7 +345,7 @@ def test_alpha_minus_beta_is_one() -> None:
         (lambda: zr.LearnedAlphaBeta(2.0, 0.5), "alpha - beta must be 1.*alpha=2.0, beta=0.5"),
         (lambda: zr.LearnedAlphaBeta(0.5), "beta must be a number of at least 0, got -0.5"),
         (lambda: zr.LearnedGamma(0.5, bias="no"), "bias='no'.*shared, whole, zero"),
-        (lambda: zr.LearnedGamma(0.5, negative="no"), "negative='no'.*mirrored, z\+, alike"),
+        (lambda: zr.LearnedGamma(0.5, negative="no"), r"negative='no'.*mirrored, z\+, alike"),
         (lambda: zr.LearnedGamma(0.5, split="signs"), "split='signs'.*contributions, weights"),
         (lambda: zr.LearnedGamma(0.5, stabilizer=-1.0), "stabilizer=-1.0"),
         (lambda: zr.LearnedBox(1.0, 1.0), "low must be below high, got low=1.0, high=1.0"),
@@ -370,8 +371,8 @@ def test_merged_norm_equals_merged_weights(rule: str) -> None:
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     assert bool((scale < 0).any())
     with LayerMapComposite([(LinearLike, hook)]).context(conv):
-        out = conv(leaf)
-        out.grad_fn.call.merge(scale, norm.bias - norm.running_mean * scale)
+        call = conv(leaf).grad_fn.call
+        out = GatedLinear.apply(leaf, call.behind(scale, norm.bias - norm.running_mean * scale, layer(x)))
         r = torch.randn_like(out)
         (got,) = torch.autograd.grad(out, leaf, r)
     fused = fuse_conv_bn_eval(conv, norm).requires_grad_(False)
@@ -394,7 +395,7 @@ def test_box_of_a_merged_norm() -> None:
         with LayerMapComposite([(LinearLike, hook)]).context(module):
             out = module(x)
             if module is conv:
-                out.grad_fn.call.merge(scale, norm.bias)
+                out = GatedLinear.apply(x, out.grad_fn.call.behind(scale, norm.bias, out))
             maps.append(torch.autograd.grad(out, x, r)[0])
     assert_close(*maps)
 
@@ -424,6 +425,41 @@ def test_per_channel_parameters_are_of_their_channel() -> None:
     with LayerMapComposite([(LinearLike, zr.LearnedGamma(gamma))]).context(model[0]) as layer:  # type: ignore[index]
         (expected,) = torch.autograd.grad(layer(leaf), leaf, r)
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+
+
+def test_channels_that_do_not_fit_are_refused() -> None:
+    tokens = torch.randn(2, 3, 4, dtype=torch.float64).requires_grad_()
+    layer = prepare(nn.Linear(4, 3))
+    with (
+        LayerMapComposite([(LinearLike, zr.LearnedGamma(0.5, shape=(1, 3)))]).context(layer),
+        pytest.raises(zr.RuleError, match=r"3 channels in dimension 1, but Linear gave \(2, 3, 3\).*dimension 2"),
+    ):
+        layer(tokens)
+    conv = prepare(nn.Conv2d(3, 4, 3))
+    with (
+        LayerMapComposite([(LinearLike, zr.LearnedGamma(0.5))]).context(conv),
+        pytest.raises(zr.RuleError, match=r"Conv2d got \(3, 5, 5\): rules need a batch"),
+    ):
+        conv(torch.randn(3, 5, 5, dtype=torch.float64).requires_grad_())
+
+
+def test_layers_with_a_forward_of_their_own_are_refused() -> None:
+    class Standardized(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(x, self.weight - self.weight.mean(), self.bias)
+
+    model = prepare(nn.Sequential(Standardized(3, 4, 3), nn.Flatten()))
+    rules = LayerMapComposite([(LinearLike, zr.LearnedGamma(0.5))])
+    with pytest.raises(zr.RuleError, match="LearnedGamma cannot be used on Standardized"):
+        rules.register(model)
+    rules.remove()
+
+
+def test_output_padding_beyond_the_stride() -> None:
+    layer = prepare(nn.ConvTranspose2d(2, 3, 3, stride=2, dilation=4, output_padding=3))
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64).requires_grad_()
+    expected = relevance(layer, x.detach(), Gamma(0.5))
+    assert_close(relevance(layer, x.detach(), zr.LearnedGamma(0.5)), expected)
 
 
 def test_value_and_weights_are_untouched_and_inactive_is_the_gradient() -> None:

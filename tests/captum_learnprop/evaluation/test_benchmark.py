@@ -572,7 +572,7 @@ def test_searches_of_other_settings_and_damaged_ones_are_refused(tmp_path: Path)
     assert f"{path} is damaged" in cell["error"]
     small = replace(suite, methods=("LRP gamma grid, 15 pairs",), training_scenes=2, training_steps=1)
     (cell,) = run(small, tmp_path / "small")
-    assert "attribution passes and 4 rows are too few for its 30 settings; train for more steps" in cell["error"]
+    assert "attribution passes and 4 rows are too few for its 15 settings; train for more steps" in cell["error"]
 
 
 def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:

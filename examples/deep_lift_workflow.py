@@ -1,7 +1,7 @@
 """Captum's DeepLift with complete and with trained rules: one line changes.
 
-The net calls ReLU as a function in places, where captum's DeepLift silently takes the plain gradient. Rules are trained
-here for a moment; with more steps and scenes they get better:
+The net has max-pools right after activations, where captum's DeepLift does not add up to the difference of the outputs.
+Rules are trained here for a moment; with more steps and scenes they get better:
 
     python examples/deep_lift_workflow.py --steps 80 --scenes 200
 """
@@ -31,7 +31,7 @@ def before(model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, T
 
 
 def after(model: nn.Module, images: Tensor, targets: Tensor, rules: Path | None) -> tuple[Tensor, Tensor]:
-    """The same by trained rules; without any it is DeepLIFT, but at functional calls too."""
+    """The same by trained rules; without any it is DeepLIFT, complete at every layer."""
     method = LearnedDeepLift(model, rules=rules)  # the changed line
     return method.attribute(images, baselines=GREY, target=targets, return_convergence_delta=True)
 
@@ -44,11 +44,11 @@ def normalized(model: nn.Module, images: Tensor, targets: Tensor, rules: Path) -
 
 @click.command()
 @click.option("--steps", default=8, help="Training steps.")
-@click.option("--scenes", default=12, help="Training images.")
+@click.option("--scenes", default=16, help="Training images.")
 def main(steps: int, scenes: int) -> None:
-    """Print how well the maps find the object that is asked for, and what they lack of the difference of the outputs."""
+    """Print how well the maps find the object that is asked for, and how far they are from adding up."""
     warnings.filterwarnings("ignore", "Input Tensor|\\s*Setting forward, backward hooks")  # captum's, on each call
-    model = reference_nets.load("inception", "digits")
+    model = reference_nets.load("vgg", "digits")
     questions = make_scenes("pairs", 12, split="test").questions()
 
     trainer = RuleTrainer(model, "learned_deeplift", rule_options={"baseline": GREY}, steps=steps)
@@ -62,9 +62,9 @@ def main(steps: int, scenes: int) -> None:
             "after": after(model, *asked, path),
             "after, normalized": normalized(model, *asked, path),
         }
-    click.echo("precision: average precision of finding the digit that is asked for")
-    click.echo("delta: how far contributions are from adding up to f(image) - f(grey); trained rules weigh, so that they")
-    click.echo("  rank pixels better and add up only with normalize=True")
+    click.echo("precision: average precision of finding the digit that is asked for, higher is better")
+    click.echo("delta: how far contributions are from adding up to f(image) - f(grey). Trained rules weigh them, which")
+    click.echo("ranks pixels better; only normalize=True makes them add up again")
     click.echo(f"{'':18} {'precision':>10} {'delta':>10}")
     for when, (maps, delta) in results.items():
         score = average_precision(finished(maps.detach(), "absolute", 0.025), questions.masks).mean()

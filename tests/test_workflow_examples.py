@@ -88,11 +88,10 @@ def test_deep_lift_of_captum() -> None:
         ["method = DeepLift(model)"],
         ["method = LearnedDeepLift(model, rules=rules)"],
     )
-    rows = run(module, "--steps", "4", "--scenes", "8")
+    rows = run(module)
     plain, untrained, learned, normalized = (rows[n] for n in ("before", "untrained", "after", "after, normalized"))
-    assert learned[0] > untrained[0] > plain[0] + 0.05  # of a digit found: completeness helps, and so does training
-    assert normalized[0] > untrained[0]
-    assert plain[1] > 1 > 0.001 > max(untrained[1], normalized[1])  # what is missing of the output
+    assert min(learned[0], normalized[0]) > max(plain[0], untrained[0]) + 0.02  # more of the digit that is asked for
+    assert plain[1] > 0.1 > 0.001 >= max(untrained[1], normalized[1])  # and nothing missing of the difference
 
 
 @pytest.mark.filterwarnings("ignore")  # zennit's, on the version of torch

@@ -11,11 +11,22 @@ from torch import nn
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Undo changes of buffers (running statistics of a model in training mode)."""
-    kept = [(b, b.detach().clone()) for b in model.buffers()] if any(m.training for m in model.modules()) else []
+    """Undo changes of buffers: running statistics of a model in training mode, and buffers that are assigned anew.
+
+    In evaluation mode buffers are not copied, so what a forward pass writes *into* one there stays.
+    """
+    training = any(module.training for module in model.modules())
+    kept = [
+        (module, name, buffer, buffer.detach().clone() if training else None)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+    ]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
+            for module, name, buffer, value in kept:
+                if getattr(module, name) is not buffer:
+                    setattr(module, name, buffer)
+                if value is not None:
+                    buffer.copy_(value)

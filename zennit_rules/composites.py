@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -117,7 +118,10 @@ class LearnedComposite(LayerMapComposite):
         try:
             return known(site.shape, start=config["start"], samples=samples, channel_dim=site.channel_dim, **options)
         except TypeError as error:
-            raise RuleError(f"{known.__name__} does not take gate_options={options}: {error}") from error
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None or unknown[1] not in options:
+                raise RuleError(f"{known.__name__} does not take gate_options={options}: {error}") from error
+            raise RuleError(f"{known.__name__} does not take {unknown[1]}: gate_options={options}") from error
 
     @classmethod
     def checked_options(cls, rule_options: Mapping[str, Any] | None) -> dict[str, Any]:

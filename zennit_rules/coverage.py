@@ -1,4 +1,4 @@
-"""Coverage: which non-linear layers of a model have a rule, and why the others have none."""
+"""Coverage: which layers of a model have a rule, and why the others have none."""
 
 from __future__ import annotations
 
@@ -118,12 +118,12 @@ class Coverage:
 
     @property
     def missed(self) -> tuple[CoverageRow, ...]:
-        """Activations that were called but have no rule: functional calls out of reach, custom Functions."""
+        """Activations, for LRP functions of any kind, that were called but have no rule: out of reach of hooks."""
         return tuple(row for row in self.rows if row.reason.startswith("out of reach"))
 
     @property
     def complete(self) -> bool:
-        """Whether every element-wise activation that was called has a rule."""
+        """Whether every element-wise activation that was called has a rule; for LRP, every function."""
         return not self.missed
 
     def __str__(self) -> str:

@@ -2,7 +2,7 @@
 
 The gradient that flows is relevance, as in zennit: what arrives at a function's output is divided among its operands.
 Views, permutations, concatenations and max-pools do that rightly by their own gradient and are left alone. All other
-rules conserve relevance, up to the stabilizer:
+rules but that of the softmax, and of products with one, conserve relevance, up to the stabilizer:
 
 * a *sum* (also mean, average pool, interpolation, a matrix product with a constant) divides it in proportion to the
   contributions, ``R_i = x_i * sum_j w_ij R_j / (z_j + eps sign z_j)``, which is zennit's ``Norm``;
@@ -12,7 +12,8 @@ rules conserve relevance, up to the stabilizer:
 * a *normalisation* and an *element-wise* function pass it on unchanged;
 * a *softmax* takes ``R_i = x_i (R_i - y_i sum_j R_j)`` (AttnLRP), which does not conserve.
 
-An operand that does not depend on the model's input (a weight, a constant) gets none.
+An operand that does not depend on the model's input (a weight, a constant) gets none. Dropout has no rule: in training
+mode relevance passes it by the plain gradient.
 """
 
 from __future__ import annotations

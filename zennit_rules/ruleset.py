@@ -394,8 +394,11 @@ class RuleSet:
             check_weights: Refuse a model of the same architecture with other weights, if the file knows them.
 
         Raises:
-            RuleError: Missing, truncated or foreign file, newer format, unknown composite or gate, another model.
+            RuleError: Missing, truncated or foreign file, newer format, unknown composite or gate, another model, or
+                something that is no path.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise RuleError(f"rules must be a RuleSet or the path of one, got {type(path).__name__}")
         document, tensors = _read(Path(path))
         try:
             rules = cls._from_document(document, tensors)

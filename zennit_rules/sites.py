@@ -1,4 +1,6 @@
-"""Sites: every call of an activation or a max-pool in a forward pass, found, named and counted.
+"""Sites: every call in a forward pass of a layer that a rule may have, found, named and counted.
+
+Those are activations and max-pools, and for composites that have rules for them linear layers and the softmax.
 
 A site is named after the module that is called, ``<module path>``, and ``<module path>#k`` for call k > 0 of a module
 that a forward pass uses more than once. A functional call (``F.relu(x)``, ``x.relu_()``, ``F.max_pool2d(x, 3)``)
@@ -100,7 +102,8 @@ class Site:
 
     Attributes:
         name: ``<module path>`` or ``<module path>#k``.
-        kind: ``"activation"`` or ``"pooling"``.
+        kind: ``"activation"``, ``"pooling"``, ``"linear"``, ``"first"`` (a linear layer with the box rule) or
+            ``"softmax"``.
         function: Module type, e.g. ``"ReLU"``.
         shape: Shape of the pre-activation when the rule set was built, batch first.
         channel_dim: Dimension of ``shape`` that counts channels.

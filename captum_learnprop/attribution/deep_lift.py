@@ -19,6 +19,7 @@ from zennit_rules import RuleError, RuleSet, composite_class
 from zennit_rules import attribute as propagate
 from zennit_rules.buffers import buffers_kept
 from zennit_rules.coverage import unreached_nodes
+from zennit_rules.interpose import is_interposed
 
 from .._compat import _call_custom_attribution_func, _format_output, compute_gradients
 from ..errors import LearnpropError
@@ -136,13 +137,19 @@ class LearnedDeepLift(GradientAttribution):
 
         Raises:
             TargetError: If the target does not fit the output.
-            LearnpropError: For empty, non-finite or integer inputs, arguments the model does not take, and the like.
+            LearnpropError: For empty, non-finite or integer inputs, arguments the model does not take, other rules that
+                are applied to the model at the same time, and the like.
             RuleError: For baselines that do not fit, or a compiled or scripted model.
         """
         if normalize and (custom_attribution_func is not None or not self._multiply_by_inputs):
             raise LearnpropError(
                 "normalize=True adds up contributions: it goes with multiply_by_inputs=True and without "
                 "custom_attribution_func"
+            )
+        if is_interposed(self.model):
+            raise LearnpropError(
+                "rules are applied to this model already, and DeepLIFT would mix with them: attribute outside of "
+                "rules.applied(model)"
             )
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
         leaves = tuple(x if create_graph and x.requires_grad else x.detach().clone().requires_grad_() for x in tensors)

@@ -56,7 +56,8 @@ class LearnedPropagation(GradientAttribution):
 
     Args:
         model: The model; returned untouched from every call.
-        composite: Name of a trainable composite: ``"learned_gradient"`` or ``"learned_guided_backprop"``.
+        composite: Name of a trainable composite: ``"learned_gradient"``, ``"learned_guided_backprop"``,
+            ``"learned_epsilon_gamma_box"`` (LRP) or ``"learned_deeplift"``.
         rules: A `RuleSet`, or the path of a saved one.
         gate: Name or class of the gates to learn: ``"element"``, ``"position"``, ``"channel"``, ``"quadrant"``,
             ``"feature"``.
@@ -109,7 +110,9 @@ class LearnedPropagation(GradientAttribution):
             "composite": "learned_gradient", "gate": "element", "start": None, "pooling": "exact", "rule_options": None,
         }  # fmt: skip
         for option, value in given.items():
-            has = rules.composite_name if option == "composite" else rules.config.get(option)
+            has: Any = rules.composite_name if option == "composite" else rules.config.get(option)
+            if option == "rule_options" and value is not None:
+                has = {name: one for name, one in (has or {}).items() if name in value}
             if value != plain[option] and (getattr(value, "name", "") or value) != has:
                 raise RuleError(f"{option}={value!r} was given, but the rule set has {has!r}; leave {option} out")
 

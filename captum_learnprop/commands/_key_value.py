@@ -1,8 +1,10 @@
-"""Options that name an option: ``NAME=VALUE`` with a value in JSON, given as often as needed."""
+"""Options that name an option: ``NAME=VALUE``, given as often as needed."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ import click
 
 
 class KeyValue(click.ParamType):
-    """``NAME=VALUE`` with a value in JSON.
+    """``NAME=VALUE``: a value in JSON, ``inf``, or a bare word for a string.
 
     Args:
         example: what an error shows as right, e.g. ``"position=true"``.
@@ -29,9 +31,27 @@ class KeyValue(click.ParamType):
         if not equals or not key.isidentifier():
             self.fail(f"{value!r} is not NAME=VALUE, such as {self.example}", param, ctx)
         try:
-            return key, json.loads(text)
-        except json.JSONDecodeError:
-            self.fail(f"the value of {value!r} is no JSON; write e.g. {self.example} or per='\"layer\"'", param, ctx)
+            return key, _parsed(text)
+        except ValueError:
+            self.fail(
+                f"the value of {value!r} is neither JSON nor inf nor a word; write e.g. {self.example} or per=layer",
+                param, ctx,
+            )  # fmt: skip
+
+
+def _parsed(text: str) -> Any:
+    try:
+        parsed = json.loads(text)
+    except json.JSONDecodeError:
+        if text in ("inf", "-inf"):
+            return float(text)
+        # A misspelled constant must not become a string, which counts as true.
+        if re.fullmatch(r"[A-Za-z_+]+", text) is None or text.lower() in ("true", "false", "null", "none", "nan"):
+            raise
+        return text
+    if isinstance(parsed, float) and math.isnan(parsed):
+        raise ValueError(text)
+    return parsed
 
 
 def as_dict(ctx: click.Context, parameter: click.Parameter, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

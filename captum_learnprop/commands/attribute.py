@@ -421,7 +421,8 @@ class _Target(click.ParamType):
     multiple=True,
     callback=as_dict,
     metavar="NAME=VALUE",
-    help="Option of the composite's own rules, its value in JSON, e.g. gamma=0.25. May be repeated.",
+    help="Option of the composite's own rules, e.g. gamma=0.25 or conv=gamma; see `learnprop train --help`. "
+    "May be repeated.",
 )
 @click.option("--rules", type=FILE, help="Trained rule set, for every gradient-based method.")
 @click.option("--steps", type=POSITIVE, help="Steps of the method, if it takes some.")

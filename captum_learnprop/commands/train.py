@@ -357,7 +357,8 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
     multiple=True,
     callback=as_dict,
     metavar="NAME=VALUE",
-    help="Option of the composite's own rules, its value in JSON, e.g. gamma=0.25. May be repeated.",
+    help="Option of the composite's own rules, e.g. gamma=0.25, gamma=inf, conv=gamma or low=[0,0,0]; named below. "
+    "May be repeated.",
 )
 @click.option("--gate", default="feature", metavar="NAME", help="Gate that all samples share; see `learnprop plugins`.")
 @click.option(
@@ -366,7 +367,7 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
     multiple=True,
     callback=as_dict,
     metavar="NAME=VALUE",
-    help="Further argument of the gate, its value in JSON. May be repeated.",
+    help="Further argument of the gate, e.g. position=true or per=layer. May be repeated.",
 )
 @click.option("--positions/--no-positions", default=None, help="Feature gates weigh positions.  [default: they do]")
 @click.option("--contrast/--no-contrast", default=None, help="Feature gates see the other classes.  [default: no]")
@@ -428,6 +429,10 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     The model is run on random deletions of each image, and the rules learn maps that predict what it loses. They are
     learned once; `learnprop attribute --rules` then explains any image by one backward pass. Several GPUs:
     torchrun --nproc-per-node N -m captum_learnprop.cli train ...
+
+    Rule options of learned_epsilon_gamma_box: conv, dense, first, gamma, negative, beta, epsilon, low, high, strength,
+    learn_bounds, per, bias, split, stabilizer, merge. Of learned_deeplift: baseline. The composites' docstrings explain
+    them.
     """
     if debug:
         ctx.ensure_object(dict)["debug"] = True
@@ -500,8 +505,10 @@ def _summary(request: Request, result: Result) -> Iterator[str]:
             yield "no step was better than the start: try more images or steps, or a smaller --lr"
     yield f"written to {request.out}; explain images by them with"
     yield "  " + shlex.join(_usage(request)) + " --images DIR --out DIR"
-    if request.smoothing:
-        yield f"maps were smoothed in training: smooth yours alike, by {request.smoothing:g} of the shorter side"
+    sign, smoothing = training["sign"], training["smoothing"]
+    smoothed = f"smoothed by {smoothing:g} of the shorter side" if smoothing else "not smoothed"
+    yield f"maps were {sign} and {smoothed} in training: make yours alike, by"
+    yield f"  captum_learnprop.evaluation.maps.finished(attribution, {sign!r}, {smoothing:g})"
 
 
 def _usage(request: Request) -> list[str]:

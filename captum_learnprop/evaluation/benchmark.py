@@ -869,7 +869,7 @@ def write_text(path: Path, text: str) -> Path:
 def _known(kind: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
     for name in names:
         if name not in known:
-            raise BenchmarkError(f"unknown {kind} {name!r}; choose from {', '.join(known)}")
+            raise BenchmarkError(f"unknown {kind} {name!r}; choose from {', '.join(map(repr, known))}")
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,19 +7,28 @@ output. What is missing, or was added, on the way:
   where nothing but a bias speaks for an output, its relevance is lost even then;
 * the *epsilon* of a rule takes ``epsilon / |z|`` of what passes, much where contributions cancel;
 * *functions without a rule* pass the plain gradient: a sum of two branches doubles the relevance, a gate scales it
-  (`zennit_rules.canonizers_for` gives them rules; ``zennit_rules.unkept_nodes`` names the others).
+  (`zennit_rules.canonizers_for` gives them rules; ``zennit_rules.unkept_nodes`` names the others);
+* *trained gates* at activations weigh what passes.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_learnprop.evaluation.maps import MapError
+from zennit_rules import LearnedEpsilonGammaBox, RuleSet, composite_class
+from zennit_rules.composites import LearnedComposite
+from zennit_rules.contributions import ContributionGate
+
+Makers = tuple[Callable[..., Any], Callable[..., Any]]
+"""What makes a composite from ``canonizers=``: by its rules as they are, and with biases that take none."""
 
 
 def conservation(relevance: Tensor | tuple[Tensor, ...], output_relevance: Tensor) -> Tensor:
@@ -69,7 +78,7 @@ class Conservation:
 
 def measure_conservation(
     model: nn.Module,
-    composite: str | Callable[..., Any],
+    composite: str | Callable[..., Any] | RuleSet,
     inputs: Tensor,
     targets: Tensor,
     *,
@@ -81,32 +90,80 @@ def measure_conservation(
         model: maps inputs to ``(B, classes)``; in evaluation mode.
         composite: what makes the composite from ``zero_params=`` and ``canonizers=``: a class of zennit, a
             ``functools.partial`` of one that needs more arguments, or a name in ``zennit.composites.COMPOSITES``.
+            Of the learned composites `zennit_rules.LearnedEpsilonGammaBox`, in any of these forms, or a `RuleSet` of
+            it.
         inputs: ``(B, ...)``.
         targets: ``(B,)`` int64 classes; their logits are the relevance to conserve.
         canonizers: for the composite, for instance ``zennit_rules.canonizers_for(model, inputs)``.
 
     Raises:
-        MapError: an unknown name, or shapes that do not fit.
+        MapError: an unknown name, a composite that does not propagate relevance or cannot be made, or shapes that do
+            not fit.
     """
-    make = _named(composite) if isinstance(composite, str) else composite
+    makers = _makers(_named(composite) if isinstance(composite, str) else composite)
+    if not isinstance(targets, Tensor):
+        raise MapError(f"targets must be an int64 tensor, got {type(targets).__name__}")
     if targets.shape != inputs.shape[:1] or targets.dtype != torch.int64:
         raise MapError(
             f"targets must be int64 of shape {tuple(inputs.shape[:1])}, got {targets.dtype} of {tuple(targets.shape)}"
         )
-    shares = [
-        _share(model, make(zero_params=zero_params, canonizers=list(canonizers)), inputs, targets)
-        for zero_params in (None, ["bias"])
-    ]
+    shares = [_share(model, _made(make, list(canonizers)), inputs, targets) for make in makers]
     return Conservation(*shares)
 
 
 def _named(name: str) -> Callable[..., Any]:
     from zennit.composites import COMPOSITES
 
-    if name not in COMPOSITES:
-        raise MapError(f"zennit has no composite {name!r}; it has {', '.join(sorted(COMPOSITES))}")
-    made: Callable[..., Any] = COMPOSITES[name]
+    # Gates on the gradient conserve nothing.
+    known = {one: kind for one, kind in COMPOSITES.items() if _propagates_relevance(kind)}
+    if name not in known:
+        raise MapError(f"there is no composite {name!r} of relevance; choose one of {', '.join(sorted(known))}")
+    made: Callable[..., Any] = known[name]
     return made
+
+
+def _propagates_relevance(kind: Any) -> bool:
+    learned = isinstance(kind, type) and issubclass(kind, LearnedComposite)
+    return not learned or issubclass(kind, LearnedEpsilonGammaBox)
+
+
+def _makers(composite: Callable[..., Any] | RuleSet) -> Makers:
+    given = composite.keywords if isinstance(composite, partial) else {}
+    rules: Any = composite
+    if not isinstance(composite, RuleSet):
+        kind = composite.func if isinstance(composite, partial) else composite
+        if not (isinstance(kind, type) and issubclass(kind, LearnedComposite)):
+            return partial(composite, zero_params=None), partial(composite, zero_params=["bias"])
+        if not _propagates_relevance(kind):
+            raise MapError(f"{kind.__name__} does not propagate relevance, which is what conservation is about")
+        rules = given.get("rules", kind.default_rules)
+        if rules is None:
+            options = {**(given.get("rule_options") or {}), "bias": "zero"}
+            return composite, partial(composite, rule_options=options)
+        rules = rules if isinstance(rules, RuleSet) else RuleSet.load(rules)
+    if not _propagates_relevance(composite_class(rules.composite_name)):
+        raise MapError(f"rules of {rules.composite_name!r} do not propagate relevance, which is what is conserved")
+    return rules.composite, _without_biases(rules).composite
+
+
+def _without_biases(rules: RuleSet) -> RuleSet:
+    """A copy of rules in which biases take no relevance."""
+    rules = copy.deepcopy(rules)
+    for site in rules.sites:
+        gate = rules.gate(site.name)
+        if isinstance(gate, ContributionGate):
+            gate.bias = "zero"
+    return rules
+
+
+def _made(make: Callable[..., Any], canonizers: list[Any]) -> Any:
+    try:
+        return make(canonizers=canonizers)
+    except TypeError as error:
+        raise MapError(
+            f"the composite cannot be made from canonizers and zero_params alone ({error}); pass a functools.partial "
+            "of its class with what else it needs"
+        ) from error
 
 
 def _share(model: nn.Module, composite: Any, inputs: Tensor, targets: Tensor) -> Tensor:

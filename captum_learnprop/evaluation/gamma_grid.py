@@ -238,7 +238,7 @@ def search(
     same = [one.setting for one in found.trace] == settings[: len(found.trace)]
     if not same or (found.settings, found.rows) != (len(settings), rows):
         raise GammaGridError(f"{grid.name}: the search to go on with is one of other settings; delete it")
-    twin = twin_of(model)
+    twin = twin_of(model, shape=tuple(judge.inputs.shape[1:]))
     start = time.perf_counter() - found.seconds
     for setting in settings[len(found.trace) :]:
         trace = (*found.trace, judge(setting, setting.lrp().on(twin)))

@@ -412,10 +412,12 @@ HAND_MADE: dict[str, HandMade] = {
 """Hand-made methods by name."""
 
 
-def twin_of(model: nn.Module, *, for_deep_lift: bool = False) -> Twin:
-    """The model in separate modules, see `make_twin`, checked with images of noise."""
+def twin_of(
+    model: nn.Module, *, shape: tuple[int, ...] = (3, EXAMPLE_SIZE, EXAMPLE_SIZE), for_deep_lift: bool = False
+) -> Twin:
+    """The model in separate modules, see `make_twin`, checked with images of noise of a shape ``(C, H, W)``."""
     parameter = next(model.parameters(), torch.zeros(0))
-    example = torch.rand(2, 3, EXAMPLE_SIZE, EXAMPLE_SIZE, generator=torch.Generator().manual_seed(0))
+    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     return make_twin(model, example.to(parameter), for_deep_lift=for_deep_lift)
 
 

@@ -72,7 +72,8 @@ def make_twin(model: nn.Module, example: Tensor, *, for_deep_lift: bool = False)
             overlap become tiles of their own (shares of windows with the same maximum would not add up).
 
     Raises:
-        TwinError: the model cannot be traced, has no convolution, or the twin's outputs differ.
+        TwinError: the model cannot be traced, does not take the example, has no convolution, or the twin's outputs
+            differ.
     """
     original = copy.deepcopy(model).double().eval()
     traced = copy.deepcopy(original)
@@ -85,6 +86,7 @@ def make_twin(model: nn.Module, example: Tensor, *, for_deep_lift: bool = False)
         ) from error
     network = fx.GraphModule(traced, graph)
     example = example.detach().double()
+    _check_runs(original, example)
     _mark_shapes(network, example)
     _Writer(network, for_deep_lift).run()
     _mark_shapes(network, example)
@@ -315,6 +317,14 @@ def _in_order_of_calls(network: fx.GraphModule) -> fx.GraphModule:
         elif node.op == "get_attr":
             parts[str(node.target)] = operator.attrgetter(str(node.target))(network)
     return fx.GraphModule(parts, network.graph)
+
+
+def _check_runs(original: nn.Module, example: Tensor) -> None:
+    try:
+        with torch.no_grad():
+            original(example)
+    except Exception as error:
+        raise TwinError(f"{type(original).__name__} does not take images {tuple(example.shape)}: {error}") from error
 
 
 def _check_outputs(original: nn.Module, network: nn.Module, example: Tensor) -> None:

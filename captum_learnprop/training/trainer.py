@@ -185,9 +185,10 @@ class RuleTrainer:
 
     Args:
         model: in evaluation mode; maps images ``(B, C, *spatial)`` to ``(B, classes)``. It comes back untouched.
-        composite: name of a trainable composite.
+        composite: name of a trainable composite: ``"learned_gradient"``, ``"learned_guided_backprop"``,
+            ``"learned_epsilon_gamma_box"`` (LRP) or ``"learned_deeplift"``.
         gate: name or class of the gates; they must be shared by all samples (``"channel"``, ``"quadrant"``,
-            ``"feature"``).
+            ``"feature"``), or ``"none"`` where the composite has other rules to learn: those of linear layers in LRP.
         objective: a `terms.Term` or a weighted sum of them, by default the `terms.OcclusionRegression` of `usual`; an
             objective of per-sample learning such as `objectives.Agreement`, which judges the masked input; or the name
             of one, as ``learnprop plugins`` lists them.

@@ -473,7 +473,8 @@ class TestRules:
         self, images: Path, tmp_path: Path, composite: str, options: dict[str, Any]
     ) -> None:
         model, file = ReluNet().eval(), tmp_path / "of_composite.safetensors"
-        build: dict[str, Any] = {"composite": composite, "gate": "channel", "start": "deconvnet"}
+        start = "gradient" if composite == "learned_epsilon_gamma_box" else "deconvnet"  # gates of LRP have no other
+        build: dict[str, Any] = {"composite": composite, "gate": "channel", "start": start}
         built = RuleSet.build(model, torch.rand(4, 3, SIZE, SIZE), **build, rule_options=options or None)
         with torch.no_grad():
             for number, parameter in enumerate(built.parameters()):
@@ -490,7 +491,7 @@ class TestRules:
         assert saliency.exit_code == 0
         assert ("saliency neither starts nor ends as rules of" in saliency.stderr) == bool(options)
         flags = [part for name, value in options.items() for part in ("--rule-option", f"{name}={json.dumps(value)}")]
-        flags += ["--composite", composite, "--gate", "channel", "--start", "deconvnet", "--pooling", "exact"]
+        flags += ["--composite", composite, "--gate", "channel", "--start", start, "--pooling", "exact"]
         learned = attribute(
             images, tmp_path / "new", "--steps", "1", *flags, model="relu", method="learned_propagation"
         )

@@ -172,7 +172,7 @@ def test_a_given_rule_set_is_one_more_row(
         (("--composite", "learned"), 2, "'learned' is not one of 'learned_gradient'"),
         (("--seeds", "0,x"), 2, "not a list of whole numbers such as 0,1,2"),
         (("--seeds", "-1"), 2, "negative"),
-        (("--method", "saliencie"), 1, "unknown method 'saliencie'; choose from saliency"),
+        (("--method", "saliencie"), 1, "unknown method 'saliencie'; choose from 'saliency'"),
         (("--metric", "auc"), 1, "unknown metric 'auc'; choose one of average precision"),
         (("--report-only",), 1, "run it first"),
         (("--rules", "nowhere.safetensors"), 2, "nowhere.safetensors"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from captum_learnprop.training.masks import AreaMask, MaxMask
 from captum_learnprop.training.objectives import Agreement
 from captum_learnprop.training.quantities import QUANTITIES
 from captum_learnprop.training.terms import ClassContrast, Necessity, Objective, OcclusionRegression, Sufficiency
-from zennit_rules import RuleSet
+from zennit_rules import RuleSet, composite_class
 
 CLASSES = 4
 SIZE = 16
@@ -273,6 +275,7 @@ class TestOptions:
             ),
             (["--gate", "channel"], {}),
             (["--gate", "quadrant", "--gate-option", 'per="layer"'], {"per": "layer"}),
+            (["--gate", "quadrant", "--gate-option", "per=layer"], {"per": "layer"}),
         ],
         ids=str,
     )
@@ -288,6 +291,7 @@ class TestOptions:
             ("learned_guided_backprop", [], None),
             ("learned_deeplift", ["baseline=0.5"], {"baseline": 0.5}),
             ("learned_epsilon_gamma_box", ["gamma=0.5", 'conv="gamma"'], {"gamma": 0.5, "conv": "gamma"}),
+            ("learned_epsilon_gamma_box", ["gamma=inf", "conv=alpha_beta"], {"gamma": inf, "conv": "alpha_beta"}),
         ],
     )
     def test_composites(
@@ -299,6 +303,10 @@ class TestOptions:
         assert result.exit_code == 0, result.output
         rules = RuleSet.load(out)
         assert rules.composite_name == composite
+        usual = trainer.usual(composite)
+        assert f"maps were {usual.sign} and " in result.stdout
+        assert ("not smoothed in training" in result.stdout) == (usual.smoothing == 0)
+        assert f"finished(attribution, {usual.sign!r}, {usual.smoothing:g})" in result.stdout
         assert (rules.config.get("rule_options") or {}).items() >= (expected or {}).items()
         assert expected is not None or "rule_options" not in rules.config
         (usage,) = [line.split() for line in result.stdout.splitlines() if line.startswith("  learnprop")]
@@ -546,7 +554,8 @@ class TestMistakes:
             (["--gate", "golden"], ["unknown gate 'golden'"]),
             (["--gate", "element"], ["nothing to share", "'element'"]),
             (["--gate", "channel", "--contrast"], ["ChannelGate does not take", "contrast"]),
-            (["--gate-option", "colour=1"], ["FeatureGate does not take", "colour"]),
+            (["--gate-option", "colour=1"], ["FeatureGate does not take colour: gate_options="]),
+            (["--gate", "none", "--contrast"], ["PlainGate does not take contrast: gate_options={'contrast': True}"]),
             (["--positions", "--gate-option", "position=true"], ["'position' is given twice"]),
             (["--composite", "golden"], ["golden"]),
             (["--rule-option", "gamma=1"], ["LearnedGradient has no rule option 'gamma'; it has: none"]),
@@ -575,9 +584,10 @@ class TestMistakes:
         [
             (["--gate-option", "position"], "'position' is not NAME=VALUE, such as position=true"),
             (["--rule-option", "gamma"], "'gamma' is not NAME=VALUE, such as gamma=0.25"),
-            (["--rule-option", "gamma=a"], "the value of 'gamma=a' is no JSON; write e.g. gamma=0.25"),
+            (["--rule-option", "gamma=1,5"], "'gamma=1,5' is neither JSON nor inf nor a word; write e.g. gamma=0.25"),
+            (["--rule-option", "gamma=NaN"], "the value of 'gamma=NaN' is neither JSON"),
+            (["--gate-option", "position=False"], "the value of 'position=False' is neither JSON"),
             (["--rule-option", "gamma=1", "--rule-option", "gamma=2"], "'gamma' is given twice"),
-            (["--gate-option", "per=layer"], "the value of 'per=layer' is no JSON"),
             (["--gate-option", "a=1", "--gate-option", "a=2"], "'a' is given twice"),
             (["--steps", "0"], "0 is not in the range"),
             (["--seed", "-1"], "-1 is not in the range"),
@@ -638,4 +648,7 @@ def test_help_does_not_wait_for_torch() -> None:
         [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True, timeout=60
     )
     assert "--objective FORMULA" in done.stdout
+    words = set(re.findall(r"\w+", done.stdout.partition("Rule options")[2].partition("Options:")[0]))
+    for composite in ("learned_epsilon_gamma_box", "learned_deeplift"):
+        assert {composite, *composite_class(composite).default_options} <= words
     assert done.stdout.splitlines()[-1] == "False", done.stderr

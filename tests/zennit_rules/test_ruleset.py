@@ -339,6 +339,11 @@ class TestLoadRefuses:
         model = vgg()
         return trained(model, images()).save(tmp_path / "r.safetensors", model)
 
+    @pytest.mark.parametrize("given", [{}, None, 3])
+    def test_no_path(self, given: Any) -> None:
+        with pytest.raises(zr.RuleError, match=f"a RuleSet or the path of one, got {type(given).__name__}"):
+            zr.RuleSet.load(given)
+
     def test_another_architecture(self, path: Path) -> None:
         with pytest.raises(zr.RuleError, match="belongs to another model"):
             zr.RuleSet.load(path, resnet())

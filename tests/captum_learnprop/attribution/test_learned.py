@@ -534,6 +534,18 @@ def test_training_mode_keeps_running_statistics() -> None:
     assert int(model.norm.num_batches_tracked) == count
 
 
+def test_given_rule_options_must_be_those_of_the_rules() -> None:
+    model, x = net(), batch()
+    rules = RuleSet.build(model, x, "learned_epsilon_gamma_box", rule_options={"gamma": 0.5})
+    composite = "learned_epsilon_gamma_box"
+    for given in ({}, {"gamma": 0.5}, {"conv": "gamma", "gamma": 0.5}):
+        LearnedPropagation(model, composite, rules, "none", rule_options=given)
+    with pytest.raises(RuleError, match=r"rule_options={'gamma': 1} was given, but the rule set has {'gamma': 0\.5};"):
+        LearnedPropagation(model, composite, rules, "none", rule_options={"gamma": 1})
+    with pytest.raises(RuleError, match=r"the rule set has {'gamma': 0\.5};"):
+        LearnedPropagation(model, composite, rules, "none", rule_options={"gamma": 0.5, "colour": 1})
+
+
 def test_parameters_of_rules_are_not_the_models() -> None:
     model, x = net(), batch()
     names = set(model.state_dict())

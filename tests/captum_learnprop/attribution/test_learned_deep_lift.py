@@ -443,6 +443,16 @@ def test_errors_say_what_is_wrong(arguments: dict[str, Any], said: str) -> None:
         cl.LearnedDeepLift(model).attribute(**{"inputs": torch.ones(2, 8).double(), "target": 1, **arguments})
 
 
+@pytest.mark.parametrize("composite", ["learned_epsilon_gamma_box", "learned_gradient", "learned_deeplift"])
+def test_other_rules_that_are_applied_are_refused(composite: str) -> None:
+    model, x = conv(nn.ReLU), x_of()
+    method, rules = cl.LearnedDeepLift(model), zr.RuleSet.build(model, x, composite)
+    expected = method.attribute(x, target=1)
+    with rules.applied(model), pytest.raises(LearnpropError, match=r"outside of rules\.applied\(model\)"):
+        method.attribute(x, target=1)
+    assert torch.equal(method.attribute(x, target=1), expected)
+
+
 def test_errors_of_the_constructor(tmp_path: Path) -> None:
     model, x = conv(nn.ReLU), x_of()
     with pytest.raises(LearnpropError, match=r"needs an nn\.Module"):

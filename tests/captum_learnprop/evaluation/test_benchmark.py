@@ -579,7 +579,7 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
     for field, value, words in (
         ("architectures", ("alexnet",), "unknown model 'alexnet'; choose from vgg, resnet, inception"),
         ("families", ("dogs",), "unknown scenes 'dogs'"),
-        ("methods", ("saliencie",), "unknown method 'saliencie'; choose from saliency"),
+        ("methods", ("saliencie",), "unknown method 'saliencie'; choose from 'saliency'"),
         ("questions", 0, "questions must be at least 1"),
         ("training_seeds", (), "training_seeds must be one or more"),
         ("training_seeds", (0, 0), "different numbers"),

@@ -13,7 +13,7 @@ from zennit.composites import EpsilonGammaBox, EpsilonPlus
 from captum_learnprop.evaluation import Conservation, conservation, measure_conservation
 from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.plugins import PluginManager
-from zennit_rules import canonizers_for
+from zennit_rules import LearnedEpsilonGammaBox, LearnedGradient, RuleSet, canonizers_for
 
 
 class TestShare:
@@ -108,11 +108,47 @@ class TestMeasure:
         named = measure_conservation(model, "epsilon_plus", x, self.targets)
         torch.testing.assert_close(named, measure_conservation(model, EpsilonPlus, x, self.targets))
 
+    def test_learned_rules(self) -> None:
+        model = Doubled(bias=0.7).eval()
+        rules = RuleSet.build(model, self.inputs, LearnedEpsilonGammaBox.name)
+        rules.parameters()[0].data.fill_(1.0)
+        logits = model(self.inputs)[[0, 1], [0, 1]].detach()
+        for composite in (
+            LearnedEpsilonGammaBox.name, LearnedEpsilonGammaBox, rules, partial(LearnedEpsilonGammaBox, rules=rules),
+            partial(LearnedEpsilonGammaBox, rule_options={"dense": "gamma"}),
+        ):  # fmt: skip
+            found = measure_conservation(model, composite, self.inputs, self.targets)
+            torch.testing.assert_close(found.with_biases, (logits - 0.7) / logits, rtol=1e-5, atol=0)
+            torch.testing.assert_close(found.without_biases, torch.ones_like(logits), rtol=1e-5, atol=0)
+        assert rules.gate("fc").bias == "shared"
+
+    def test_a_rule_option_of_biases_is_kept(self) -> None:
+        model = Doubled(bias=0.7).eval()
+        zero = partial(LearnedEpsilonGammaBox, rule_options={"bias": "zero"})
+        found = measure_conservation(model, zero, self.inputs, self.targets)
+        torch.testing.assert_close(found.with_biases, found.without_biases)
+
+    def test_rules_that_are_no_relevance_are_refused(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 2), nn.ReLU()).double().eval()
+        with pytest.raises(MapError, match="rules of 'learned_gradient' do not propagate relevance"):
+            measure_conservation(model, RuleSet.build(model, self.inputs), self.inputs, self.targets)
+
     def test_errors(self) -> None:
         model = Doubled(bias=0.0).eval()
         before = snapshot(model)
-        with pytest.raises(MapError, match=r"no composite 'epsilon'; it has .*epsilon_plus"):
+        with pytest.raises(
+            MapError, match=r"no composite 'epsilon' of relevance; .*epsilon_plus.*learned_epsilon"
+        ) as e:
             measure_conservation(model, "epsilon", self.inputs, self.targets)
+        assert "learned_gradient" not in str(e.value)
+        with pytest.raises(MapError, match="no composite 'learned_gradient' of relevance"):
+            measure_conservation(model, "learned_gradient", self.inputs, self.targets)
+        with pytest.raises(MapError, match="LearnedGradient does not propagate relevance"):
+            measure_conservation(model, partial(LearnedGradient, gate="channel"), self.inputs, self.targets)
+        with pytest.raises(MapError, match=r"missing .*low.*functools\.partial"):
+            measure_conservation(model, "epsilon_gamma_box", self.inputs, self.targets)
+        with pytest.raises(MapError, match="targets must be an int64 tensor, got list"):
+            measure_conservation(model, TINY, self.inputs, [0, 1])  # type: ignore[arg-type]
         with pytest.raises(MapError, match=r"int64 of shape \(2,\), got torch.int64 of \(1,\)"):
             measure_conservation(model, TINY, self.inputs, self.targets[:1])
         with pytest.raises(MapError, match=r"must return \(B, classes\)"):

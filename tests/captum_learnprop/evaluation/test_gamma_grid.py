@@ -242,6 +242,13 @@ def test_a_budget_that_is_too_small_is_refused(model: nn.Module, examples: Examp
             search(model, grid, examples, budget=budget)
 
 
+def test_a_net_with_inputs_of_one_size() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 14 * 14, 3)).eval()
+    measured = RuleTrainer(net, deletions=6).measure(torch.rand(6, 1, 16, 16))
+    assert len(search(net, replace(SMALL, groups=1), measured, budget=10).trace) == 2
+
+
 def test_an_interrupted_search_goes_on(model: nn.Module, examples: Examples) -> None:
     whole = search(model, SMALL, examples, budget=40)
     saved: list[str] = []

@@ -121,6 +121,8 @@ def test_models_without_a_twin_are_told() -> None:
         make_twin(Branching(), example)
     with pytest.raises(TwinError, match="outputs differ"):
         make_twin(Random().eval(), example)
+    with pytest.raises(TwinError, match=r"Conv2d does not take images \(2, 3, 8, 8\): .*channels"):
+        make_twin(nn.Conv2d(1, 2, 3), torch.rand(2, 3, 8, 8))
     with pytest.raises(TwinError, match="no convolution"):
         make_twin(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 2)), example)
 

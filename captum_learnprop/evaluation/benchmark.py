@@ -107,11 +107,6 @@ def default_variants(composites: Sequence[str] = ()) -> dict[str, dict[str, Any]
         "DeepLift": {"composite": DEEP_LIFT, "rule_options": {"baseline": GREY}},
         "LRP": {"composite": LRP},
         "LRP, z+ start": {"composite": LRP, "rule_options": {"strength": 0.0}},
-        "LRP, z+ start, contrast stream": {
-            "composite": LRP,
-            "rule_options": {"strength": 0.0},
-            "gate_options": {"position": True, "contrast": True},
-        },
     }
     return {name: one for name, one in every.items() if not composites or composite_of(one) in composites}
 

@@ -577,7 +577,7 @@ def test_searches_of_other_settings_and_damaged_ones_are_refused(tmp_path: Path)
 
 def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
     for field, value, words in (
-        ("architectures", ("alexnet",), "unknown model 'alexnet'; choose from vgg, resnet, inception"),
+        ("architectures", ("alexnet",), "unknown model 'alexnet'; choose from 'vgg', 'resnet', 'inception'"),
         ("families", ("dogs",), "unknown scenes 'dogs'"),
         ("methods", ("saliencie",), "unknown method 'saliencie'; choose from 'saliency'"),
         ("questions", 0, "questions must be at least 1"),

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from . import fingerprint
-from ._compat import COMPOSITES, Hook, LayerMapComposite, RemovableHandle, RemovableHandleList
+from ._compat import COMPOSITES, Canonizer, Hook, LayerMapComposite, RemovableHandle, RemovableHandleList
 from .activation import LearnedActivation
 from .coverage import unreached_nodes, why_unreached
 from .errors import RuleError
@@ -91,9 +91,18 @@ class LearnedComposite(LayerMapComposite):
         self.streams = Streams(fused=rules.fusion is not None)
         self.tracker = SiteTracker(self._hook_functional)
         self.functional_hooks: weakref.WeakSet[Hook] = weakref.WeakSet()
+        self.prepare()
         super().__init__(
-            layer_map=[*(layer_map or []), *self.templates()], canonizers=[*(canonizers or []), self.tracker]
+            layer_map=[*(layer_map or []), *self.templates()],
+            canonizers=[*(canonizers or []), self.tracker, *self.around()],
         )
+
+    def prepare(self) -> None:
+        """Set up what a subclass needs of its own; its rules, streams and tracker are there."""
+
+    def around(self) -> list[Canonizer]:
+        """Canonizers of the composite's own, applied after the tracker: what they put around the model is outermost."""
+        return []
 
     def templates(self) -> list[tuple[tuple[type, ...], Hook]]:
         """Which hook goes to which types of modules; the first match counts."""

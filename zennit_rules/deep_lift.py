@@ -70,13 +70,16 @@ class LearnedDeepLift(LearnedComposite):
     default_options: ClassVar[Mapping[str, Any]] = {"baseline": 0.0}
     linearised = False
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def prepare(self) -> None:
+        """See `LearnedComposite.prepare`."""
         self.baselines: Baseline | tuple[Baseline, ...] | None = None
         self.multiply_by_inputs = True
         self.references = References(self.tracker.call_site, EPS)
         self.tracker.on_call = self._softmax
-        self.canonizers.append(_ReferenceRun(self))  # after the tracker: around what counts the calls
+
+    def around(self) -> list[Canonizer]:
+        """The run on the baseline, around what counts the calls."""
+        return [_ReferenceRun(self)]
 
     def templates(self) -> list[tuple[tuple[type, ...], Hook]]:
         """See `LearnedComposite.templates`."""

@@ -104,10 +104,10 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         "merge": True,
     }
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def prepare(self) -> None:
+        """See `LearnedComposite.prepare`."""
         self._made: Any = WeakTensorKeyDictionary()
         self._flow = Hook()
-        super().__init__(*args, **options)
         self.functional_hooks.add(self._flow)
         self.tracker.on_call = self._call
 

@@ -93,6 +93,9 @@ class LinearMap:
             back = _TRANSPOSED[self.kind](signal, weight, **options)
             inside: tuple[Any, ...] = (..., *(slice(n) for n in size[2:]))  # output padding may go beyond the stride
             return back[inside]
+        if signal.requires_grad and torch.is_grad_enabled():
+            turned: Tensor = _Transposed.apply(signal, self, size, weight)
+            return turned
         return _TRANSPOSED[self.kind](size, weight, signal, **options)
 
     def inside(self, x: Tensor) -> Tensor | float:
@@ -114,6 +117,21 @@ class LinearMap:
     def channel_dim(self, out: Tensor) -> int:
         """Dimension of an output that counts channels."""
         return out.ndim - 1 if self.kind is nn.Linear else 1
+
+
+class _Transposed(torch.autograd.Function):
+    """A transposed map in its signal, whose derivative is the map: torch's own also computes one in the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, signal: Tensor, linear: LinearMap, size: torch.Size, weight: Tensor) -> Tensor:
+        """See `LinearMap.transpose`."""
+        ctx.linear, ctx.weight = linear, weight
+        return linear.transpose(size, weight, signal)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+        """The map without bias."""
+        return ctx.linear(g, ctx.weight), None, None, None
 
 
 def _sides(module: Any) -> list[tuple[int, int]]:

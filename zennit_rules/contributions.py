@@ -210,9 +210,11 @@ class GammaGate(ContributionGate):
             share = relevance / stabilized(rest * z + mix * positive, epsilon)
             return share, rest * share
         if self.negative == "z+":
-            rest = torch.where(z > 0, rest, torch.zeros_like(rest))
-            epsilon = torch.where(rest > 0, epsilon, self.stabilizer)
-            share = relevance / stabilized(rest * z + (1 - rest) * positive, epsilon)
+            rest = torch.where(z > 0, rest, 0.0)
+            # Not negative where contributions are split by their own sign.
+            whole = torch.lerp(positive, z, rest)
+            stable = whole + self.stabilizer if self.split == "contributions" else stabilized(whole, self.stabilizer)
+            share = relevance / stable
             return share, rest * share
         up = z > 0
         own = torch.where(up, positive, z - positive)

@@ -272,10 +272,12 @@ class FeatureGate(Gate):
         raw, zg = self.raw.to(g.dtype), z.to(g.dtype)
         zs, gs = _squash(zg), _squash(g)
         hs = _squash(h.to(g.dtype)) if self.contrast and h is not None else None
-        deviations = [
-            torch.tanh(c[0] + c[1] * zs + (c[2] + c[3] * zs) * gs + (0.0 if hs is None else (c[4] + c[5] * zs) * hs))
-            for c in raw
-        ]
+        deviations = []
+        for c in raw:
+            value = torch.addcmul(torch.addcmul(c[0], c[1], zs), torch.addcmul(c[2], c[3], zs), gs)
+            if hs is not None:
+                value = torch.addcmul(value, torch.addcmul(c[4], c[5], zs), hs)
+            deviations.append(torch.tanh(value))
         if not self.uses_position:
             return a + deviations[0], b + deviations[1]
         s = self._position_weight(zg.clamp(min=0), g, h)

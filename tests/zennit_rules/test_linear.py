@@ -149,8 +149,9 @@ def dense(gate: Any, layer: nn.Module, x: Tensor, r: Tensor) -> Tensor:
         a = r * (1 + gamma) / stabilized(z + gamma * positive, gate.stabilizer)
         b = r / stabilized(z + gamma * positive, gate.stabilizer)
         if gate.negative == "z+":
-            plus = r / stabilized(positive, gate.stabilizer)
-            a, b = torch.where(z > 0, a, plus), torch.where(z > 0, b, torch.zeros_like(b))
+            mix = torch.where(z > 0, each(gate.mix), 1.0)
+            a = r / stabilized((1 - mix) * z + mix * positive, gate.stabilizer)
+            b = (1 - mix) * a
         if gate.negative == "mirrored":
             below_b = r * (1 + gamma) / stabilized(z + gamma * (z - positive), gate.stabilizer)
             below_a = r / stabilized(z + gamma * (z - positive), gate.stabilizer)

@@ -54,6 +54,10 @@ class LearnedComposite(LayerMapComposite):
     default_options: ClassVar[Mapping[str, Any]] = {}
     linearised: ClassVar[bool] = True
     """Whether gradients of the rules may come from one linearised forward pass (see `tangent`)."""
+    starts_with_output: ClassVar[bool] = False
+    """Whether `start_signal` depends on the output: what flows backwards is relevance, not a gradient."""
+    ends_with_input: ClassVar[bool] = False
+    """Whether `finish` depends on the input: what a plain gradient gives is not the attribution yet."""
     needs_coverage: ClassVar[bool] = False
     """Whether maps are wrong where a function has no rule, so that building rules must warn of it."""
 

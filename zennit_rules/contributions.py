@@ -46,6 +46,15 @@ def reflected(v: Tensor) -> Tensor:
     return torch.where(place > 1, 2 - place, place)
 
 
+def _shaped(value: Tensor, like: Tensor, channel_dim: int) -> Tensor:
+    """Values ``(samples or 1, channels or 1)`` in a form that broadcasts to ``like``, and in its dtype."""
+    shape = [1] * like.ndim
+    shape[0] = value.shape[0]
+    if value.shape[1] > 1:
+        shape[channel_dim] = value.shape[1]
+    return value.to(like.dtype).reshape(shape)
+
+
 class ContributionGate(nn.Module):
     """Base of the rules of linear layers.
 
@@ -112,11 +121,7 @@ class ContributionGate(nn.Module):
 
     def shaped(self, value: Tensor, like: Tensor) -> Tensor:
         """A parameter ``(samples or 1, channels or 1)`` in a form that broadcasts to ``like``."""
-        shape = [1] * like.ndim
-        shape[0] = value.shape[0]
-        if value.shape[1] > 1:
-            shape[self.channel_dim] = value.shape[1]
-        return value.to(like.dtype).reshape(shape)
+        return _shaped(value, like, self.channel_dim)
 
     def extra_repr(self) -> str:
         """Configuration shown by ``repr``."""
@@ -333,12 +338,8 @@ class BoxGate(nn.Module):
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds below and above the inputs ``x``, in their shape."""
-        shape = [1] * x.ndim
-        shape[0] = self.low.shape[0]
-        if self.low.shape[1] > 1:
-            shape[self.channel_dim] = self.low.shape[1]
-        t = reflected(self.start_strength + self.raw.to(x.dtype)).reshape(-1, *(1,) * (x.ndim - 1))
-        low, high = (bound.to(x.dtype).reshape(shape) for bound in (self.low, self.high))
+        t = reflected(self.start_strength + _shaped(self.raw, x, self.channel_dim))
+        low, high = (_shaped(bound, x, self.channel_dim) for bound in (self.low, self.high))
         return t * low + (1 - t) * x.clamp(max=0), t * high + (1 - t) * x.clamp(min=0)
 
     @torch.no_grad()

@@ -69,6 +69,7 @@ class LearnedDeepLift(LearnedComposite):
     name = "learned_deeplift"
     default_options: ClassVar[Mapping[str, Any]] = {"baseline": 0.0}
     linearised = False
+    ends_with_input = True
 
     def prepare(self) -> None:
         """See `LearnedComposite.prepare`."""
@@ -237,9 +238,21 @@ class _ReferenceRun(Canonizer):
             if baseline is not None:
                 with reference_pass(), buffers_kept(root), _draws_kept(root):
                     call_next(*baseline[0], **baseline[1])
-            return call_next(*args, **kwargs)
+            out = call_next(*args, **kwargs)
+            self._check_way()
+            return out
         finally:
             self._running = False
+
+    def _check_way(self) -> None:
+        """Refuse a baseline that made calls which the input did not: those of others may have got their references."""
+        tracker = self.composite.tracker
+        more = [name for name in self.composite.references.names if not tracker.called(name)]
+        if more:
+            raise RuleError(
+                f"the baseline went through site {more[0]!r} ({len(more)} such sites), the input did not: "
+                "give a baseline that takes the same way through the model"
+            )
 
 
 @contextmanager

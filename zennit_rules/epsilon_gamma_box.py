@@ -84,6 +84,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
     name = "learned_epsilon_gamma_box"
     default_gate = "none"
     linearised = False
+    starts_with_output = True
     needs_coverage = True
     default_options: ClassVar[Mapping[str, Any]] = {
         "conv": "gamma",

@@ -167,12 +167,19 @@ class SiteHook(Hook):
             handles.append(interpose(module, partial(self._around, module)))
         return RemovableHandleList(handles)
 
+    @staticmethod
+    def plain(call_next: Any, input: Tensor) -> Tensor:
+        """The layer without a rule; functions it calls by itself are no calls of the model's."""
+        with DisableTorchFunction():
+            out: Tensor = call_next(input)
+        return out
+
     def _around(self, module: nn.Module, call_next: Any, input: Tensor) -> Tensor:
         if skipped(self.gate, module):
-            return call_next(input)
+            return self.plain(call_next, input)
         name, gate = find_gate(self.gate, module, self.kind, input)
         if not input.requires_grad:
-            return call_next(input)
+            return self.plain(call_next, input)
         with DisableTorchFunction():
             call, out = self.run(module, name, gate, input)
         listener = recorder.get()

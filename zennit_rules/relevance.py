@@ -126,7 +126,7 @@ class _Relevance(torch.autograd.Function):
 # -- rules -----------------------------------------------------------------------------------------------------------
 
 
-def _share(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
+def share(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
     """In proportion to what each element contributes."""
     factors = call.pull(operands, lambda z: relevance / stabilized(z, call.stabilizer))
     return [None if factor is None else x * factor for x, factor in zip(operands, factors, strict=True)]
@@ -134,7 +134,7 @@ def _share(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor)
 
 def _share_equally(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
     """Equal parts to the operands, each in proportion to what its elements contribute."""
-    return _share(call, operands, relevance / sum(call.takes))
+    return share(call, operands, relevance / sum(call.takes))
 
 
 def _pass(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
@@ -284,7 +284,7 @@ def _rule_of(family: str, call: RelevanceCall, args: tuple[Any, ...], kwargs: di
         coefficient = _COEFFICIENTS[family][0 if call.leads else 1](kwargs.get("alpha", 1))
         return None if coefficient == 1 else _pass
     if family in _COEFFICIENTS or family == "share":
-        return _share
+        return share
     if family == "matrix":
         return _share_equally
     if family == "softmax":
@@ -444,4 +444,4 @@ def _keeps(node: Any, parents: list[bool]) -> bool:
     return name in RELEVANCE_KEEPING
 
 
-__all__ = ["RELEVANCE_KEEPING", "depends_on_input", "relevance_call", "unkept_nodes"]
+__all__ = ["RELEVANCE_KEEPING", "depends_on_input", "relevance_call", "share", "unkept_nodes"]

@@ -74,6 +74,11 @@ class References:
         self._seen: dict[str, Tensor] = {}
         self._pass: object | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Sites that have one."""
+        return tuple(self._seen)
+
     def clear(self) -> None:
         """Forget them."""
         self._seen.clear()
@@ -173,7 +178,7 @@ class ReferenceHook(SiteHook):
     def _around(self, module: nn.Module, call_next: Any, input: Tensor) -> Tensor:
         if in_reference_pass():
             self.references.note(module, input)
-            return call_next(input)
+            return self.plain(call_next, input)
         return super()._around(module, call_next, input)
 
 

@@ -343,6 +343,11 @@ class SiteTracker(Canonizer):
         self._calls[path] = k + 1
         return f"{path}#{k}" if k else path
 
+    def called(self, site: str) -> bool:
+        """Whether the last forward pass made the call of that name."""
+        path, _, k = site.partition("#")
+        return int(k or 0) < self._calls.get(path, 0)
+
     def channel_dim(self, z: Tensor) -> int:
         """Which dimension of ``z`` counts channels: the last if it comes from a linear map or LayerNorm, else 1."""
         return z.ndim - 1 if self._has_channels_last(z) and z.ndim > 1 else min(1, z.ndim - 1)

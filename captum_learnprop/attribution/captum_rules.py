@@ -7,14 +7,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
 from zennit_rules import LearnedEpsilonGammaBox
-from zennit_rules._compat import Hook, RemovableHandle, RemovableHandleList
 from zennit_rules.contributions import ContributionGate, EpsilonGate, GammaGate, stabilized
 from zennit_rules.interpose import interpose
 from zennit_rules.linear import LinearCall
 from zennit_rules.linear_map import linear_type
-from zennit_rules.relevance import RelevanceCall, Signals, relevance_call
+from zennit_rules.relevance import RelevanceCall, Signals, relevance_call, share
 from zennit_rules.sites import POOLING_TYPES, is_pooling
 
 from .._compat import (
@@ -94,7 +94,7 @@ class CaptumRules(LearnedEpsilonGammaBox):
         x = args[0] if args else kwargs["input"]
         if not (torch.is_grad_enabled() and x.requires_grad):
             return NotImplemented
-        return RelevanceCall(func, args, kwargs, _share, self.flowing, epsilon).run()
+        return RelevanceCall(func, args, kwargs, share, self.flowing, epsilon).run()
 
 
 def linear_gate(rule: PropagationRule) -> ContributionGate:
@@ -120,8 +120,8 @@ class _PositiveGate(ContributionGate):
     ) -> tuple[Tensor, Tensor]:
         """See `ContributionGate.forward`."""
         assert negative is not None
-        share = relevance / stabilized(z - negative, self.stabilizer)
-        return share, torch.zeros_like(share)
+        per_unit = relevance / stabilized(z - negative, self.stabilizer)
+        return per_unit, torch.zeros_like(per_unit)
 
 
 class _LayerRule(Hook):
@@ -148,15 +148,9 @@ class _LayerRule(Hook):
         if not (torch.is_grad_enabled() and any(value.requires_grad for value in given)):
             return call_next(*args, **kwargs)
         self.composite.applied.append((self.name, module, self.rule))
-        share = _identity if isinstance(self.rule, IdentityRule) else _share
+        way = _identity if isinstance(self.rule, IdentityRule) else share
         epsilon = self.rule.STABILITY_FACTOR
-        return RelevanceCall(call_next, args, kwargs, share, self.composite.flowing, epsilon).run()
-
-
-def _share(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
-    """In proportion to what each element contributes."""
-    factors = call.pull(operands, lambda z: relevance / stabilized(z, call.stabilizer))
-    return [None if factor is None else x * factor for x, factor in zip(operands, factors, strict=True)]
+        return RelevanceCall(call_next, args, kwargs, way, self.composite.flowing, epsilon).run()
 
 
 def _identity(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:

@@ -12,6 +12,11 @@ from .._compat import _format_additional_forward_args, _format_tensor_into_tuple
 from ..errors import LearnpropError
 
 
+def leaves_of(inputs: tuple[Tensor, ...], *, create_graph: bool) -> tuple[Tensor, ...]:
+    """What gradients are taken of: copies, or, to be differentiated themselves, inputs that require gradients."""
+    return tuple(x if create_graph and x.requires_grad else x.detach().clone().requires_grad_() for x in inputs)
+
+
 def checked_inputs(
     model: nn.Module, inputs: Any, additional_forward_args: Any
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zennit_rules import LearnedDeepLift as DeepLiftComposite
-from zennit_rules import RuleError, RuleSet, composite_class
+from zennit_rules import RuleSet
 from zennit_rules import attribute as propagate
 from zennit_rules.buffers import buffers_kept
 from zennit_rules.coverage import unreached_nodes
@@ -24,7 +24,8 @@ from zennit_rules.interpose import is_interposed
 from .._compat import _call_custom_attribution_func, _format_output, compute_gradients
 from ..errors import LearnpropError
 from ..training.per_sample import finite, select
-from .checked_inputs import checked_inputs
+from .checked_inputs import checked_inputs, leaves_of
+from .given_rules import given_rules
 from .learned import TensorOrTuple
 
 
@@ -82,16 +83,7 @@ class LearnedDeepLift(GradientAttribution):
         self.model = model
         self.eps = eps
         self._multiply_by_inputs = multiply_by_inputs
-        if rules is not None and not isinstance(rules, RuleSet):
-            rules = RuleSet.load(rules, model)
-        if rules is not None:
-            rules.check_model(model)
-            if not issubclass(composite_class(rules.composite_name), DeepLiftComposite):
-                raise RuleError(
-                    f"LearnedDeepLift takes rules of the composite 'learned_deeplift', got {rules.composite_name!r}; "
-                    "use LearnedPropagation(model, rules=rules)"
-                )
-        self.rules = rules
+        self.rules = None if rules is None else given_rules(rules, model, "LearnedDeepLift", DeepLiftComposite)
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -152,7 +144,7 @@ class LearnedDeepLift(GradientAttribution):
                 "rules.applied(model)"
             )
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
-        leaves = tuple(x if create_graph and x.requires_grad else x.detach().clone().requires_grad_() for x in tensors)
+        leaves = leaves_of(tensors, create_graph=create_graph)
         composite = self._composite(baselines, leaves)
         composite.multiply_by_inputs = self._multiply_by_inputs and custom_attribution_func is None
         references = composite.baselines_of(leaves)

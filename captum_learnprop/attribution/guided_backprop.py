@@ -8,7 +8,7 @@ from typing import Any
 from captum.log import log_usage
 from torch import nn
 
-from zennit_rules import LearnedGradient, RuleError, RuleSet, composite_class
+from zennit_rules import LearnedGradient, RuleSet
 from zennit_rules import LearnedGuidedBackprop as GuidedBackpropComposite
 
 from .learned import LearnedPropagation, TensorOrTuple
@@ -43,18 +43,13 @@ class LearnedGuidedBackprop(LearnedPropagation):
         RuleError: For a rule set of another model, or of a composite with rules at other layers.
     """
 
+    takes = (GuidedBackpropComposite, LearnedGradient)
+
     def __init__(self, model: nn.Module, rules: RuleSet | str | Path | None = None) -> None:
         if rules is None:
             super().__init__(model, "learned_guided_backprop", gate="channel")
             return
         super().__init__(model, rules=rules)
-        assert self.rules is not None
-        self.composite = self.rules.composite_name
-        if not issubclass(composite_class(self.composite), (LearnedGradient, GuidedBackpropComposite)):
-            raise RuleError(
-                f"LearnedGuidedBackprop takes rules of the composite 'learned_guided_backprop' or 'learned_gradient', "
-                f"got {self.composite!r}; use LearnedPropagation(model, rules=rules)"
-            )
 
     @log_usage()
     def attribute(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from captum.attr import GradientAttribution
@@ -13,7 +13,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zennit_rules import RuleError, RuleSet, composite_class
+from zennit_rules import LearnedComposite, RuleError, RuleSet, composite_class
 from zennit_rules import attribute as propagate
 from zennit_rules.buffers import buffers_kept
 from zennit_rules.interpose import is_interposed
@@ -25,7 +25,8 @@ from ..plugins import know_plugins_of
 from ..training.masks import Mask, MaxMask
 from ..training.objectives import Agreement, Objective
 from ..training.per_sample import Descent, OriginalPass, Step, finite, learn, select
-from .checked_inputs import checked_inputs
+from .checked_inputs import checked_inputs, leaves_of
+from .given_rules import given_rules
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 
@@ -70,6 +71,9 @@ class LearnedPropagation(GradientAttribution):
         RuleError: For unknown names, or a rule set of another model.
     """
 
+    takes: ClassVar[tuple[type[LearnedComposite], ...]] = ()
+    """Composites whose rules it can be given; none for all."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -94,12 +98,10 @@ class LearnedPropagation(GradientAttribution):
         know_plugins_of(composite, gate)
         if rules is None:
             composite_class(composite)(**self.options)  # names are checked here rather than at the first call
-        elif not isinstance(rules, RuleSet):
-            rules = RuleSet.load(rules, model)
         else:
-            rules.check_model(model)
-        if rules is not None:
+            rules = given_rules(rules, model, type(self).__name__, *self.takes)
             self._refuse_other_options(rules)
+            self.composite = rules.composite_name
         self.rules = rules
         self._given = None if rules is None else rules.composite()
 
@@ -158,7 +160,7 @@ class LearnedPropagation(GradientAttribution):
         """
         steps = self._steps(n_steps, create_graph)
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
-        leaves = tuple(x if create_graph and x.requires_grad else x.detach().clone().requires_grad_() for x in tensors)
+        leaves = leaves_of(tensors, create_graph=create_graph)
         draws = steps > 0 or any(module.training for module in self.model.modules())  # objectives and dropout do
         with seeded(seed) if draws else nullcontext(), buffers_kept(self.model):
             if steps:
@@ -214,9 +216,14 @@ class LearnedPropagation(GradientAttribution):
             if self.gradient_func is not compute_gradients:  # a Neuron* class explains a neuron instead
                 if create_graph:
                     raise LearnpropError("create_graph=True cannot pass through a replaced gradient_func")
+                if composite.starts_with_output:
+                    raise LearnpropError(
+                        "gradient_func was replaced (by a Neuron* or Layer* class, say), but relevance starts at the "
+                        "output"
+                    )
                 maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
                 self._check_reach(composite, None)
-                return maps
+                return tuple(part.detach() for part in composite.finish(maps, leaves))
             return self._explain(composite, leaves, target, additional, create_graph)[0]
 
     def _explain(

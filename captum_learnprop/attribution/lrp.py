@@ -12,16 +12,14 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zennit_rules import LearnedEpsilonGammaBox, RuleError, RuleSet, RuleWarning, composite_class, unkept_nodes
+from zennit_rules import LearnedEpsilonGammaBox, RuleSet, RuleWarning, unkept_nodes
 from zennit_rules.buffers import buffers_kept
 
 from .._compat import _format_output, compute_gradients
 from ..errors import LearnpropError
 from .captum_rules import CaptumRules
-from .checked_inputs import checked_inputs
+from .checked_inputs import checked_inputs, leaves_of
 from .learned import LearnedPropagation, TensorOrTuple, seeded
-
-COMPOSITE = LearnedEpsilonGammaBox.name
 
 
 class LearnedLRP(LearnedPropagation):
@@ -57,16 +55,10 @@ class LearnedLRP(LearnedPropagation):
         RuleError: For a rule set of another model, or of another composite.
     """
 
+    takes = (LearnedEpsilonGammaBox,)
+
     def __init__(self, model: nn.Module, rules: RuleSet | str | Path | None = None) -> None:
         super().__init__(model, rules=rules)
-        if self.rules is None:
-            return
-        self.composite = self.rules.composite_name
-        if not issubclass(composite_class(self.composite), LearnedEpsilonGammaBox):
-            raise RuleError(
-                f"LearnedLRP takes rules of the composite {COMPOSITE!r}, got {self.composite!r}; "
-                "use LearnedPropagation(model, rules=rules)"
-            )
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -117,7 +109,7 @@ class LearnedLRP(LearnedPropagation):
                 "to differentiate the result, pass create_graph=True instead"
             )
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
-        leaves = tuple(x if create_graph and x.requires_grad else x.detach().clone().requires_grad_() for x in tensors)
+        leaves = leaves_of(tensors, create_graph=create_graph)
         training = any(module.training for module in self.model.modules())
         composite = CaptumRules() if self._given is None else self._given
         kernel = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()

@@ -2,7 +2,7 @@
 
 Captum's engine runs as it is: two forward passes, activations that pass relevance, the scaling by the output. What it
 would do at the other layers is left to the rule set's composite, which is registered on the model meanwhile: each of
-those layers gets a `_Trained` rule that changes no weights and hooks nothing. Captum deletes rules after a call, so
+those layers gets a `IdleRule` that changes no weights and hooks nothing. Captum deletes rules after a call, so
 they are set anew for each, as plain attributes (a rule that is a module would become part of the model).
 """
 
@@ -17,12 +17,12 @@ from typing import Any
 from captum.attr import LRP, LayerLRP
 from torch import Tensor, nn
 
-from zennit_rules import LearnedEpsilonGammaBox, RuleError, RuleSet, composite_class
+from zennit_rules import LearnedEpsilonGammaBox, RuleSet
 from zennit_rules.buffers import buffers_kept
 
-from .._compat import SUPPORTED_NON_LINEAR_LAYERS, PropagationRule
+from .._compat import SUPPORTED_NON_LINEAR_LAYERS, IdleRule
 from ..errors import LearnpropError
-from .lrp import COMPOSITE
+from .given_rules import given_rules
 
 _LEFT = ("rule", "activations")
 """What captum writes on modules, and does not always take away."""
@@ -52,12 +52,7 @@ def attach_rules(lrp: LRP, rules: RuleSet | str | Path) -> LRP:
     """
     if not isinstance(lrp, LRP) or isinstance(lrp, LayerLRP):
         raise LearnpropError(f"attach_rules needs a captum.attr.LRP, got {type(lrp).__name__}; or use LearnedLRP")
-    if isinstance(rules, RuleSet):
-        rules.check_model(lrp.model)
-    else:
-        rules = RuleSet.load(rules, lrp.model)
-    if not issubclass(composite_class(rules.composite_name), LearnedEpsilonGammaBox):
-        raise RuleError(f"attach_rules takes rules of the composite {COMPOSITE!r}, got {rules.composite_name!r}")
+    rules = given_rules(rules, lrp.model, "attach_rules", LearnedEpsilonGammaBox)
     if rules.contrast or rules.fusion is not None:
         raise LearnpropError(f"captum.attr.LRP runs one backward pass; rules with contrast or fusion take more. {_WAY}")
     _refuse_what_captum_overrules(lrp.model, rules)
@@ -108,32 +103,6 @@ def _refuse_what_captum_overrules(model: nn.Module, rules: RuleSet) -> None:
             )
 
 
-class _Trained(PropagationRule):
-    """Stands at ``module.rule`` while a composite propagates through the module.
-
-    Args:
-        text: What captum prints when it is verbose.
-    """
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def forward_hook(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        """Second pass: nothing to hook."""
-
-    def forward_hook_weights(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        """First pass: no weights to change, so no inputs to remember; the module may be called again."""
-
-    def forward_pre_hook_activations(self, module: nn.Module, inputs: Any) -> None:
-        """Second pass: inputs are what they were."""
-
-    def _manipulate_weights(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        """None."""
-
-
 class _Attribute:
     """Stands in for the ``attribute`` of an LRP object.
 
@@ -173,7 +142,7 @@ def _rules_at(model: nn.Module, rules: RuleSet) -> Iterator[None]:
             for name in _LEFT:
                 vars(module).pop(name, None)
             if next(module.children(), None) is None and type(module) not in SUPPORTED_NON_LINEAR_LAYERS:
-                object.__setattr__(module, "rule", _Trained(_said(rules, path)))
+                object.__setattr__(module, "rule", IdleRule(_said(rules, path)))
         yield
     finally:
         for module, attributes in found:

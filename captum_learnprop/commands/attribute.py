@@ -334,10 +334,10 @@ def _check_gradient_method(name: str, method: Any) -> None:
 
 def _warn_of_other_seeds(rules: RuleSet, method: str) -> None:
     """Relevance starts with the output and contributions end with the input: a plain gradient method knows neither."""
-    from zennit_rules import LearnedComposite, composite_class
+    from zennit_rules import composite_class
 
     used = composite_class(rules.composite_name)
-    if used.start_signal is not LearnedComposite.start_signal or used.finish is not LearnedComposite.finish:
+    if used.starts_with_output or used.ends_with_input:
         click.echo(
             f"warning: {method} neither starts nor ends as rules of {rules.composite_name} do, so its maps may have "
             "another sign or scale; use --method learned_propagation",

@@ -531,3 +531,45 @@ class TestComposite:
         kept = baseline.clone()
         explain(model, torch.randn(2, 6).double().requires_grad_(), baseline)
         assert torch.equal(baseline, kept)
+
+
+def test_functions_that_a_site_calls_are_no_sites_of_their_own() -> None:
+    """``nn.Softmax`` calls ``F.softmax``: in the baseline's pass, too, that is not the model's functional call."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.softmax = nn.Linear(6, 6), nn.Linear(6, 5), nn.Softmax(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            constant = self.softmax(torch.ones_like(x))
+            return F.softmax(self.second(3 * self.softmax(self.first(x)) * constant), dim=1)
+
+    model, x = prepare(Both()), torch.randn(3, 6).double().requires_grad_()
+    rules = zr.RuleSet.build(model, (x,), composite="learned_deeplift")
+    assert [site.name for site in rules.sites] == ["softmax", "softmax#1", "functional_softmax(dim=1)"]
+    found = explain(model, x, 0.4, rules)
+    difference = (model(x) - model(torch.full_like(x, 0.4)))[:, 1].detach()
+    torch.testing.assert_close(found.sum(1), difference, rtol=1e-12, atol=1e-14)
+
+
+def test_a_baseline_that_makes_more_calls_is_refused() -> None:
+    class Repeats(nn.Module):
+        """Calls its ReLU once more for small inputs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.relu = nn.Linear(3, 3), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if float(x.detach().abs().sum()) < 1:
+                x = self.relu(self.fc(x))
+            return self.relu(self.fc(x))
+
+    model = Repeats().double().eval()
+    x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    with (
+        zr.LearnedDeepLift().context(model),
+        pytest.raises(zr.RuleError, match=r"baseline went through site 'relu#1' \(1 such sites\), the input did not"),
+    ):
+        model(x)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from difference_quotient import difference_quotient
 from torch import Tensor, nn
 from untouched import assert_untouched, snapshot
 
@@ -284,15 +285,6 @@ def test_rules_from_a_file(tmp_path: Any) -> None:
 
 
 # -- create_graph ----------------------------------------------------------------------------------------------------
-
-
-def difference_quotient(run: Callable[[], Tensor], entry: Tensor, index: int, step: float = 1e-6) -> float:
-    flat, values = entry.data.view(-1), []
-    for sign in (1, -1):
-        flat[index] += sign * step
-        values.append(float(run()))
-        flat[index] -= sign * step
-    return (values[0] - values[1]) / (2 * step)
 
 
 @pytest.mark.parametrize("way", ["grad", "backward"])
@@ -681,6 +673,11 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         LearnpropError,
         r"nothing to learn: gate='none' has no parameters",
     ),
+    "relevance of a neuron": (
+        lambda: of_a_neuron("learned_epsilon_gamma_box"),
+        LearnpropError,
+        r"gradient_func was replaced.*relevance starts at the output",
+    ),
     "graph of learned rules": (lambda: run(create_graph=True), LearnpropError, r"create_graph=True.*rules="),
     "graph of refined rules": (
         lambda: LearnedPropagation(m := net(), rules=RuleSet.build(m, batch())).attribute(
@@ -713,6 +710,24 @@ def run(inputs: Any = None, target: Any = 0, additional_forward_args: Any = None
     return LearnedPropagation(net()).attribute(
         batch() if inputs is None else inputs, target, additional_forward_args, **options
     )
+
+
+def of_a_neuron(composite: str) -> Tensor:
+    """What a Neuron* class of captum does with a method: another function takes the gradients."""
+    model, x = net(), batch()
+    method = LearnedPropagation(model, rules=RuleSet.build(model, x, composite))
+
+    def gradients(forward: Any, inputs: Any, target: Any, additional: Any) -> Any:
+        return torch.autograd.grad(forward(*inputs)[:, 0].sum(), inputs)
+
+    method.gradient_func = gradients
+    return method.attribute(x, target=0)
+
+
+def test_a_replaced_gradient_func_gives_whole_attributions() -> None:
+    model, x = net(), batch()
+    expected = LearnedPropagation(model, rules=RuleSet.build(model, x, "learned_deeplift")).attribute(x, target=0)
+    torch.testing.assert_close(of_a_neuron("learned_deeplift"), expected)
 
 
 def compiled_in_place() -> nn.Module:

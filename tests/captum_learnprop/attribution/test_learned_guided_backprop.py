@@ -10,6 +10,7 @@ import captum.attr as ca
 import pytest
 import torch
 import torch.nn.functional as F
+from difference_quotient import difference_quotient
 from torch import Tensor, nn
 from untouched import assert_untouched, snapshot
 from zennit.composites import COMPOSITES
@@ -159,15 +160,6 @@ def test_batch_equals_singles(with_rules: bool) -> None:
     method = LearnedGuidedBackprop(model, trained(model, x) if with_rules else None)
     singles = [method.attribute(x[i : i + 1], target=[t]) for i, t in enumerate(target)]
     torch.testing.assert_close(method.attribute(x, target=target), torch.cat(singles), **exactly)
-
-
-def difference_quotient(run: Callable[[], Tensor], entry: Tensor, index: int, step: float = 1e-6) -> float:
-    flat, values = entry.data.view(-1), []
-    for sign in (1, -1):
-        flat[index] += sign * step
-        values.append(float(run()))
-        flat[index] -= sign * step
-    return (values[0] - values[1]) / (2 * step)
 
 
 @pytest.mark.parametrize("way", ["grad", "backward"])

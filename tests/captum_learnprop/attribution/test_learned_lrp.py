@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, GammaRule, IdentityRule, PropagationRule
+from difference_quotient import difference_quotient
+from lrp_nets import Net, batch, net, trained
 from torch import Tensor, nn
 from untouched import assert_untouched, snapshot
 from zennit.attribution import Gradient
@@ -25,22 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
 exactly = {"rtol": 0, "atol": 1e-10}
 
 
-class Net(nn.Module):
-    """All kinds of layers that captum's LRP takes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.norm, self.relu1 = nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True)
-        self.pool, self.conv2, self.tanh = nn.MaxPool2d(2), nn.Conv2d(6, 6, 3, padding=1), nn.Tanh()
-        self.add, self.average, self.mean = Addition_Module(), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1)
-        self.fc1, self.relu2, self.drop, self.fc2 = nn.Linear(6, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.relu1(self.norm(self.conv1(x))))
-        x = self.average(self.add(self.tanh(self.conv2(x)), x))
-        return self.fc2(self.drop(self.relu2(self.fc1(self.mean(x).flatten(1)))))
-
-
 class Functional(Net):
     """The same function with calls and layers that captum's LRP does not see or refuses."""
 
@@ -52,28 +38,6 @@ class Functional(Net):
         x = F.max_pool2d(F.relu(self.norm(self.conv1(x))), 2)
         x = F.avg_pool2d(torch.tanh(self.conv2(x)) + x, 2)
         return self.fc2(self.drop(self.fc1(self.flatten(x.mean((2, 3), keepdim=True))).clamp(min=0)))
-
-
-def net(kind: type[nn.Module] = Net) -> Any:
-    torch.manual_seed(1)
-    model = kind().double().eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    return model
-
-
-def batch(samples: int = 3) -> Tensor:
-    return torch.randn(samples, 2, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-
-def trained(model: nn.Module, x: Any, std: float = 0.3, **options: Any) -> RuleSet:
-    rules = RuleSet.build(model, x, "learned_epsilon_gamma_box", **options)
-    generator = torch.Generator().manual_seed(3)
-    for parameter in rules.parameters():
-        parameter.data.normal_(std=std, generator=generator)
-    return rules
 
 
 def put(model: nn.Module, rules: dict[str, Callable[[], PropagationRule]]) -> None:
@@ -346,15 +310,6 @@ def test_batch_equals_singles(with_rules: bool) -> None:
     maps, deltas = method.attribute(x, target, None, True)
     torch.testing.assert_close(maps, torch.cat([one for one, _ in singles]), **exactly)
     torch.testing.assert_close(deltas, torch.cat([one for _, one in singles]), **exactly)
-
-
-def difference_quotient(run: Callable[[], Tensor], entry: Tensor, index: int, step: float = 1e-6) -> float:
-    flat, values = entry.data.view(-1), []
-    for sign in (1, -1):
-        flat[index] += sign * step
-        values.append(float(run().detach()))
-        flat[index] -= sign * step
-    return (values[0] - values[1]) / (2 * step)
 
 
 @pytest.mark.parametrize("way", ["grad", "backward"])

@@ -13,9 +13,9 @@ import captum.attr as ca
 import pytest
 import torch
 import torch.nn.functional as F
-from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import EpsilonRule, GammaRule, IdentityRule
 from captum.metrics import sensitivity_max
+from lrp_nets import Net, batch, net, trained
 from torch import Tensor, nn
 from untouched import assert_untouched, snapshot
 
@@ -25,22 +25,6 @@ from zennit_rules import RuleError, RuleSet
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
 exactly = {"rtol": 0, "atol": 1e-10}
-
-
-class Net(nn.Module):
-    """All kinds of layers that captum's LRP takes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.norm, self.relu1 = nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True)
-        self.pool, self.conv2, self.tanh = nn.MaxPool2d(2), nn.Conv2d(6, 6, 3, padding=1), nn.Tanh()
-        self.add, self.average, self.mean = Addition_Module(), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1)
-        self.fc1, self.relu2, self.drop, self.fc2 = nn.Linear(6, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.relu1(self.norm(self.conv1(x))))
-        x = self.average(self.add(self.tanh(self.conv2(x)), x))
-        return self.fc2(self.drop(self.relu2(self.fc1(self.mean(x).flatten(1)))))
 
 
 class Refused(Net):
@@ -56,34 +40,12 @@ class Refused(Net):
         return self.fc2(self.relu2(self.fc1(self.conv1d(self.flatten(self.mean(x))[:, None])[:, 0])))
 
 
-def net(kind: type[nn.Module] = Net) -> Any:
-    torch.manual_seed(1)
-    model = kind().double().eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    return model
-
-
-def batch(samples: int = 3) -> Tensor:
-    return torch.randn(samples, 2, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-
 KINDS: dict[str, dict[str, Any]] = {
     "default": {},
     "gamma": {"rule_options": {"dense": "gamma", "first": "conv", "gamma": 0.25, "negative": "mirrored"}},
     "alpha beta, norms apart": {"rule_options": {"conv": "alpha_beta", "first": "conv", "beta": 1.0, "merge": False}},
 }
 each_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
-
-
-def trained(model: nn.Module, x: Tensor, std: float = 0.3, **options: Any) -> RuleSet:
-    rules = RuleSet.build(model, x, "learned_epsilon_gamma_box", **options)
-    generator = torch.Generator().manual_seed(3)
-    for parameter in rules.parameters():
-        parameter.data.normal_(std=std, generator=generator)
-    return rules
 
 
 # -- what it computes ------------------------------------------------------------------------------------------------

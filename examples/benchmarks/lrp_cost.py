@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from zennit.attribution import Gradient
 from zennit.canonizers import Canonizer
-from zennit.composites import EpsilonGammaBox, LayerMapComposite
-from zennit.rules import Gamma, Pass
+from zennit.composites import EpsilonGammaBox, EpsilonPlus, LayerMapComposite, SpecialFirstLayerMapComposite
+from zennit.rules import Gamma, Pass, ZBox
 from zennit.torchvision import ResNetCanonizer
+from zennit.types import Convolution
 from zennit.types import Linear as LinearLike
 
 import zennit_rules as zr
@@ -79,6 +80,16 @@ def measure(name: str, size: int, batch: int, runs: int) -> dict[str, object]:
     gated = zr.RuleSet.build(
         model, x, "learned_epsilon_gamma_box", "feature", gate_options={"position": True}, rule_options=options
     )
+    trained = zr.RuleSet.build(  # as RuleTrainer makes them
+        model, x, "learned_epsilon_gamma_box", "feature", pooling="soft", gate_options={"position": True},
+        rule_options={"low": LOW, "high": HIGH},
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in trained.parameters():  # off the start, where max-pools take a short cut
+            parameter.sub_(0.1)
+    plus = SpecialFirstLayerMapComposite(
+        EpsilonPlus().layer_map, [(Convolution, ZBox(low=LOW, high=HIGH))], canonizers=canonizers
+    )
     t = interleaved(
         {
             "gradient": lambda: attribute(model, x, LayerMapComposite([])),
@@ -87,6 +98,8 @@ def measure(name: str, size: int, batch: int, runs: int) -> dict[str, object]:
             "zennit box": lambda: attribute(model, x, EpsilonGammaBox(low=LOW, high=HIGH, canonizers=canonizers)),
             "learned box": lambda: attribute(model, x, box.composite()),
             "gated box": lambda: attribute(model, x, gated.composite()),
+            "zennit plus": lambda: attribute(model, x, plus),
+            "trained": lambda: attribute(model, x, trained.composite()),
             "gamma": lambda: attribute(model, x, whole.composite()),
             "gamma step": lambda: step(model, x, whole),
             "box step": lambda: step(model, x, box),
@@ -103,6 +116,7 @@ def measure(name: str, size: int, batch: int, runs: int) -> dict[str, object]:
         "learned box / zennit EpsilonGammaBox": round(t["learned box"] / t["zennit box"], 3),
         "step / attribution, box": round(t["box step"] / t["learned box"], 2),
         "gated box / learned box": round(t["gated box"] / t["learned box"], 2),
+        "as trained / zennit z+ box": round(t["trained"] / t["zennit plus"], 2),
         "step / attribution, gated": round(t["gated step"] / t["gated box"], 2),
     }  # fmt: skip
 

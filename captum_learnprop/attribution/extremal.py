@@ -1,0 +1,354 @@
+"""ExtremalPerturbation: the smooth mask of a given area under which a model's output is highest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from captum.attr import PerturbationAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from zennit_rules.buffers import buffers_kept
+
+from .._compat import _format_output
+from ..errors import LearnpropError
+from .checked_inputs import checked_inputs
+from .extremal_rows import (
+    ExtremalMasks,
+    NeutralMaskWarning,
+    Rows,
+    check_options,
+    checked_areas,
+    rows_of_arguments,
+    warn_of_neutral,
+)
+from .learned import seeded
+from .mask_spaces import SIGMA, STEP, FreeMasks, MaskSpace, SmoothMasks
+from .perturbations import Perturbation, perturbation_of
+from .rewards import Reward, reward_of
+
+DEFAULT_STEPS = 250
+
+SEARCHED_AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
+"""Of the curve that an extremal area is looked for on, before halving."""
+
+
+@dataclass(frozen=True)
+class ExtremalArea:
+    """The smallest area that suffices, and how the output grows with the area.
+
+    Attributes:
+        area: ``(B,)``, share of the input; NaN where no area of the curve suffices.
+        mask: for each input ``(B, 1, *spatial)`` or ``(B, F)``: that of the extremal area, of the largest one where
+            none suffices.
+        curve_areas: ``(B, P)``, ascending.
+        curve: ``(B, P)``: what of the reward is preserved, ``(reward - empty) / (original - empty)``.
+        share: that was asked for.
+    """
+
+    area: Tensor
+    mask: tuple[Tensor, ...]
+    curve_areas: Tensor
+    curve: Tensor
+    share: float
+
+
+class ExtremalPerturbation(PerturbationAttribution):
+    """The smooth mask of a given area that keeps the output highest (or, deleted, lowers it most).
+
+    For each sample and area ``a`` it maximises ``reward(model(x under m))`` over smooth masks ``m`` whose area is ``a``,
+    all samples and areas in one batch. Smooth masks are maxima of a kernel over a coarse grid (see `max_convolution`);
+    the area is a penalty whose weight grows, in units of how far the output of this sample moves.
+
+    Source: Fong, Patrick and Vedaldi, "Understanding Deep Networks via Extremal Perturbations and Smooth Masks", ICCV
+    2019 (https://arxiv.org/abs/1910.08485). Written from its formulas; the step sizes, the schedule, the scale of the
+    reward, the stop, and the final levelling (mask values are bent so that the wanted share lies above one half) are ours.
+
+    Warning:
+        A mask is found *against* the model: it can be evidence that only this model sees. It says which region
+        suffices, not what each pixel is worth.
+
+    Args:
+        model: An ``nn.Module`` or any differentiable function of the inputs; returned untouched from every call.
+    """
+
+    def __init__(self, model: nn.Module | Callable[..., Tensor]) -> None:
+        if not callable(model):
+            raise LearnpropError(f"ExtremalPerturbation needs a model or function, got {type(model).__name__}")
+        super().__init__(model)
+        self.model = model
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """False: masks are no contributions."""
+        return False
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        areas: float | Sequence[float] | Tensor = 0.1,
+        variant: str = "preserve",
+        reward: str | Reward = "logit",
+        perturbation: str | Callable[[Tensor, Tensor], Tensor] | None = None,
+        baselines: Any = None,
+        n_steps: int = DEFAULT_STEPS,
+        step: float = STEP,
+        sigma: float = SIGMA,
+        internal_batch_size: int | None = None,
+        seed: int | None = None,
+        show_progress: bool = False,
+        return_masks: bool = False,
+    ) -> Any:
+        """Masks of some areas.
+
+        Args:
+            inputs: ``(B, C, *spatial)`` with one to three dimensions of space, ``(B, F)``, or a tuple of them; each
+                input gets a mask of its own, of the same area.
+            target: Explained entry of the output, by captum's conventions.
+            additional_forward_args: Further arguments of the model; tensors with B entries go by sample.
+            areas: Share of the input that a mask keeps, in (0, 1); or several.
+            variant: ``"preserve"``: the output under the mask is high; ``"delete"``: with the mask's area removed it is
+                low; ``"dual"``: both.
+            reward: ``"logit"``, ``"contrastive"`` (above the best other class), ``"probability"``, or a function
+                ``(output (R, ...), target of the rows) -> (R,)``.
+            perturbation: ``"blur"``, ``"fade"`` (to ``baselines``), or a function ``(inputs (R, ...), masks (R, 1,
+                *spatial)) -> (R, ...)``. None: fade where ``baselines`` are given or the input has no space, else blur.
+            baselines: What fading ends at: number or tensor, or a tuple of one per input; 0 by default.
+            n_steps: Steps at most; rows whose mask no longer gets better leave earlier.
+            step: Distance of the mask's grid cells, as a fraction of the shorter side.
+            sigma: Width of the mask's kernel, as a fraction of the shorter side.
+            internal_batch_size: Rows (sample and area; twice as many inputs for ``"dual"``) that run together.
+            seed: For models that draw random numbers; 0 by default. The search draws none.
+            show_progress: Draw a progress bar.
+            return_masks: Also return an `ExtremalMasks` with realised areas, rewards and steps.
+
+        Returns:
+            Masks in [0, 1] in the container of ``inputs``: ``(B, 1, *spatial)`` for one area, ``(B, A, *spatial)`` for
+            a sequence of A. For inputs ``(B, F)``: ``(B, F)`` for one area, ``(B, A, F)`` for a sequence.
+
+        Raises:
+            TargetError: If the target does not fit the output.
+            LearnpropError: For options out of range, inputs that are not finite, and the like.
+        """
+        tensors, rows, quiet = self._rows(
+            inputs, target, additional_forward_args, variant, reward, perturbation, baselines, n_steps, step, sigma,
+            internal_batch_size, seed,
+        )  # fmt: skip
+        wanted = checked_areas(areas, tensors[0])
+        with quiet:
+            found = rows.masks(
+                wanted.expand(len(tensors[0]), -1), n_steps, show_progress=show_progress, describe="extremal masks"
+            )
+        several = isinstance(areas, (Sequence, Tensor)) and not (isinstance(areas, Tensor) and areas.dim() == 0)
+        maps = tuple(
+            mask if x.dim() > 2 or several else mask[:, 0] for x, mask in zip(tensors, found.masks, strict=True)
+        )
+        formatted = _format_output(isinstance(inputs, tuple), maps)
+        return (formatted, found) if return_masks else formatted
+
+    def extremal_area(
+        self,
+        inputs: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        share: float = 0.9,
+        areas: Sequence[float] = SEARCHED_AREAS,
+        halvings: int = 3,
+        reward: str | Reward = "logit",
+        perturbation: str | Callable[[Tensor, Tensor], Tensor] | None = None,
+        baselines: Any = None,
+        n_steps: int = DEFAULT_STEPS,
+        step: float = STEP,
+        sigma: float = SIGMA,
+        internal_batch_size: int | None = None,
+        seed: int | None = None,
+        show_progress: bool = False,
+    ) -> ExtremalArea:
+        """The smallest area whose preserved output reaches a share of the original.
+
+        The output counts from that of the input perturbed everywhere: an area suffices when ``(reward - empty) >= share
+        (original - empty)``. The areas are worked off from the largest to the smallest, each from the mask before; then
+        the gap between the smallest area that suffices and the next one is halved for every sample.
+
+        Args:
+            inputs: see `attribute`; so are the other options.
+            target: see `attribute`.
+            additional_forward_args: see `attribute`.
+            share: of the original reward, above 0.
+            areas: of the curve.
+            halvings: of the gap.
+            reward: see `attribute`.
+            perturbation: see `attribute`.
+            baselines: see `attribute`.
+            n_steps: of the first area; the others take half of it at most.
+            step: see `attribute`.
+            sigma: see `attribute`.
+            internal_batch_size: see `attribute`.
+            seed: see `attribute`.
+            show_progress: see `attribute`.
+
+        Raises:
+            LearnpropError: For options out of range.
+        """
+        if not share > 0:
+            raise LearnpropError(f"share must be above 0, got {share!r}")
+        if isinstance(halvings, bool) or not isinstance(halvings, int) or halvings < 0:
+            raise LearnpropError(f"halvings must be an integer of at least 0, got {halvings!r}")
+        tensors, rows, quiet = self._rows(
+            inputs, target, additional_forward_args, "preserve", reward, perturbation, baselines, n_steps, step, sigma,
+            internal_batch_size, seed,
+        )  # fmt: skip
+        ladder = checked_areas(areas, tensors[0]).unique().flip(0)
+        with quiet:
+            return _narrowed(rows, ladder, share, halvings, n_steps, show_progress)
+
+    def attribute_future(self) -> None:
+        """Not implemented, as in captum's own methods."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+    def _rows(
+        self,
+        inputs: Any,
+        target: Any,
+        additional_forward_args: Any,
+        variant: str,
+        reward: str | Reward,
+        perturbation: Any,
+        baselines: Any,
+        n_steps: int,
+        step: float,
+        sigma: float,
+        internal_batch_size: int | None,
+        seed: int | None,
+    ) -> tuple[tuple[Tensor, ...], Rows, Any]:
+        """Checked inputs, the rows to search, and the context to do it in."""
+        module = self.model if isinstance(self.model, nn.Module) else None
+        check_options(self.model, variant, n_steps, internal_batch_size)
+        given, additional = checked_inputs(self.model, inputs, additional_forward_args)
+        tensors = tuple(x.detach() for x in given)
+        like = tensors[0].new_empty(0, dtype=mask_type(tensors[0]))
+        spaces = tuple(space_of(x, step, sigma, like) for x in tensors)
+        ends = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
+        if len(ends) != len(tensors):
+            raise LearnpropError(f"{len(ends)} baselines for {len(tensors)} inputs; give one for each")
+        changed: list[Perturbation] = [
+            perturbation_of(perturbation, x, end) for x, end in zip(tensors, ends, strict=True)
+        ]
+
+        def masked(masks: tuple[Tensor, ...], samples: Tensor) -> Tensor:
+            inputs = tuple(change(mask, samples) for change, mask in zip(changed, masks, strict=True))
+            output: Tensor = self.forward_func(*inputs, *rows_of_arguments(additional, samples, len(tensors[0])))
+            return output
+
+        rows = Rows(
+            masked, spaces, len(tensors[0]), like, target, reward_of(reward), variant, internal_batch_size
+        )
+        return tensors, rows, _Quiet(module, seed)
+
+
+class _Quiet:
+    """Leaves the model's buffers and torch's random numbers as they were."""
+
+    def __init__(self, module: nn.Module | None, seed: int | None) -> None:
+        self._contexts: list[Any] = []
+        self.module, self.seed = module, seed
+
+    def __enter__(self) -> None:
+        draws = self.module is None or any(module.training for module in self.module.modules())
+        self._contexts = [
+            seeded(self.seed) if draws else nullcontext(),
+            nullcontext() if self.module is None else buffers_kept(self.module),
+        ]
+        for context in self._contexts:
+            context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for context in reversed(self._contexts):
+            context.__exit__(*error)
+
+
+def mask_type(inputs: Tensor) -> torch.dtype:
+    """Masks are float64 for inputs that are, else float32: half precision cannot tell their values apart."""
+    return torch.promote_types(inputs.dtype, torch.float32)
+
+
+def space_of(inputs: Tensor, step: float, sigma: float, like: Tensor) -> MaskSpace:
+    """Masks of one input."""
+    if inputs.dim() < 3:
+        return FreeMasks(tuple(inputs.shape[1:]))
+    return SmoothMasks(tuple(inputs.shape[2:]), step, sigma, like)
+
+
+def _narrowed(
+    rows: Rows, ladder: Tensor, share: float, halvings: int, n_steps: int, show_progress: bool
+) -> ExtremalArea:
+    original, empty = rows.plain(1.0), rows.plain(0.0)
+    span = original - empty
+    everyone = torch.arange(rows.samples, device=rows.like.device)
+    areas: list[Tensor] = []
+    curve: list[Tensor] = []
+    neutral = torch.zeros(rows.samples, dtype=torch.bool, device=rows.like.device)
+    best = torch.full((rows.samples,), torch.nan, dtype=torch.float64, device=rows.like.device)
+    below = torch.zeros_like(best)
+    masks: tuple[Tensor, ...] = ()
+    start: tuple[Tensor, ...] | None = None
+
+    def look(wanted: Tensor) -> None:
+        nonlocal best, below, masks, start, neutral
+        steps = n_steps if start is None else max(1, n_steps // 2)
+        found = rows.search(everyone, wanted, n_steps=steps, start=start)
+        kept = (found.rewards - empty) / torch.where(span == 0, torch.ones_like(span), span)
+        enough = (kept >= share) & ~(best <= wanted)
+        areas.append(wanted)
+        curve.append(kept)
+        neutral = neutral | found.neutral
+        best = torch.where(enough, wanted, best)
+        failed = kept < share
+        below = torch.where(failed & ~(below >= wanted) & ~(wanted > best), wanted, below)
+        if start is None:
+            masks, start = found.masks, found.parameters
+            return
+        masks = tuple(_chosen(enough, new, old) for new, old in zip(found.masks, masks, strict=True))
+        # The next area is smaller: go on from this one, but where it does not suffice from the last that did.
+        going = enough | best.isnan()
+        start = tuple(_chosen(going, new, old) for new, old in zip(found.parameters, start, strict=True))
+
+    for area in ladder if not show_progress else _shown(ladder):
+        look(area.expand(rows.samples))
+    for _ in range(halvings):
+        middle = ((below + best) / 2).nan_to_num(float(ladder[0]))
+        look(middle)
+    warn_of_neutral(neutral)
+    order = torch.stack(areas, 1).argsort(1, stable=True)
+    return ExtremalArea(
+        area=torch.where(neutral, torch.nan, best),
+        mask=tuple(
+            mask if isinstance(space, FreeMasks) else mask[:, None]
+            for mask, space in zip(masks, rows.spaces, strict=True)
+        ),
+        curve_areas=torch.stack(areas, 1).gather(1, order),
+        curve=torch.stack(curve, 1).gather(1, order),
+        share=share,
+    )
+
+
+def _shown(ladder: Tensor) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(ladder, desc="areas")
+
+
+def _chosen(which: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(which.reshape(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+__all__ = ["DEFAULT_STEPS", "ExtremalArea", "ExtremalMasks", "ExtremalPerturbation", "NeutralMaskWarning"]

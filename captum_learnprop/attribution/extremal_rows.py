@@ -1,0 +1,233 @@
+"""What extremal perturbations share: checked options, rows of samples and areas, rewards of variants, the result."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import LearnpropError
+from .mask_search import Found, search
+from .mask_spaces import MaskSpace
+from .rewards import Reward, rows_of_target
+
+VARIANTS = ("preserve", "delete", "dual")
+
+Masked = Callable[[tuple[Tensor, ...], Tensor], Tensor]
+"""``(masks of each input (R, *shape), samples (R,)) -> output of the model (R, ...)``."""
+
+
+class NeutralMaskWarning(UserWarning):
+    """The output of some samples does not depend on the mask: theirs is the same everywhere."""
+
+
+@dataclass(frozen=True)
+class ExtremalMasks:
+    """Masks with what is known of them; ``B`` samples, ``A`` areas.
+
+    Attributes:
+        masks: for each input ``(B, A, *spatial)``, or ``(B, A, F)`` for inputs without space; in [0, 1].
+        areas: asked for, ``(A,)`` or ``(B, A)``, as shares.
+        realised: share of each input's mask above one half, ``(B, A, inputs)``.
+        rewards: of the variant, under the masks, ``(B, A)``; a deletion's is minus the output.
+        original: reward of the untouched input, ``(B,)``, in the sign of preservation.
+        empty: the same of the input that is perturbed everywhere.
+        steps: taken, ``(B, A)``.
+        converged: whether the energy stopped rising, ``(B, A)``.
+        neutral: whether the output does not depend on the mask, ``(B, A)``.
+    """
+
+    masks: tuple[Tensor, ...]
+    areas: Tensor
+    realised: Tensor
+    rewards: Tensor
+    original: Tensor
+    empty: Tensor
+    steps: Tensor
+    converged: Tensor
+    neutral: Tensor
+    parameters: tuple[Tensor, ...] = field(repr=False, default=())
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of samples and areas, one mask of each input for each.
+
+    Args:
+        masked: the model under masks.
+        spaces: of the masks of each input.
+        samples: ``B``.
+        like: gives type and device of masks.
+        target: captum's, for the ``B`` samples.
+        reward: of the output.
+        variant: one of `VARIANTS`.
+        internal_batch_size: rows that are worked on together; all for None.
+    """
+
+    masked: Masked
+    spaces: tuple[MaskSpace, ...]
+    samples: int
+    like: Tensor
+    target: Any
+    reward: Reward
+    variant: str
+    internal_batch_size: int | None
+
+    def of(self, masks: tuple[Tensor, ...], samples: Tensor) -> Tensor:
+        """Reward of the variant ``(R,)``."""
+        if self.variant == "preserve":
+            return self._plain(masks, samples)
+        rest = tuple(1 - mask for mask in masks)
+        if self.variant == "delete":
+            return -self._plain(rest, samples)
+        both = tuple(torch.cat(pair) for pair in zip(masks, rest, strict=True))
+        kept, deleted = self._plain(both, samples.repeat(2)).chunk(2)
+        return kept - deleted
+
+    def _plain(self, masks: tuple[Tensor, ...], samples: Tensor) -> Tensor:
+        output = self.masked(masks, samples)
+        rewards = self.reward(output, rows_of_target(self.target, samples))
+        if not isinstance(rewards, Tensor) or rewards.shape != (len(samples),):
+            found = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
+            raise LearnpropError(f"the reward gave {found} for {len(samples)} rows; it must give one number per row")
+        if not bool(torch.isfinite(rewards).all()):
+            bad = sorted(set(samples[~torch.isfinite(rewards)].tolist()))
+            raise LearnpropError(
+                f"the reward is NaN or infinite for samples {bad[:8]}: check the model's weights and the input's range"
+            )
+        return rewards
+
+    def plain(self, value: float) -> Tensor:
+        """Reward of the preserved input under a constant mask: ``(B,)``."""
+        parts = []
+        with torch.no_grad():
+            for samples in torch.arange(self.samples, device=self.like.device).split(self.chunk):
+                masks = tuple(self.like.new_full((len(samples), *space.shape), value) for space in self.spaces)
+                parts.append(self._plain(masks, samples).detach())
+        return torch.cat(parts)
+
+    @property
+    def chunk(self) -> int:
+        """Rows that are worked on together."""
+        return self.internal_batch_size or 1 << 30
+
+    def search(
+        self,
+        samples: Tensor,
+        areas: Tensor,
+        *,
+        n_steps: int,
+        start: Sequence[Tensor] | None = None,
+        progress: tqdm | None = None,
+    ) -> Found:
+        """Masks of rows ``(R,)``: the sample and the area of each."""
+        parts: list[Found] = []
+        for at in torch.arange(len(samples), device=samples.device).split(self.chunk):
+            own = samples[at]
+            parts.append(
+                search(
+                    lambda masks, rows, own=own: self.of(masks, own[rows]),  # type: ignore[misc]
+                    self.spaces, areas[at], like=self.like, n_steps=n_steps,
+                    start=None if start is None else [values[at] for values in start], progress=progress,
+                )
+            )  # fmt: skip
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def masks(
+        self, areas: Tensor, n_steps: int, *, show_progress: bool, describe: str, start: Sequence[Tensor] | None = None
+    ) -> ExtremalMasks:
+        """Masks of all samples for areas ``(B, A)``."""
+        samples = torch.arange(self.samples, device=self.like.device).repeat_interleave(areas.shape[1])
+        with tqdm(total=len(samples) * n_steps, desc=describe, disable=not show_progress) as progress:
+            found = self.search(samples, areas.flatten(), n_steps=n_steps, start=start, progress=progress)
+        grid = (self.samples, areas.shape[1])
+        result = ExtremalMasks(
+            masks=tuple(each.reshape(*grid, *each.shape[1:]) for each in found.masks),
+            areas=areas,
+            realised=found.areas.reshape(*grid, -1),
+            rewards=found.rewards.reshape(grid),
+            original=self.plain(1.0),
+            empty=self.plain(0.0),
+            steps=found.steps.reshape(grid),
+            converged=found.converged.reshape(grid),
+            neutral=found.neutral.reshape(grid),
+            parameters=tuple(each.reshape(*grid, *each.shape[1:]) for each in found.parameters),
+        )
+        warn_of_neutral(result.neutral.any(1))
+        return result
+
+
+def _joined(parts: Sequence[Found]) -> Found:
+    def lists(name: str) -> tuple[Tensor, ...]:
+        return tuple(map(torch.cat, zip(*(getattr(part, name) for part in parts), strict=True)))
+
+    plain = ("rewards", "areas", "steps", "converged", "neutral")
+    return Found(
+        masks=lists("masks"),
+        parameters=lists("parameters"),
+        **{name: torch.cat([getattr(part, name) for part in parts]) for name in plain},
+    )
+
+
+def warn_of_neutral(samples: Tensor) -> None:
+    """Name the samples ``(B,)`` whose output does not depend on the mask."""
+    if bool(samples.any()):
+        named = samples.nonzero()[:, 0].tolist()
+        warnings.warn(
+            f"the reward of samples {named[:8]} does not change with the mask (a constant or saturated output, or a "
+            "perturbation that leaves the input as it is): their masks are the wanted area everywhere and explain "
+            "nothing; try another reward, perturbation or baseline",
+            NeutralMaskWarning,
+            stacklevel=2,
+        )
+
+
+def checked_areas(areas: Any, like: Tensor) -> Tensor:
+    """Areas in (0, 1) as a tensor ``(A,)`` in float64.
+
+    Raises:
+        LearnpropError: For none, or one out of range.
+    """
+    given = list(areas) if isinstance(areas, (Sequence, Tensor)) and not isinstance(areas, str) else [areas]
+    if isinstance(areas, Tensor):
+        given = areas.flatten().tolist()
+    if not given:
+        raise LearnpropError("areas is empty: give at least one share of the input in (0, 1)")
+    for area in given:
+        if isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 < area < 1:
+            raise LearnpropError(f"areas are shares of the input in (0, 1), got {area!r}")
+    return torch.tensor([float(area) for area in given], dtype=torch.float64, device=like.device)
+
+
+def check_options(model: Any, variant: str, n_steps: int, internal_batch_size: int | None) -> None:
+    """Raise a `LearnpropError` for options out of range; warn of a model in training mode."""
+    if variant not in VARIANTS:
+        raise LearnpropError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
+    for name, value in (("n_steps", n_steps), ("internal_batch_size", internal_batch_size)):
+        if value is None and name == "internal_batch_size":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise LearnpropError(f"{name} must be an integer of at least 1, got {value!r}")
+    if isinstance(model, nn.Module) and any(
+        module.training and isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd))
+        for module in model.modules()
+    ):
+        warnings.warn(
+            "the model is in training mode: dropout and batch norms make masks of a sample depend on chance and on the "
+            "batch; call model.eval() first",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def rows_of_arguments(additional: tuple[Any, ...], samples: Tensor, batch: int) -> tuple[Any, ...]:
+    """Further arguments of the model for some rows: tensors with an entry per sample go by sample."""
+    return tuple(
+        value[samples.to(value.device)] if isinstance(value, Tensor) and value.dim() and len(value) == batch else value
+        for value in additional
+    )

@@ -1,0 +1,143 @@
+"""Perturbations: an input under a mask, from untouched where the mask is 1 to without information where it is 0."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import LearnpropError
+from ..evaluation.maps import smooth
+
+LEVELS = 8
+BLUR_SIGMA = 20 / 224
+"""Of the strongest blur, as a fraction of the shorter side."""
+
+
+class Perturbation(ABC):
+    """One input ``(B, C, *spatial)`` or ``(B, F)`` with what takes its place."""
+
+    @abstractmethod
+    def __call__(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """Inputs ``(R, ...)`` of the samples ``rows (R,)`` under masks ``(R, *spatial)`` or ``(R, F)``."""
+
+
+class Fade(Perturbation):
+    """``m x + (1 - m) baseline``.
+
+    Args:
+        inputs: ``(B, ...)``.
+        baseline: number or tensor that broadcasts to the inputs.
+    """
+
+    def __init__(self, inputs: Tensor, baseline: float | Tensor = 0.0) -> None:
+        self.inputs = inputs
+        filled = torch.as_tensor(baseline, dtype=inputs.dtype, device=inputs.device)
+        try:
+            self.baseline = filled.detach().expand_as(inputs)
+        except RuntimeError as error:
+            raise LearnpropError(
+                f"baseline {tuple(filled.shape)} does not broadcast to the input {tuple(inputs.shape)}"
+            ) from error
+
+    def __call__(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """See `Perturbation.__call__`."""
+        if self.inputs.dim() > 2:
+            masks = masks[:, None]
+        return torch.lerp(self.baseline[rows], self.inputs[rows], masks.to(self.inputs.dtype))
+
+
+class Blur(Perturbation):
+    """The mask chooses between the input and blurs of it, `LEVELS` of them up to `BLUR_SIGMA`, linear in between.
+
+    The border's values are repeated beyond it, so that a constant stays what it is.
+
+    Args:
+        inputs: ``(B, C, *spatial)``.
+    """
+
+    def __init__(self, inputs: Tensor) -> None:
+        sigma = BLUR_SIGMA * min(inputs.shape[2:])
+        exact = inputs if inputs.dtype is torch.float64 else inputs.float()
+        flat = exact.flatten(0, 1)
+        levels = [smooth(flat, sigma * (1 - n / (LEVELS - 1))).reshape(inputs.shape) for n in range(LEVELS)]
+        self.dtype, self.shape = inputs.dtype, tuple(inputs.shape[1:])
+        # Channels last, so that a pixel of a level is one row of a table.
+        self.table = torch.stack(levels, 1).flatten(3).transpose(2, 3).reshape(-1, inputs.shape[1])
+
+    def __call__(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """See `Perturbation.__call__`."""
+        blurred: Tensor = _Blurred.apply(masks.flatten(1), self.table, rows)
+        return blurred.reshape(len(masks), *self.shape).to(self.dtype)
+
+
+class _Blurred(torch.autograd.Function):
+    """Looks the two nearest levels up; keeps the masks alone for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, masks: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(masks, table, rows)
+        below, above, between = _levels(masks, table, rows)
+        return torch.lerp(below, above, between[..., None]).transpose(1, 2).contiguous()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        masks, table, rows = ctx.saved_tensors
+        below, above, _ = _levels(masks, table, rows)
+        slope = (above.sub_(below).transpose(1, 2) * gradient).sum(1)
+        return slope.mul_(LEVELS - 1), None, None
+
+
+def _levels(masks: Tensor, table: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    pixels = masks.shape[1]
+    place = masks * (LEVELS - 1)
+    level = place.floor().clamp_(0, LEVELS - 2)
+    index = (rows[:, None] * LEVELS + level.long()) * pixels + torch.arange(pixels, device=masks.device)
+    return F.embedding(index, table), F.embedding(index + pixels, table), place - level
+
+
+class Own(Perturbation):
+    """A perturbation of the user's: ``(inputs (R, ...), masks (R, 1, *spatial) or (R, F)) -> (R, ...)``."""
+
+    def __init__(self, inputs: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.inputs, self.function = inputs, function
+
+    def __call__(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """See `Perturbation.__call__`."""
+        inputs = self.inputs[rows]
+        changed = self.function(inputs, masks[:, None] if inputs.dim() > 2 else masks)
+        if not isinstance(changed, Tensor) or changed.shape != inputs.shape:
+            found = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+            raise LearnpropError(f"perturbation gave {found} for inputs {tuple(inputs.shape)}; it must keep the shape")
+        return changed
+
+
+def perturbation_of(kind: Any, inputs: Tensor, baseline: Any) -> Perturbation:
+    """A perturbation of one input.
+
+    Args:
+        kind: ``"blur"``, ``"fade"``, a function, or None: fade where a baseline is given or there is no space, else blur.
+        inputs: ``(B, C, *spatial)`` or ``(B, F)``.
+        baseline: what fading ends at; None for 0.
+
+    Raises:
+        LearnpropError: For an unknown kind, a blur without space, or a baseline that is not faded to.
+    """
+    if kind is None:
+        kind = "fade" if baseline is not None or inputs.dim() < 3 else "blur"
+    if baseline is not None and kind != "fade":
+        raise LearnpropError(f"baselines are what perturbation='fade' ends at; leave them out, or {kind!r}")
+    if kind == "fade":
+        return Fade(inputs, 0.0 if baseline is None else baseline)
+    if kind == "blur":
+        if inputs.dim() < 3:
+            raise LearnpropError(f"perturbation='blur' needs (B, C, *spatial), got {tuple(inputs.shape)}; use 'fade'")
+        return Blur(inputs)
+    if not callable(kind):
+        raise LearnpropError(f"unknown perturbation {kind!r}; choose 'blur', 'fade' or a function (inputs, masks)")
+    return Own(inputs, kind)

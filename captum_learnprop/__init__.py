@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from . import plugins as plugins
     from . import training as training
     from .attribution.deep_lift import LearnedDeepLift as LearnedDeepLift
+    from .attribution.extremal import ExtremalArea as ExtremalArea
+    from .attribution.extremal import ExtremalPerturbation as ExtremalPerturbation
+    from .attribution.extremal_rows import ExtremalMasks as ExtremalMasks
+    from .attribution.extremal_rows import NeutralMaskWarning as NeutralMaskWarning
     from .attribution.guided_backprop import LearnedGuidedBackprop as LearnedGuidedBackprop
+    from .attribution.layer_extremal import LayerExtremalPerturbation as LayerExtremalPerturbation
     from .attribution.learned import LearnedPropagation as LearnedPropagation
     from .attribution.lrp import LearnedLRP as LearnedLRP
     from .attribution.stock_lrp import attach_rules as attach_rules
@@ -36,6 +41,10 @@ _HOMES = {
     "Area": "training.terms",
     "AreaMask": "training.masks",
     "ClassContrast": "training.terms",
+    "ExtremalArea": "attribution.extremal",
+    "ExtremalMasks": "attribution.extremal_rows",
+    "ExtremalPerturbation": "attribution.extremal",
+    "LayerExtremalPerturbation": "attribution.layer_extremal",
     "LearnedDeepLift": "attribution.deep_lift",
     "LearnedGuidedBackprop": "attribution.guided_backprop",
     "LearnedLRP": "attribution.lrp",
@@ -43,6 +52,7 @@ _HOMES = {
     "LearnpropError": "errors",
     "MaxMask": "training.masks",
     "Necessity": "training.terms",
+    "NeutralMaskWarning": "attribution.extremal_rows",
     "OcclusionRegression": "training.terms",
     "RandomizationContrast": "training.terms",
     "RuleTrainer": "training.trainer",
@@ -58,6 +68,10 @@ __all__ = [
     "Area",
     "AreaMask",
     "ClassContrast",
+    "ExtremalArea",
+    "ExtremalMasks",
+    "ExtremalPerturbation",
+    "LayerExtremalPerturbation",
     "LearnedDeepLift",
     "LearnedGuidedBackprop",
     "LearnedLRP",
@@ -65,6 +79,7 @@ __all__ = [
     "LearnpropError",
     "MaxMask",
     "Necessity",
+    "NeutralMaskWarning",
     "OcclusionRegression",
     "RandomizationContrast",
     "RuleTrainer",

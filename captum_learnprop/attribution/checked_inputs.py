@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ def leaves_of(inputs: tuple[Tensor, ...], *, create_graph: bool) -> tuple[Tensor
 
 
 def checked_inputs(
-    model: nn.Module, inputs: Any, additional_forward_args: Any
+    model: nn.Module | Callable[..., Any], inputs: Any, additional_forward_args: Any
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     """Inputs and further arguments of a model, as tuples.
 
@@ -53,14 +54,17 @@ def checked_inputs(
     if len(sizes) > 1:
         raise LearnpropError(f"inputs have batches of {sizes} samples; dimension 0 must be the same in all")
     try:
-        signature = inspect.signature(model.forward)
+        signature = inspect.signature(getattr(model, "forward", model))
     except ValueError:  # scripted code has none; whether rules reach it is checked later
         return tensors, additional
     try:
         signature.bind(*tensors, *additional)
     except TypeError as error:
         raise LearnpropError(
-            f"{type(model).__name__}.forward does not take {len(tensors)} inputs and {len(additional)} "
-            f"additional_forward_args: {error}"
+            f"{_name(model)} does not take {len(tensors)} inputs and {len(additional)} additional_forward_args: {error}"
         ) from error
     return tensors, additional
+
+
+def _name(model: nn.Module | Callable[..., Any]) -> str:
+    return f"{type(model).__name__}.forward" if isinstance(model, nn.Module) else "the model"

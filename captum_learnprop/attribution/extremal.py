@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,6 @@ from .extremal_rows import (
     check_options,
     checked_areas,
     rows_of_arguments,
-    warn_of_neutral,
 )
 from .learned import seeded
 from .mask_spaces import SIGMA, STEP, FreeMasks, MaskSpace, SmoothMasks
@@ -138,12 +137,12 @@ class ExtremalPerturbation(PerturbationAttribution):
             TargetError: If the target does not fit the output.
             LearnpropError: For options out of range, inputs that are not finite, and the like.
         """
-        tensors, rows, quiet = self._rows(
+        tensors, rows = self._rows(
             inputs, target, additional_forward_args, variant, reward, perturbation, baselines, n_steps, step, sigma,
-            internal_batch_size, seed,
+            internal_batch_size,
         )  # fmt: skip
         wanted = checked_areas(areas, tensors[0])
-        with quiet:
+        with quiet(self.model, seed):
             found = rows.masks(
                 wanted.expand(len(tensors[0]), -1), n_steps, show_progress=show_progress, describe="extremal masks"
             )
@@ -176,8 +175,8 @@ class ExtremalPerturbation(PerturbationAttribution):
         """The smallest area whose preserved output reaches a share of the original.
 
         The output counts from that of the input perturbed everywhere: an area suffices when ``(reward - empty) >= share
-        (original - empty)``. The areas are worked off from the largest to the smallest, each from the mask before; then
-        the gap between the smallest area that suffices and the next one is halved for every sample.
+        (original - empty)``. All areas are tried in one batch; then the gap between the smallest area that suffices and the
+        next smaller one is halved for every sample, each time starting from the smallest mask that suffices.
 
         Args:
             inputs: see `attribute`; so are the other options.
@@ -189,7 +188,7 @@ class ExtremalPerturbation(PerturbationAttribution):
             reward: see `attribute`.
             perturbation: see `attribute`.
             baselines: see `attribute`.
-            n_steps: of the first area; the others take half of it at most.
+            n_steps: at most; half as many after each halving.
             step: see `attribute`.
             sigma: see `attribute`.
             internal_batch_size: see `attribute`.
@@ -203,12 +202,12 @@ class ExtremalPerturbation(PerturbationAttribution):
             raise LearnpropError(f"share must be above 0, got {share!r}")
         if isinstance(halvings, bool) or not isinstance(halvings, int) or halvings < 0:
             raise LearnpropError(f"halvings must be an integer of at least 0, got {halvings!r}")
-        tensors, rows, quiet = self._rows(
+        tensors, rows = self._rows(
             inputs, target, additional_forward_args, "preserve", reward, perturbation, baselines, n_steps, step, sigma,
-            internal_batch_size, seed,
+            internal_batch_size,
         )  # fmt: skip
-        ladder = checked_areas(areas, tensors[0]).unique().flip(0)
-        with quiet:
+        ladder = checked_areas(areas, tensors[0]).unique()
+        with quiet(self.model, seed):
             return _narrowed(rows, ladder, share, halvings, n_steps, show_progress)
 
     def attribute_future(self) -> None:
@@ -228,10 +227,8 @@ class ExtremalPerturbation(PerturbationAttribution):
         step: float,
         sigma: float,
         internal_batch_size: int | None,
-        seed: int | None,
-    ) -> tuple[tuple[Tensor, ...], Rows, Any]:
-        """Checked inputs, the rows to search, and the context to do it in."""
-        module = self.model if isinstance(self.model, nn.Module) else None
+    ) -> tuple[tuple[Tensor, ...], Rows]:
+        """Checked inputs and the rows to search."""
         check_options(self.model, variant, n_steps, internal_batch_size)
         given, additional = checked_inputs(self.model, inputs, additional_forward_args)
         tensors = tuple(x.detach() for x in given)
@@ -249,31 +246,17 @@ class ExtremalPerturbation(PerturbationAttribution):
             output: Tensor = self.forward_func(*inputs, *rows_of_arguments(additional, samples, len(tensors[0])))
             return output
 
-        rows = Rows(
-            masked, spaces, len(tensors[0]), like, target, reward_of(reward), variant, internal_batch_size
-        )
-        return tensors, rows, _Quiet(module, seed)
+        rows = Rows(masked, spaces, len(tensors[0]), like, target, reward_of(reward), variant, internal_batch_size)
+        return tensors, rows
 
 
-class _Quiet:
+@contextmanager
+def quiet(model: Any, seed: int | None) -> Iterator[None]:
     """Leaves the model's buffers and torch's random numbers as they were."""
-
-    def __init__(self, module: nn.Module | None, seed: int | None) -> None:
-        self._contexts: list[Any] = []
-        self.module, self.seed = module, seed
-
-    def __enter__(self) -> None:
-        draws = self.module is None or any(module.training for module in self.module.modules())
-        self._contexts = [
-            seeded(self.seed) if draws else nullcontext(),
-            nullcontext() if self.module is None else buffers_kept(self.module),
-        ]
-        for context in self._contexts:
-            context.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        for context in reversed(self._contexts):
-            context.__exit__(*error)
+    module = model if isinstance(model, nn.Module) else None
+    draws = module is None or any(each.training for each in module.modules())
+    with seeded(seed) if draws else nullcontext(), nullcontext() if module is None else buffers_kept(module):
+        yield
 
 
 def mask_type(inputs: Tensor) -> torch.dtype:
@@ -291,46 +274,36 @@ def space_of(inputs: Tensor, step: float, sigma: float, like: Tensor) -> MaskSpa
 def _narrowed(
     rows: Rows, ladder: Tensor, share: float, halvings: int, n_steps: int, show_progress: bool
 ) -> ExtremalArea:
-    original, empty = rows.plain(1.0), rows.plain(0.0)
-    span = original - empty
+    """The ladder of areas, each from the start: a small mask found from a larger one's misses better ones. Then halves,
+    each from the smallest mask that suffices."""
+    wide = rows.masks(ladder.expand(rows.samples, -1), n_steps, show_progress=show_progress, describe="extremal areas")
+    span = wide.original - wide.empty
+    span = torch.where(span == 0, torch.ones_like(span), span)
+
+    def preserved(rewards: Tensor) -> Tensor:
+        return (rewards - wide.empty) / span
+
+    curve = [preserved(rewards) for rewards in wide.rewards.unbind(1)]
+    areas = [area.expand(rows.samples) for area in ladder.unbind()]
+    enough = torch.stack(curve, 1) >= share
+    first = torch.where(enough.any(1), enough.double().argmax(1), len(ladder) - 1)
     everyone = torch.arange(rows.samples, device=rows.like.device)
-    areas: list[Tensor] = []
-    curve: list[Tensor] = []
-    neutral = torch.zeros(rows.samples, dtype=torch.bool, device=rows.like.device)
-    best = torch.full((rows.samples,), torch.nan, dtype=torch.float64, device=rows.like.device)
-    below = torch.zeros_like(best)
-    masks: tuple[Tensor, ...] = ()
-    start: tuple[Tensor, ...] | None = None
-
-    def look(wanted: Tensor) -> None:
-        nonlocal best, below, masks, start, neutral
-        steps = n_steps if start is None else max(1, n_steps // 2)
-        found = rows.search(everyone, wanted, n_steps=steps, start=start)
-        kept = (found.rewards - empty) / torch.where(span == 0, torch.ones_like(span), span)
-        enough = (kept >= share) & ~(best <= wanted)
-        areas.append(wanted)
-        curve.append(kept)
-        neutral = neutral | found.neutral
-        best = torch.where(enough, wanted, best)
-        failed = kept < share
-        below = torch.where(failed & ~(below >= wanted) & ~(wanted > best), wanted, below)
-        if start is None:
-            masks, start = found.masks, found.parameters
-            return
-        masks = tuple(_chosen(enough, new, old) for new, old in zip(found.masks, masks, strict=True))
-        # The next area is smaller: go on from this one, but where it does not suffice from the last that did.
-        going = enough | best.isnan()
-        start = tuple(_chosen(going, new, old) for new, old in zip(found.parameters, start, strict=True))
-
-    for area in ladder if not show_progress else _shown(ladder):
-        look(area.expand(rows.samples))
-    for _ in range(halvings):
-        middle = ((below + best) / 2).nan_to_num(float(ladder[0]))
-        look(middle)
-    warn_of_neutral(neutral)
-    order = torch.stack(areas, 1).argsort(1, stable=True)
+    best = torch.where(enough.any(1), ladder[first], torch.nan)
+    below = torch.where(first > 0, ladder[(first - 1).clamp(min=0)], 0.0)
+    masks = tuple(mask[everyone, first] for mask in wide.masks)
+    start = tuple(each[everyone, first] for each in wide.parameters)
+    for _ in range(halvings if bool(enough.any()) else 0):
+        middle = ((below + best) / 2).nan_to_num(float(ladder[-1]))
+        found = rows.search(everyone, middle, n_steps=max(1, n_steps // 2), start=start)
+        areas.append(middle)
+        curve.append(preserved(found.rewards))
+        suffices = (curve[-1] >= share) & ~best.isnan()
+        best, below = torch.where(suffices, middle, best), torch.where(suffices, below, middle)
+        masks = tuple(_chosen(suffices, new, old) for new, old in zip(found.masks, masks, strict=True))
+        start = tuple(_chosen(suffices, new, old) for new, old in zip(found.parameters, start, strict=True))
+    order = torch.stack(areas, 1).argsort(stable=True, dim=1)
     return ExtremalArea(
-        area=torch.where(neutral, torch.nan, best),
+        area=torch.where(wide.neutral.any(1), torch.nan, best),
         mask=tuple(
             mask if isinstance(space, FreeMasks) else mask[:, None]
             for mask, space in zip(masks, rows.spaces, strict=True)
@@ -339,12 +312,6 @@ def _narrowed(
         curve=torch.stack(curve, 1).gather(1, order),
         share=share,
     )
-
-
-def _shown(ladder: Tensor) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(ladder, desc="areas")
 
 
 def _chosen(which: Tensor, new: Tensor, old: Tensor) -> Tensor:

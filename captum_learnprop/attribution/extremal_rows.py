@@ -106,7 +106,7 @@ class Rows:
         """Reward of the preserved input under a constant mask: ``(B,)``."""
         parts = []
         with torch.no_grad():
-            for samples in torch.arange(self.samples, device=self.like.device).split(self.chunk):
+            for samples in self._together(torch.arange(self.samples, device=self.like.device)):
                 masks = tuple(self.like.new_full((len(samples), *space.shape), value) for space in self.spaces)
                 parts.append(self._plain(masks, samples).detach())
         return torch.cat(parts)
@@ -127,7 +127,8 @@ class Rows:
     ) -> Found:
         """Masks of rows ``(R,)``: the sample and the area of each."""
         parts: list[Found] = []
-        for at in torch.arange(len(samples), device=samples.device).split(self.chunk):
+        # Rows come sample by sample, so the parts follow each other as they came.
+        for at in self._together(samples):
             own = samples[at]
             parts.append(
                 search(
@@ -136,7 +137,18 @@ class Rows:
                     start=None if start is None else [values[at] for values in start], progress=progress,
                 )
             )  # fmt: skip
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return _joined(parts)
+
+    def _together(self, samples: Tensor) -> list[Tensor]:
+        """Rows that are searched in one batch.
+
+        On a CPU those of one sample: batches are no faster there, and convolutions round differently in batches of
+        other sizes, which a search of hundreds of steps turns into another mask. So a sample's mask does not depend on
+        the others to the last digit.
+        """
+        rows = torch.arange(len(samples), device=samples.device)
+        own = [rows[samples == one] for one in samples.unique()] if samples.device.type == "cpu" else [rows]
+        return [part for each in own for part in each.split(self.chunk)]
 
     def masks(
         self, areas: Tensor, n_steps: int, *, show_progress: bool, describe: str, start: Sequence[Tensor] | None = None

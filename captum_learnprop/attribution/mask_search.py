@@ -22,10 +22,10 @@ FIRST_LAMBDA, LAST_LAMBDA = 3.0, 300.0
 RAMP = 0.48
 """Share of the steps in which lambda grows, geometrically."""
 
-WARM_RAMP = 0.2
+WARM_RAMP = 0.4
 """The same for a search that starts from a mask of another area, with lambda from `WARM_LAMBDA`."""
 
-WARM_LAMBDA = 30.0
+WARM_LAMBDA = 10.0
 
 RATE, MOMENTUM = 0.03, 0.8
 PATIENCE, LEAST_RISE = 15, 1e-3

@@ -34,6 +34,9 @@ OCCLUSION_WINDOW, OCCLUSION_STRIDE = 8, 4
 NOISE_SAMPLES, NOISE = 20, 0.1
 """Of SmoothGrad; the noise is a standard deviation on the scale of the images."""
 
+EXTREMAL_AREAS, EXTREMAL_STEPS = (0.025, 0.05, 0.1, 0.2), 150
+"""Of extremal perturbations, the variant that keeps and deletes; most masks are found in so many steps."""
+
 INTERNAL_BATCH_SIZE = 256
 
 EXAMPLE_SIZE = 64
@@ -343,6 +346,21 @@ def occlusion(model: nn.Module) -> Explain:
     return attribute
 
 
+def extremal_perturbation(model: nn.Module) -> Explain:
+    """Mean of the extremal masks of four areas (Fong et al., ICCV 2019)."""
+    from captum_learnprop.attribution.extremal import ExtremalPerturbation, NeutralMaskWarning
+
+    method = ExtremalPerturbation(model)
+
+    def attribute(images: Tensor, targets: Tensor) -> Tensor:
+        with warnings.catch_warnings():  # a mask without an explanation scores as one
+            warnings.filterwarnings("ignore", category=NeutralMaskWarning)
+            masks: Tensor = method.attribute(images, target=targets, areas=EXTREMAL_AREAS, variant="dual")
+        return masks.mean(1, keepdim=True).to(images.dtype)
+
+    return attribute
+
+
 def random_map(model: nn.Module) -> Explain:
     """Uniform noise, seeded by the image and the target."""
 
@@ -404,6 +422,9 @@ HAND_MADE: dict[str, HandMade] = {
         HandMade("LRP z+ throughout, box", "lrp", 2, Lrp(_z_plus_box, seed="one")),
         HandMade("excitation backprop", "lrp", 2, Lrp(_excitation_backprop, seed="one")),
         HandMade("occlusion", "perturbation", _windows(EXAMPLE_SIZE) ** 2 + 1, occlusion),
+        HandMade(
+            "extremal perturbation", "perturbation", 4 * EXTREMAL_STEPS * len(EXTREMAL_AREAS), extremal_perturbation
+        ),
         HandMade("random", "control", 0, random_map),
         HandMade("centre prior", "control", 0, centre_prior),
         HandMade("intensity", "control", 0, intensity),

@@ -94,6 +94,11 @@ def learnprop_methods() -> Iterable[MethodRecord]:
         "captum_learnprop.attribution.lrp:LearnedLRP",
         "layer-wise relevance propagation on any model, by captum's rules or by a trained rule set",
     )
+    yield MethodRecord(
+        "extremal_perturbation",
+        "captum_learnprop.attribution.extremal:ExtremalPerturbation",
+        "smooth mask of a tenth of the input under which the output is highest",
+    )
     yield MethodRecord("saliency", "captum.attr:Saliency", "gradient of the output (Captum)")
     yield MethodRecord("input_x_gradient", "captum.attr:InputXGradient", "input times gradient (Captum)")
     yield MethodRecord("integrated_gradients", "captum.attr:IntegratedGradients", "path integral of gradients (Captum)")

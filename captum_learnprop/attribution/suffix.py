@@ -1,0 +1,182 @@
+"""Run what comes after a layer of a model, again and again, without what comes before it.
+
+The model is run once. Later runs go through the same code, but every module that was finished before the layer is called
+gives back what it gave then; so does the layer itself, under a mask. What is written between modules is computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from zennit_rules.interpose import interpose
+
+from ..errors import LearnpropError
+
+
+@dataclass
+class _Kept:
+    """What a module gave in the one full run, call by call, and whether anything but kept modules reads it."""
+
+    values: list[Any] = field(default_factory=list)
+    read: list[bool] = field(default_factory=list)
+
+
+class Suffix:
+    """The part of a model behind a layer, for samples of one batch.
+
+    Args:
+        model: contains the layer.
+        layer: called once in a forward pass; returns a tensor.
+        inputs: positional arguments of the model.
+
+    Attributes:
+        activation: output of the layer, ``(B, ...)``.
+        output: of the model.
+
+    Raises:
+        LearnpropError: If the layer is no module of the model, is not called or is called several times, or returns no
+            tensor, or if running the rest alone gives another output than running all.
+    """
+
+    def __init__(self, model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        names = [name for name, module in model.named_modules() if module is layer]
+        if not names or layer is model:
+            raise LearnpropError(
+                f"layer {type(layer).__name__} is no module inside the model; pass model.<name> itself"
+            )
+        self.model, self.layer, self.name = model, layer, names[0]
+        self.inputs = inputs
+        around = {id(module) for module in model.modules() if layer in set(module.modules())} - {id(layer)}
+        self._others = [module for module in model.modules() if id(module) not in around]
+        self._kept: dict[nn.Module, _Kept] = {module: _Kept() for module in self._others}
+        with torch.no_grad():
+            self.output, self.activation = self._record()
+            again = self.run(lambda activation: activation, torch.arange(len(self.activation)))
+        if not torch.allclose(again, self.output, rtol=1e-3, atol=1e-5 * float(self.output.abs().max() + 1)):
+            raise LearnpropError(
+                f"running only what follows {self.name!r} gives another output than the whole model; the model's forward "
+                "pass depends on more than its inputs (on chance, on a state): call model.eval(), or choose another layer"
+            )
+
+    def _record(self) -> tuple[Tensor, Tensor]:
+        calls: list[Tensor] = []
+        depth = 0
+        readers = _Readers()
+
+        def around(module: nn.Module) -> Callable[..., Any]:
+            def run(call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+                nonlocal depth
+                before = not calls
+                if depth == 0 and not before:
+                    readers.note((args, kwargs))
+                outermost = depth == 0
+                depth += 1
+                readers.off += 1
+                try:
+                    result = call_next(*args, **kwargs)
+                    if outermost and before:  # what follows may change it in place
+                        copied = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, result)
+                finally:
+                    depth -= 1
+                    readers.off -= 1
+                if module is self.layer:
+                    if not isinstance(result, Tensor):
+                        raise LearnpropError(f"layer {self.name!r} returns a {type(result).__name__}, no tensor")
+                    calls.append(result)
+                if outermost and before:
+                    readers.made.append((self._kept[module], result, copied))
+                return result
+
+            return run
+
+        with _interposed(self._others, around), readers:
+            output = self.model(*self.inputs)
+        readers.note(output)
+        if len(calls) != 1:
+            raise LearnpropError(
+                f"layer {self.name!r} is called {len(calls)} times in a forward pass; choose one that is called once"
+            )
+        for kept, value, copied in readers.made:
+            kept.read.append(readers.reads(value))
+            kept.values.append(copied if kept.read[-1] else value)
+        return output.detach(), calls[0].detach()
+
+    def run(self, change: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
+        """Output of the model for some samples ``(R,)`` with the layer's output changed.
+
+        Args:
+            change: from the activation of those samples ``(R, ...)`` to what takes its place.
+            samples: indices into the batch.
+        """
+        batch = len(self.activation)
+        counts: dict[nn.Module, int] = {}
+        seen = False
+
+        def rows(value: Any) -> Any:
+            fits = isinstance(value, Tensor) and value.dim() and len(value) == batch
+            return value[samples.to(value.device)] if fits else value
+
+        def around(module: nn.Module) -> Callable[..., Any]:
+            kept = self._kept[module]
+
+            def run(call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+                nonlocal seen
+                if seen:
+                    return call_next(*args, **kwargs)
+                index = counts.get(module, 0)
+                counts[module] = index + 1
+                if module is self.layer:
+                    seen = True
+                    return change(self.activation[samples.to(self.activation.device)])
+                value = kept.values[index]
+                return tree_map(rows, value) if kept.read[index] else value
+
+            return run
+
+        used = [module for module in self._others if self._kept[module].values]
+        with _interposed(used, around):
+            output: Tensor = self.model(*map(rows, self.inputs))
+        return output
+
+
+class _Readers(TorchFunctionMode):
+    """Which tensors are read by functions outside of finished modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.off = 0
+        self.made: list[tuple[_Kept, Any, Any]] = []
+        self._read: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.off:
+            self.note((args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def note(self, values: Any) -> None:
+        """Tensors that are read; kept, so that their identity stays theirs."""
+        self._read.update((id(value), value) for value in tree_flatten(values)[0] if isinstance(value, Tensor))
+
+    def reads(self, values: Any) -> bool:
+        """Whether one of the tensors was read."""
+        return any(id(value) in self._read for value in tree_flatten(values)[0] if isinstance(value, Tensor))
+
+
+@contextmanager
+def _interposed(modules: list[nn.Module], around: Callable[[nn.Module], Callable[..., Any]]) -> Iterator[None]:
+    handles: list[Any] = []
+    try:
+        for module in modules:
+            handles.append(interpose(module, around(module)))
+        yield
+    finally:
+        for handle in reversed(handles):
+            handle.remove()

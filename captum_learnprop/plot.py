@@ -277,6 +277,38 @@ def _spread(wanted: Sequence[float], gap: float) -> list[float]:
     return places
 
 
+def area_curves(
+    areas: Tensor, preserved: Tensor, *, share: float | None = None, extremal: Tensor | None = None
+) -> Figure:
+    """How the preserved output grows with the area of extremal masks, a line per sample.
+
+    Args:
+        areas: ``(B, P)``, ascending; `ExtremalArea.curve_areas`.
+        preserved: ``(B, P)``, what of the reward is preserved; `ExtremalArea.curve`.
+        share: that was asked for, drawn as a line.
+        extremal: ``(B,)``, the smallest areas that suffice, drawn as points; NaN for none.
+
+    Raises:
+        PlotError: shapes that do not fit.
+    """
+    if areas.dim() != 2 or areas.shape != preserved.shape or not areas.numel():
+        raise PlotError(f"areas {tuple(areas.shape)} and preserved {tuple(preserved.shape)} must both be (B, P)")
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for row, (x, y) in enumerate(zip(_to_array(areas), _to_array(preserved), strict=True)):
+        colour = GROUP_COLOURS[row % len(GROUP_COLOURS)]
+        axes.plot(x, y, marker=".", color=colour, label=f"sample {row}")
+        at = float("nan") if extremal is None else float(extremal[row])
+        if np.isfinite(at):
+            axes.plot([at], [np.interp(at, x, y)], "o", color=colour, markerfacecolor="none", markersize=11)
+    if share is not None:
+        axes.axhline(share, color=HIGHLIGHT_COLOUR, linewidth=0.8, linestyle="--")
+    axes.set(xlabel="area of the mask", ylabel="share of the output that is preserved", xscale="log")
+    if len(areas) > 1:
+        axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
 def training_curves(rows: Sequence[Mapping[str, float]]) -> Figure:
     """Loss, its terms and the validation loss by step, the learning rate on a small axis below.
 

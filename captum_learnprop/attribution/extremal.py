@@ -59,13 +59,13 @@ class ExtremalArea:
 class ExtremalPerturbation(PerturbationAttribution):
     """The smooth mask of a given area that keeps the output highest (or, deleted, lowers it most).
 
-    For each sample and area ``a`` it maximises ``reward(model(x under m))`` over smooth masks ``m`` whose area is ``a``,
+    For each sample and area ``a`` it maximises ``reward(model(x under m))`` over smooth masks ``m`` of area ``a``,
     all samples and areas in one batch. Smooth masks are maxima of a kernel over a coarse grid (see `max_convolution`);
     the area is a penalty whose weight grows, in units of how far the output of this sample moves.
 
     Source: Fong, Patrick and Vedaldi, "Understanding Deep Networks via Extremal Perturbations and Smooth Masks", ICCV
     2019 (https://arxiv.org/abs/1910.08485). Written from its formulas; the step sizes, the schedule, the scale of the
-    reward, the stop, and the final levelling (mask values are bent so that the wanted share lies above one half) are ours.
+    reward, the stop, and the final levelling (values are bent so that the wanted share lies above one half) are ours.
 
     Warning:
         A mask is found *against* the model: it can be evidence that only this model sees. It says which region
@@ -118,14 +118,15 @@ class ExtremalPerturbation(PerturbationAttribution):
                 low; ``"dual"``: both.
             reward: ``"logit"``, ``"contrastive"`` (above the best other class), ``"probability"``, or a function
                 ``(output (R, ...), target of the rows) -> (R,)``.
-            perturbation: ``"blur"``, ``"fade"`` (to ``baselines``), or a function ``(inputs (R, ...), masks (R, 1,
+            perturbation: ``"blur"``, ``"fade"`` (to ``baselines``), ``"noise"`` (random colours, drawn anew at every
+                step: the mask cannot rely on its surroundings), or a function ``(inputs (R, ...), masks (R, 1,
                 *spatial)) -> (R, ...)``. None: fade where ``baselines`` are given or the input has no space, else blur.
             baselines: What fading ends at: number or tensor, or a tuple of one per input; 0 by default.
             n_steps: Steps at most; rows whose mask no longer gets better leave earlier.
             step: Distance of the mask's grid cells, as a fraction of the shorter side.
             sigma: Width of the mask's kernel, as a fraction of the shorter side.
             internal_batch_size: Rows (sample and area; twice as many inputs for ``"dual"``) that run together.
-            seed: For models that draw random numbers; 0 by default. The search draws none.
+            seed: Of ``"noise"``, and for models that draw random numbers; 0 by default.
             show_progress: Draw a progress bar.
             return_masks: Also return an `ExtremalMasks` with realised areas, rewards and steps.
 
@@ -139,7 +140,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         """
         tensors, rows = self._rows(
             inputs, target, additional_forward_args, variant, reward, perturbation, baselines, n_steps, step, sigma,
-            internal_batch_size,
+            internal_batch_size, seed,
         )  # fmt: skip
         wanted = checked_areas(areas, tensors[0])
         with quiet(self.model, seed):
@@ -175,7 +176,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         """The smallest area whose preserved output reaches a share of the original.
 
         The output counts from that of the input perturbed everywhere: an area suffices when ``(reward - empty) >= share
-        (original - empty)``. All areas are tried in one batch; then the gap between the smallest area that suffices and the
+        (original - empty)``. All areas are tried in one batch; then the gap between the smallest that suffices and the
         next smaller one is halved for every sample, each time starting from the smallest mask that suffices.
 
         Args:
@@ -204,7 +205,7 @@ class ExtremalPerturbation(PerturbationAttribution):
             raise LearnpropError(f"halvings must be an integer of at least 0, got {halvings!r}")
         tensors, rows = self._rows(
             inputs, target, additional_forward_args, "preserve", reward, perturbation, baselines, n_steps, step, sigma,
-            internal_batch_size,
+            internal_batch_size, seed,
         )  # fmt: skip
         ladder = checked_areas(areas, tensors[0]).unique()
         with quiet(self.model, seed):
@@ -227,6 +228,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         step: float,
         sigma: float,
         internal_batch_size: int | None,
+        seed: int | None,
     ) -> tuple[tuple[Tensor, ...], Rows]:
         """Checked inputs and the rows to search."""
         check_options(self.model, variant, n_steps, internal_batch_size)
@@ -238,7 +240,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         if len(ends) != len(tensors):
             raise LearnpropError(f"{len(ends)} baselines for {len(tensors)} inputs; give one for each")
         changed: list[Perturbation] = [
-            perturbation_of(perturbation, x, end) for x, end in zip(tensors, ends, strict=True)
+            perturbation_of(perturbation, x, end, seed or 0) for x, end in zip(tensors, ends, strict=True)
         ]
 
         def masked(masks: tuple[Tensor, ...], samples: Tensor) -> Tensor:
@@ -246,7 +248,10 @@ class ExtremalPerturbation(PerturbationAttribution):
             output: Tensor = self.forward_func(*inputs, *rows_of_arguments(additional, samples, len(tensors[0])))
             return output
 
-        rows = Rows(masked, spaces, len(tensors[0]), like, target, reward_of(reward), variant, internal_batch_size)
+        rows = Rows(
+            masked, spaces, len(tensors[0]), like, target, reward_of(reward), variant, internal_batch_size,
+            tuple(changed),
+        )  # fmt: skip
         return tensors, rows
 
 

@@ -14,7 +14,11 @@ from tqdm import tqdm
 from ..errors import LearnpropError
 from .mask_search import Found, search
 from .mask_spaces import MaskSpace
+from .perturbations import Perturbation
 from .rewards import Reward, rows_of_target
+
+DRAWS = 8
+"""Of a perturbation that draws, for the rewards of finished masks."""
 
 VARIANTS = ("preserve", "delete", "dual")
 
@@ -67,6 +71,7 @@ class Rows:
         reward: of the output.
         variant: one of `VARIANTS`.
         internal_batch_size: rows that are worked on together; all for None.
+        perturbations: begin to draw anew with every search; rewards in results are means over `DRAWS` of them.
     """
 
     masked: Masked
@@ -77,6 +82,7 @@ class Rows:
     reward: Reward
     variant: str
     internal_batch_size: int | None
+    perturbations: tuple[Perturbation, ...] = ()
 
     def of(self, masks: tuple[Tensor, ...], samples: Tensor) -> Tensor:
         """Reward of the variant ``(R,)``."""
@@ -108,8 +114,19 @@ class Rows:
         with torch.no_grad():
             for samples in self._together(torch.arange(self.samples, device=self.like.device)):
                 masks = tuple(self.like.new_full((len(samples), *space.shape), value) for space in self.spaces)
-                parts.append(self._plain(masks, samples).detach())
+                self._restart()
+                drawn = [self._plain(masks, samples).detach() for _ in range(self.draws)]
+                parts.append(torch.stack(drawn).mean(0))
         return torch.cat(parts)
+
+    @property
+    def draws(self) -> int:
+        """Draws that a reward is the mean of."""
+        return DRAWS if any(one.draws for one in self.perturbations) else 1
+
+    def _restart(self) -> None:
+        for one in self.perturbations:
+            one.restart()
 
     @property
     def chunk(self) -> int:
@@ -130,11 +147,13 @@ class Rows:
         # Rows come sample by sample, so the parts follow each other as they came.
         for at in self._together(samples):
             own = samples[at]
+            self._restart()
             parts.append(
                 search(
                     lambda masks, rows, own=own: self.of(masks, own[rows]),  # type: ignore[misc]
                     self.spaces, areas[at], like=self.like, n_steps=n_steps,
                     start=None if start is None else [values[at] for values in start], progress=progress,
+                    final_draws=self.draws,
                 )
             )  # fmt: skip
         return _joined(parts)

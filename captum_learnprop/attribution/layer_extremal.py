@@ -42,7 +42,7 @@ class ChannelSummary:
 class LayerExtremalPerturbation(LayerAttribution, PerturbationAttribution):
     """The channels (or the places) of a layer's output that keep the model's output highest.
 
-    A mask ``m (C,)`` multiplies the layer's output ``a``, ``m_c a_c`` (or fades it to ``baselines``), and is searched as
+    A mask ``m (C,)`` multiplies the layer's output ``a``, ``m_c a_c`` (or fades it to ``baselines``), and is found as
     in `ExtremalPerturbation`; channels have no order, so each has a value of its own. The model is run once; after that
     only what follows the layer.
 

@@ -1,10 +1,10 @@
 """The search for masks of given areas under which a reward is highest, many rows at once.
 
-Maximises ``reward(m) / scale - lambda R(m)`` by gradient steps on a mask's parameters, where ``R`` is the distance of the
-sorted mask from one of exactly the wanted area (Fong, Patrick and Vedaldi, ICCV 2019). ``scale`` is how far the reward
-of this row was seen to move, so that ``lambda`` means the same whatever the unit of the output. ``lambda`` grows: at
-first the reward orders the mask, in the end the area decides. A row whose energy no longer rises is done and leaves the
-batch. No row sees another.
+Maximises ``reward(m) / scale - lambda R(m)`` by gradient steps on a mask's parameters, where ``R`` is the distance of
+the sorted mask from one of exactly the wanted area (Fong, Patrick and Vedaldi, ICCV 2019). ``scale`` is how far the
+reward of this row was seen to move, so that ``lambda`` means the same whatever the unit of the output. It grows: at
+first the reward orders the mask, in the end the area decides. A row whose energy no longer rises is done and leaves
+the batch. No row sees another.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .mask_spaces import MaskSpace
 
-FIRST_LAMBDA, LAST_LAMBDA = 3.0, 300.0
+FIRST_LAMBDA, LAST_LAMBDA = 3.0, 1000.0
 RAMP = 0.48
 """Share of the steps in which lambda grows, geometrically."""
 
@@ -155,6 +155,7 @@ def search(
     n_steps: int,
     start: Sequence[Tensor] | None = None,
     progress: tqdm | None = None,
+    final_draws: int = 1,
 ) -> Found:
     """Masks of the wanted areas under which the reward is highest.
 
@@ -166,6 +167,7 @@ def search(
         n_steps: at most.
         start: parameters to start from; ones by default.
         progress: gets a tick for each step of a row.
+        final_draws: rewards that those of the result are the mean of.
     """
     count = len(areas)
     everything = torch.arange(count, device=like.device)
@@ -197,7 +199,7 @@ def search(
         ]
         for values in (*masks, *found):
             values[neutral] = areas[neutral].to(values).reshape(-1, *[1] * (values.dim() - 1))
-        rewards = reward(tuple(masks), everything).detach()
+        rewards = torch.stack([reward(tuple(masks), everything).detach() for _ in range(final_draws)]).mean(0)
         hard = torch.stack([(each > 0.5).flatten(1).double().mean(1) for each in masks], 1)
     return Found(tuple(masks), tuple(found), rewards, hard, steps, converged, neutral)
 
@@ -232,7 +234,7 @@ def _step(
     with torch.enable_grad():
         masks = tuple(space.masks(values) for space, values in zip(spaces, live, strict=True))
         rewards = reward(masks, state.rows)
-    to_masks = torch.autograd.grad(rewards.sum(), masks, materialize_grads=True)
+    to_masks = torch.autograd.grad(rewards, masks, torch.ones_like(rewards), materialize_grads=True)
     state.see(rewards.detach().to(state.low.dtype), to_masks)
     scale = torch.where(state.flat, torch.inf, state.scale)
     away = [

@@ -48,8 +48,8 @@ class FreeMasks(MaskSpace):
 class SmoothMasks(MaskSpace):
     """Smooth masks over one to three dimensions of space, see `max_convolution`.
 
-    Cells reach beyond the border as far as the kernel, so that pixels there are like others; masks are divided by that of
-    a grid of ones, so that it is exactly 1.
+    Cells reach beyond the border as far as the kernel, so that pixels there are like others; masks are divided by that
+    of a grid of ones, so that it is exactly 1.
 
     Args:
         shape: pixels.

@@ -1,9 +1,10 @@
-"""The soft max-convolution that makes masks smooth: every pixel gets the largest weighted cell of a coarse grid nearby.
+"""The soft max-convolution that makes masks smooth: every pixel gets the largest weighted cell of a grid nearby.
 
-For cells ``p`` and a kernel ``w``, ``v_k(u) = w(|u - cell_k|) p_k`` and ``m(u) = sum_k v_k e^(T v_k) / sum_k e^(T v_k)``
-over all cells ``k`` in a fixed window: the softmax-weighted maximum of Fong, Patrick and Vedaldi (ICCV 2019). The kernel
-has a compact support inside the window, so that masks have no jump where the window ends. Cells lie every ``step``
-pixels, so the weights repeat with that period: one tile of them for each cell of the window is all there is.
+For cells ``p`` and a kernel ``w``, ``v_k(u) = w(|u - cell_k|) p_k`` and ``m(u) = sum_k v_k e^(T v_k) / sum_k
+e^(T v_k)`` over all cells ``k`` in a fixed window: the softmax-weighted maximum of Fong, Patrick and Vedaldi (ICCV
+2019). The kernel has a compact support inside the window, so that masks have no jump where the window ends. Cells lie
+every ``step`` pixels, so the weights repeat with that period: a tile of them for each cell of the window is all there
+is.
 """
 
 from __future__ import annotations

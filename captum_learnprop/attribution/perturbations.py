@@ -13,13 +13,25 @@ from torch import Tensor
 from ..errors import LearnpropError
 from ..evaluation.maps import smooth
 
+STRONGEST = 0.5
+"""Largest standard deviation of `Noise`, as a share of a channel's range."""
+
 LEVELS = 8
 BLUR_SIGMA = 20 / 224
 """Of the strongest blur, as a fraction of the shorter side."""
 
 
 class Perturbation(ABC):
-    """One input ``(B, C, *spatial)`` or ``(B, F)`` with what takes its place."""
+    """One input ``(B, C, *spatial)`` or ``(B, F)`` with what takes its place.
+
+    Attributes:
+        draws: whether what takes the place is drawn anew at every call.
+    """
+
+    draws = False
+
+    def restart(self) -> None:  # noqa: B027 - most draw nothing
+        """Begin to draw from the start again."""
 
     @abstractmethod
     def __call__(self, masks: Tensor, rows: Tensor) -> Tensor:
@@ -101,6 +113,43 @@ def _levels(masks: Tensor, table: Tensor, rows: Tensor) -> tuple[Tensor, Tensor,
     return F.embedding(index, table), F.embedding(index + pixels, table), place - level
 
 
+class Noise(Perturbation):
+    """Where the mask is 0 stands a random colour with noise, drawn anew at every call, in the range of each channel.
+
+    No fixed surrounding can be used by the mask to make evidence of its own shape: what it keeps must work in any. All
+    samples see the same numbers, so that none depends on the others.
+
+    Args:
+        inputs: ``(B, C, *spatial)`` or ``(B, F)``.
+        seed: of the draws.
+    """
+
+    draws = True
+
+    def __init__(self, inputs: Tensor, seed: int = 0) -> None:
+        self.inputs, self.seed = inputs, seed
+        space = tuple(range(2, inputs.dim()))
+        low, high = (
+            (inputs.amin(space, True), inputs.amax(space, True)) if space else inputs.aminmax(dim=1, keepdim=True)
+        )
+        self.low, self.width = low, high - low
+        self.restart()
+
+    def restart(self) -> None:
+        """See `Perturbation.restart`."""
+        self._generator = torch.Generator().manual_seed(self.seed)
+
+    def __call__(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """See `Perturbation.__call__`. All rows of a call get the same numbers."""
+        shape = tuple(self.inputs.shape[1:])
+        colour = torch.rand(shape[0], *[1] * (len(shape) - 1), generator=self._generator)
+        strength = STRONGEST * torch.rand((), generator=self._generator)
+        fill = (colour + strength * torch.randn(shape, generator=self._generator)).clamp(0.0, 1.0).to(self.inputs)
+        if self.inputs.dim() > 2:
+            masks = masks[:, None]
+        return torch.lerp(self.low[rows] + self.width[rows] * fill, self.inputs[rows], masks.to(self.inputs.dtype))
+
+
 class Own(Perturbation):
     """A perturbation of the user's: ``(inputs (R, ...), masks (R, 1, *spatial) or (R, F)) -> (R, ...)``."""
 
@@ -117,13 +166,15 @@ class Own(Perturbation):
         return changed
 
 
-def perturbation_of(kind: Any, inputs: Tensor, baseline: Any) -> Perturbation:
+def perturbation_of(kind: Any, inputs: Tensor, baseline: Any, seed: int = 0) -> Perturbation:
     """A perturbation of one input.
 
     Args:
-        kind: ``"blur"``, ``"fade"``, a function, or None: fade where a baseline is given or there is no space, else blur.
+        kind: ``"blur"``, ``"fade"``, ``"noise"``, a function, or None: fade where a baseline is given or there is no
+            space, else blur.
         inputs: ``(B, C, *spatial)`` or ``(B, F)``.
         baseline: what fading ends at; None for 0.
+        seed: of ``"noise"``.
 
     Raises:
         LearnpropError: For an unknown kind, a blur without space, or a baseline that is not faded to.
@@ -138,6 +189,10 @@ def perturbation_of(kind: Any, inputs: Tensor, baseline: Any) -> Perturbation:
         if inputs.dim() < 3:
             raise LearnpropError(f"perturbation='blur' needs (B, C, *spatial), got {tuple(inputs.shape)}; use 'fade'")
         return Blur(inputs)
+    if kind == "noise":
+        return Noise(inputs, seed)
     if not callable(kind):
-        raise LearnpropError(f"unknown perturbation {kind!r}; choose 'blur', 'fade' or a function (inputs, masks)")
+        raise LearnpropError(
+            f"unknown perturbation {kind!r}; choose 'blur', 'fade', 'noise' or a function (inputs, masks)"
+        )
     return Own(inputs, kind)

@@ -1,7 +1,8 @@
 """Run what comes after a layer of a model, again and again, without what comes before it.
 
-The model is run once. Later runs go through the same code, but every module that was finished before the layer is called
-gives back what it gave then; so does the layer itself, under a mask. What is written between modules is computed again.
+The model is run once. Later runs go through the same code, but every module that was finished before the layer is
+called gives back what it gave then; so does the layer itself, under a mask. What is written between modules is
+computed again.
 """
 
 from __future__ import annotations
@@ -49,9 +50,7 @@ class Suffix:
     def __init__(self, model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         names = [name for name, module in model.named_modules() if module is layer]
         if not names or layer is model:
-            raise LearnpropError(
-                f"layer {type(layer).__name__} is no module inside the model; pass model.<name> itself"
-            )
+            raise LearnpropError(f"layer {type(layer).__name__} is no module inside the model; pass model.<name>")
         self.model, self.layer, self.name = model, layer, names[0]
         self.inputs = inputs
         around = {id(module) for module in model.modules() if layer in set(module.modules())} - {id(layer)}
@@ -62,8 +61,8 @@ class Suffix:
             again = self.run(lambda activation: activation, torch.arange(len(self.activation)))
         if not torch.allclose(again, self.output, rtol=1e-3, atol=1e-5 * float(self.output.abs().max() + 1)):
             raise LearnpropError(
-                f"running only what follows {self.name!r} gives another output than the whole model; the model's forward "
-                "pass depends on more than its inputs (on chance, on a state): call model.eval(), or choose another layer"
+                f"running only what follows {self.name!r} gives another output than the whole model; its forward "
+                "pass depends on more than its inputs (chance, a state): call model.eval(), or choose another layer"
             )
 
     def _record(self) -> tuple[Tensor, Tensor]:

@@ -290,7 +290,10 @@ def test_occlusion_of_a_linear_model_by_hand(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in HAND_MADE if name not in ("SmoothGrad", "LayerCAM, early layer")])
-def test_the_map_of_an_image_does_not_depend_on_its_batch(name: str, images: Tensor, targets: Tensor) -> None:
+def test_the_map_of_an_image_does_not_depend_on_its_batch(
+    name: str, images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captum_learnprop.evaluation.hand_made.EXTREMAL_STEPS", 3)
     model = make()
     explain = hand_made(name).build(model)
     together = explain(images, targets)

@@ -52,7 +52,7 @@ class Found:
         rewards: of the masks, ``(R,)``.
         areas: share of each input's mask above one half, ``(R, inputs)``.
         steps: taken, ``(R,)``.
-        converged: whether the energy stopped rising, ``(R,)`` bool.
+        converged: whether the energy stopped rising, ``(R,)`` bool; of drawn rewards, whether all steps were taken.
         neutral: rows whose reward does not depend on the mask: theirs is the wanted area everywhere, ``(R,)`` bool.
     """
 
@@ -110,6 +110,7 @@ class _State:
     pull: Tensor
     energy: Tensor
     since: Tensor
+    seen: Tensor
     best: list[Tensor]
 
     def keep(self, which: Tensor) -> None:
@@ -135,6 +136,12 @@ class _State:
         self.size = torch.maximum(self.size, rewards.abs())
         pull = torch.stack([each.flatten(1).abs().sum(1) for each in to_masks]).sum(0)
         self.pull = torch.maximum(self.pull, pull.to(self.pull))
+
+    def average(self, energy: Tensor, *, settled: bool) -> None:
+        """Keep the mean of the parameters since lambda stopped growing: where rewards are drawn, the highest is luck."""
+        self.seen = self.seen + 1 if settled else torch.ones_like(self.seen)
+        for kept, values in zip(self.best, self.parameters, strict=True):
+            kept.lerp_(values.detach(), 1.0 / float(self.seen[0]))
 
     def judge(self, energy: Tensor, *, settled: bool) -> None:
         """Keep the parameters of the highest energy since lambda stopped growing; before that, the last ones."""
@@ -167,7 +174,8 @@ def search(
         n_steps: at most.
         start: parameters to start from; ones by default.
         progress: gets a tick for each step of a row.
-        final_draws: rewards that those of the result are the mean of.
+        final_draws: rewards that those of the result are the mean of. More than one: rewards are drawn, so all steps are
+            taken and masks are made from mean parameters.
     """
     count = len(areas)
     everything = torch.arange(count, device=like.device)
@@ -179,7 +187,7 @@ def search(
     ramp = max(1, round(share * n_steps))
     for step in range(n_steps):
         weight = first * (LAST_LAMBDA / first) ** min(1.0, step / ramp)
-        _step(reward, spaces, areas[state.rows], state, weight, settled=step >= ramp)
+        _step(reward, spaces, areas[state.rows], state, weight, settled=step >= ramp, drawn=final_draws > 1)
         steps[state.rows] += 1
         if progress is not None:
             progress.update(len(state.rows))
@@ -192,7 +200,7 @@ def search(
             if not len(state.rows):
                 break
     if len(state.rows):
-        _file(found, converged, neutral, state, torch.ones_like(state.rows, dtype=torch.bool), ended=False)
+        _file(found, converged, neutral, state, torch.ones_like(state.rows, dtype=torch.bool), ended=final_draws > 1)
     with torch.no_grad():
         masks = [
             _levelled(space.masks(values), ones_of(areas, space)) for space, values in zip(spaces, found, strict=True)
@@ -223,12 +231,20 @@ def _first(
         pull=torch.zeros_like(nothing),
         energy=torch.full_like(nothing, -torch.inf),
         since=torch.zeros(count, dtype=torch.long, device=like.device),
+        seen=torch.zeros(count, dtype=torch.long, device=like.device),
         best=[each.detach().clone() for each in start],
     )
 
 
 def _step(
-    reward: Rewards, spaces: Sequence[MaskSpace], areas: Tensor, state: _State, weight: float, *, settled: bool
+    reward: Rewards,
+    spaces: Sequence[MaskSpace],
+    areas: Tensor,
+    state: _State,
+    weight: float,
+    *,
+    settled: bool,
+    drawn: bool,
 ) -> None:
     live = [values.requires_grad_() for values in state.parameters]
     with torch.enable_grad():
@@ -250,7 +266,8 @@ def _step(
     gradients = torch.autograd.grad(masks, live, downhill)
     distance = torch.stack([gap.flatten(1).square().mean(1) for gap in away]).mean(0)
     with torch.no_grad():
-        state.judge(rewards.detach() / scale - weight * distance, settled=settled)
+        keep = state.average if drawn else state.judge
+        keep(rewards.detach() / scale - weight * distance, settled=settled)
         for values, speed, gradient in zip(state.parameters, state.speed, gradients, strict=True):
             speed.mul_(MOMENTUM).add_(gradient)
             values.requires_grad_(False).add_(speed, alpha=-RATE).clamp_(0.0, 1.0)

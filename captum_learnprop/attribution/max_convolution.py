@@ -154,7 +154,8 @@ class _MaxConvolution(torch.autograd.Function):
                 torch.exp(v, out=e)
                 torch.addcmul(level[:, on], slope[:, on], v, out=v)
                 v.mul_(e)
-                pulled = torch.matmul(tiles.weights[tap, on], v)
+                weights = tiles.weights[tap, None, None, on].expand(len(v), 1, -1)
+                pulled = torch.bmm(weights, v)
                 _view(out, offset, tiles.reach, shape).add_(pulled.reshape(len(pulled), *shape))
         return found, None
 

@@ -138,7 +138,7 @@ class _State:
         self.pull = torch.maximum(self.pull, pull.to(self.pull))
 
     def average(self, energy: Tensor, *, settled: bool) -> None:
-        """Keep the mean of the parameters since lambda stopped growing: where rewards are drawn, the highest is luck."""
+        """Keep the mean of the parameters since lambda stopped growing: of drawn rewards the highest is luck."""
         self.seen = self.seen + 1 if settled else torch.ones_like(self.seen)
         for kept, values in zip(self.best, self.parameters, strict=True):
             kept.lerp_(values.detach(), 1.0 / float(self.seen[0]))
@@ -174,8 +174,8 @@ def search(
         n_steps: at most.
         start: parameters to start from; ones by default.
         progress: gets a tick for each step of a row.
-        final_draws: rewards that those of the result are the mean of. More than one: rewards are drawn, so all steps are
-            taken and masks are made from mean parameters.
+        final_draws: rewards that those of the result are the mean of. More than one: rewards are drawn, so all steps
+            are taken and masks are made from mean parameters.
     """
     count = len(areas)
     everything = torch.arange(count, device=like.device)

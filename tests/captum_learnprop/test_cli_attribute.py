@@ -243,6 +243,13 @@ class TestOutput:
         with Image.open(tmp_path / "out" / "overlays" / "0.png.png") as overlay:
             assert overlay.size == (SIZE, SIZE)
 
+    def test_extremal_masks(self, images: Path, tmp_path: Path) -> None:
+        options = ("--target", "2", "--steps", "30")
+        assert attribute(images, tmp_path / "out", *options, method="extremal_perturbation").exit_code == 0
+        masks = attributions(tmp_path / "out")
+        assert masks.shape == (5, 1, SIZE, SIZE)
+        assert 0 <= masks.min() < masks.max() <= 1
+
     def test_files_for_virelay(self, images: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         assert attribute(images, out, "--dataset-file").exit_code == 0

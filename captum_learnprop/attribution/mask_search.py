@@ -10,7 +10,7 @@ the batch. No row sees another.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -65,21 +65,18 @@ class Found:
     neutral: Tensor
 
 
-def area_distance(masks: Tensor, ones: Tensor) -> Tensor:
-    """Mean squared distance of each sorted mask ``(R, N)`` from zeros followed by ``ones (R,)`` ones: ``(R,)``.
+def away_from_area(masks: Tensor, ones: Tensor) -> Tensor:
+    """Masks ``(R, N)`` minus what their area wants them to be: 1 where the ``ones (R,)`` highest values are, else 0.
 
-    Values that tie with the largest of the zeros are all drawn to 0: a constant mask is drawn down evenly.
+    The mean of its square is ``R``. Values that tie with the largest of the zeros are all drawn to 0: a constant mask is
+    drawn down evenly.
     """
-    return (masks - _wanted(masks.detach(), ones)).square().mean(1)
-
-
-def _wanted(masks: Tensor, ones: Tensor) -> Tensor:
     edge = masks.new_full((len(masks), 1), -1.0)
     for count in ones.unique().tolist():
         rows = ones == count
         if count < masks.shape[1]:
             edge[rows] = masks[rows].kthvalue(masks.shape[1] - count, dim=1, keepdim=True).values
-    return (masks > edge).to(masks.dtype)
+    return masks - (masks > edge).to(masks.dtype)
 
 
 def ones_of(areas: Tensor, space: MaskSpace) -> Tensor:
@@ -110,14 +107,16 @@ class _State:
     pull: Tensor
     energy: Tensor
     since: Tensor
-    seen: Tensor
     best: list[Tensor]
+    averaged: int = 0
 
     def keep(self, which: Tensor) -> None:
         """Go on with some rows."""
-        for one in fields(self):
-            value = getattr(self, one.name)
-            setattr(self, one.name, [each[which] for each in value] if isinstance(value, list) else value[which])
+        for name, value in vars(self).items():
+            if isinstance(value, list):
+                setattr(self, name, [each[which] for each in value])
+            elif isinstance(value, Tensor):
+                setattr(self, name, value[which])
 
     @property
     def scale(self) -> Tensor:
@@ -137,11 +136,11 @@ class _State:
         pull = torch.stack([each.flatten(1).abs().sum(1) for each in to_masks]).sum(0)
         self.pull = torch.maximum(self.pull, pull.to(self.pull))
 
-    def average(self, energy: Tensor, *, settled: bool) -> None:
+    def average(self, *, settled: bool) -> None:
         """Keep the mean of the parameters since lambda stopped growing: of drawn rewards the highest is luck."""
-        self.seen = self.seen + 1 if settled else torch.ones_like(self.seen)
+        self.averaged = self.averaged + 1 if settled else 1
         for kept, values in zip(self.best, self.parameters, strict=True):
-            kept.lerp_(values.detach(), 1.0 / float(self.seen[0]))
+            kept.lerp_(values.detach(), 1.0 / self.averaged)
 
     def judge(self, energy: Tensor, *, settled: bool) -> None:
         """Keep the parameters of the highest energy since lambda stopped growing; before that, the last ones."""
@@ -231,7 +230,6 @@ def _first(
         pull=torch.zeros_like(nothing),
         energy=torch.full_like(nothing, -torch.inf),
         since=torch.zeros(count, dtype=torch.long, device=like.device),
-        seen=torch.zeros(count, dtype=torch.long, device=like.device),
         best=[each.detach().clone() for each in start],
     )
 
@@ -254,7 +252,7 @@ def _step(
     state.see(rewards.detach().to(state.low.dtype), to_masks)
     scale = torch.where(state.flat, torch.inf, state.scale)
     away = [
-        each.detach() - _wanted(each.detach().flatten(1), ones_of(areas, space)).reshape(each.shape)
+        away_from_area(each.detach().flatten(1), ones_of(areas, space)).reshape(each.shape)
         for each, space in zip(masks, spaces, strict=True)
     ]
     # The energy's derivative in units of what the area alone moves: a value is drawn by 2 (m - wanted), whatever
@@ -266,8 +264,10 @@ def _step(
     gradients = torch.autograd.grad(masks, live, downhill)
     distance = torch.stack([gap.flatten(1).square().mean(1) for gap in away]).mean(0)
     with torch.no_grad():
-        keep = state.average if drawn else state.judge
-        keep(rewards.detach() / scale - weight * distance, settled=settled)
+        if drawn:
+            state.average(settled=settled)
+        else:
+            state.judge(rewards.detach() / scale - weight * distance, settled=settled)
         for values, speed, gradient in zip(state.parameters, state.speed, gradients, strict=True):
             speed.mul_(MOMENTUM).add_(gradient)
             values.requires_grad_(False).add_(speed, alpha=-RATE).clamp_(0.0, 1.0)

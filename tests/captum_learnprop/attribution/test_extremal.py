@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from untouched import assert_untouched, snapshot
 
 import captum_learnprop as cl
-from captum_learnprop.attribution.mask_search import area_distance
+from captum_learnprop.attribution.mask_search import away_from_area
 from captum_learnprop.attribution.perturbations import Blur, Fade, Noise
 from captum_learnprop.attribution.rewards import contrastive, probability
 from captum_learnprop.evaluation.maps import smooth
@@ -193,18 +193,18 @@ def test_extremal_area_is_that_of_the_disc_and_its_curve_is_drawn() -> None:
     assert bool(never.area.isnan().all())
 
 
-def test_area_distance_is_that_of_the_sorted_mask() -> None:
+def test_distance_from_an_area_is_that_of_the_sorted_mask() -> None:
     masks = torch.rand(3, 50, dtype=torch.float64, requires_grad=True)
     ones = torch.tensor([1, 10, 50])
     for row, count in enumerate(ones.tolist()):
         wanted = torch.cat([torch.zeros(50 - count), torch.ones(count)]).double()
         expected = (masks[row].sort().values - wanted).square().mean()
-        ours = area_distance(masks[row : row + 1], ones[row : row + 1]).sum()
+        ours = away_from_area(masks[row : row + 1], ones[row : row + 1]).square().mean()
         torch.testing.assert_close(ours, expected)
         for a, b in zip(torch.autograd.grad(ours, masks), torch.autograd.grad(expected, masks), strict=True):
             torch.testing.assert_close(a, b)
     flat = torch.full((1, 8), 0.5, requires_grad=True)  # ties are drawn down evenly
-    (pull,) = torch.autograd.grad(area_distance(flat, torch.tensor([2])).sum(), flat)
+    (pull,) = torch.autograd.grad(away_from_area(flat, torch.tensor([2])).square().mean(), flat)
     assert torch.equal(pull, torch.full((1, 8), 0.125))
 
 

@@ -68,8 +68,8 @@ class Found:
 def away_from_area(masks: Tensor, ones: Tensor) -> Tensor:
     """Masks ``(R, N)`` minus what their area wants them to be: 1 where the ``ones (R,)`` highest values are, else 0.
 
-    The mean of its square is ``R``. Values that tie with the largest of the zeros are all drawn to 0: a constant mask is
-    drawn down evenly.
+    The mean of its square is ``R``. Values that tie with the largest of the zeros are all drawn to 0: a constant mask
+    is drawn down evenly.
     """
     edge = masks.new_full((len(masks), 1), -1.0)
     for count in ones.unique().tolist():

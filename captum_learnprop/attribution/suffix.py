@@ -58,11 +58,14 @@ class Suffix:
         self._kept: dict[nn.Module, _Kept] = {module: _Kept() for module in self._others}
         with torch.no_grad():
             self.output, self.activation = self._record()
-            again = self.run(lambda activation: activation, torch.arange(len(self.activation)))
+            # In another order, so that what is not of the samples but happens to have as many rows is noticed.
+            order = torch.arange(len(self.activation)).flip(0)
+            again = self.run(lambda activation: activation, order).flip(0)
         if not torch.allclose(again, self.output, rtol=1e-3, atol=1e-5 * float(self.output.abs().max() + 1)):
             raise LearnpropError(
                 f"running only what follows {self.name!r} gives another output than the whole model; its forward "
-                "pass depends on more than its inputs (chance, a state): call model.eval(), or choose another layer"
+                "pass depends on more than each sample (chance, a state, the batch): call model.eval(), or choose another "
+                "layer"
             )
 
     def _record(self) -> tuple[Tensor, Tensor]:

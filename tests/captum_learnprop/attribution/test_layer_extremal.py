@@ -151,6 +151,26 @@ def test_changes_in_place_between_modules_are_made_once() -> None:
         torch.testing.assert_close(suffix.run(lambda a: a, torch.arange(3)), model(x))
 
 
+class Table(nn.Module):
+    """A module gives a table that is not of the samples, with as many rows as the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(2, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = self.table(torch.arange(2))
+        return self.layer(x) @ keys.T
+
+
+def test_a_table_with_as_many_rows_as_the_batch_is_noticed() -> None:
+    model = Table()
+    with pytest.raises(ValueError, match="depends on more than each sample"):
+        Suffix(model, model.layer, (torch.randn(2, 4),))
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(Suffix(model, model.layer, (x,)).output, model(x))
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +188,7 @@ def test_layers_that_cannot_be_cut_at_are_named() -> None:
         cl.LayerExtremalPerturbation(model, nn.ReLU()).attribute(x, 0)
     random = nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.5), nn.Linear(64, 3))
     with (
-        pytest.raises(ValueError, match=r"call model.eval\(\), or choose another layer"),
+        pytest.raises(ValueError, match=r"call model.eval\(\), or choose another"),
         pytest.warns(UserWarning, match="training mode"),
     ):
         cl.LayerExtremalPerturbation(random, random[0]).attribute(x, 0)

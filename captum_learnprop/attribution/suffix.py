@@ -64,8 +64,8 @@ class Suffix:
         if not torch.allclose(again, self.output, rtol=1e-3, atol=1e-5 * float(self.output.abs().max() + 1)):
             raise LearnpropError(
                 f"running only what follows {self.name!r} gives another output than the whole model; its forward "
-                "pass depends on more than each sample (chance, a state, the batch): call model.eval(), or choose another "
-                "layer"
+                "pass depends on more than each sample (chance, a state, the batch): call model.eval(), or choose "
+                "another layer"
             )
 
     def _record(self) -> tuple[Tensor, Tensor]:

@@ -188,7 +188,7 @@ def test_layers_that_cannot_be_cut_at_are_named() -> None:
         cl.LayerExtremalPerturbation(model, nn.ReLU()).attribute(x, 0)
     random = nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.5), nn.Linear(64, 3))
     with (
-        pytest.raises(ValueError, match=r"call model.eval\(\), or choose another"),
+        pytest.raises(ValueError, match=r"call model.eval\(\), or choose another layer"),
         pytest.warns(UserWarning, match="training mode"),
     ):
         cl.LayerExtremalPerturbation(random, random[0]).attribute(x, 0)

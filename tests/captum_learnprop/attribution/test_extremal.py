@@ -96,7 +96,7 @@ def test_sixteen_images_and_four_areas_equal_singles(perturbation: str) -> None:
     model, x = net(), torch.randn(16, 2, 20, 24)
     targets, areas = torch.arange(16) % 4, [0.05, 0.1, 0.2, 0.4]
     method = cl.ExtremalPerturbation(model)
-    options: dict[str, Any] = {"areas": areas, "n_steps": 25, "perturbation": perturbation}
+    options: dict[str, Any] = {"areas": areas, "n_steps": 12, "perturbation": perturbation}
     before = snapshot(model, x)
     together = method.attribute(x, targets, **options)
     assert together.shape == (16, 4, 20, 24)
@@ -170,16 +170,16 @@ def test_a_constant_model_and_a_zero_reward_end_in_a_warning_and_a_neutral_mask(
 
 
 def test_extremal_area_is_that_of_the_disc_and_its_curve_is_drawn() -> None:
-    size = 40
+    size = 32
     model = Visible(size)
     disc = float(disc_of(size).float().mean())
     found = cl.ExtremalPerturbation(model).extremal_area(
-        torch.ones(2, 1, size, size), [0, 0], share=0.9, perturbation="fade", areas=(0.02, 0.05, 0.2)
+        torch.ones(2, 1, size, size), [0, 0], share=0.9, perturbation="fade", areas=(0.02, 0.08), halvings=2
     )
     assert torch.equal(found.area[0], found.area[1])
     assert 0.9 * disc <= float(found.area[0]) <= 1.3 * disc
     assert found.mask[0].shape == (2, 1, size, size)
-    assert found.curve.shape == found.curve_areas.shape == (2, 6)
+    assert found.curve.shape == found.curve_areas.shape == (2, 4)
     assert bool((found.curve_areas.diff(dim=1) >= 0).all())
     at = int((found.curve_areas[0] - found.area[0]).abs().argmin())
     assert float(found.curve[0, at]) >= 0.9

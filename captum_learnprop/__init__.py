@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from . import evaluation as evaluation
     from . import plugins as plugins
     from . import training as training
+    from .attribution.attention_maps import AttentionMap as AttentionMap
+    from .attribution.attention_maps import AttentionRollout as AttentionRollout
+    from .attribution.attention_maps import GenericAttention as GenericAttention
+    from .attribution.cdam import CDAM as CDAM
+    from .attribution.cdam import IntegratedCDAM as IntegratedCDAM
+    from .attribution.cdam import SmoothCDAM as SmoothCDAM
+    from .attribution.concepts import Concept as Concept
+    from .attribution.concepts import Embedding as Embedding
     from .attribution.deep_lift import LearnedDeepLift as LearnedDeepLift
     from .attribution.extremal import ExtremalArea as ExtremalArea
     from .attribution.extremal import ExtremalPerturbation as ExtremalPerturbation
@@ -23,6 +31,8 @@ if TYPE_CHECKING:
     from .attribution.lrp import LearnedLRP as LearnedLRP
     from .attribution.stock_lrp import attach_rules as attach_rules
     from .attribution.stock_lrp import detach_rules as detach_rules
+    from .attribution.token_ablation import TokenAblation as TokenAblation
+    from .attribution.token_attribution import PatchReadingWarning as PatchReadingWarning
     from .errors import LearnpropError as LearnpropError
     from .training.masks import AreaMask as AreaMask
     from .training.masks import MaxMask as MaxMask
@@ -40,10 +50,17 @@ _HOMES = {
     "Agreement": "training.objectives",
     "Area": "training.terms",
     "AreaMask": "training.masks",
+    "AttentionMap": "attribution.attention_maps",
+    "AttentionRollout": "attribution.attention_maps",
+    "CDAM": "attribution.cdam",
     "ClassContrast": "training.terms",
+    "Concept": "attribution.concepts",
+    "Embedding": "attribution.concepts",
     "ExtremalArea": "attribution.extremal",
     "ExtremalMasks": "attribution.extremal_rows",
     "ExtremalPerturbation": "attribution.extremal",
+    "GenericAttention": "attribution.attention_maps",
+    "IntegratedCDAM": "attribution.cdam",
     "LayerExtremalPerturbation": "attribution.layer_extremal",
     "LearnedDeepLift": "attribution.deep_lift",
     "LearnedGuidedBackprop": "attribution.guided_backprop",
@@ -54,9 +71,12 @@ _HOMES = {
     "Necessity": "training.terms",
     "NeutralMaskWarning": "attribution.extremal_rows",
     "OcclusionRegression": "training.terms",
+    "PatchReadingWarning": "attribution.token_attribution",
     "RandomizationContrast": "training.terms",
     "RuleTrainer": "training.trainer",
+    "SmoothCDAM": "attribution.cdam",
     "Sufficiency": "training.terms",
+    "TokenAblation": "attribution.token_ablation",
     "TotalVariation": "training.terms",
     "attach_rules": "attribution.stock_lrp",
     "detach_rules": "attribution.stock_lrp",
@@ -64,13 +84,20 @@ _HOMES = {
 _ROOMS = ("evaluation", "plugins", "training")
 
 __all__ = [
+    "CDAM",
     "Agreement",
     "Area",
     "AreaMask",
+    "AttentionMap",
+    "AttentionRollout",
     "ClassContrast",
+    "Concept",
+    "Embedding",
     "ExtremalArea",
     "ExtremalMasks",
     "ExtremalPerturbation",
+    "GenericAttention",
+    "IntegratedCDAM",
     "LayerExtremalPerturbation",
     "LearnedDeepLift",
     "LearnedGuidedBackprop",
@@ -81,9 +108,12 @@ __all__ = [
     "Necessity",
     "NeutralMaskWarning",
     "OcclusionRegression",
+    "PatchReadingWarning",
     "RandomizationContrast",
     "RuleTrainer",
+    "SmoothCDAM",
     "Sufficiency",
+    "TokenAblation",
     "TotalVariation",
     "attach_rules",
     "detach_rules",

@@ -6,6 +6,10 @@ Without ``--architecture`` or ``--task`` it trains all of them, one after the ot
 (scikit-learn bundles the digits). A net sees new scenes in every epoch, made from the training digits only; the
 accuracies it prints are those of scenes made from digits it has never seen.
 
+The vision transformer learns next to nothing from labels of whole scenes alone. In the first part of its training its
+patch tokens therefore learn the digits they lie on as well (as in *token labelling*, Jiang et al., NeurIPS 2021); what
+predicts them is thrown away.
+
 With ``--start`` it goes on from weights written before:
 
     python examples/train_reference_nets.py --architecture vgg --task digits --start FIRST --epochs 10 --lr 2e-3
@@ -20,6 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -31,11 +36,16 @@ from captum_learnprop.evaluation.reference_nets import (
     FORMAT_VERSION,
     OUTPUT_OF_TASK,
     TASK_OF_FAMILY,
+    TRANSFORMER_TASK,
+    TRANSFORMERS,
     WIDTH_OF_TASK,
+    ViTLike,
     load,
     weights_metadata,
 )
-from captum_learnprop.evaluation.scenes import Scenes, make_scenes
+from captum_learnprop.evaluation.scenes import NUM_CLASSES, Scenes, make_scenes
+
+NETS: dict[str, Callable[[float], nn.Module]] = {**ARCHITECTURES, **TRANSFORMERS}
 
 
 @dataclass(frozen=True)
@@ -49,8 +59,17 @@ class Schedule:
 
 
 SCHEDULE_OF_TASK = {"digits": Schedule(1100, 18), "patch": Schedule(2000, 10), "parts": Schedule(2000, 12)}
-SCHEDULE_OF_NET = {("vgg", "digits"): Schedule(1400, 30, batch_size=64, lr=3e-3)}
+SCHEDULE_OF_NET = {
+    ("vgg", "digits"): Schedule(1400, 30, batch_size=64, lr=3e-3),
+    ("vit", "digits"): Schedule(1400, 70, batch_size=32, lr=8e-4),
+}
 """Of nets that learn nothing by the schedule of their task."""
+
+HELPED = 0.5
+"""Share of the epochs in which a transformer's tokens learn what lies on them."""
+
+HELP_WEIGHT = 5.0
+"""Of their loss, which is small because most tokens see no digit."""
 
 
 def main() -> None:
@@ -58,7 +77,9 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     for task in options.task or OUTPUT_OF_TASK:
-        for architecture in options.architecture or ARCHITECTURES:
+        for architecture in options.architecture or NETS:
+            if architecture in TRANSFORMERS and task != TRANSFORMER_TASK:
+                continue
             default = SCHEDULE_OF_NET.get((architecture, task), SCHEDULE_OF_TASK[task])
             given = {name: getattr(options, name) for name in ("scenes", "epochs", "batch_size", "lr")}
             schedule = replace(default, **{name: value for name, value in given.items() if value is not None})
@@ -68,7 +89,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architecture", choices=ARCHITECTURES, action="append", help="may be repeated")
+    parser.add_argument("--architecture", choices=NETS, action="append", help="may be repeated")
     parser.add_argument("--task", choices=OUTPUT_OF_TASK, action="append", help="may be repeated")
     parser.add_argument("--start", type=Path, help="weights of the same net to go on from, instead of random ones")
     parser.add_argument("--out", type=Path, default=Path("weights"), help="folder")
@@ -86,7 +107,7 @@ def train_and_write(architecture: str, task: str, schedule: Schedule, options: a
     """One net: train it, measure what will be stored, store it."""
     print(f"{architecture}-{task}", flush=True)
     torch.manual_seed(options.seed)
-    net = ARCHITECTURES[architecture](WIDTH_OF_TASK[task])
+    net = NETS[architecture](WIDTH_OF_TASK[task])
     if options.start is not None:
         net.load_state_dict(load(architecture, task, path=options.start).state_dict())
     train(net, task, schedule, options.seed)
@@ -113,24 +134,55 @@ def train(net: nn.Module, task: str, schedule: Schedule, seed: int) -> None:
         F.binary_cross_entropy_with_logits if OUTPUT_OF_TASK[task] == "sigmoid" else F.cross_entropy
     )
     net.train().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=schedule.lr, weight_decay=1e-2)
+    helper = TokenLabels(net) if isinstance(net, ViTLike) else None
+    parameters = [*net.parameters(), *(helper.parameters() if helper else [])]
+    optimizer = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=1e-2)
     steps = schedule.epochs * -(-schedule.scenes * len(families(task)) // schedule.batch_size)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=schedule.lr, total_steps=steps, pct_start=0.15)
     start = time.perf_counter()
     for epoch in range(schedule.epochs):
-        images, labels = epoch_data(task, schedule.scenes, seed=seed + 1000 * epoch)
-        total = 0.0
+        images, labels, places = epoch_data(task, schedule.scenes, seed=seed + 1000 * epoch)
+        helps = helper is not None and epoch < HELPED * schedule.epochs
+        total = helped = 0.0
         for batch in torch.randperm(len(images)).split(schedule.batch_size):
             loss = loss_function(net(images[batch]), labels[batch])
+            total += loss.item() * len(batch)
+            if helper is not None and helps:
+                help_loss = helper.loss(places[batch])
+                loss = loss + HELP_WEIGHT * help_loss
+                helped += help_loss.item() * len(batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             rate.step()
-            total += loss.item() * len(batch)
-        print(
-            f"  epoch {epoch + 1:2d}  loss {total / len(images):.4f}  {time.perf_counter() - start:.0f} s", flush=True
-        )
+        beside = f"  of tokens {helped / len(images):.4f}" if helps else ""
+        seconds = time.perf_counter() - start
+        print(f"  epoch {epoch + 1:2d}  loss {total / len(images):.4f}{beside}  {seconds:.0f} s", flush=True)
+    if helper is not None:
+        helper.remove()
     net.eval()
+
+
+class TokenLabels(nn.Module):
+    """Predicts from each patch token of a transformer which digits lie on it."""
+
+    def __init__(self, net: ViTLike) -> None:
+        super().__init__()
+        encoder = net.transformer.encoder
+        self.predict = nn.Linear(net.transformer.hidden_dim, NUM_CLASSES)
+        self.tokens = torch.empty(0)
+        self._handle = encoder.ln.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.tokens = output[:, 1:]
+
+    def loss(self, places: Tensor) -> Tensor:
+        """Binary cross-entropy against ``places (B, 10, 8, 8)``, of the tokens of the last forward pass."""
+        return F.binary_cross_entropy_with_logits(self.predict(self.tokens), places.flatten(2).transpose(1, 2))
+
+    def remove(self) -> None:
+        """Leave the transformer as it was."""
+        self._handle.remove()
 
 
 def families(task: str) -> list[str]:
@@ -138,8 +190,8 @@ def families(task: str) -> list[str]:
     return [family for family, known in TASK_OF_FAMILY.items() if known == task]
 
 
-def epoch_data(task: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images ``(families * count, 3, 64, 64)`` and labels ``(families * count, 10)``, as many of each family.
+def epoch_data(task: str, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images ``(n, 3, 64, 64)``, labels ``(n, 10)`` and places ``(n, 10, 8, 8)`` of classes, as many of each family.
 
     Every second figure lacks a part, so that the net knows figures with a part removed, as in *FunnyBirds*.
     """
@@ -150,7 +202,16 @@ def epoch_data(task: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
         assert drawn[0].without is not None
         drawn[0].images[rows] = drawn[0].without[rows, missing]
     images = torch.cat([scenes.images for scenes in drawn]).contiguous(memory_format=torch.channels_last)
-    return images, torch.cat([scenes.labels for scenes in drawn])
+    return images, torch.cat([scenes.labels for scenes in drawn]), torch.cat([places_of(scenes) for scenes in drawn])
+
+
+def places_of(scenes: Scenes) -> Tensor:
+    """Which classes cover at least a tenth of a patch of 8 x 8 pixels, ``(n, 10, 8, 8)``."""
+    covered = F.avg_pool2d(scenes.masks.float(), 8)
+    places = covered.new_zeros(len(covered), NUM_CLASSES, 8, 8)
+    if covered.shape[1] == scenes.targets.shape[1]:
+        places.scatter_reduce_(1, scenes.targets[:, :, None, None].expand_as(covered), covered, "amax")
+    return (places > 0.1).float()
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ dispatcher, so that the order of removal does not matter.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -94,3 +95,21 @@ def interpose(module: torch.nn.Module, around: Around) -> Interposed:
         module.__dict__["forward"] = dispatcher
     dispatcher.layers.append(around)
     return Interposed(module, around)
+
+
+@contextmanager
+def interposed(modules: Iterable[torch.nn.Module], around: Callable[[torch.nn.Module], Around]) -> Iterator[None]:
+    """Run ``around(module)`` whenever one of the modules is called, and take it away at the end.
+
+    Args:
+        modules: each once.
+        around: makes what is run, see `interpose`.
+    """
+    handles: list[Interposed] = []
+    try:
+        for module in modules:
+            handles.append(interpose(module, around(module)))
+        yield
+    finally:
+        for handle in reversed(handles):
+            handle.remove()

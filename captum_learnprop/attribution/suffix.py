@@ -7,8 +7,7 @@ computed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from zennit_rules.interpose import interpose
+from zennit_rules.interpose import interposed
 
 from ..errors import LearnpropError
 
@@ -99,7 +98,7 @@ class Suffix:
 
             return run
 
-        with _interposed(self._others, around), readers:
+        with interposed(self._others, around), readers:
             output = self.model(*self.inputs)
         readers.note(output)
         if len(calls) != 1:
@@ -144,7 +143,7 @@ class Suffix:
             return run
 
         used = [module for module in self._others if self._kept[module].values]
-        with _interposed(used, around):
+        with interposed(used, around):
             output: Tensor = self.model(*map(rows, self.inputs))
         return output
 
@@ -170,15 +169,3 @@ class _Readers(TorchFunctionMode):
     def reads(self, values: Any) -> bool:
         """Whether one of the tensors was read."""
         return any(id(value) in self._read for value in tree_flatten(values)[0] if isinstance(value, Tensor))
-
-
-@contextmanager
-def _interposed(modules: list[nn.Module], around: Callable[[nn.Module], Callable[..., Any]]) -> Iterator[None]:
-    handles: list[Any] = []
-    try:
-        for module in modules:
-            handles.append(interpose(module, around(module)))
-        yield
-    finally:
-        for handle in reversed(handles):
-            handle.remove()

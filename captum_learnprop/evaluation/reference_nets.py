@@ -1,7 +1,8 @@
-"""Small trained nets of three architectures, shipped for benchmarks, demonstrations and tests on the scenes.
+"""Small trained nets, shipped for benchmarks, demonstrations and tests on the scenes.
 
 Each architecture asks something else of a method: a plain stack of modules (``"vgg"``), additions and ReLU modules
-that are used twice (``"resnet"``), concatenated branches and ReLU calls that are no modules (``"inception"``).
+that are used twice (``"resnet"``), concatenated branches and ReLU calls that are no modules (``"inception"``). The
+vision transformer (``"vit"``) knows the digits only.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.scenes import NUM_CLASSES
@@ -200,6 +202,31 @@ class Convolution(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
+class ViTLike(nn.Module):
+    """torchvision's vision transformer: a stem of convolutions, 8 x 8 patches and a class token in five blocks.
+
+    Maps images ``(B, 3, 64, 64)`` in [0, 1] to ten logits ``(B, 10)``; 630 thousand parameters.
+
+    Args:
+        width: factor on the number of channels.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        dimension = 4 * round(24 * width)
+        stem = [ConvStemConfig(dimension // share, kernel_size=3, stride=2) for share in (4, 2, 1)]
+        self.normalize = Normalize()
+        self.transformer = VisionTransformer(
+            image_size=64, patch_size=8, num_layers=5, num_heads=4, hidden_dim=dimension, mlp_dim=4 * dimension,
+            num_classes=NUM_CLASSES, conv_stem_configs=stem,
+        )  # fmt: skip
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
+        logits: Tensor = self.transformer(self.normalize(images))
+        return logits
+
+
 def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
@@ -211,6 +238,11 @@ ARCHITECTURES: dict[str, type[VggLike] | type[ResNetLike] | type[InceptionLike]]
 }
 """Net classes by the name that `load` and the weights files use."""
 
+TRANSFORMERS: dict[str, type[ViTLike]] = {"vit": ViTLike}
+"""The same for nets that know `TRANSFORMER_TASK` only."""
+
+TRANSFORMER_TASK = "digits"
+
 
 def load(
     architecture: str, task: str, *, device: torch.device | str = "cpu", path: str | Path | None = None
@@ -218,8 +250,9 @@ def load(
     """A trained net in evaluation mode, float32.
 
     Args:
-        architecture: ``"vgg"``, ``"resnet"`` or ``"inception"``.
-        task: ``"digits"``, ``"patch"`` or ``"parts"``; `TASK_OF_FAMILY` tells which one a scene family needs.
+        architecture: ``"vgg"``, ``"resnet"``, ``"inception"`` or ``"vit"``.
+        task: ``"digits"``, ``"patch"`` or ``"parts"`` (``"vit"``: digits alone); `TASK_OF_FAMILY` tells which one
+            a scene family needs.
         device: where the parameters are put.
         path: a weights file of this architecture and task, written by ``examples/train_reference_nets.py``;
             None is the shipped one.
@@ -240,7 +273,7 @@ def load(
         found = f"{metadata.get('architecture')}-{metadata.get('task')}"
         raise WeightsError(f"weights file does not hold {name} but {found}")
     try:
-        net = ARCHITECTURES[architecture](float(metadata.get("width", "nan")))
+        net = {**ARCHITECTURES, **TRANSFORMERS}[architecture](float(metadata.get("width", "nan")))
         net.load_state_dict(tensors)
     except (RuntimeError, ValueError) as error:
         raise WeightsError(f"weights file does not hold {name}: {error}") from error
@@ -258,7 +291,8 @@ def weights_file(architecture: str, task: str) -> Path:
     Raises:
         LearnpropError: there is no such architecture or task.
     """
-    for kind, name, known in (("architecture", architecture, ARCHITECTURES), ("task", task, OUTPUT_OF_TASK)):
+    tasks = (TRANSFORMER_TASK,) if architecture in TRANSFORMERS else tuple(OUTPUT_OF_TASK)
+    for kind, name, known in (("architecture", architecture, (*ARCHITECTURES, *TRANSFORMERS)), ("task", task, tasks)):
         if name not in known:
             raise LearnpropError(f"unknown {kind} {name!r} of a reference net; choose one of {', '.join(known)}")
     return Path(__file__).parent / "assets" / f"{architecture}_{task}.safetensors"

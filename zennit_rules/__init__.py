@@ -1,6 +1,7 @@
 """Trainable propagation rules for Zennit: gates, rules, composites and rule sets."""
 
 from .activation import LearnedActivation
+from .attention import LearnedSecant, MixedGate, ProductGate
 from .canonizers import MergeBatchNormPairs, SkipCanonizer, batch_norm_pairs, canonizers_for
 from .composites import (
     LearnedComposite,
@@ -21,6 +22,7 @@ from .rescale import LearnedRescale, RescaleMaxPool, RescaleSoftmax, reference_p
 from .ruleset import RuleSet
 from .sites import Site, SiteTracker
 from .streams import Fusion, attribute
+from .transformer import LearnedAttnLRP, LearnedTransformer
 
 __all__ = [
     "ChannelGate",
@@ -31,6 +33,7 @@ __all__ = [
     "Gate",
     "LearnedActivation",
     "LearnedAlphaBeta",
+    "LearnedAttnLRP",
     "LearnedBox",
     "LearnedComposite",
     "LearnedDeepLift",
@@ -41,9 +44,13 @@ __all__ = [
     "LearnedGuidedBackprop",
     "LearnedMaxPool",
     "LearnedRescale",
+    "LearnedSecant",
+    "LearnedTransformer",
     "MergeBatchNormPairs",
+    "MixedGate",
     "PoolGate",
     "PositionGate",
+    "ProductGate",
     "QuadrantGate",
     "RescaleMaxPool",
     "RescaleSoftmax",

@@ -102,8 +102,8 @@ class Site:
 
     Attributes:
         name: ``<module path>`` or ``<module path>#k``.
-        kind: ``"activation"``, ``"pooling"``, ``"linear"``, ``"first"`` (a linear layer with the box rule) or
-            ``"softmax"``.
+        kind: ``"activation"``, ``"pooling"``, ``"linear"``, ``"first"`` (a linear layer with the box rule),
+            ``"softmax"``, ``"norm"`` or ``"product"``.
         function: Module type, e.g. ``"ReLU"``.
         shape: Shape of the pre-activation when the rule set was built, batch first.
         channel_dim: Dimension of ``shape`` that counts channels.
@@ -282,6 +282,7 @@ class SiteTracker(Canonizer):
         self._handles: list[Interposed | RemovableHandleList] = []
         self._stand_ins: dict[str, nn.Module] = {}
         self._calls: dict[str, int] = {}
+        self._modules: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
         self._stack: list[tuple[str, bool]] = []
         self._channel_last: dict[int, weakref.ref[Tensor]] = {}
         self._thread = 0
@@ -308,6 +309,7 @@ class SiteTracker(Canonizer):
         self.root = weakref.ref(root)
         for path, module in root.named_modules():
             self.paths[id(module)] = path
+            self._modules[path] = module
             site = is_site(module)
             if site or _may_matter(module):
                 self._handles.append(interpose(module, partial(self._run_module, path, module, site)))
@@ -320,6 +322,7 @@ class SiteTracker(Canonizer):
         self._handles.clear()
         self._stand_ins.clear()
         self.paths.clear()
+        self._modules.clear()
         self.root = None
 
     @property
@@ -339,6 +342,16 @@ class SiteTracker(Canonizer):
                     "module and build the rule set for that"
                 )
             return path
+        k = self._calls.get(path, 0)
+        self._calls[path] = k + 1
+        return f"{path}#{k}" if k else path
+
+    def call_of(self, name: str, *types: type[nn.Module]) -> str:
+        """Name this call of a function: after the module being run if it is one of some types, else inside it."""
+        path = self._stack[-1][0] if self._stack else ""
+        module = self._modules.get(path)
+        if module is None or type(module) not in types:
+            path = f"{path}.{name}".lstrip(".")
         k = self._calls.get(path, 0)
         self._calls[path] = k + 1
         return f"{path}#{k}" if k else path

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from zennit_rules.attention import ATTENTION, SOFTMAX, attention_of
 from zennit_rules.interpose import interposed
+from zennit_rules.written_attention import ATTENTION, SOFTMAX, attention_of
 
 from ..errors import LearnpropError
 

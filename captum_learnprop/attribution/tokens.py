@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from zennit_rules.attention import ATTENTION, SOFTMAX
 from zennit_rules.interpose import interposed
+from zennit_rules.written_attention import ATTENTION, SOFTMAX
 
 from ..errors import LearnpropError
 

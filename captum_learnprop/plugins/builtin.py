@@ -31,6 +31,16 @@ def learnprop_composites() -> Iterable[CompositeRecord]:
         "LRP with trainable rules at linear layers and gates at activations",
     )
     yield CompositeRecord(
+        "learned_transformer",
+        "zennit_rules.transformer:LearnedTransformer",
+        "trainable rules of norms, attention, products and activations, started at the gradient",
+    )
+    yield CompositeRecord(
+        "learned_attnlrp",
+        "zennit_rules.transformer:LearnedAttnLRP",
+        "the same, started at AttnLRP",
+    )
+    yield CompositeRecord(
         "learned_deeplift",
         "zennit_rules.deep_lift:LearnedDeepLift",
         "DeepLIFT's rescale rule with trainable gates at every activation",
@@ -98,6 +108,22 @@ def learnprop_methods() -> Iterable[MethodRecord]:
         "extremal_perturbation",
         "captum_learnprop.attribution.extremal:ExtremalPerturbation",
         "smooth mask of a tenth of the input under which the output is highest",
+    )
+    where = "captum_learnprop.attribution"
+    yield MethodRecord("cdam", f"{where}.cdam:CDAM", "class-discriminative attention map of a vision transformer")
+    yield MethodRecord("smooth_cdam", f"{where}.cdam:SmoothCDAM", "mean of CDAMs at noisy tokens")
+    yield MethodRecord("integrated_cdam", f"{where}.cdam:IntegratedCDAM", "integrated gradients in token space")
+    yield MethodRecord(
+        "attention_map", f"{where}.attention_maps:AttentionMap", "what the class token attends to in the last layer"
+    )
+    yield MethodRecord(
+        "attention_rollout", f"{where}.attention_maps:AttentionRollout", "attention multiplied over layers"
+    )
+    yield MethodRecord(
+        "generic_attention", f"{where}.attention_maps:GenericAttention", "relevance through attention of all layers"
+    )
+    yield MethodRecord(
+        "token_ablation", f"{where}.token_ablation:TokenAblation", "fall of the output without each token"
     )
     yield MethodRecord("saliency", "captum.attr:Saliency", "gradient of the output (Captum)")
     yield MethodRecord("input_x_gradient", "captum.attr:InputXGradient", "input times gradient (Captum)")

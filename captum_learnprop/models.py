@@ -97,7 +97,7 @@ def reference_net(
 
     Args:
         argument: ``"<architecture>-<task>"``, such as ``"resnet-digits"``: one of vgg, resnet, inception, and
-            one of digits, patch, parts.
+            one of digits, patch, parts; or ``"vit-digits"``.
         weights: Nothing; the weights ship with the package.
         checkpoint: A file written by ``examples/train_reference_nets.py``, in place of the shipped one.
 
@@ -107,6 +107,7 @@ def reference_net(
     from captum_learnprop.evaluation import reference_nets
 
     known = [f"{kind}-{task}" for kind in reference_nets.ARCHITECTURES for task in reference_nets.OUTPUT_OF_TASK]
+    known += [f"{kind}-{reference_nets.TRANSFORMER_TASK}" for kind in reference_nets.TRANSFORMERS]
     if argument is None:
         raise LearnpropError("which reference net? Name it as in 'reference:resnet-digits'")
     if argument not in known:

@@ -140,10 +140,13 @@ class _Insert:
     Args:
         change: from the attention's input ``(R, N, D)`` to what takes its place.
         enable_grad: whether gradients are recorded from there on, to the end of the caller's ``no_grad``.
+        rows: number of first tokens whose output is needed; all by default.
     """
 
-    def __init__(self, change: Callable[[Tensor], Tensor], *, enable_grad: bool = False) -> None:
-        self.change, self.enable_grad = change, enable_grad
+    def __init__(
+        self, change: Callable[[Tensor], Tensor], *, enable_grad: bool = False, rows: int | None = None
+    ) -> None:
+        self.change, self.enable_grad, self.rows = change, enable_grad, rows
         self._made: tuple[Tensor, Tensor] | None = None
 
     def around(self, module: nn.Module) -> Callable[..., Any]:
@@ -156,7 +159,11 @@ class _Insert:
                 torch.set_grad_enabled(True)
             new = self.change(old)
             args, kwargs = with_tokens(old, new, args, kwargs)
+            if self.rows is not None and type(module) is nn.MultiheadAttention and module.batch_first and args:
+                args = (args[0][:, : self.rows], *args[1:])  # queries beyond those are nobody's
             result = call_next(*args, **kwargs)
+            if self.rows is not None:
+                result = first_rows(result, self.rows)
             if self._made is None:
                 self._made = new, result[0] if isinstance(result, (tuple, list)) else result
             return result
@@ -175,6 +182,13 @@ class _Insert:
                 "anew if the model has changed"
             )
         return self._made
+
+
+def first_rows(result: Any, rows: int) -> Any:
+    """The first tokens of what an attention gave."""
+    if isinstance(result, (tuple, list)):
+        return type(result)((result[0][:, :rows], *result[1:]))
+    return result[:, :rows]
 
 
 @dataclass(frozen=True)
@@ -225,22 +239,51 @@ class _Repeated(CDAM):
 class _Tail:
     """What follows the input of an attention.
 
+    If the head reads prefix tokens only, what the last attention gives to patches is nobody's: then the rest of the
+    block is run for the prefix alone, which is found out by trying.
+
     Attributes:
         tokens: that input, ``(B, N, D)``.
     """
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, place: int, given: tuple[Any, ...]) -> None:
-        self.attention = anatomy.attentions[place]
+        self.attention, self.block = anatomy.attentions[place], anatomy.blocks[place]
         seen = _Insert(lambda tokens: tokens)
         with interposed([self.attention], seen.around):
             self.suffix = Suffix(model, anatomy.sources[place], given)
         self.tokens = seen.made(self.attention)[0].detach()
+        self.rows: int | None = anatomy.prefix or None
+        last = place == len(anatomy.attentions) - 1
+        if not (last and self.block is not self.attention and self._rows_suffice()):
+            self.rows = None
+
+    def _rows_suffice(self) -> bool:
+        first = torch.zeros(1, dtype=torch.long, device=self.tokens.device)
+        try:
+            with torch.no_grad():
+                short = self.run(self.tokens[:1], first)[0]
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return False
+        whole = self.suffix.output[:1]
+        return short.shape == whole.shape and torch.allclose(
+            short, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max())
+        )
 
     def run(self, tokens: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs of the model and the attention for some samples ``(R,)`` with other tokens ``(R, N, D)``."""
-        insert = _Insert(lambda _: tokens)
-        with interposed([self.attention], insert.around):
+        insert = _Insert(lambda _: tokens, rows=self.rows)
+        short = [] if self.rows is None else [self.block]
+        with interposed([self.attention], insert.around), interposed(short, self._shorten):
             return self.suffix.run(lambda activation: activation, samples), insert.made(self.attention)[1]
+
+    def _shorten(self, block: nn.Module) -> Callable[..., Any]:
+        def run(call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            stream = tokens_of(args, kwargs)
+            if stream is not None:
+                args, kwargs = with_tokens(stream, stream[:, : self.rows], args, kwargs)
+            return call_next(*args, **kwargs)
+
+        return run
 
 
 def _target_of(target: Any, samples: Tensor) -> Any:

@@ -58,7 +58,8 @@ class LearnedPropagation(GradientAttribution):
     Args:
         model: The model; returned untouched from every call.
         composite: Name of a trainable composite: ``"learned_gradient"``, ``"learned_guided_backprop"``,
-            ``"learned_epsilon_gamma_box"`` (LRP) or ``"learned_deeplift"``.
+            ``"learned_epsilon_gamma_box"`` (LRP), ``"learned_deeplift"``, ``"learned_transformer"`` or
+            ``"learned_attnlrp"``.
         rules: A `RuleSet`, or the path of a saved one.
         gate: Name or class of the gates to learn: ``"element"``, ``"position"``, ``"channel"``, ``"quadrant"``,
             ``"feature"``.

@@ -308,6 +308,8 @@ def _attribute_options(request: Request, method: Any) -> dict[str, Any]:
     parameters = inspect.signature(method.attribute).parameters
     if "seed" in parameters:
         options["seed"] = request.seed
+    if "output" in parameters and parameters["output"].default == "patches":  # methods for tokens
+        options["output"] = "input"
     if "abs" in parameters:  # captum's Saliency drops the sign unless told otherwise
         options["abs"] = False
     return options

@@ -349,7 +349,8 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
     "--composite",
     default="learned_gradient",
     metavar="NAME",
-    help="Rules: learned_gradient, learned_guided_backprop, learned_epsilon_gamma_box (LRP) or learned_deeplift.",
+    help="Rules: learned_gradient, learned_guided_backprop, learned_epsilon_gamma_box (LRP), learned_deeplift, and for "
+    "transformers learned_transformer or learned_attnlrp.",
 )
 @click.option(
     "--rule-option",
@@ -431,8 +432,8 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     torchrun --nproc-per-node N -m captum_learnprop.cli train ...
 
     Rule options of learned_epsilon_gamma_box: conv, dense, first, gamma, negative, beta, epsilon, low, high, strength,
-    learn_bounds, per, bias, split, stabilizer, merge. Of learned_deeplift: baseline. The composites' docstrings explain
-    them.
+    learn_bounds, per, bias, split, stabilizer, merge. Of learned_deeplift: baseline. Of learned_transformer and
+    learned_attnlrp: mix, product. The composites' docstrings explain them.
     """
     if debug:
         ctx.ensure_object(dict)["debug"] = True

@@ -1,5 +1,6 @@
 """Measuring attributions: scenes with known ground truth, and scores of localisation, faithfulness and sanity."""
 
+from captum_learnprop.evaluation.box_sensitivity import box_sensitivity, compactness
 from captum_learnprop.evaluation.conservation import Conservation, conservation, measure_conservation
 from captum_learnprop.evaluation.difull import DiFull, difull_score, mosaic
 from captum_learnprop.evaluation.digits_net import DigitsNet
@@ -32,7 +33,7 @@ from captum_learnprop.evaluation.randomization import (
     random_logit,
     randomized,
 )
-from captum_learnprop.evaluation.reference_nets import InceptionLike, ResNetLike, VggLike
+from captum_learnprop.evaluation.reference_nets import InceptionLike, ResNetLike, VggLike, ViTLike
 from captum_learnprop.evaluation.road import road, road_curve
 from captum_learnprop.evaluation.scenes import Questions, SceneError, Scenes, make_scenes
 from captum_learnprop.evaluation.similarity import spearman, ssim
@@ -49,9 +50,12 @@ __all__ = [
     "SceneError",
     "Scenes",
     "VggLike",
+    "ViTLike",
     "as_quantus_explain_func",
     "average_precision",
+    "box_sensitivity",
     "class_auc",
+    "compactness",
     "complexity_rise",
     "conservation",
     "deletion",

@@ -154,6 +154,10 @@ def learnprop_metrics() -> Iterable[MetricRecord]:
     yield MetricRecord("grid_pointing", f"{where}.localization:grid_pointing", "share of the mass in the own cell")
     yield MetricRecord("difull", f"{where}.difull:difull_score", "mass in the only cell that a head can see")
     yield MetricRecord("morf_lerf_area", f"{where}.faithfulness:morf_lerf_area", "area between both removal orders")
+    yield MetricRecord(
+        "box_sensitivity", f"{where}.box_sensitivity:box_sensitivity", "sum in random boxes against the output's fall"
+    )
+    yield MetricRecord("compactness", f"{where}.box_sensitivity:compactness", "share of values near zero")
     yield MetricRecord("road", f"{where}.road:road", "output while relevant pixels are replaced by their neighbours")
     yield MetricRecord("conservation", f"{where}.conservation:conservation", "share of relevance reaching the input")
     where = f"{where}.randomization"
@@ -169,5 +173,7 @@ def learnprop_models() -> Iterable[ModelRecord]:
     yield ModelRecord("torchvision", f"{where}:torchvision_model", "classification models, as torchvision:<name>")
     yield ModelRecord("digits_cnn", f"{where}:digits_cnn", "the small digit classifier that ships with the package")
     yield ModelRecord(
-        "reference", f"{where}:reference_net", "shipped nets, as reference:<vgg|resnet|inception>-<digits|patch|parts>"
+        "reference",
+        f"{where}:reference_net",
+        "shipped nets, as reference:<vgg|resnet|inception>-<digits|patch|parts> or reference:vit-digits",
     )

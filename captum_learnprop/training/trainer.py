@@ -186,7 +186,8 @@ class RuleTrainer:
     Args:
         model: in evaluation mode; maps images ``(B, C, *spatial)`` to ``(B, classes)``. It comes back untouched.
         composite: name of a trainable composite: ``"learned_gradient"``, ``"learned_guided_backprop"``,
-            ``"learned_epsilon_gamma_box"`` (LRP) or ``"learned_deeplift"``.
+            ``"learned_epsilon_gamma_box"`` (LRP), ``"learned_deeplift"``, and for transformers
+            ``"learned_transformer"`` or ``"learned_attnlrp"``.
         gate: name or class of the gates; they must be shared by all samples (``"channel"``, ``"quadrant"``,
             ``"feature"``), or ``"none"`` where the composite has other rules to learn: those of linear layers in LRP.
         objective: a `terms.Term` or a weighted sum of them, by default the `terms.OcclusionRegression` of `usual`; an

@@ -250,6 +250,15 @@ class TestOutput:
         assert masks.shape == (5, 1, SIZE, SIZE)
         assert 0 <= masks.min() < masks.max() <= 1
 
+    @pytest.mark.parametrize("method", ["cdam", "smooth_cdam", "generic_attention", "attention_map"])
+    def test_maps_of_tokens_have_the_size_of_the_images(self, images: Path, tmp_path: Path, method: str) -> None:
+        options = ("--size", "64", "--target", "2")
+        result = attribute(images, tmp_path / "out", *options, method=method, model="reference:vit-digits")
+        assert result.exit_code == 0, result.output
+        found = attributions(tmp_path / "out")
+        assert found.shape == (5, 1, 64, 64)
+        assert abs(found).max() > 0
+
     def test_files_for_virelay(self, images: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         assert attribute(images, out, "--dataset-file").exit_code == 0

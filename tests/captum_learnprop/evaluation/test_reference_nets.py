@@ -20,9 +20,12 @@ from captum_learnprop.evaluation.reference_nets import (
     ARCHITECTURES,
     OUTPUT_OF_TASK,
     TASK_OF_FAMILY,
+    TRANSFORMER_TASK,
+    TRANSFORMERS,
     InceptionLike,
     ResNetLike,
     VggLike,
+    ViTLike,
     WeightsError,
     load,
     weights_file,
@@ -31,6 +34,7 @@ from captum_learnprop.evaluation.reference_nets import (
 from captum_learnprop.evaluation.scenes import FAMILIES, Scenes, make_scenes
 
 NETS = [(architecture, task) for architecture in ARCHITECTURES for task in OUTPUT_OF_TASK]
+NETS += [(architecture, TRANSFORMER_TASK) for architecture in TRANSFORMERS]
 
 FLOORS = {"digits": 0.94, "pairs": 0.91, "grid": 0.84, "patch": 0.97, "parts": 0.93}
 """Lowest share of right scenes among a few hundred: what training reached, less the noise of the sample."""
@@ -80,6 +84,12 @@ class TestArchitectures:
         assert sizes[0] < 300_000
         assert sizes[1] < 80_000
 
+    def test_the_transformer_has_a_class_token_and_eight_by_eight_patches(self) -> None:
+        net = ViTLike()
+        assert sum(value.numel() for value in net.parameters()) < 650_000
+        assert net.transformer.encoder.pos_embedding.shape == (1, 65, 96)
+        assert net.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
+
 
 class TestShipped:
     @pytest.mark.parametrize(("architecture", "task"), NETS)
@@ -99,7 +109,7 @@ class TestShipped:
         assert (metadata["architecture"], metadata["task"]) == (architecture, task)
 
     def test_is_small_and_float32_once_loaded(self) -> None:
-        assert sum(weights_file(*net).stat().st_size for net in NETS) < 3_500_000
+        assert sum(weights_file(*net).stat().st_size for net in NETS) < 5_000_000
         net = load("resnet", "patch")
         assert {value.dtype for value in net.parameters()} == {torch.float32}
 

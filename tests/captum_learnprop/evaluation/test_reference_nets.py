@@ -191,7 +191,9 @@ class TestTraining:
 
 class TestRefusals:
     def test_unknown_names(self) -> None:
-        with pytest.raises(LearnpropError, match=r"unknown architecture 'vit' .* choose one of vgg, resnet, inception"):
+        with pytest.raises(
+            LearnpropError, match=r"unknown architecture 'bert' .* choose one of vgg, resnet, inception, vit"
+        ):
             load("vit", "digits")
         with pytest.raises(LearnpropError, match=r"unknown task 'cats' .* choose one of digits, patch, parts"):
             weights_metadata("vgg", "cats")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .attribution.layer_extremal import LayerExtremalPerturbation as LayerExtremalPerturbation
     from .attribution.learned import LearnedPropagation as LearnedPropagation
     from .attribution.lrp import LearnedLRP as LearnedLRP
+    from .attribution.rect_grad import RectGrad as RectGrad
     from .attribution.stock_lrp import attach_rules as attach_rules
     from .attribution.stock_lrp import detach_rules as detach_rules
     from .attribution.token_ablation import TokenAblation as TokenAblation
@@ -73,6 +74,7 @@ _HOMES = {
     "OcclusionRegression": "training.terms",
     "PatchReadingWarning": "attribution.token_attribution",
     "RandomizationContrast": "training.terms",
+    "RectGrad": "attribution.rect_grad",
     "RuleTrainer": "training.trainer",
     "SmoothCDAM": "attribution.cdam",
     "Sufficiency": "training.terms",
@@ -110,6 +112,7 @@ __all__ = [
     "OcclusionRegression",
     "PatchReadingWarning",
     "RandomizationContrast",
+    "RectGrad",
     "RuleTrainer",
     "SmoothCDAM",
     "Sufficiency",

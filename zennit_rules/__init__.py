@@ -16,6 +16,7 @@ from .errors import RuleError, RuleWarning
 from .gates import ChannelGate, ElementGate, FeatureGate, Gate, PositionGate, QuadrantGate, register_gate
 from .linear import LearnedAlphaBeta, LearnedBox, LearnedEpsilon, LearnedGamma
 from .pooling import LearnedMaxPool, PoolGate
+from .rect_grad import ProportionalPool, RectGate, RectGrad, RectGradComposite
 from .registry import composite_class, register_composite
 from .relevance import unkept_nodes
 from .rescale import LearnedRescale, RescaleMaxPool, RescaleSoftmax, reference_pass
@@ -51,7 +52,11 @@ __all__ = [
     "PoolGate",
     "PositionGate",
     "ProductGate",
+    "ProportionalPool",
     "QuadrantGate",
+    "RectGate",
+    "RectGrad",
+    "RectGradComposite",
     "RescaleMaxPool",
     "RescaleSoftmax",
     "RuleError",

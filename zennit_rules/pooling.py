@@ -58,7 +58,7 @@ def _dims(module: nn.Module) -> int:
     return next(n for n, cls in enumerate(POOLING_TYPES, start=1) if isinstance(module, cls))
 
 
-class _Windows:
+class Windows:
     """The windows of a max-pool, as one strided view per offset inside the window."""
 
     def __init__(self, module: Any, z_shape: torch.Size, out_shape: torch.Size) -> None:
@@ -165,7 +165,7 @@ class PoolCall(SiteCall):
             return exact
         z = saved[0].to(g.dtype)
         scale = _spread(z).reshape(shape)
-        windows = _Windows(self.module, z.shape, g.shape)
+        windows = Windows(self.module, z.shape, g.shape)
         seen = windows.unfold(z / (gate.temperature.to(g.dtype).reshape(shape) * scale), float("-inf"))
         return exact + m * (windows.fold(seen.softmax(dim=0) * g) - exact)
 

@@ -41,6 +41,9 @@ def learnprop_composites() -> Iterable[CompositeRecord]:
         "the same, started at AttnLRP",
     )
     yield CompositeRecord(
+        "rect_grad", "zennit_rules.rect_grad:RectGradComposite", "strongest contributions alone, with a soft threshold"
+    )
+    yield CompositeRecord(
         "learned_deeplift",
         "zennit_rules.deep_lift:LearnedDeepLift",
         "DeepLIFT's rescale rule with trainable gates at every activation",
@@ -108,6 +111,11 @@ def learnprop_methods() -> Iterable[MethodRecord]:
         "extremal_perturbation",
         "captum_learnprop.attribution.extremal:ExtremalPerturbation",
         "smooth mask of a tenth of the input under which the output is highest",
+    )
+    yield MethodRecord(
+        "rect_grad",
+        "captum_learnprop.attribution.rect_grad:RectGrad",
+        "rectified gradients: the strongest contributions at each activation",
     )
     where = "captum_learnprop.attribution"
     yield MethodRecord("cdam", f"{where}.cdam:CDAM", "class-discriminative attention map of a vision transformer")

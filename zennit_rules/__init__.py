@@ -11,6 +11,7 @@ from .composites import (
 )
 from .coverage import Coverage
 from .deep_lift import LearnedDeepLift
+from .deep_taylor import DeepTaylor
 from .epsilon_gamma_box import LearnedEpsilonGammaBox
 from .errors import RuleError, RuleWarning
 from .gates import ChannelGate, ElementGate, FeatureGate, Gate, PositionGate, QuadrantGate, register_gate
@@ -28,6 +29,7 @@ from .transformer import LearnedAttnLRP, LearnedTransformer
 __all__ = [
     "ChannelGate",
     "Coverage",
+    "DeepTaylor",
     "ElementGate",
     "FeatureGate",
     "Fusion",

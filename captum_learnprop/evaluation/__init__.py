@@ -1,5 +1,13 @@
 """Measuring attributions: scenes with known ground truth, and scores of localisation, faithfulness and sanity."""
 
+from captum_learnprop.evaluation.alignment import (
+    class_alignment,
+    direction_convergence,
+    input_alignment,
+    negative_filtering,
+    retained_energy,
+)
+from captum_learnprop.evaluation.backward_rules import BackwardRule, backward_rule
 from captum_learnprop.evaluation.box_sensitivity import box_sensitivity, compactness
 from captum_learnprop.evaluation.conservation import Conservation, conservation, measure_conservation
 from captum_learnprop.evaluation.difull import DiFull, difull_score, mosaic
@@ -39,6 +47,7 @@ from captum_learnprop.evaluation.scenes import Questions, SceneError, Scenes, ma
 from captum_learnprop.evaluation.similarity import spearman, ssim
 
 __all__ = [
+    "BackwardRule",
     "Conservation",
     "DiFull",
     "DigitsNet",
@@ -53,7 +62,9 @@ __all__ = [
     "ViTLike",
     "as_quantus_explain_func",
     "average_precision",
+    "backward_rule",
     "box_sensitivity",
+    "class_alignment",
     "class_auc",
     "compactness",
     "complexity_rise",
@@ -61,8 +72,10 @@ __all__ = [
     "deletion",
     "deletion_curve",
     "difull_score",
+    "direction_convergence",
     "full_randomization",
     "grid_pointing",
+    "input_alignment",
     "insertion",
     "insertion_curve",
     "layers_top_down",
@@ -72,6 +85,7 @@ __all__ = [
     "morf_curve",
     "morf_lerf_area",
     "mosaic",
+    "negative_filtering",
     "parameter_randomization",
     "part_correlation",
     "part_drops",
@@ -81,6 +95,7 @@ __all__ = [
     "reduce_channels",
     "relevance_mass",
     "relevance_rank_accuracy",
+    "retained_energy",
     "road",
     "road_curve",
     "smooth",

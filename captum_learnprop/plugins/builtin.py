@@ -41,6 +41,9 @@ def learnprop_composites() -> Iterable[CompositeRecord]:
         "the same, started at AttnLRP",
     )
     yield CompositeRecord(
+        "deep_taylor", "zennit_rules.deep_taylor:DeepTaylor", "z+ at every linear layer and the box rule at the first"
+    )
+    yield CompositeRecord(
         "rect_grad", "zennit_rules.rect_grad:RectGradComposite", "strongest contributions alone, with a soft threshold"
     )
     yield CompositeRecord(

@@ -1,0 +1,436 @@
+"""Does a backward signal explain the model, or redraw the input? Its alignment with the input, layer by layer.
+
+A rule that keeps positive contributions of active units only combines the weights of those units with positive
+coefficients, which points along the layer's own input (see `alignment_theory`): maps look good and forget what the
+later layers say. Measured here, for hand-made rules and for trained ones alike:
+
+* *input alignment*: cosine between the signal at a layer's input and that input, raw and with both centred;
+* *class sensitivity*: cosine between the signals of two classes, by depth; 1 says nothing of the class;
+* *negative filtering*: which share of a signal's positive and negative parts a rule lets pass at each activation;
+* *retained energy*: the share of a layer's input that lies in the span of its active units;
+* *convergence of directions* (CSC): cosine between signals that started as random vectors at a layer, further down.
+
+Sources: alignment as a cause is that of Zheng, Sang and Xu (arXiv 2503.11160), whose definitions are not available to
+us: these measures are ours. CSC is that of Sixt, Granz and Landgraf (ICML 2020).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captum_learnprop.evaluation.backward_rules import BackwardRule
+from captum_learnprop.evaluation.maps import MapError
+from zennit_rules.linear_map import LINEAR_TYPES
+from zennit_rules.sites import recorder
+
+PAIRS = 5
+"""Random vectors at a layer, of which CSC compares all pairs."""
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """Scores by layer and sample.
+
+    Attributes:
+        names: layers, from the input on, L of them.
+        values: ``(L, B)`` float64.
+    """
+
+    names: tuple[str, ...]
+    values: Tensor
+
+    def mean(self) -> dict[str, float]:
+        """Mean over samples, by layer; samples without a value do not count."""
+        return dict(zip(self.names, self.values.nanmean(1).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Filtering:
+    """What activations let pass.
+
+    Attributes:
+        positive: share of the positive part of the arriving signal.
+        negative: share of its negative part.
+    """
+
+    positive: LayerProfile
+    negative: LayerProfile
+
+
+@dataclass
+class _Points:
+    """Tensors of one forward pass."""
+
+    names: list[str] = field(default_factory=list)
+    layers: list[Tensor] = field(default_factory=list)
+    sites: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+
+    def watch(self, name: str) -> Callable[..., None]:
+        """A forward pre-hook that notes the input of a layer."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            x = args[0]
+            if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
+                calls = sum(known.split("#")[0] == name for known in self.names)
+                self.names.append(f"{name}#{calls}" if calls else name)
+                self.layers.append(x)
+
+        return hook
+
+    def site(self, call: Any, z: Tensor, out: Tensor) -> None:
+        """Note an activation (see `sites.Recorder`)."""
+        if z is not out and z.shape == out.shape and torch.is_grad_enabled():
+            self.sites.append((call.name, z, out))
+
+
+class _Pass:
+    """A forward pass under a rule whose tensors are known."""
+
+    def __init__(self, model: nn.Module, rule: BackwardRule, inputs: Tensor) -> None:
+        self.points = _Points()
+        self.rule = rule
+        self.leaf = inputs.detach().clone().requires_grad_()
+        self._stack = ExitStack()
+        try:
+            for name, module in model.named_modules():
+                if isinstance(module, LINEAR_TYPES):
+                    self._stack.callback(module.register_forward_pre_hook(self.points.watch(name)).remove)
+            self.composite = self._stack.enter_context(rule.around(model))
+            token = recorder.set(self.points)
+            try:
+                with torch.enable_grad():
+                    self.output: Tensor = model(self.leaf)
+            finally:
+                recorder.reset(token)
+        except BaseException:
+            self._stack.close()
+            raise
+        if not self.points.layers:
+            self._stack.close()
+            raise MapError(f"{type(model).__name__} calls no convolution or linear layer")
+
+    def __enter__(self) -> _Pass:
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        self._stack.close()
+
+    def signals(self, targets: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What arrives at tensors of the pass."""
+        seed = self.rule.seed(self.composite, self.output, targets)
+        return self.pulled(self.output, seed, tensors)
+
+    def pulled(self, start: Tensor, seed: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What arrives at tensors of the pass if ``seed`` starts at another."""
+        found = torch.autograd.grad(start, tensors, seed, retain_graph=True, allow_unused=True)
+        return [torch.zeros_like(x) if s is None else s for x, s in zip(tensors, found, strict=True)]
+
+
+def input_alignment(
+    model: nn.Module,
+    rule: BackwardRule,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    centred: bool = False,
+    internal_batch_size: int = 16,
+) -> LayerProfile:
+    """Cosine between the signal at each layer's input and that input, ``(L, B)`` in [-1, 1].
+
+    Layers are convolutions and linear layers in the order of their calls; the first one's input is the model's, or what
+    a normalisation makes of it.
+
+    Args:
+        model: in evaluation mode; comes back untouched.
+        rule: see `backward_rules.backward_rule`.
+        inputs: ``(B, C, *spatial)``.
+        targets: ``(B,)`` int64.
+        centred: subtract each sample's mean from both.
+        internal_batch_size: how many inputs are propagated together, which bounds the memory.
+
+    Raises:
+        MapError: inputs and targets do not fit, or the model has no layer.
+    """
+
+    def scores(run: _Pass, rows: Tensor) -> Tensor:
+        layers = run.points.layers
+        return torch.stack([
+            cosine(signal, x, centred=centred)
+            for signal, x in zip(run.signals(targets[rows], layers), layers, strict=True)
+        ])  # fmt: skip
+
+    return _profile(model, rule, inputs, targets, scores, internal_batch_size)
+
+
+def class_alignment(
+    model: nn.Module,
+    rule: BackwardRule,
+    inputs: Tensor,
+    targets: Tensor,
+    others: Tensor,
+    *,
+    internal_batch_size: int = 16,
+) -> LayerProfile:
+    """Cosine between the signals of two classes at each layer's input, ``(L, B)``; 1 says nothing of the class.
+
+    Args:
+        model: see `input_alignment`, as the others.
+        rule: see there.
+        inputs: see there.
+        targets: see there.
+        others: ``(B,)`` int64, the other class of each sample.
+        internal_batch_size: see there.
+
+    Raises:
+        MapError: see there, or another class is the target.
+    """
+    if others.shape != targets.shape or bool((others == targets).any()):
+        raise MapError(f"others must be {tuple(targets.shape)} and differ from the targets, got {others.tolist()}")
+
+    def scores(run: _Pass, rows: Tensor) -> Tensor:
+        pairs = zip(
+            run.signals(targets[rows], run.points.layers), run.signals(others[rows], run.points.layers), strict=True
+        )
+        return torch.stack([cosine(first, second) for first, second in pairs])
+
+    return _profile(model, rule, inputs, targets, scores, internal_batch_size)
+
+
+def negative_filtering(
+    model: nn.Module, rule: BackwardRule, inputs: Tensor, targets: Tensor, *, internal_batch_size: int = 16
+) -> Filtering:
+    """Which share of the arriving signal each activation lets pass, of its positive and of its negative part.
+
+    The sum of absolute values behind the rule, where the arriving signal is positive (negative), over that before it.
+    The gradient of a ReLU lets about the active share of both pass, guided backprop none of the negative part.
+    Activations that overwrite their input by a function (``F.relu(x, inplace=True)``) cannot be seen.
+
+    Args:
+        model: see `input_alignment`, as the others.
+        rule: see there.
+        inputs: see there.
+        targets: see there.
+        internal_batch_size: see there.
+
+    Raises:
+        MapError: see there, or no activation can be seen.
+    """
+
+    def scores(run: _Pass, rows: Tensor) -> Tensor:
+        if not run.points.sites:
+            raise MapError("no activation can be seen: the model has none, or all overwrite their input")
+        names, before, after = zip(*run.points.sites, strict=True)
+        arriving, passed = run.signals(targets[rows], after), run.signals(targets[rows], before)
+        shares = []
+        for sign in (1.0, -1.0):
+            for g, s in zip(arriving, passed, strict=True):
+                part = (g * sign > 0).flatten(1)
+                whole = (g.abs().flatten(1) * part).double().sum(1)
+                kept = (s.abs().flatten(1) * part).double().sum(1)
+                shares.append(torch.where(whole > 0, kept / whole, torch.nan))
+        run.points.names = [f"{name}" for name in (*names, *names)]
+        return torch.stack(shares)
+
+    both = _profile(_without_inplace(model), rule, inputs, targets, scores, internal_batch_size)
+    half = len(both.names) // 2
+    return Filtering(
+        LayerProfile(both.names[:half], both.values[:half]), LayerProfile(both.names[half:], both.values[half:])
+    )
+
+
+def direction_convergence(
+    model: nn.Module,
+    rule: BackwardRule,
+    inputs: Tensor,
+    *,
+    start: str | None = None,
+    vectors: int = PAIRS,
+    seed: int = 0,
+    internal_batch_size: int = 8,
+) -> LayerProfile:
+    """Cosine between signals that start as random vectors at a layer's input, at each layer below (CSC), ``(L, B)``.
+
+    Over channels at each position, absolute values, the mean over positions and all pairs of vectors. 1: whatever
+    is asked above, the signal below points the same way.
+
+    Args:
+        model: see `input_alignment`, as the others.
+        rule: see there.
+        inputs: see there.
+        start: name of the layer at whose input vectors start; the last one by default.
+        vectors: how many; at least 2.
+        seed: of the vectors, which are the same for all samples.
+        internal_batch_size: see there.
+
+    Raises:
+        MapError: the layer is not called, or has none below it.
+    """
+    if vectors < 2:
+        raise MapError(f"vectors must be at least 2, to compare them, got {vectors}")
+
+    def scores(run: _Pass, rows: Tensor) -> Tensor:
+        names = run.points.names
+        place = len(names) - 1 if start is None else names.index(start) if start in names else -1
+        if place < 1:
+            raise MapError(f"layer {start!r} is not called or has none below; the layers are {', '.join(names)}")
+        top, below = run.points.layers[place], run.points.layers[:place]
+        generator = torch.Generator().manual_seed(seed)
+        starts = [torch.randn(top.shape[1:], generator=generator).to(top).expand_as(top) for _ in range(vectors)]
+        found = [run.pulled(top, vector, below) for vector in starts]
+        run.points.names = names[:place]
+        return torch.stack([_convergence([signals[layer] for signals in found]) for layer in range(place)])
+
+    targets = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
+    return _profile(model, rule, inputs, targets, scores, internal_batch_size)
+
+
+def _convergence(signals: list[Tensor]) -> Tensor:
+    """Mean absolute cosine over channels, positions and pairs, ``(B,)``; positions without a signal do not count."""
+    values = []
+    for i, first in enumerate(signals):
+        for second in signals[:i]:
+            dim = 1 if first.dim() != 3 else 2  # tokens have their channels last
+            scale = first.norm(dim=dim) * second.norm(dim=dim)
+            value = (first * second).sum(dim).abs().double() / scale.double()
+            values.append(value.reshape(len(first), -1))
+    return torch.cat(values, 1).nanmean(1)
+
+
+def retained_energy(
+    model: nn.Module, inputs: Tensor, *, iterations: int = 50, internal_batch_size: int = 16
+) -> LayerProfile:
+    """Share of the norm of each layer's input that lies in the span of its active units' weights, ``(L, B)`` in [0, 1].
+
+    A unit is active where the layer's output is positive. The projection is found by conjugate gradients on
+    ``W_A W_A^T c = W_A x``.
+
+    Args:
+        model: see `input_alignment`.
+        inputs: see there.
+        iterations: of conjugate gradients, at most.
+        internal_batch_size: see there.
+
+    Raises:
+        MapError: the model has no convolution or linear layer.
+    """
+    found: list[tuple[str, Tensor]] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
+            found.append((name, _retained(module, args[0].detach(), out.detach(), iterations)))
+
+        return hook
+
+    names: tuple[str, ...] = ()
+    chunks = []
+    with ExitStack() as stack, torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, LINEAR_TYPES):
+                stack.callback(module.register_forward_hook(watch(name)).remove)
+        for part in inputs.split(internal_batch_size):
+            found.clear()
+            model(part)
+            if not found:
+                raise MapError(f"{type(model).__name__} calls no convolution or linear layer")
+            names = tuple(name for name, _ in found)
+            chunks.append(torch.stack([value for _, value in found]))
+    return LayerProfile(names, torch.cat(chunks, 1))
+
+
+def _retained(module: nn.Module, x: Tensor, out: Tensor, iterations: int) -> Tensor:
+    plain = copy.copy(module)
+    plain._parameters = {**module._parameters, "bias": None}
+    # Hooks of the copy would call this again.
+    plain._forward_hooks = type(module._forward_hooks)()
+    plain._forward_pre_hooks = type(module._forward_pre_hooks)()
+    active = (out > 0).to(x.dtype)
+
+    def forward(v: Tensor) -> Tensor:
+        return plain(v) * active
+
+    def backward(c: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = torch.zeros_like(x, requires_grad=True)
+            return torch.autograd.grad(plain(leaf), leaf, c * active)[0]
+
+    def dots(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).flatten(1).double().sum(1)
+
+    def shaped(v: Tensor, like: Tensor) -> Tensor:
+        return v.to(like.dtype).reshape(-1, *(1,) * (like.dim() - 1))
+
+    target = forward(x)
+    c = torch.zeros_like(target)
+    residual, direction = target, target
+    size = start = dots(residual, residual)
+    for _ in range(iterations):
+        image = forward(backward(direction))
+        curvature = dots(direction, image)
+        step = torch.where(curvature > 0, size / curvature, 0.0)
+        c = c + shaped(step, c) * direction
+        residual = residual - shaped(step, c) * image
+        after = dots(residual, residual)
+        if bool((after <= 1e-14 * start).all()):
+            break
+        direction = residual + shaped(torch.where(size > 0, after / size, 0.0), c) * direction
+        size = after
+    # |P x|^2 = <P x, x>, whose error is second order in what is left.
+    projected = backward(c)
+    energy = dots(x, x)
+    share = (2 * dots(projected, x) - dots(projected, projected)) / torch.where(energy > 0, energy, 1.0)
+    return share.clamp(0.0, 1.0).sqrt()
+
+
+def cosine(first: Tensor, second: Tensor, *, centred: bool = False) -> Tensor:
+    """Cosine of two tensors ``(B, ...)`` per sample, ``(B,)`` float64; NaN where one is 0."""
+    a, b = first.detach().flatten(1).double(), second.detach().flatten(1).double()
+    if centred:
+        a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return F.normalize(a, dim=1, eps=0.0).mul(F.normalize(b, dim=1, eps=0.0)).sum(1)
+
+
+def _profile(
+    model: nn.Module,
+    rule: BackwardRule,
+    inputs: Tensor,
+    targets: Tensor,
+    scores: Callable[[_Pass, Tensor], Tensor],
+    internal_batch_size: int,
+) -> LayerProfile:
+    if not len(inputs) or targets.shape != (len(inputs),) or targets.dtype != torch.int64:
+        raise MapError(
+            f"targets must be int64 ({len(inputs)},) for inputs {tuple(inputs.shape)}, got {targets.dtype} "
+            f"{tuple(targets.shape)}"
+        )
+    if internal_batch_size < 1:
+        raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
+    names: tuple[str, ...] = ()
+    chunks = []
+    for rows in _chunks(len(inputs), internal_batch_size, inputs.device):
+        with _Pass(model, rule, inputs[rows]) as run:
+            chunks.append(scores(run, rows))
+            names = tuple(run.points.names)
+    return LayerProfile(names, torch.cat(chunks, 1))
+
+
+def _chunks(count: int, size: int, device: torch.device) -> Iterator[Tensor]:
+    yield from torch.arange(count, device=device).split(size)
+
+
+def _without_inplace(model: nn.Module) -> nn.Module:
+    """The model, or a copy whose modules leave their inputs as they are."""
+    if not any(getattr(module, "inplace", False) for module in model.modules()):
+        return model
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+    return plain

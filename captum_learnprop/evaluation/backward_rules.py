@@ -1,0 +1,81 @@
+"""Backward rules by name, hand-made or trained, each as something that is put around a model for one pass."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_learnprop.errors import LearnpropError
+from zennit_rules import LearnedComposite, RuleSet, attribute
+
+
+@dataclass(frozen=True)
+class BackwardRule:
+    """A rule set under a name.
+
+    Attributes:
+        name: as in tables.
+        rules: what propagates.
+    """
+
+    name: str
+    rules: RuleSet
+
+    def around(self, model: nn.Module) -> AbstractContextManager[LearnedComposite]:
+        """Put the rules around the model, or one of the same architecture with other weights."""
+        return self.rules.applied(model)
+
+    def seed(self, composite: LearnedComposite, output: Tensor, targets: Tensor) -> Tensor:
+        """What the backward pass starts with."""
+        chosen = torch.zeros_like(output).scatter_(1, targets[:, None], 1.0)
+        return composite.start_signal(output.detach(), chosen)
+
+    def attribution(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The map ``(B, C, *spatial)``."""
+        leaf = inputs.detach().clone().requires_grad_()
+        with self.around(model) as composite, torch.enable_grad():
+            output = model(leaf)
+            chosen = torch.zeros_like(output).scatter_(1, targets[:, None], 1.0)
+            (found,) = attribute(composite, output, (leaf,), chosen)
+        return found.detach()
+
+
+_RULES: dict[str, dict[str, Any]] = {
+    "gradient": {"composite": "learned_gradient", "gate": "none"},
+    "deconvnet": {"composite": "learned_gradient", "gate": "none", "start": "deconvnet"},
+    "guided_backprop": {"composite": "learned_guided_backprop", "gate": "none"},
+    "rect_grad": {"composite": "rect_grad"},
+    "lrp": {"composite": "learned_epsilon_gamma_box"},
+    "deep_taylor": {"composite": "deep_taylor"},
+    "deeplift": {"composite": "learned_deeplift", "gate": "none"},
+    "attnlrp": {"composite": "learned_attnlrp", "gate": "none"},
+}
+RULES: tuple[str, ...] = tuple(_RULES)
+"""Hand-made rules that are known by name; "lrp" is z+ at convolutions, epsilon at dense layers and the box rule."""
+
+
+def backward_rule(
+    rule: str | RuleSet, model: nn.Module, example_inputs: Tensor, name: str | None = None
+) -> BackwardRule:
+    """A rule for a model.
+
+    Args:
+        rule: of `RULES`, or a trained rule set of this model.
+        model: in evaluation mode.
+        example_inputs: ``(B, C, *spatial)``.
+        name: in tables; by default the rule's, or "trained <composite>".
+
+    Raises:
+        LearnpropError: For an unknown name.
+        RuleError: For a rule set of another model, or a model without a site.
+    """
+    if isinstance(rule, RuleSet):
+        rule.check_model(model)
+        return BackwardRule(name or f"trained {rule.composite_name}", rule)
+    if rule not in _RULES:
+        raise LearnpropError(f"unknown rule {rule!r}; choose one of {', '.join(RULES)}, or give a rule set")
+    return BackwardRule(name or rule, RuleSet.build(model, example_inputs, **_RULES[rule]))

@@ -309,6 +309,69 @@ def area_curves(
     return figure
 
 
+def alignment_curves(reports: Sequence[Any]) -> Figure:
+    """How rules compare by layer: alignment with the input, cosine of two classes, convergence, re-initialisation.
+
+    Args:
+        reports: `evaluation.analysis.RuleReport`, one line each.
+
+    Raises:
+        PlotError: no report.
+    """
+    if not reports:
+        raise PlotError("nothing to draw: give at least one report")
+    panels = (
+        ("alignment", "cosine with the input (centred)"), ("classes", "cosine of two classes"),
+        ("convergence", "cosine of random vectors"), ("cascading", "re-initialised from the output on"),
+    )  # fmt: skip
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for row, report in enumerate(reports):
+            values = list(getattr(report, name).values())
+            colour = GROUP_COLOURS[row % len(GROUP_COLOURS)]
+            axes.plot(range(len(values)), values, marker=".", color=colour, label=report.rule)
+        labels = list(getattr(reports[0], name))
+        step = max(1, len(labels) // 10)
+        axes.set_xticks(range(0, len(labels), step), labels[::step], rotation=30, ha="right", fontsize=6)
+        axes.axhline(0, color="#bbbbbb", linewidth=0.8)
+        axes.set_title(title, fontsize=9)
+    figure.axes[0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def theory_curves(
+    widths: Mapping[str, Sequence[tuple[int, float, float, float]]],
+    fractions: Sequence[tuple[float, float, float, float]],
+) -> Figure:
+    """Closed forms of alignment as lines, simulated layers as points with bands of 95 %.
+
+    Args:
+        widths: by coefficients, ``(units, closed form, mean, half of the band)``.
+        fractions: ``(share of units, closed form, mean, half of the band)``.
+
+    Raises:
+        PlotError: nothing to draw.
+    """
+    if not widths or not fractions:
+        raise PlotError("nothing to draw: give points by width and by share")
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for row, (name, points) in enumerate(widths.items()):
+        colour = GROUP_COLOURS[row % len(GROUP_COLOURS)]
+        _draw_theory(left, points, colour, name)
+    _draw_theory(right, fractions, GROUP_COLOURS[0], "equal coefficients")
+    left.set(xlabel="units", ylabel="cosine with the input", xscale="log")
+    right.set(xlabel="share of units that pass", xscale="log")
+    left.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _draw_theory(axes: Axes, points: Sequence[tuple[float, float, float, float]], colour: str, name: str) -> None:
+    x, closed, mean, half = (np.array(values) for values in zip(*points, strict=True))
+    axes.plot(x, closed, color=colour, label=name, linewidth=1)
+    axes.errorbar(x, mean, yerr=half, fmt="o", color=colour, markersize=3, capsize=2)
+
+
 def training_curves(rows: Sequence[Mapping[str, float]]) -> Figure:
     """Loss, its terms and the validation loss by step, the learning rate on a small axis below.
 

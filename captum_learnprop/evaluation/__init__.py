@@ -5,6 +5,7 @@ from captum_learnprop.evaluation.alignment import (
     direction_convergence,
     input_alignment,
     negative_filtering,
+    proportion_sweep,
     retained_energy,
 )
 from captum_learnprop.evaluation.backward_rules import BackwardRule, backward_rule
@@ -90,6 +91,7 @@ __all__ = [
     "part_correlation",
     "part_drops",
     "pointing_game",
+    "proportion_sweep",
     "random_logit",
     "randomized",
     "reduce_channels",

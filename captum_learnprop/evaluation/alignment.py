@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from captum_learnprop.evaluation.backward_rules import BackwardRule
 from captum_learnprop.evaluation.maps import MapError
+from zennit_rules import RuleSet
 from zennit_rules.linear_map import LINEAR_TYPES
 from zennit_rules.sites import recorder
 
@@ -302,6 +303,40 @@ def _convergence(signals: list[Tensor]) -> Tensor:
             value = (first * second).sum(dim).abs().double() / scale.double()
             values.append(value.reshape(len(first), -1))
     return torch.cat(values, 1).nanmean(1)
+
+
+def proportion_sweep(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    percentiles: Sequence[float] = (0.0, 25.0, 50.0, 73.0, 90.0, 98.0),
+    *,
+    internal_batch_size: int = 16,
+) -> LayerProfile:
+    """Alignment with the model's input when less and less passes: RectGrad by percentile, ``(P, B)``.
+
+    The centred cosine at the first layer's input. In the theory of `alignment_theory` it is highest when about 27 % of
+    the units pass.
+
+    Args:
+        model: see `input_alignment`, as the others.
+        inputs: see there.
+        targets: see there.
+        percentiles: of RectGrad.
+        internal_batch_size: see there.
+
+    Raises:
+        MapError: see there.
+    """
+    rows = []
+    for percentile in percentiles:
+        rules = RuleSet.build(
+            model, inputs[:1], composite="rect_grad", rule_options={"percentile": percentile, "derivative": True}
+        )
+        rule = BackwardRule(f"{percentile:g}", rules)
+        found = input_alignment(model, rule, inputs, targets, centred=True, internal_batch_size=internal_batch_size)
+        rows.append(found.values[0])
+    return LayerProfile(tuple(f"{percentile:g}" for percentile in percentiles), torch.stack(rows))
 
 
 def retained_energy(

@@ -20,6 +20,7 @@ from captum_learnprop.evaluation.alignment import (
     direction_convergence,
     input_alignment,
     negative_filtering,
+    proportion_sweep,
     retained_energy,
 )
 from captum_learnprop.evaluation.alignment_theory import (
@@ -242,7 +243,8 @@ class TestKnownResults:
     )  # fmt: skip
     def test_randomisation_of_a_random_vgg(self, name: str, low: float, high: float) -> None:
         """Rank correlation of signed maps when all parameters are drawn anew."""
-        model = torchvision.models.vgg11(weights=None).eval()
+        features = torchvision.models.vgg11(weights=None).features
+        model = nn.Sequential(*features, nn.Flatten(), nn.Linear(2048, 256), nn.ReLU(), nn.Linear(256, 10)).eval()
         x = make_scenes("pairs", 2, seed=5).images
 
         def explain(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -292,3 +294,23 @@ class TestTheory:
             alignment_of_fraction(1.0, 4, 4)
         with pytest.raises(MapError, match="at least one unit"):
             simulated(0, 4)
+
+
+class TestSweepAndExample:
+    """What passes, and the theory's figure."""
+
+    def test_sweep(self) -> None:
+        model, x = net(), inputs()
+        found = proportion_sweep(model, x, TARGETS, (0.0, 60.0))
+        rules = zr.RuleSet.build(model, x, composite="rect_grad", rule_options={"percentile": 60.0, "derivative": True})
+        expected = input_alignment(model, backward_rule(rules, model, x), x, TARGETS, centred=True)
+        assert found.names == ("0", "60")
+        torch.testing.assert_close(found.values[1], expected.values[0])
+
+    def test_example(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        script = Path(__file__).parents[3] / "examples" / "alignment_theory.py"
+        arguments = ["--inputs", "32", "--widths", "32", "64", "--trials", "4", "--out", str(tmp_path / "theory.png")]
+        monkeypatch.setattr(sys, "argv", [script.name, *arguments])
+        runpy.run_path(str(script), run_name="__main__")
+        assert (tmp_path / "theory.png").stat().st_size > 5_000
+        assert "aligns best: 0.270" in capsys.readouterr().out

@@ -1,0 +1,175 @@
+"""``learnprop analyse``: do maps explain the model, or redraw the image?"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from captum_learnprop.commands._inputs import (
+    FILE,
+    PATH,
+    POSITIVE,
+    ModelRequest,
+    classifier_of,
+    load,
+    preprocessing_of,
+)
+from captum_learnprop.errors import LearnpropError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from captum_learnprop.evaluation.analysis import Analysis
+    from captum_learnprop.evaluation.backward_rules import BackwardRule
+
+RULES = ("gradient", "guided_backprop", "rect_grad", "lrp", "deep_taylor")
+"""Analysed if none are named: the plain gradient, and the four families that keep positive contributions."""
+
+
+@dataclass(frozen=True)
+class Request(ModelRequest):
+    """What the command line asked for; the fields are the options of :data:`command`."""
+
+    rules: tuple[str, ...]
+    images: Path | None
+    recursive: bool
+    count: int
+    target: int | None
+    out: Path
+    batch_size: int
+    threads: int | None
+
+
+def run(request: Request) -> Analysis:
+    """Measures, and writes ``analysis.json``, ``analysis.md`` and ``analysis.png``.
+
+    Raises:
+        LearnpropError: the request cannot be carried out as given.
+    """
+    import torch
+
+    from captum_learnprop.evaluation.analysis import analyse
+    from captum_learnprop.plot import alignment_curves, save_figure
+
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    model = load(request)
+    images = _images(request, model).to(request.device)
+    with torch.no_grad():
+        predicted = torch.cat([model(part).argmax(1) for part in images.split(request.batch_size)])
+    targets = predicted if request.target is None else torch.full_like(predicted, request.target)
+    rules = [_rule(name, model, images[: request.batch_size]) for name in request.rules or RULES]
+    analysis = analyse(
+        model, rules, images, targets, name=request.model, internal_batch_size=request.batch_size,
+        on_rule=lambda name: click.echo(f"{name} ...", err=True),
+    )  # fmt: skip
+    request.out.mkdir(parents=True, exist_ok=True)
+    _write(request.out / "analysis.json", json.dumps(analysis.to_json(), indent=2) + "\n")
+    _write(request.out / "analysis.md", analysis.to_markdown())
+    save_figure(alignment_curves(analysis.reports), request.out / "analysis.png")
+    return analysis
+
+
+def _images(request: Request, model: nn.Module) -> Tensor:
+    """The inputs, normalised; scenes if there is no folder."""
+    import torch
+
+    from captum_learnprop.images import UnreadableImageError, find_images, read_image
+
+    if request.images is None:
+        from captum_learnprop.evaluation.scenes import make_scenes
+
+        return make_scenes("pairs", request.count, split="test", seed=request.seed).images
+    preprocessing = preprocessing_of(request)
+    classifier = classifier_of(request, model, preprocessing)
+    if request.target is not None:
+        classifier.check(request.target)
+    pixels: list[Tensor] = []
+    for image in find_images(request.images, recursive=request.recursive, exclude=request.out):
+        if len(pixels) == request.count:
+            break
+        try:
+            pixels.append(preprocessing.pixels(read_image(image.path)))
+        except UnreadableImageError as error:
+            click.echo(f"skipped {image.id}: {error}", err=True)
+    if not pixels:
+        raise LearnpropError(f"no image in {request.images} could be read")
+    return preprocessing.normalize(torch.stack(pixels))
+
+
+def _rule(name: str, model: nn.Module, images: Tensor) -> BackwardRule:
+    """A rule by its name, or the trained rules in a file."""
+    from captum_learnprop.evaluation.backward_rules import RULES as KNOWN
+    from captum_learnprop.evaluation.backward_rules import backward_rule
+    from zennit_rules import RuleSet
+
+    if name in KNOWN:
+        return backward_rule(name, model, images)
+    if not Path(name).is_file():
+        raise LearnpropError(f"--rules {name!r} is neither a file nor one of {', '.join(KNOWN)}")
+    return backward_rule(RuleSet.load(name, model), model, images, Path(name).stem)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@click.command(name="analyse", context_settings={"show_default": True})
+@click.option("--model", default="digits_cnn", metavar="SPEC", help="What to analyse, e.g. torchvision:resnet18.")
+@click.option("--weights", metavar="NAME", help="Pretrained weights of the model, e.g. DEFAULT.")
+@click.option("--checkpoint", type=FILE, help="File with the model's weights.")
+@click.option(
+    "--rules",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="A backward rule, or the file of a trained rule set. May be repeated.  [default: " + ", ".join(RULES) + "]",
+)
+@click.option("--images", type=PATH, help="Folder of images, or one image.  [default: scenes of digits]")
+@click.option("--recursive", is_flag=True, help="Look in sub-folders too.")
+@click.option("--count", type=POSITIVE, default=16, help="Images at most.")
+@click.option("--target", type=int, help="Class to explain.  [default: the predicted one]")
+@click.option("--out", required=True, type=PATH, help="Folder for the report.")
+@click.option("--batch-size", type=POSITIVE, default=8, help="Images propagated at a time; bounds the memory.")
+@click.option("--size", type=POSITIVE, help="Input size.  [default: that of the weights, else 224]")
+@click.option(
+    "--normalization",
+    type=click.Choice(["auto", "imagenet", "none"]),
+    default="auto",
+    help="auto: that of the weights, ImageNet's for other torchvision models, none for other models.",
+)
+@click.option("--threads", type=POSITIVE, help="CPU threads.  [default: torch decides]")
+@click.option("--device", default="cpu", metavar="NAME", help="Where to compute.")
+@click.option("--seed", type=int, default=0, help="For random weights and scenes.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def command(ctx: click.Context, debug: bool, **options: Any) -> None:
+    """Say of backward rules whether their maps depend on the weights, on the class, or on the image alone.
+
+    Maps are compared with those of re-initialised nets and of another class, and signals with the input of each layer.
+    Writes analysis.json, analysis.md and analysis.png.
+    """
+    if debug:
+        ctx.ensure_object(dict)["debug"] = True
+    request = Request(**options)
+    request.warn_of_random_weights()
+    try:
+        analysis = run(request)
+    except (ValueError, OSError) as error:
+        if isinstance(error, LearnpropError):
+            raise
+        raise LearnpropError(str(error) or type(error).__name__) from error
+    for report in analysis.reports:
+        click.echo(report.rule)
+        for text in report.verdicts.values():
+            click.echo(f"  {text}")
+    click.echo(f"report in {request.out}")

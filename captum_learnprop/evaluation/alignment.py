@@ -229,7 +229,8 @@ def negative_filtering(
         if not run.points.sites:
             raise MapError("no activation can be seen: the model has none, or all overwrite their input")
         names, before, after = zip(*run.points.sites, strict=True)
-        arriving, passed = run.signals(targets[rows], after), run.signals(targets[rows], before)
+        signals = run.signals(targets[rows], (*after, *before))
+        arriving, passed = signals[: len(after)], signals[len(after) :]
         shares = []
         for sign in (1.0, -1.0):
             for g, s in zip(arriving, passed, strict=True):
@@ -340,7 +341,7 @@ def proportion_sweep(
 
 
 def retained_energy(
-    model: nn.Module, inputs: Tensor, *, iterations: int = 50, internal_batch_size: int = 16
+    model: nn.Module, inputs: Tensor, *, iterations: int = 16, internal_batch_size: int = 16
 ) -> LayerProfile:
     """Share of the norm of each layer's input that lies in the span of its active units' weights, ``(L, B)`` in [0, 1].
 
@@ -350,7 +351,8 @@ def retained_energy(
     Args:
         model: see `input_alignment`.
         inputs: see there.
-        iterations: of conjugate gradients, at most.
+        iterations: of conjugate gradients, at most. The share is approached from below: 16 are within .02 of the end
+            on the reference nets, but for a first layer whose active units span nearly everything.
         internal_batch_size: see there.
 
     Raises:
@@ -413,7 +415,7 @@ def _retained(module: nn.Module, x: Tensor, out: Tensor, iterations: int) -> Ten
         c = c + shaped(step, c) * direction
         residual = residual - shaped(step, c) * image
         after = dots(residual, residual)
-        if bool((after <= 1e-14 * start).all()):
+        if bool((after <= 1e-12 * start).all()):
             break
         direction = residual + shaped(torch.where(size > 0, after / size, 0.0), c) * direction
         size = after

@@ -36,6 +36,10 @@ ALIGNED = 0.2
 """A centred cosine of map and input above this redraws the input, at least in part."""
 
 
+RETAINED = 16
+"""Images that the retained energy is measured on, which takes many passes through every layer."""
+
+
 @dataclass(frozen=True)
 class RuleReport:
     """What was measured of one rule, means over the images; layers from the input on.
@@ -74,7 +78,7 @@ class Analysis:
     Attributes:
         model: its name.
         images: how many.
-        retained: share of each layer's input in the span of its active units, by layer.
+        retained: share of each layer's input in the span of its active units, by layer, of the first `RETAINED` images.
         reports: one per rule.
     """
 
@@ -154,7 +158,7 @@ def analyse(
         if on_rule is not None:
             on_rule(rule.name)
         reports.append(_report(model, rule, inputs, targets, others, seeds, recalibrate, shared))
-    retained = retained_energy(model, inputs, **shared).mean()
+    retained = retained_energy(model, inputs[:RETAINED], **shared).mean()
     return Analysis(name or type(model).__name__, len(inputs), retained, tuple(reports))
 
 

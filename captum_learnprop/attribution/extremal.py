@@ -26,6 +26,7 @@ from .extremal_rows import (
     rows_of_arguments,
 )
 from .learned import seeded
+from .mask_parts import Parts
 from .mask_spaces import SIGMA, STEP, FreeMasks, MaskSpace, SmoothMasks
 from .perturbations import Perturbation, perturbation_of
 from .rewards import Reward, reward_of
@@ -98,6 +99,8 @@ class ExtremalPerturbation(PerturbationAttribution):
         reward: str | Reward = "logit",
         perturbation: str | Callable[[Tensor, Tensor], Tensor] | None = None,
         baselines: Any = None,
+        parts: bool = False,
+        draws: int = 1,
         n_steps: int = DEFAULT_STEPS,
         step: float = STEP,
         sigma: float = SIGMA,
@@ -122,11 +125,14 @@ class ExtremalPerturbation(PerturbationAttribution):
                 step: the mask cannot rely on its surroundings), or a function ``(inputs (R, ...), masks (R, 1,
                 *spatial)) -> (R, ...)``. None: fade where ``baselines`` are given or the input has no space, else blur.
             baselines: What fading ends at: number or tensor, or a tuple of one per input; 0 by default.
+            parts: At every step only a random part of the mask counts, so that each piece of it has to help whichever
+                others are there. With few draws a mask may keep to one piece.
+            draws: Rewards that each step is the mean of, where parts or ``"noise"`` are drawn; each costs a pass.
             n_steps: Steps at most; rows whose mask no longer gets better leave earlier.
             step: Distance of the mask's grid cells, as a fraction of the shorter side.
             sigma: Width of the mask's kernel, as a fraction of the shorter side.
             internal_batch_size: Rows (sample and area; twice as many inputs for ``"dual"``) that run together.
-            seed: Of ``"noise"``, and for models that draw random numbers; 0 by default.
+            seed: Of ``"noise"`` and ``parts``, and for models that draw random numbers; 0 by default.
             show_progress: Draw a progress bar.
             return_masks: Also return an `ExtremalMasks` with realised areas, rewards and steps.
 
@@ -140,7 +146,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         """
         tensors, rows = self._rows(
             inputs, target, additional_forward_args, variant, reward, perturbation, baselines, n_steps, step, sigma,
-            internal_batch_size, seed,
+            internal_batch_size, seed, parts=parts, draws=draws,
         )  # fmt: skip
         wanted = checked_areas(areas, tensors[0])
         with quiet(self.model, seed):
@@ -229,8 +235,13 @@ class ExtremalPerturbation(PerturbationAttribution):
         sigma: float,
         internal_batch_size: int | None,
         seed: int | None,
+        *,
+        parts: bool = False,
+        draws: int = 1,
     ) -> tuple[tuple[Tensor, ...], Rows]:
         """Checked inputs and the rows to search."""
+        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+            raise LearnpropError(f"draws must be an integer of at least 1, got {draws!r}")
         check_options(self.model, variant, n_steps, internal_batch_size)
         given, additional = checked_inputs(self.model, inputs, additional_forward_args)
         tensors = tuple(x.detach() for x in given)
@@ -251,6 +262,8 @@ class ExtremalPerturbation(PerturbationAttribution):
         rows = Rows(
             masked, spaces, len(tensors[0]), like, target, reward_of(reward), variant, internal_batch_size,
             tuple(changed),
+            Parts([space.shape for space in spaces], [x.dim() > 2 for x in tensors], seed or 0) if parts else None,
+            draws,
         )  # fmt: skip
         return tensors, rows
 

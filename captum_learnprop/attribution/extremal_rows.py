@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import LearnpropError
+from .mask_parts import Parts
 from .mask_search import Found, search
 from .mask_spaces import MaskSpace
 from .perturbations import Perturbation
@@ -72,6 +73,8 @@ class Rows:
         variant: one of `VARIANTS`.
         internal_batch_size: rows that are worked on together; all for None.
         perturbations: begin to draw anew with every search; rewards in results are means over `DRAWS` of them.
+        parts: of the masks, drawn at every step of a search; None for whole masks.
+        draws_per_step: rewards that a step is the mean of.
     """
 
     masked: Masked
@@ -83,17 +86,31 @@ class Rows:
     variant: str
     internal_batch_size: int | None
     perturbations: tuple[Perturbation, ...] = ()
+    parts: Parts | None = None
+    draws_per_step: int = 1
 
-    def of(self, masks: tuple[Tensor, ...], samples: Tensor) -> Tensor:
-        """Reward of the variant ``(R,)``."""
+    def of(self, masks: tuple[Tensor, ...], samples: Tensor, parts: Parts | None = None) -> Tensor:
+        """Reward of the variant ``(R,)``, of whole masks or of parts."""
+        whole, masks = masks, self._part(masks, parts)
         if self.variant == "preserve":
             return self._plain(masks, samples)
-        rest = tuple(1 - mask for mask in masks)
+        rest = tuple(1 - mask for mask in self._part(whole, parts))
         if self.variant == "delete":
             return -self._plain(rest, samples)
         both = tuple(torch.cat(pair) for pair in zip(masks, rest, strict=True))
         kept, deleted = self._plain(both, samples.repeat(2)).chunk(2)
         return kept - deleted
+
+    @staticmethod
+    def _part(masks: tuple[Tensor, ...], parts: Parts | None) -> tuple[Tensor, ...]:
+        if parts is None:
+            return masks
+        return tuple(mask * field for mask, field in zip(masks, parts(masks[0]), strict=True))
+
+    def _of_step(self, masks: tuple[Tensor, ...], samples: Tensor) -> Tensor:
+        """What a step goes by: the mean of its draws."""
+        drawn = [self.of(masks, samples, self.parts) for _ in range(self.draws_per_step)]
+        return drawn[0] if len(drawn) == 1 else torch.stack(drawn).mean(0)
 
     def _plain(self, masks: tuple[Tensor, ...], samples: Tensor) -> Tensor:
         output = self.masked(masks, samples)
@@ -124,9 +141,16 @@ class Rows:
         """Draws that a reward is the mean of."""
         return DRAWS if any(one.draws for one in self.perturbations) else 1
 
+    @property
+    def drawn(self) -> bool:
+        """Whether steps of a search are drawn."""
+        return self.draws > 1 or self.parts is not None
+
     def _restart(self) -> None:
         for one in self.perturbations:
             one.restart()
+        if self.parts is not None:
+            self.parts.restart()
 
     @property
     def chunk(self) -> int:
@@ -150,13 +174,20 @@ class Rows:
             self._restart()
             parts.append(
                 search(
-                    lambda masks, rows, own=own: self.of(masks, own[rows]),  # type: ignore[misc]
+                    lambda masks, rows, own=own: self._of_step(masks, own[rows]),  # type: ignore[misc]
                     self.spaces, areas[at], like=self.like, n_steps=n_steps,
                     start=None if start is None else [values[at] for values in start], progress=progress,
-                    final_draws=self.draws,
+                    drawn=self.drawn,
                 )
             )  # fmt: skip
+            if self.drawn:
+                parts[-1].rewards = self._final(parts[-1].masks, own)
         return _joined(parts)
+
+    @torch.no_grad()
+    def _final(self, masks: tuple[Tensor, ...], samples: Tensor) -> Tensor:
+        """Rewards of finished masks, as a whole."""
+        return torch.stack([self.of(masks, samples).detach() for _ in range(self.draws)]).mean(0)
 
     def _together(self, samples: Tensor) -> list[Tensor]:
         """Rows that are searched in one batch.

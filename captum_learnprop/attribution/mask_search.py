@@ -161,7 +161,7 @@ def search(
     n_steps: int,
     start: Sequence[Tensor] | None = None,
     progress: tqdm | None = None,
-    final_draws: int = 1,
+    drawn: bool = False,
 ) -> Found:
     """Masks of the wanted areas under which the reward is highest.
 
@@ -173,8 +173,7 @@ def search(
         n_steps: at most.
         start: parameters to start from; ones by default.
         progress: gets a tick for each step of a row.
-        final_draws: rewards that those of the result are the mean of. More than one: rewards are drawn, so all steps
-            are taken and masks are made from mean parameters.
+        drawn: whether rewards are drawn, so that all steps are taken and masks are made from mean parameters.
     """
     count = len(areas)
     everything = torch.arange(count, device=like.device)
@@ -186,7 +185,7 @@ def search(
     ramp = max(1, round(share * n_steps))
     for step in range(n_steps):
         weight = first * (LAST_LAMBDA / first) ** min(1.0, step / ramp)
-        _step(reward, spaces, areas[state.rows], state, weight, settled=step >= ramp, drawn=final_draws > 1)
+        _step(reward, spaces, areas[state.rows], state, weight, settled=step >= ramp, drawn=drawn)
         steps[state.rows] += 1
         if progress is not None:
             progress.update(len(state.rows))
@@ -199,14 +198,14 @@ def search(
             if not len(state.rows):
                 break
     if len(state.rows):
-        _file(found, converged, neutral, state, torch.ones_like(state.rows, dtype=torch.bool), ended=final_draws > 1)
+        _file(found, converged, neutral, state, torch.ones_like(state.rows, dtype=torch.bool), ended=drawn)
     with torch.no_grad():
         masks = [
             _levelled(space.masks(values), ones_of(areas, space)) for space, values in zip(spaces, found, strict=True)
         ]
         for values in (*masks, *found):
             values[neutral] = areas[neutral].to(values).reshape(-1, *[1] * (values.dim() - 1))
-        rewards = torch.stack([reward(tuple(masks), everything).detach() for _ in range(final_draws)]).mean(0)
+        rewards = reward(tuple(masks), everything).detach()
         hard = torch.stack([(each > 0.5).flatten(1).double().mean(1) for each in masks], 1)
     return Found(tuple(masks), tuple(found), rewards, hard, steps, converged, neutral)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from untouched import assert_untouched, snapshot
 
 import captum_learnprop as cl
+from captum_learnprop.attribution.mask_parts import Parts
 from captum_learnprop.attribution.mask_search import away_from_area
 from captum_learnprop.attribution.perturbations import Blur, Fade, Noise
 from captum_learnprop.attribution.rewards import contrastive, probability
@@ -345,3 +346,58 @@ def test_captums_metrics() -> None:
     assert not method.multiplies_by_inputs
     with pytest.raises(NotImplementedError, match="attribute_future"):
         method.attribute_future()
+
+
+class TwoDiscs(nn.Module):
+    """One of two discs is enough for the output: the larger of their visible shares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+        self.discs = torch.stack([((rows - 16) ** 2 + (columns - c) ** 2 <= 16).float() for c in (8, 24)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = torch.einsum("bhw,dhw->bd", x.mean(1), self.discs) / self.discs.sum((1, 2))
+        return torch.logsumexp(12 * shares, 1, keepdim=True) / 12
+
+
+class TestParts:
+    """Random parts of the mask count at each step."""
+
+    def test_fields_are_shared_drawn_anew_and_repeatable(self) -> None:
+        parts = Parts([(16, 20), (5,)], [True, False], seed=3)
+        like = torch.zeros(2, 16, 20)
+        first, second = parts(like), parts(like)
+        assert [field.shape for field in first] == [(1, 16, 20), (1, 5)]
+        assert not torch.equal(first[0], second[0])
+        parts.restart()
+        assert torch.equal(parts(like)[0], first[0])
+        fields = torch.cat([parts(like)[0] for _ in range(400)])
+        assert 0 <= fields.min() < 0.01 < 0.99 < fields.max() <= 1
+        assert abs(float(fields.mean()) - 0.5) < 0.05
+
+    def test_with_enough_draws_both_pieces_of_the_evidence_are_covered(self) -> None:
+        model, x = TwoDiscs(), torch.ones(1, 1, 32, 32)
+        mask = cl.ExtremalPerturbation(model).attribute(
+            x, target=0, areas=0.1, perturbation="fade", parts=True, draws=4, n_steps=120, step=1 / 16, sigma=1 / 16
+        )[0, 0]
+        assert min(float((mask * disc).sum() / disc.sum()) for disc in model.discs) > 0.8
+
+    def test_rewards_are_those_of_the_whole_mask(self) -> None:
+        model, x = TwoDiscs(), torch.ones(2, 1, 32, 32)
+        masks, found = cl.ExtremalPerturbation(model).attribute(
+            x, target=0, areas=[0.1, 0.2], parts=True, perturbation="fade", n_steps=30, return_masks=True
+        )
+        expected = torch.stack([model(x * masks[:, [i]])[:, 0] for i in range(2)], 1)
+        torch.testing.assert_close(found.rewards, expected, rtol=1e-5, atol=1e-6)
+
+    def test_batch_is_singles(self) -> None:
+        model, x = TwoDiscs(), torch.rand(3, 1, 32, 32)
+        options = {"target": 0, "areas": 0.1, "parts": True, "draws": 2, "perturbation": "noise", "n_steps": 20}
+        together = cl.ExtremalPerturbation(model).attribute(x, **options)
+        singles = torch.cat([cl.ExtremalPerturbation(model).attribute(x[i : i + 1], **options) for i in range(3)])
+        assert torch.equal(together, singles)
+
+    def test_draws_out_of_range(self) -> None:
+        with pytest.raises(cl.LearnpropError, match="draws must be"):
+            cl.ExtremalPerturbation(TwoDiscs()).attribute(torch.ones(1, 1, 32, 32), target=0, draws=0)

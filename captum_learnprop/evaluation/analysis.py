@@ -53,7 +53,8 @@ class RuleReport:
         passed_positive: share of the positive signal that passes, by activation.
         passed_negative: share of the negative signal.
         cascading: rank correlation of signed maps while layers are re-initialised from the output on, by layer.
-        full: that with all parameters re-initialised, absolute.
+        full: that with all parameters re-initialised, in absolute value.
+        full_absolute: the same of maps of absolute values, which the outlines of the image alone make alike.
         redraws: rank correlation of the map's absolute values with the image's distance from its mean colour.
         verdicts: in plain words: weights, class, input.
     """
@@ -67,6 +68,7 @@ class RuleReport:
     passed_negative: dict[str, float]
     cascading: dict[str, float]
     full: float
+    full_absolute: float
     redraws: float
     verdicts: dict[str, str]
 
@@ -97,19 +99,23 @@ class Analysis:
         lines = [
             f"# Backward rules of {self.model}", "",
             f"Means over {self.images} images; the cosines are those at the first layer's input.", "",
-            "| rule | re-initialised nets | two classes | input (centred) | redraws | random vectors |",
-            "|---|---|---|---|---|---|",
+            "| rule | re-initialised nets | absolute | two classes | input (centred) | redraws | random vectors |",
+            "|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for one in self.reports:
-            numbers = (one.full, first(one.classes), first(one.alignment), one.redraws, first(one.convergence))
+            numbers = (
+                one.full, one.full_absolute, first(one.classes), first(one.alignment), one.redraws,
+                first(one.convergence),
+            )  # fmt: skip
             lines.append(f"| {one.rule} | " + " | ".join(_number(value) for value in numbers) + " |")
         lines.append("")
         for one in self.reports:
             lines += [f"## {one.rule}", "", *(f"* {text}" for text in one.verdicts.values()), ""]
         lines += [
-            "Columns: rank correlation with the maps of re-initialised nets (0 is best); cosine between the maps of "
-            "two classes (1 says nothing of the class); cosine with the input; rank correlation with the image's "
-            "distance from its mean colour; cosine between signals that start as random vectors at the last layer "
+            "Columns: rank correlation with the maps of re-initialised nets (0 is best), signed and of absolute "
+            "values; cosine between the maps of two classes (1 says nothing of the class); cosine with the input; rank "
+            "correlation with the image's distance from its mean colour; cosine between signals that start as random "
+            "vectors at the last layer "
             "(1: whatever is asked above, the map is the same).",
             "",
         ]
@@ -178,7 +184,12 @@ def _report(
     data = inputs if recalibrate else None
     options: dict[str, Any] = {"absolute": False, "recalibrate": data, **shared}
     cascade = parameter_randomization(model, explain, inputs, targets, **options)
-    full = full_randomization(model, explain, inputs, targets, seeds=seeds, **options).nanmean().item()
+    full, full_absolute = (
+        full_randomization(model, explain, inputs, targets, seeds=seeds, **{**options, "absolute": absolute})
+        .nanmean()
+        .item()
+        for absolute in (False, True)
+    )
     aligned = input_alignment(model, rule, inputs, targets, centred=True, **shared)
     classes = class_alignment(model, rule, inputs, targets, others, **shared)
     filtering = negative_filtering(model, rule, inputs, targets, **shared)
@@ -199,6 +210,7 @@ def _report(
         passed_negative=filtering.negative.mean(),
         cascading=dict(zip(cascade.layers, cascade.similarity.nanmean(1).tolist(), strict=True)),
         full=full,
+        full_absolute=full_absolute,
         redraws=redraws,
         verdicts={},
     )
@@ -207,15 +219,16 @@ def _report(
 
 def verdicts(report: RuleReport) -> dict[str, str]:
     """What the numbers mean, in a sentence each."""
-    same, classes, aligned = report.full, first(report.classes), first(report.alignment)
-    if math.isnan(same):
+    same, classes, aligned = max(report.full, report.full_absolute), first(report.classes), first(report.alignment)
+    numbers = f"{report.full:.2f}, their absolute values by {report.full_absolute:.2f}"
+    if math.isnan(report.full + report.full_absolute):
         weights = "Weights: the map is constant for re-initialised nets, so nothing can be compared."
     elif same <= LOW:
-        weights = f"Weights: it depends on them; maps of re-initialised nets correlate by {same:.2f}."
+        weights = f"Weights: it depends on them; maps of re-initialised nets correlate by {numbers}."
     elif same <= HIGH:
-        weights = f"Weights: in part; maps of re-initialised nets still correlate by {same:.2f}."
+        weights = f"Weights: in part; maps of re-initialised nets still correlate by {numbers}."
     else:
-        weights = f"Weights: hardly; maps of re-initialised nets are much the same ({same:.2f})."
+        weights = f"Weights: hardly; maps of re-initialised nets are much the same: they correlate by {numbers}."
     if classes <= OTHER_CLASS:
         about = f"Class: another class has another map (cosine {classes:.2f})."
     elif classes <= SAME_CLASS:

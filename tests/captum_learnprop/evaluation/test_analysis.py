@@ -20,7 +20,7 @@ from captum_learnprop.plot import PlotError, alignment_curves
 
 
 def report(**values: float) -> RuleReport:
-    given = {"full": 0.0, "redraws": 0.0, "classes": 0.0, "alignment": 0.0, **values}
+    given = {"full": 0.0, "full_absolute": 0.0, "redraws": 0.0, "classes": 0.0, "alignment": 0.0, **values}
     layers = {name: {"first": given.pop(name), "second": 1.0} for name in ("classes", "alignment")}
     return RuleReport(
         rule="some rule", alignment_raw={}, convergence={}, passed_positive={}, passed_negative={}, cascading={},
@@ -36,6 +36,7 @@ class TestVerdicts:
         [
             ({"full": 0.1}, "weights", "it depends on them"),
             ({"full": 0.3}, "weights", "in part"),
+            ({"full": 0.01, "full_absolute": 0.3}, "weights", "in part"),
             ({"full": 0.7}, "weights", "hardly"),
             ({"full": math.nan}, "weights", "nothing can be compared"),
             ({"classes": 0.2}, "class", "has another map"),

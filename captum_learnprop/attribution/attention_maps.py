@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from captum.attr import GradientAttribution
 from captum.log import log_usage
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import LearnpropError
 from .attention_weights import attention_weights
@@ -133,16 +133,6 @@ class GenericAttention(_AttentionBased, GradientAttribution):
         num_prefix_tokens: See there.
         grid_size: See there.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        layer: nn.Module | None = None,
-        *,
-        num_prefix_tokens: int | None = None,
-        grid_size: tuple[int, int] | None = None,
-    ) -> None:
-        TokenAttribution.__init__(self, model, layer, num_prefix_tokens=num_prefix_tokens, grid_size=grid_size)
 
     @log_usage()
     def attribute(

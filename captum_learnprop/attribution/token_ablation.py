@@ -33,16 +33,6 @@ class TokenAblation(TokenAttribution, PerturbationAttribution):
         grid_size: See there.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        layer: nn.Module | None = None,
-        *,
-        num_prefix_tokens: int | None = None,
-        grid_size: tuple[int, int] | None = None,
-    ) -> None:
-        TokenAttribution.__init__(self, model, layer, num_prefix_tokens=num_prefix_tokens, grid_size=grid_size)
-
     @property
     def multiplies_by_inputs(self) -> bool:
         """True: scores are differences of the output."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import doctest
+import importlib
 import math
 import warnings
 from collections.abc import Callable
@@ -414,3 +416,11 @@ def test_captums_interface() -> None:
         assert not method(model).has_convergence_delta()
     tunnel = captum.attr.NoiseTunnel(cl.CDAM(model))
     assert tunnel.attribute(images(), nt_samples=3, stdevs=0.1, target=1).shape == (3, 1, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["cdam", "concepts"])
+def test_examples_in_docstrings(name: str) -> None:
+    """They run, and give what they say."""
+    found = doctest.testmod(importlib.import_module(f"captum_learnprop.attribution.{name}"))
+    assert found.attempted > 0
+    assert found.failed == 0

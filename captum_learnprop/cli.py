@@ -24,7 +24,7 @@ COMMANDS: dict[str, str] = {
     "demo": "Learn rules for a small digit classifier, compare and draw them.",
     "attribute": "Write attributions of a model for a folder of images.",
     "train": "Learn the rules of a model from a folder of images.",
-    "analyse": "Say whether maps depend on weights, on the class, or on the image alone.",
+    "analyse": "Say what maps depend on: weights, class or image.",
     "evaluate": "Compare methods on scenes with known ground truth.",
     "plugins": "List plugins: version, owner, hooks, records and status.",
     "run": "Run a script unchanged, with every plugin loaded.",

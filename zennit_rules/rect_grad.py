@@ -27,7 +27,7 @@ from .composites import LearnedComposite
 from .errors import RuleError
 from .gates import PlainGate
 from .hook import GateProvider
-from .pooling import LearnedMaxPool, PoolCall, Windows
+from .pooling import LearnedMaxPool, PoolCall, PoolGate, Windows
 from .registry import register_composite
 from .sites import ACTIVATION_TYPES, POOLING_TYPES, Site
 
@@ -228,6 +228,8 @@ class RectGradComposite(LearnedComposite):
     @classmethod
     def make_gate(cls, config: Mapping[str, Any], site: Site, samples: int | None) -> nn.Module:
         """See `LearnedComposite.make_gate`."""
+        if site.kind == "pooling" and config["pooling"] == "soft" and config["rule_options"]["pool"] == "gradient":
+            return PoolGate(samples=samples)
         if site.kind == "pooling":
             return PlainGate(site.shape, samples=samples, channel_dim=site.channel_dim)
         return cls._gate(config["rule_options"], samples)
@@ -235,7 +237,7 @@ class RectGradComposite(LearnedComposite):
     def templates(self) -> list[tuple[tuple[type, ...], Hook]]:
         """See `LearnedComposite.templates`."""
         proportional = self.rules.config["rule_options"]["pool"] == "proportional"
-        pools = [(POOLING_TYPES, ProportionalPool(self))] if proportional else []
+        pools = [(POOLING_TYPES, ProportionalPool(self))] if proportional else super().templates()[1:]
         return [(ACTIVATION_TYPES, RectGrad(gate=self)), *pools]
 
     def finish(self, maps: tuple[Tensor, ...], leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

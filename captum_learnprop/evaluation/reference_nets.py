@@ -205,7 +205,7 @@ class Convolution(nn.Module):
 class ViTLike(nn.Module):
     """torchvision's vision transformer: a stem of convolutions, 8 x 8 patches and a class token in five blocks.
 
-    Maps images ``(B, 3, 64, 64)`` in [0, 1] to ten logits ``(B, 10)``; 630 thousand parameters.
+    Maps images ``(B, 3, 64, 64)`` in [0, 1] to ten logits ``(B, 10)``; 629 thousand parameters.
 
     Args:
         width: factor on the number of channels.

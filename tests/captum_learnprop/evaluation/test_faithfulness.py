@@ -131,7 +131,7 @@ def test_what_cannot_be_measured_is_refused(setting) -> None:  # type: ignore[no
 
 
 @pytest.mark.parametrize("output", ["softmax", "logit"])
-@pytest.mark.parametrize("baseline", [0.3, "mean", "noise", "blur", "zero", torch.sin], ids=str)
+@pytest.mark.parametrize("baseline", [0.3, "mean", "noise", "blur", "zero", pytest.param(torch.sin, id="sin")])
 def test_orders_and_the_area_between_them_are_those_of_the_definition(setting, baseline, output: str) -> None:  # type: ignore[no-untyped-def]
     model, inputs, maps, targets = setting
     quantity = {"softmax": lambda x: x.softmax(1), "logit": lambda x: x}[output]

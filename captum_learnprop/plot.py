@@ -342,26 +342,33 @@ def alignment_curves(reports: Sequence[Any]) -> Figure:
 def theory_curves(
     widths: Mapping[str, Sequence[tuple[int, float, float, float]]],
     fractions: Sequence[tuple[float, float, float, float]],
+    orthogonal: Mapping[str, Sequence[tuple[int, float, float, float]]],
 ) -> Figure:
     """Closed forms of alignment as lines, simulated layers as points with bands of 95 %.
 
     Args:
         widths: by coefficients, ``(units, closed form, mean, half of the band)``.
         fractions: ``(share of units, closed form, mean, half of the band)``.
+        orthogonal: as ``widths``, of layers with orthogonal rows.
 
     Raises:
         PlotError: nothing to draw.
     """
-    if not widths or not fractions:
-        raise PlotError("nothing to draw: give points by width and by share")
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for row, (name, points) in enumerate(widths.items()):
-        colour = GROUP_COLOURS[row % len(GROUP_COLOURS)]
-        _draw_theory(left, points, colour, name)
+    if not widths or not fractions or not orthogonal:
+        raise PlotError("nothing to draw: give points by width, by share, and of orthogonal rows")
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    left, right, last = figure.subplots(1, 3)
+    for axes, lines in ((left, widths), (last, orthogonal)):
+        for row, (name, points) in enumerate(lines.items()):
+            _draw_theory(axes, points, GROUP_COLOURS[row % len(GROUP_COLOURS)], name)
     _draw_theory(right, fractions, GROUP_COLOURS[0], "equal coefficients")
+    last.set(xlabel="units, orthogonal rows", xscale="log")
     left.set(xlabel="units", ylabel="cosine with the input", xscale="log")
     right.set(xlabel="share of units that pass", xscale="log")
+    for axes in figure.axes:
+        places = sorted({float(x) for line in axes.lines for x in np.atleast_1d(line.get_xdata())})
+        axes.set_xticks(places, [f"{place:g}" for place in places], fontsize=7)
+        axes.minorticks_off()
     left.legend(fontsize=7, frameon=False)
     return figure
 

@@ -18,6 +18,7 @@ from captum_learnprop.evaluation.alignment_theory import (
     band,
     best_fraction,
     simulated,
+    simulated_orthogonal,
 )
 from captum_learnprop.plot import save_figure, theory_curves
 
@@ -48,8 +49,15 @@ def main() -> None:
         mean, half = band(simulated(m, d, fraction=p, **draws))
         fractions.append((p, alignment_of_fraction(p, m, d), mean, half))
         print(f"share {p:6.2f} {m:7d}  {alignment_of_fraction(p, m, d):11.3f}  {mean:.3f} +- {half:.3f}")
+    orthogonal: dict[str, list[tuple[int, float, float, float]]] = {}
+    for name in COEFFICIENTS:
+        for m in (d // 4, d // 2, d):
+            measured, closed = simulated_orthogonal(m, d, name, trials=min(options.trials, 16), seed=options.seed)
+            mean, half = band(measured)
+            orthogonal.setdefault(name, []).append((m, float(closed.mean()), mean, half))
+            print(f"{name:12} {m:7d}  {float(closed.mean()):11.3f}  {mean:.3f} +- {half:.3f}  (orthogonal rows)")
     print(f"the share of units that aligns best: {best_fraction():.3f}")
-    print(f"figure in {save_figure(theory_curves(widths, fractions), options.out)}")
+    print(f"figure in {save_figure(theory_curves(widths, fractions, orthogonal), options.out)}")
 
 
 if __name__ == "__main__":

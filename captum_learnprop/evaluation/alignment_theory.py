@@ -128,6 +128,36 @@ def simulated(
     return cosines.abs() if coefficients == "signed" else cosines
 
 
+def simulated_orthogonal(
+    m: int, d: int, coefficients: str = "ones", *, trials: int = 32, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """``cos(s, x)`` of layers with orthogonal rows, and `orthogonal_alignment` of the same, ``(trials,)`` each.
+
+    Args:
+        m: units, at most ``d``.
+        d: inputs.
+        coefficients: of `COEFFICIENTS`.
+        trials: layers drawn.
+        seed: of all draws.
+
+    Raises:
+        MapError: for unknown coefficients, sizes below 1, or more units than inputs.
+    """
+    _check(m, d, coefficients)
+    if m > d:
+        raise MapError(f"{m} rows of {d} values cannot be orthogonal; m must be at most d")
+    generator = torch.Generator().manual_seed(seed)
+    measured, closed = [], []
+    for _ in range(trials):
+        rows = torch.linalg.qr(torch.randn(d, m, generator=generator, dtype=torch.float64)).Q.T
+        x = torch.randn(1, d, generator=generator, dtype=torch.float64)
+        a = (x @ rows.T).clamp(min=0)
+        r = COEFFICIENTS[coefficients](a, torch.randn(1, m, generator=generator, dtype=torch.float64)) * (a > 0)
+        measured.append(torch.nn.functional.cosine_similarity(r @ rows, x, dim=1))
+        closed.append(orthogonal_alignment(r, a, x, 1.0))
+    return torch.cat(measured), torch.cat(closed)
+
+
 def band(values: Tensor) -> tuple[float, float]:
     """Mean of the values ``(n,)`` and half of its 95 % confidence interval."""
     return float(values.mean()), float(1.96 * values.std() / math.sqrt(len(values)))

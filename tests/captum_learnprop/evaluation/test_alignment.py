@@ -33,6 +33,7 @@ from captum_learnprop.evaluation.alignment_theory import (
     best_fraction,
     orthogonal_alignment,
     simulated,
+    simulated_orthogonal,
 )
 from captum_learnprop.evaluation.backward_rules import RULES, backward_rule
 from captum_learnprop.evaluation.hand_made import hand_made
@@ -290,7 +291,15 @@ class TestTheory:
         expected = cosine(r @ rows, x)
         torch.testing.assert_close(orthogonal_alignment(r, a, x, 3.0), expected)
 
+    @pytest.mark.parametrize("coefficients", ["ones", "signed", "activation"])
+    def test_simulated_orthogonal_rows(self, coefficients: str) -> None:
+        measured, closed = simulated_orthogonal(20, 32, coefficients, trials=6)
+        torch.testing.assert_close(measured, closed, rtol=1e-9, atol=1e-12)
+        assert measured.std() > 0
+
     def test_out_of_range(self) -> None:
+        with pytest.raises(MapError, match="cannot be orthogonal"):
+            simulated_orthogonal(5, 4)
         with pytest.raises(MapError, match="unknown coefficients"):
             alignment(4, 4, "twos")
         with pytest.raises(MapError, match="share of the units"):

@@ -220,11 +220,11 @@ class FunctionRule(SiteHook):
         if not centred:
             names.remove("bias")
         given = dict(zip(names, args, strict=False)) | kwargs
-        z, rest = given.pop("input"), given
+        z = given.pop("input")
         weight, eps = given.get("weight"), given.get("eps", 1e-5 if centred else None)
 
         def fn(x: Tensor) -> Tensor:
-            value: Tensor = func(x, **rest)
+            value: Tensor = func(x, **given)
             return value
 
         call = NormCall(self, name, gate, fn, len(given["normalized_shape"]), weight, eps, centred)

@@ -254,12 +254,16 @@ class _FunctionalCalls(TorchFunctionMode):
 # -- tracking --------------------------------------------------------------------------------------------------------
 
 
+# Leaves of torch that matter: they say where channels are, or rules have the function inside them.
+_SEEN_TYPES = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Softmax)
+
+
 def _may_matter(module: nn.Module) -> bool:
     """Whether calls inside ``module`` can be sites, or its output says where the channels are."""
     if has_own_forward(module):
         return True
     of_torch = type(module).__module__.startswith("torch.nn.modules")
-    return not of_torch or isinstance(module, (nn.Linear, nn.LayerNorm)) or next(module.children(), None) is not None
+    return not of_torch or isinstance(module, _SEEN_TYPES) or next(module.children(), None) is not None
 
 
 class SiteTracker(Canonizer):
@@ -282,7 +286,6 @@ class SiteTracker(Canonizer):
         self._handles: list[Interposed | RemovableHandleList] = []
         self._stand_ins: dict[str, nn.Module] = {}
         self._calls: dict[str, int] = {}
-        self._modules: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
         self._stack: list[tuple[str, bool]] = []
         self._channel_last: dict[int, weakref.ref[Tensor]] = {}
         self._thread = 0
@@ -309,7 +312,6 @@ class SiteTracker(Canonizer):
         self.root = weakref.ref(root)
         for path, module in root.named_modules():
             self.paths[id(module)] = path
-            self._modules[path] = module
             site = is_site(module)
             if site or _may_matter(module):
                 self._handles.append(interpose(module, partial(self._run_module, path, module, site)))
@@ -322,7 +324,6 @@ class SiteTracker(Canonizer):
         self._handles.clear()
         self._stand_ins.clear()
         self.paths.clear()
-        self._modules.clear()
         self.root = None
 
     @property
@@ -342,16 +343,18 @@ class SiteTracker(Canonizer):
                     "module and build the rule set for that"
                 )
             return path
-        k = self._calls.get(path, 0)
-        self._calls[path] = k + 1
-        return f"{path}#{k}" if k else path
+        return self._counted(path)
 
     def call_of(self, name: str, *types: type[nn.Module]) -> str:
         """Name this call of a function: after the module being run if it is one of some types, else inside it."""
         path = self._stack[-1][0] if self._stack else ""
-        module = self._modules.get(path)
-        if module is None or type(module) not in types:
+        root = self.root() if self.root is not None else None
+        if root is None or type(root.get_submodule(path)) not in types:
             path = f"{path}.{name}".lstrip(".")
+        return self._counted(path)
+
+    def _counted(self, path: str) -> str:
+        """Name of one more call in this forward pass."""
         k = self._calls.get(path, 0)
         self._calls[path] = k + 1
         return f"{path}#{k}" if k else path

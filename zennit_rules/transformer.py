@@ -78,11 +78,7 @@ class LearnedTransformer(LearnedComposite):
         if not torch.is_grad_enabled():
             return NotImplemented
         if func in ATTENTION:
-            products = iter(("scores", "values"))
-            return attention_of(
-                func, args, kwargs, lambda z: self._softmax(z, -1), lambda a, b: self._product(a, b, torch.matmul,
-                                                                                               next(products))
-            )  # fmt: skip
+            return self._attention(func, args, kwargs)
         given = args[0] if args else kwargs.get("input")
         if not isinstance(given, Tensor) or not given.requires_grad or not given.is_floating_point():
             return NotImplemented
@@ -95,6 +91,14 @@ class LearnedTransformer(LearnedComposite):
         if func in PRODUCTS and len(args) == 2 and not kwargs:
             return self._two(func, *args)
         return NotImplemented
+
+    def _attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        names = iter(("scores", "values"))
+
+        def product(left: Tensor, right: Tensor) -> Tensor:
+            return self._product(left, right, torch.matmul, next(names))
+
+        return attention_of(func, args, kwargs, lambda scores: self._softmax(scores, -1), product)
 
     def _functional_softmax(self, z: Tensor, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         dim = kwargs.get("dim", rest[0] if rest else None)

@@ -206,8 +206,8 @@ class _Repeated(CDAM):
         points: Callable[[Tensor], _Points],
         times: Callable[[Tensor, Tensor], Tensor],
         rows_at_once: int | None,
-    ) -> tuple[Tensor, Tensor, _Tail]:
-        """``sum_k w_k sum_j times(T, T^k)_ij df/dT^k_ij``, ``(B, N)``, the tokens ``T``, and the rest of the model."""
+    ) -> tuple[Tensor, _Tail]:
+        """``sum_k w_k sum_j times(T, T^k)_ij df/dT^k_ij``, ``(B, N)``, and what follows the tokens ``T``."""
         tail = _Tail(self._tensor_model, anatomy, place, given)
         tokens = tail.tokens
         chosen = points(tokens)
@@ -223,7 +223,7 @@ class _Repeated(CDAM):
             gradient = self._gradient(score, leaf, attended, anatomy, place)
             part = dot(times(tokens[samples], leaf.detach()), gradient) * weights[which, None]
             total.index_add_(0, samples, part)
-        return total, tokens, tail
+        return total, tail
 
 
 class _Tail:
@@ -238,9 +238,13 @@ class _Tail:
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, place: int, given: tuple[Any, ...]) -> None:
         self.attention, self.block = anatomy.attentions[place], anatomy.blocks[place]
-        seen = _Insert(lambda tokens: tokens)
+        seen, source = _Insert(lambda tokens: tokens), anatomy.sources[place]
+        if source is None:
+            raise LearnpropError(
+                f"no module is finished before {type(self.attention).__name__} gets its tokens; choose a later layer"
+            )
         with interposed([self.attention], seen.around):
-            self.suffix = Suffix(model, anatomy.sources[place], given)
+            self.suffix = Suffix(model, source, given)
         self.tokens = seen.made(self.attention)[0].detach()
         self.rows: int | None = anatomy.prefix or None
         last = place == len(anatomy.attentions) - 1
@@ -330,7 +334,7 @@ class SmoothCDAM(_Repeated):
             return _Points(at, torch.full((n_samples,), 1 / n_samples, dtype=torch.float64))
 
         with self._opened(inputs, additional_forward_args) as (given, anatomy, place):
-            scores, _, _ = self._averaged(
+            scores, _ = self._averaged(
                 given, anatomy, place, target, points, lambda tokens, point: point, internal_batch_size
             )
         return self._shown(scores, given[0], anatomy, output, mode, prefix_scores)
@@ -396,19 +400,20 @@ class IntegratedCDAM(_Repeated):
             return _Points(at, weights)
 
         with self._opened(inputs, additional_forward_args) as (given, anatomy, place):
-            scores, tokens, tail = self._averaged(
+            scores, tail = self._averaged(
                 given, anatomy, place, target, points,
                 lambda tokens, point: tokens if integrated else point, internal_batch_size,
             )  # fmt: skip
-            delta = scores.sum(1) - self._difference(tail, tokens, target) if return_convergence_delta else None
+            delta = scores.sum(1) - self._difference(tail, target) if return_convergence_delta else None
         shown = self._shown(scores, given[0], anatomy, output, mode, prefix_scores)
         if delta is None:
             return shown
         return (*shown, delta) if prefix_scores else (shown, delta)
 
     @torch.no_grad()
-    def _difference(self, tail: _Tail, tokens: Tensor, target: Any) -> Tensor:
+    def _difference(self, tail: _Tail, target: Any) -> Tensor:
         """``f(T) - f(0)``."""
+        tokens = tail.tokens
         samples = torch.arange(len(tokens), device=tokens.device)
         ends = [self._selected(tail.run(each, samples)[0], target) for each in (tokens, torch.zeros_like(tokens))]
         return (ends[0] - ends[1]).detach()

@@ -91,15 +91,14 @@ class Rows:
 
     def of(self, masks: tuple[Tensor, ...], samples: Tensor, parts: Parts | None = None) -> Tensor:
         """Reward of the variant ``(R,)``, of whole masks or of parts."""
-        whole, masks = masks, self._part(masks, parts)
         if self.variant == "preserve":
-            return self._plain(masks, samples)
-        rest = tuple(1 - mask for mask in self._part(whole, parts))
+            return self._plain(self._part(masks, parts), samples)
         if self.variant == "delete":
-            return -self._plain(rest, samples)
-        both = tuple(torch.cat(pair) for pair in zip(masks, rest, strict=True))
-        kept, deleted = self._plain(both, samples.repeat(2)).chunk(2)
-        return kept - deleted
+            return -self._plain(tuple(1 - mask for mask in self._part(masks, parts)), samples)
+        kept, gone = self._part(masks, parts), self._part(masks, parts)
+        both = tuple(torch.cat([one, 1 - other]) for one, other in zip(kept, gone, strict=True))
+        preserved, deleted = self._plain(both, samples.repeat(2)).chunk(2)
+        return preserved - deleted
 
     @staticmethod
     def _part(masks: tuple[Tensor, ...], parts: Parts | None) -> tuple[Tensor, ...]:

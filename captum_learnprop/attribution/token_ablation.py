@@ -110,8 +110,8 @@ def _check_positions(suffix: Suffix, anatomy: Anatomy, place: int, size: int) ->
         LearnpropError: If tokens change their positions when one leaves, as rotary ones can.
     """
     attention, block = anatomy.attentions[place : place + 1], anatomy.blocks[place]
-    one, gone = torch.zeros(1, dtype=torch.long), torch.tensor([anatomy.prefix])
-    samples, left = one.to(suffix.activation.device), gone.to(suffix.activation.device)
+    device = suffix.activation.device
+    samples, left = torch.zeros(1, dtype=torch.long, device=device), torch.tensor([anatomy.prefix], device=device)
     _, (before,) = attention_weights(lambda: suffix.run(lambda activation: activation, samples), attention)
     _, (after,) = attention_weights(lambda: _without(suffix, block, samples, left, size), attention)
     rest = [i for i in range(size) if i != anatomy.prefix]

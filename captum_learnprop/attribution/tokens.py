@@ -31,7 +31,8 @@ class Anatomy:
     Attributes:
         attentions: modules that attend and lead to the output, in the order of their calls.
         blocks: of each, the entry of a list of modules it belongs to.
-        sources: of each, a module that was finished just before, whose output its input is or comes from.
+        sources: of each, a module that was finished just before, whose output its input is or comes from; None if
+            there is none.
         block_sources: the same for the input of each block.
         prefix: number of tokens before the patches: class, distillation, registers.
         grid: rows and columns of patches.
@@ -39,7 +40,7 @@ class Anatomy:
 
     attentions: tuple[nn.Module, ...]
     blocks: tuple[nn.Module, ...]
-    sources: tuple[nn.Module, ...]
+    sources: tuple[nn.Module | None, ...]
     block_sources: tuple[nn.Module | None, ...]
     prefix: int
     grid: tuple[int, int]
@@ -194,7 +195,7 @@ def anatomy_of(
     return Anatomy(
         tuple(one.attention for one in seen),
         tuple(one.block for one in seen),
-        tuple(one.source or one.attention for one in seen),
+        tuple(one.source for one in seen),
         tuple(one.block_source for one in seen),
         prefix,
         grid,

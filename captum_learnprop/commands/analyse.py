@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +53,7 @@ def run(request: Request) -> Analysis:
     import torch
 
     from captum_learnprop.evaluation.analysis import analyse
+    from captum_learnprop.evaluation.benchmark import write_text
     from captum_learnprop.plot import alignment_curves, save_figure
 
     if request.threads is not None:
@@ -69,8 +69,8 @@ def run(request: Request) -> Analysis:
         on_rule=lambda name: click.echo(f"{name} ...", err=True),
     )  # fmt: skip
     request.out.mkdir(parents=True, exist_ok=True)
-    _write(request.out / "analysis.json", json.dumps(analysis.to_json(), indent=2) + "\n")
-    _write(request.out / "analysis.md", analysis.to_markdown())
+    write_text(request.out / "analysis.json", json.dumps(analysis.to_json(), indent=2) + "\n")
+    write_text(request.out / "analysis.md", analysis.to_markdown())
     save_figure(alignment_curves(analysis.reports), request.out / "analysis.png")
     return analysis
 
@@ -113,15 +113,6 @@ def _rule(name: str, model: nn.Module, images: Tensor) -> BackwardRule:
     if not Path(name).is_file():
         raise LearnpropError(f"--rules {name!r} is neither a file nor one of {', '.join(KNOWN)}")
     return backward_rule(RuleSet.load(name, model), model, images, Path(name).stem)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @click.command(name="analyse", context_settings={"show_default": True})

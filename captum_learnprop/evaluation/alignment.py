@@ -17,7 +17,7 @@ us: these measures are ours. CSC is that of Sixt, Granz and Landgraf (ICML 2020)
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from captum_learnprop.evaluation.backward_rules import BackwardRule
 from captum_learnprop.evaluation.maps import MapError
 from zennit_rules import RuleSet
-from zennit_rules.linear_map import LINEAR_TYPES
+from zennit_rules.linear_map import LinearMap, linear_type
 from zennit_rules.sites import recorder
 
 PAIRS = 5
@@ -72,6 +72,7 @@ class _Points:
 
     names: list[str] = field(default_factory=list)
     layers: list[Tensor] = field(default_factory=list)
+    channel_dims: list[int] = field(default_factory=list)
     sites: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
 
     def watch(self, name: str) -> Callable[..., None]:
@@ -83,6 +84,7 @@ class _Points:
                 calls = sum(known.split("#")[0] == name for known in self.names)
                 self.names.append(f"{name}#{calls}" if calls else name)
                 self.layers.append(x)
+                self.channel_dims.append(x.dim() - 1 if linear_type(module) is nn.Linear else 1)
 
         return hook
 
@@ -102,7 +104,7 @@ class _Pass:
         self._stack = ExitStack()
         try:
             for name, module in model.named_modules():
-                if isinstance(module, LINEAR_TYPES):
+                if linear_type(module) is not None:
                     self._stack.callback(module.register_forward_pre_hook(self.points.watch(name)).remove)
             self.composite = self._stack.enter_context(rule.around(model))
             token = recorder.set(self.points)
@@ -238,7 +240,7 @@ def negative_filtering(
                 whole = (g.abs().flatten(1) * part).double().sum(1)
                 kept = (s.abs().flatten(1) * part).double().sum(1)
                 shares.append(torch.where(whole > 0, kept / whole, torch.nan))
-        run.points.names = [f"{name}" for name in (*names, *names)]
+        run.points.names = [*names, *names]
         return torch.stack(shares)
 
     both = _profile(_without_inplace(model), rule, inputs, targets, scores, internal_batch_size)
@@ -288,18 +290,18 @@ def direction_convergence(
         starts = [torch.randn(top.shape[1:], generator=generator).to(top).expand_as(top) for _ in range(vectors)]
         found = [run.pulled(top, vector, below) for vector in starts]
         run.points.names = names[:place]
-        return torch.stack([_convergence([signals[layer] for signals in found]) for layer in range(place)])
+        dims = run.points.channel_dims
+        return torch.stack([_convergence([signals[i] for signals in found], dims[i]) for i in range(place)])
 
     targets = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
     return _profile(model, rule, inputs, targets, scores, internal_batch_size)
 
 
-def _convergence(signals: list[Tensor]) -> Tensor:
+def _convergence(signals: list[Tensor], dim: int) -> Tensor:
     """Mean absolute cosine over channels, positions and pairs, ``(B,)``; positions without a signal do not count."""
     values = []
     for i, first in enumerate(signals):
         for second in signals[:i]:
-            dim = 1 if first.dim() != 3 else 2  # tokens have their channels last
             scale = first.norm(dim=dim) * second.norm(dim=dim)
             value = (first * second).sum(dim).abs().double() / scale.double()
             values.append(value.reshape(len(first), -1))
@@ -370,7 +372,7 @@ def retained_energy(
     chunks = []
     with ExitStack() as stack, torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, LINEAR_TYPES):
+            if linear_type(module) is not None:
                 stack.callback(module.register_forward_hook(watch(name)).remove)
         for part in inputs.split(internal_batch_size):
             found.clear()
@@ -382,21 +384,15 @@ def retained_energy(
     return LayerProfile(names, torch.cat(chunks, 1))
 
 
-def _retained(module: nn.Module, x: Tensor, out: Tensor, iterations: int) -> Tensor:
-    plain = copy.copy(module)
-    plain._parameters = {**module._parameters, "bias": None}
-    # Hooks of the copy would call this again.
-    plain._forward_hooks = type(module._forward_hooks)()
-    plain._forward_pre_hooks = type(module._forward_pre_hooks)()
+def _retained(module: Any, x: Tensor, out: Tensor, iterations: int) -> Tensor:
+    linear, x = LinearMap.of(module, x)
     active = (out > 0).to(x.dtype)
 
     def forward(v: Tensor) -> Tensor:
-        return plain(v) * active
+        return linear(v, module.weight) * active
 
     def backward(c: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = torch.zeros_like(x, requires_grad=True)
-            return torch.autograd.grad(plain(leaf), leaf, c * active)[0]
+        return linear.transpose(x.shape, module.weight, c * active)
 
     def dots(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).flatten(1).double().sum(1)
@@ -451,15 +447,11 @@ def _profile(
         raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
     names: tuple[str, ...] = ()
     chunks = []
-    for rows in _chunks(len(inputs), internal_batch_size, inputs.device):
+    for rows in torch.arange(len(inputs), device=inputs.device).split(internal_batch_size):
         with _Pass(model, rule, inputs[rows]) as run:
             chunks.append(scores(run, rows))
             names = tuple(run.points.names)
     return LayerProfile(names, torch.cat(chunks, 1))
-
-
-def _chunks(count: int, size: int, device: torch.device) -> Iterator[Tensor]:
-    yield from torch.arange(count, device=device).split(size)
 
 
 def _without_inplace(model: nn.Module) -> nn.Module:

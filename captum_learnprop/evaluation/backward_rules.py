@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_learnprop.attribution.learned import LearnedPropagation
 from captum_learnprop.errors import LearnpropError
-from zennit_rules import LearnedComposite, RuleSet, attribute
+from zennit_rules import LearnedComposite, RuleSet
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,8 @@ class BackwardRule:
 
     def attribution(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         """The map ``(B, C, *spatial)``."""
-        leaf = inputs.detach().clone().requires_grad_()
-        with self.around(model) as composite, torch.enable_grad():
-            output = model(leaf)
-            chosen = torch.zeros_like(output).scatter_(1, targets[:, None], 1.0)
-            (found,) = attribute(composite, output, (leaf,), chosen)
-        return found.detach()
+        found: Tensor = LearnedPropagation(model, rules=self.rules).attribute(inputs, target=targets)
+        return found
 
 
 _RULES: dict[str, dict[str, Any]] = {

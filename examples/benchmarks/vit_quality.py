@@ -70,7 +70,7 @@ def token_method(model: nn.Module, kind: type) -> Explain:
 
 def by_rules(model: nn.Module, rules: RuleSet) -> Explain:
     """Maps by a rule set."""
-    method = cl.LearnedPropagation(model, composite=rules.composite_name, rules=rules)
+    method = cl.LearnedPropagation(model, rules=rules)
 
     def explain(images: Tensor, targets: Tensor) -> Tensor:
         found: Tensor = method.attribute(images, target=targets)

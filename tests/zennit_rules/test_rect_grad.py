@@ -145,7 +145,6 @@ class TestGotchas:
         z, g, found = self.passed(10.0)
         inactive = z <= 0
         assert torch.equal(found[inactive], g[inactive])
-        _, _, stopped = self.passed(10.0, derivative=True)
         z, _, stopped = self.passed(10.0, derivative=True)
         assert bool((stopped[z <= 0] == 0).all())
 

@@ -234,6 +234,9 @@ class TestStarts:
             "blocks.0.norm1", "blocks.0.attention.scores", "blocks.0.attention.softmax", "blocks.0.attention.values",
             "blocks.0.norm2", "blocks.0.act",
         ]  # fmt: skip
+        modules = nn.Sequential(nn.RMSNorm(8), nn.Softmax(-1)).double()
+        assert [site.name for site in build(modules, tokens()).sites] == ["0", "1"]
+        assert all(row.rule for row in build(modules, tokens()).coverage().rows)
         coverage = build(net("module"), tokens()).coverage()
         assert all(row.rule for row in coverage.rows), str(coverage)
 

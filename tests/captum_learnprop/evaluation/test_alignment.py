@@ -142,6 +142,18 @@ class TestAgainstAutograd:
         assert found.names == ("0", "3")
         torch.testing.assert_close(found.values, torch.stack(expected))
 
+    def test_convergence_over_channels_that_come_last(self) -> None:
+        """A linear layer has its channels last, whatever is before them: here on ``(B, H, W, C)``."""
+        model = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5)).double().eval()
+        x = torch.randn(2, 3, 4, 6).double()
+        found = direction_convergence(model, backward_rule("gradient", model, x), x, vectors=2, seed=1)
+        generator = torch.Generator().manual_seed(1)
+        vectors = [torch.randn(3, 4, 7, generator=generator).double() for _ in range(2)]
+        leaf = x.clone().requires_grad_()
+        top = model[:2](leaf)
+        a, b = (torch.autograd.grad(top, leaf, v.expand(2, -1, -1, -1), retain_graph=True)[0] for v in vectors)
+        torch.testing.assert_close(found.values[0], F.cosine_similarity(a, b, dim=-1).abs().mean((1, 2)))
+
     def test_retained_energy(self) -> None:
         model, x = net(), inputs(2)
         found = retained_energy(model, x, iterations=400)

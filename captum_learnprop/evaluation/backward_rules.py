@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_learnprop.attribution.learned import LearnedPropagation
 from captum_learnprop.errors import LearnpropError
 from zennit_rules import LearnedComposite, RuleSet
 
@@ -37,6 +36,8 @@ class BackwardRule:
 
     def attribution(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         """The map ``(B, C, *spatial)``."""
+        from captum_learnprop.attribution.learned import LearnedPropagation  # which needs this room
+
         found: Tensor = LearnedPropagation(model, rules=self.rules).attribute(inputs, target=targets)
         return found
 

@@ -74,18 +74,22 @@ class ExtremalPerturbation(PerturbationAttribution):
 
     Args:
         model: An ``nn.Module`` or any differentiable function of the inputs; returned untouched from every call.
+        multiply_by_inputs: Whether `attribute` returns contributions: masks times what the perturbation takes away
+            where they are 0 (the input minus the baseline, its blur, or the middle of the range of the ``"noise"``). A
+            mask says where the evidence is, its contribution what of the input that is, to the pixel.
     """
 
-    def __init__(self, model: nn.Module | Callable[..., Tensor]) -> None:
+    def __init__(self, model: nn.Module | Callable[..., Tensor], multiply_by_inputs: bool = False) -> None:
         if not callable(model):
             raise LearnpropError(f"ExtremalPerturbation needs a model or function, got {type(model).__name__}")
         super().__init__(model)
         self.model = model
+        self.multiply_by_inputs = multiply_by_inputs
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """False: masks are no contributions."""
-        return False
+        """Whether `attribute` returns contributions, not masks."""
+        return self.multiply_by_inputs
 
     @log_usage()
     def attribute(
@@ -138,7 +142,8 @@ class ExtremalPerturbation(PerturbationAttribution):
 
         Returns:
             Masks in [0, 1] in the container of ``inputs``: ``(B, 1, *spatial)`` for one area, ``(B, A, *spatial)`` for
-            a sequence of A. For inputs ``(B, F)``: ``(B, F)`` for one area, ``(B, A, F)`` for a sequence.
+            a sequence of A. For inputs ``(B, F)``: ``(B, F)`` for one area, ``(B, A, F)`` for a sequence. With
+            ``multiply_by_inputs``, signed contributions ``(B, C, *spatial)`` or ``(B, A, C, *spatial)``.
 
         Raises:
             TargetError: If the target does not fit the output.
@@ -154,9 +159,13 @@ class ExtremalPerturbation(PerturbationAttribution):
                 wanted.expand(len(tensors[0]), -1), n_steps, show_progress=show_progress, describe="extremal masks"
             )
         several = isinstance(areas, (Sequence, Tensor)) and not (isinstance(areas, Tensor) and areas.dim() == 0)
-        maps = tuple(
-            mask if x.dim() > 2 or several else mask[:, 0] for x, mask in zip(tensors, found.masks, strict=True)
-        )
+        if self.multiply_by_inputs:
+            maps = rows.contributions(found.masks)
+            maps = maps if several else tuple(each[:, 0] for each in maps)
+        else:
+            maps = tuple(
+                mask if x.dim() > 2 or several else mask[:, 0] for x, mask in zip(tensors, found.masks, strict=True)
+            )
         formatted = _format_output(isinstance(inputs, tuple), maps)
         return (formatted, found) if return_masks else formatted
 

@@ -135,6 +135,16 @@ class Rows:
                 parts.append(torch.stack(drawn).mean(0))
         return torch.cat(parts)
 
+    @torch.no_grad()
+    def contributions(self, masks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Masks ``(B, A, ...)`` times what each input's perturbation takes away: ``(B, A, *shape of the input)``."""
+        everyone = torch.arange(self.samples, device=self.like.device)
+        result = []
+        for mask, one in zip(masks, self.perturbations, strict=True):
+            change = one.change(mask[:, 0], everyone)[:, None]
+            result.append((mask[:, :, None] if change.dim() > mask.dim() else mask).to(change) * change)
+        return tuple(result)
+
     @property
     def draws(self) -> int:
         """Draws that a reward is the mean of."""

@@ -37,6 +37,11 @@ class Perturbation(ABC):
     def __call__(self, masks: Tensor, rows: Tensor) -> Tensor:
         """Inputs ``(R, ...)`` of the samples ``rows (R,)`` under masks ``(R, *spatial)`` or ``(R, F)``."""
 
+    def change(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """What a perturbation everywhere takes from the samples ``rows (R,)``, the shape of an input; on average, where
+        it draws. Masks ``(R, *spatial)`` or ``(R, F)`` give shape and type."""
+        return self(torch.ones_like(masks), rows) - self(torch.zeros_like(masks), rows)
+
 
 class Fade(Perturbation):
     """``m x + (1 - m) baseline``.
@@ -148,6 +153,10 @@ class Noise(Perturbation):
         if self.inputs.dim() > 2:
             masks = masks[:, None]
         return torch.lerp(self.low[rows] + self.width[rows] * fill, self.inputs[rows], masks.to(self.inputs.dtype))
+
+    def change(self, masks: Tensor, rows: Tensor) -> Tensor:
+        """See `Perturbation.change`. The mean of the draws is the middle of each channel's range."""
+        return self.inputs[rows] - (self.low[rows] + 0.5 * self.width[rows])
 
 
 class Own(Perturbation):

@@ -34,12 +34,16 @@ OCCLUSION_WINDOW, OCCLUSION_STRIDE = 8, 4
 NOISE_SAMPLES, NOISE = 20, 0.1
 """Of SmoothGrad; the noise is a standard deviation on the scale of the images."""
 
-EXTREMAL_AREAS, EXTREMAL_STEPS = (0.03, 0.05, 0.07), 100
-EXTREMAL_OPTIONS: dict[str, Any] = {
-    "variant": "dual", "perturbation": "noise", "parts": True, "draws": 4, "step": 1 / 64, "sigma": 1 / 32,
+_NOISE_AND_PARTS: dict[str, Any] = {"variant": "dual", "perturbation": "noise", "parts": True}
+EXTREMAL: dict[str, Any] = {
+    **_NOISE_AND_PARTS, "areas": (0.03, 0.05, 0.07), "draws": 4, "n_steps": 100, "step": 1 / 64, "sigma": 1 / 32,
 }  # fmt: skip
-"""Of extremal perturbations, chosen on validation scenes: fine masks that keep and delete, of which random parts count,
-and noise in the place of what is removed. Over a blur or a fixed colour masks find evidence that is not the object."""
+EXTREMAL_X_INPUT: dict[str, Any] = {
+    **_NOISE_AND_PARTS, "areas": (0.05, 0.07, 0.1), "draws": 2, "n_steps": 60, "step": 1 / 32, "sigma": 1 / 16,
+}  # fmt: skip
+"""Of extremal perturbations, chosen on validation scenes: masks that keep and delete, of which random parts count, and
+noise in the place of what is removed. Over a blur or a fixed colour masks find evidence that is not the object. A mask
+by itself must be fine; one that is multiplied by the input need not."""
 
 INTERNAL_BATCH_SIZE = 256
 
@@ -352,19 +356,31 @@ def occlusion(model: nn.Module) -> Explain:
 
 def extremal_perturbation(model: nn.Module) -> Explain:
     """Mean of the extremal masks of three areas (Fong et al., ICCV 2019)."""
+    return _extremal(model, EXTREMAL, multiply_by_inputs=False)
+
+
+def extremal_perturbation_x_input(model: nn.Module) -> Explain:
+    """Mean contribution under extremal masks of three areas: mask times distance from the middle of the range."""
+    return _extremal(model, EXTREMAL_X_INPUT, multiply_by_inputs=True)
+
+
+def _extremal(model: nn.Module, options: dict[str, Any], *, multiply_by_inputs: bool) -> Explain:
     from captum_learnprop.attribution.extremal import ExtremalPerturbation, NeutralMaskWarning
 
-    method = ExtremalPerturbation(model)
+    method = ExtremalPerturbation(model, multiply_by_inputs)
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
         with warnings.catch_warnings():  # a mask without an explanation scores as one
             warnings.filterwarnings("ignore", category=NeutralMaskWarning)
-            masks: Tensor = method.attribute(
-                images, target=targets, areas=EXTREMAL_AREAS, n_steps=EXTREMAL_STEPS, **EXTREMAL_OPTIONS
-            )
-        return masks.mean(1, keepdim=True).to(images.dtype)
+            maps: Tensor = method.attribute(images, target=targets, **options)
+        return maps.mean(1, keepdim=not multiply_by_inputs).to(images.dtype)
 
     return attribute
+
+
+def _extremal_passes(options: dict[str, Any]) -> int:
+    """A step runs what is kept and what is deleted forward and backward, as often as it draws, for each area."""
+    return 4 * int(options["n_steps"]) * int(options["draws"]) * len(options["areas"])
 
 
 def random_map(model: nn.Module) -> Explain:
@@ -428,8 +444,12 @@ HAND_MADE: dict[str, HandMade] = {
         HandMade("LRP z+ throughout, box", "lrp", 2, Lrp(_z_plus_box, seed="one")),
         HandMade("excitation backprop", "lrp", 2, Lrp(_excitation_backprop, seed="one")),
         HandMade("occlusion", "perturbation", _windows(EXAMPLE_SIZE) ** 2 + 1, occlusion),
+        HandMade("extremal perturbation", "perturbation", _extremal_passes(EXTREMAL), extremal_perturbation),
         HandMade(
-            "extremal perturbation", "perturbation", 4 * EXTREMAL_STEPS * len(EXTREMAL_AREAS), extremal_perturbation
+            "extremal perturbation x input",
+            "perturbation",
+            _extremal_passes(EXTREMAL_X_INPUT),
+            extremal_perturbation_x_input,
         ),
         HandMade("random", "control", 0, random_map),
         HandMade("centre prior", "control", 0, centre_prior),

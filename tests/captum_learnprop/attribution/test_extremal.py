@@ -236,6 +236,42 @@ def test_fade_and_noise() -> None:
     torch.testing.assert_close(noise(torch.ones(3, 5, 5), rows), x[rows])
 
 
+@pytest.mark.parametrize("perturbation", ["fade", "blur", "noise", "own"])
+def test_contributions_are_masks_times_what_is_taken_away(perturbation: str) -> None:
+    model, x = net(), torch.randn(2, 2, 16, 16)
+    space = (2, 3)
+    gone = {
+        "fade": torch.full_like(x, 0.3),
+        "blur": smooth(x.flatten(0, 1), 20 / 224 * 16).reshape(x.shape),
+        "noise": ((x.amin(space, True) + x.amax(space, True)) / 2).expand_as(x),
+        "own": x.flip(3),
+    }[perturbation]
+    options: dict[str, Any] = {"target": 1, "n_steps": 10, "perturbation": perturbation}
+    if perturbation == "fade":
+        options["baselines"] = 0.3
+    if perturbation == "own":
+        options["perturbation"] = lambda inputs, masks: masks * inputs + (1 - masks) * inputs.flip(3)
+    masks = cl.ExtremalPerturbation(model).attribute(x, areas=[0.1, 0.2], **options)
+    method = cl.ExtremalPerturbation(model, multiply_by_inputs=True)
+    assert method.multiplies_by_inputs
+    several = method.attribute(x, areas=[0.1, 0.2], **options)
+    torch.testing.assert_close(several, masks[:, :, None] * (x - gone)[:, None])
+    torch.testing.assert_close(method.attribute(x, areas=0.1, **options), several[:, 0])
+
+
+def test_contributions_of_tuples_and_features() -> None:
+    model, x, y = TwoInputs(), torch.randn(2, 2, 40), torch.randn(2, 6)
+    options: dict[str, Any] = {
+        "target": 0, "additional_forward_args": (torch.ones(2), 1), "n_steps": 10, "baselines": (0.0, 0.5),
+    }  # fmt: skip
+    masks = cl.ExtremalPerturbation(model).attribute((x, y), areas=[0.2], **options)
+    method = cl.ExtremalPerturbation(model, multiply_by_inputs=True)
+    for areas, pick in (([0.2], slice(None)), (0.2, 0)):
+        first, second = method.attribute((x, y), areas=areas, **options)
+        torch.testing.assert_close(first, (masks[0][:, :, None] * x[:, None])[:, pick])
+        torch.testing.assert_close(second, (masks[1] * (y - 0.5)[:, None])[:, pick])
+
+
 def test_rewards() -> None:
     output = torch.tensor([[-200.0, -150.0, -300.0], [1.0, 2.0, 4.0]])
     assert contrastive(output, [1, 0]).tolist() == [50.0, -3.0]

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captum_learnprop.evaluation.hand_made import FAMILIES, HAND_MADE, HandMadeError, hand_made
+from captum_learnprop import ExtremalPerturbation
+from captum_learnprop.evaluation.hand_made import (
+    EXTREMAL,
+    EXTREMAL_X_INPUT,
+    FAMILIES,
+    HAND_MADE,
+    HandMadeError,
+    hand_made,
+)
 from captum_learnprop.evaluation.twin import TiledMaxPool2d, TwinError, make_twin
 
 SIZE = 64
@@ -293,7 +301,8 @@ def test_occlusion_of_a_linear_model_by_hand(images: Tensor) -> None:
 def test_the_map_of_an_image_does_not_depend_on_its_batch(
     name: str, images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("captum_learnprop.evaluation.hand_made.EXTREMAL_STEPS", 3)
+    for options in (EXTREMAL, EXTREMAL_X_INPUT):
+        monkeypatch.setitem(options, "n_steps", 3)
     model = make()
     explain = hand_made(name).build(model)
     together = explain(images, targets)
@@ -304,6 +313,17 @@ def test_the_map_of_an_image_does_not_depend_on_its_batch(
     torch.testing.assert_close(alone, together, atol=1e-5 * float(together.abs().max()), rtol=1e-3)
 
 
+def test_extremal_masks_are_multiplied_by_the_distance_from_the_middle(
+    images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EXTREMAL_X_INPUT, "n_steps", 3)
+    model = make()
+    masks = ExtremalPerturbation(model).attribute(images, target=targets, **EXTREMAL_X_INPUT)
+    middle = (images.amin((2, 3), True) + images.amax((2, 3), True)) / 2
+    got = hand_made("extremal perturbation x input").build(model)(images, targets)
+    torch.testing.assert_close(got, masks.mean(1, keepdim=True) * (images - middle))
+
+
 def test_passes_are_those_of_the_net(images: Tensor, targets: Tensor) -> None:
     passes: list[int] = []
     model = make()
@@ -312,6 +332,24 @@ def test_passes_are_those_of_the_net(images: Tensor, targets: Tensor) -> None:
         passes.clear()
         hand_made(name).build(model)(images, targets)
         assert factor * sum(passes) / len(images) == pytest.approx(hand_made(name).passes, abs=1.01), name
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("extremal perturbation", EXTREMAL), ("extremal perturbation x input", EXTREMAL_X_INPUT)]
+)
+def test_passes_of_extremal_perturbations(
+    name: str, options: dict[str, object], images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = hand_made(name).passes / int(options["n_steps"])  # type: ignore[call-overload]
+    model, passes = make(), [0]
+    model.register_forward_hook(lambda module, args, output: passes.append(passes[-1] + len(output)))
+    totals = []
+    for steps in (2, 4):
+        monkeypatch.setitem(options, "n_steps", steps)
+        passes[:] = [0]
+        hand_made(name).build(model)(images, targets)
+        totals.append(passes[-1])
+    assert 2 * (totals[1] - totals[0]) / len(images) == 2 * wanted  # forward and backward passes of two steps
 
 
 def test_controls_and_names(images: Tensor, targets: Tensor) -> None:

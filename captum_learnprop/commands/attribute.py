@@ -51,6 +51,7 @@ class Request(ModelRequest):
     start: str | None
     pooling: str | None
     rule_option: dict[str, Any]
+    method_option: dict[str, Any]
     rules: Path | None
     steps: int | None
     images: Path
@@ -257,10 +258,12 @@ def _explainer(request: Request, model: nn.Module) -> Explainer:
     built = _built(request)
     for name in built:
         _require(factory, name, _FLAGS.get(name, f"--{name}"), request.method)
+    named = inspect.signature(factory).parameters
+    built |= {name: value for name, value in request.method_option.items() if name in named}
     rules = _rules(request, model)
     takes_rules = rules is not None and _accepts(factory, "rules")
     method = factory(model, **built, **({"rules": rules} if takes_rules else {}))
-    options = _attribute_options(request, method)
+    options = _attribute_options(request, method, built)
     wants_gradient = isinstance(method, GradientAttribution)
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     if rules is not None and not takes_rules:
@@ -280,8 +283,20 @@ def _explainer(request: Request, model: nn.Module) -> Explainer:
     return explain
 
 
-_FLAGS = {"rule_options": "--rule-option"}
+_FLAGS = {"rule_options": "--rule-option", "n_steps": "--steps"}
 """Options of methods that have another name here."""
+
+_OWN = ("composite", "gate", "start", "pooling", "rule_options", "rules", "n_steps", "seed", "target")
+"""Options of methods that have an option here."""
+
+
+def _method_option(ctx: click.Context, parameter: click.Parameter, pairs: Any) -> dict[str, Any]:
+    """A callback: the pairs as a dictionary, without names that are options here."""
+    options = as_dict(ctx, parameter, pairs)
+    for name in options:
+        if name in _OWN:
+            raise click.BadParameter(f"{name} is an option of the command: {_FLAGS.get(name, f'--{name}')}")
+    return options
 
 
 def _built(request: Request) -> dict[str, Any]:
@@ -299,8 +314,8 @@ def _rules(request: Request, model: nn.Module) -> RuleSet | None:
     return RuleSet.load(request.rules, model)
 
 
-def _attribute_options(request: Request, method: Any) -> dict[str, Any]:
-    """What this method's ``attribute`` gets beside inputs and target."""
+def _attribute_options(request: Request, method: Any, built: dict[str, Any]) -> dict[str, Any]:
+    """What this method's ``attribute`` gets beside inputs and target: not what the method is built with."""
     options: dict[str, Any] = {}
     if request.steps is not None:
         _require(method.attribute, "n_steps", "--steps", request.method)
@@ -312,6 +327,9 @@ def _attribute_options(request: Request, method: Any) -> dict[str, Any]:
         options["output"] = "input"
     if "abs" in parameters:  # captum's Saliency drops the sign unless told otherwise
         options["abs"] = False
+    for name in request.method_option.keys() - built.keys():
+        _require(method.attribute, name, f"--method-option {name}", request.method)
+        options[name] = request.method_option[name]
     return options
 
 
@@ -371,6 +389,7 @@ def _options(request: Request, preprocessing: Preprocessing) -> dict[str, Any]:
         "start": request.start,
         "pooling": request.pooling,
         "rule_option": request.rule_option or None,
+        "method_option": request.method_option or None,
         "rules": digest(request.rules),
         "steps": request.steps,
         "target": request.target,
@@ -424,6 +443,15 @@ class _Target(click.ParamType):
     callback=as_dict,
     metavar="NAME=VALUE",
     help="Option of the composite's own rules, e.g. gamma=0.25 or conv=gamma; see `learnprop train --help`. "
+    "May be repeated.",
+)
+@click.option(
+    "--method-option",
+    type=KeyValue("variant=dual"),
+    multiple=True,
+    callback=_method_option,
+    metavar="NAME=VALUE",
+    help="Option of the method or of its `attribute`, e.g. areas=0.05, multiply_by_inputs=true, variant=dual. "
     "May be repeated.",
 )
 @click.option("--rules", type=FILE, help="Trained rule set, for every gradient-based method.")

@@ -47,7 +47,7 @@ from captum_learnprop.training.trainer import (
 )
 from zennit_rules import RuleError, RuleSet, fingerprint
 
-VERSION = 1
+VERSION = 2
 """Of cells and of all constants that decide their scores: part of the settings of a cell."""
 
 BATCH = 32

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from captum_learnprop import models, plugins
+from captum_learnprop.attribution.extremal import ExtremalPerturbation
 from captum_learnprop.attribution.learned import LearnedPropagation
 from captum_learnprop.cli import cli
 from captum_learnprop.images import Preprocessing, read_image
@@ -249,6 +250,37 @@ class TestOutput:
         masks = attributions(tmp_path / "out")
         assert masks.shape == (5, 1, SIZE, SIZE)
         assert 0 <= masks.min() < masks.max() <= 1
+
+    def test_options_of_methods_and_of_their_attribute(self, images: Path, tmp_path: Path) -> None:
+        given = {
+            "multiply_by_inputs": True, "areas": 0.2, "perturbation": "fade", "baselines": 0.5, "variant": "dual",
+        }  # fmt: skip
+        flags = [part for name, value in given.items() for part in ("--method-option", f"{name}={json.dumps(value)}")]
+        result = attribute(
+            images, tmp_path / "out", "--target", "2", "--steps", "5", *flags, method="extremal_perturbation"
+        )
+        assert result.exit_code == 0, result.output
+        pixels = torch.stack([preprocessed(path) for path in sorted(images.iterdir())])
+        built = given.pop("multiply_by_inputs")
+        method = ExtremalPerturbation(TinyNet().eval(), multiply_by_inputs=bool(built))
+        expected = method.attribute(pixels, 2, n_steps=5, **given)
+        assert expected.shape == (5, 3, SIZE, SIZE)
+        torch.testing.assert_close(attributions(tmp_path / "out"), expected, atol=1e-5, rtol=1e-3)
+
+    def test_options_that_a_method_does_not_have(self, images: Path, tmp_path: Path) -> None:
+        for option, message in (
+            ("areas=0.1", "--method-option areas means nothing to the method saliency; leave it out"),
+            ("n_steps=3", "n_steps is an option of the command: --steps"),
+            ("target=3", "target is an option of the command: --target"),
+            ("areas", "'areas' is not NAME=VALUE, such as variant=dual"),
+        ):
+            result = attribute(images, tmp_path / "out", "--method-option", option)
+            assert result.exit_code != 0
+            assert message in result.output
+        result = attribute(
+            images, tmp_path / "out", "--method-option", "areas=2", "--target", "2", method="extremal_perturbation"
+        )
+        check_error(result, "areas are shares of the input in (0, 1), got 2")
 
     @pytest.mark.parametrize("method", ["cdam", "smooth_cdam", "generic_attention", "attention_map"])
     def test_maps_of_tokens_have_the_size_of_the_images(self, images: Path, tmp_path: Path, method: str) -> None:

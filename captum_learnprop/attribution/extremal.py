@@ -75,8 +75,8 @@ class ExtremalPerturbation(PerturbationAttribution):
     Args:
         model: An ``nn.Module`` or any differentiable function of the inputs; returned untouched from every call.
         multiply_by_inputs: Whether `attribute` returns contributions: masks times what the perturbation takes away
-            where they are 0 (the input minus the baseline, its blur, or the middle of the range of the ``"noise"``). A
-            mask says where the evidence is, its contribution what of the input that is, to the pixel.
+            where they are 0 (the input minus the baseline, minus its blur, or, for ``"noise"``, minus the median of
+            each channel). A mask says where the evidence is, its contribution what of the input that is, to the pixel.
     """
 
     def __init__(self, model: nn.Module | Callable[..., Tensor], multiply_by_inputs: bool = False) -> None:

@@ -38,8 +38,8 @@ class Perturbation(ABC):
         """Inputs ``(R, ...)`` of the samples ``rows (R,)`` under masks ``(R, *spatial)`` or ``(R, F)``."""
 
     def change(self, masks: Tensor, rows: Tensor) -> Tensor:
-        """What a perturbation everywhere takes from the samples ``rows (R,)``, the shape of an input; on average, where
-        it draws. Masks ``(R, *spatial)`` or ``(R, F)`` give shape and type."""
+        """What a perturbation everywhere takes from the samples ``rows (R,)``, in the shape of an input. Masks ``(R,
+        *spatial)`` or ``(R, F)`` give shape and type."""
         return self(torch.ones_like(masks), rows) - self(torch.zeros_like(masks), rows)
 
 
@@ -155,8 +155,12 @@ class Noise(Perturbation):
         return torch.lerp(self.low[rows] + self.width[rows] * fill, self.inputs[rows], masks.to(self.inputs.dtype))
 
     def change(self, masks: Tensor, rows: Tensor) -> Tensor:
-        """See `Perturbation.change`. The mean of the draws is the middle of each channel's range."""
-        return self.inputs[rows] - (self.low[rows] + 0.5 * self.width[rows])
+        """See `Perturbation.change`. What is random has no fixed value: it counts from the median of each channel,
+        which in an image is mostly the background's."""
+        inputs = self.inputs[rows]
+        flat = inputs.flatten(2) if inputs.dim() > 2 else inputs
+        median = flat.median(-1, keepdim=True).values
+        return inputs - (median.reshape(*median.shape, *[1] * (inputs.dim() - 3)) if inputs.dim() > 2 else median)
 
 
 class Own(Perturbation):

@@ -239,11 +239,10 @@ def test_fade_and_noise() -> None:
 @pytest.mark.parametrize("perturbation", ["fade", "blur", "noise", "own"])
 def test_contributions_are_masks_times_what_is_taken_away(perturbation: str) -> None:
     model, x = net(), torch.randn(2, 2, 16, 16)
-    space = (2, 3)
     gone = {
         "fade": torch.full_like(x, 0.3),
         "blur": smooth(x.flatten(0, 1), 20 / 224 * 16).reshape(x.shape),
-        "noise": ((x.amin(space, True) + x.amax(space, True)) / 2).expand_as(x),
+        "noise": x.flatten(2).sort(2).values[:, :, 127, None, None].expand_as(x),
         "own": x.flip(3),
     }[perturbation]
     options: dict[str, Any] = {"target": 1, "n_steps": 10, "perturbation": perturbation}
@@ -270,6 +269,18 @@ def test_contributions_of_tuples_and_features() -> None:
         first, second = method.attribute((x, y), areas=areas, **options)
         torch.testing.assert_close(first, (masks[0][:, :, None] * x[:, None])[:, pick])
         torch.testing.assert_close(second, (masks[1] * (y - 0.5)[:, None])[:, pick])
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (3, 2, 7), (3, 2, 4, 5), (3, 2, 2, 3, 4)])
+def test_noise_takes_away_what_differs_from_the_median(shape: tuple[int, ...]) -> None:
+    x, rows = torch.randn(shape), torch.tensor([2, 0])
+    masks = torch.zeros(2, *(shape[1:] if len(shape) == 2 else shape[2:]))
+    change = Noise(x).change(masks, rows)
+    assert change.shape == (2, *shape[1:])
+    for got, row in zip(change, rows, strict=True):
+        channels = zip(got[None], x[row][None], strict=True) if len(shape) == 2 else zip(got, x[row], strict=True)
+        for one, values in channels:
+            torch.testing.assert_close(one, values - values.median())
 
 
 def test_rewards() -> None:

@@ -89,26 +89,23 @@ class Rows:
     parts: Parts | None = None
     draws_per_step: int = 1
 
-    def of(self, masks: tuple[Tensor, ...], samples: Tensor, parts: Parts | None = None) -> Tensor:
-        """Reward of the variant ``(R,)``, of whole masks or of parts."""
+    def of(self, masks: tuple[Tensor, ...], samples: Tensor, draw: int | None = None) -> Tensor:
+        """Reward of the variant ``(R,)``: of whole masks, or of the parts that are drawn for a draw of a step."""
+        kept = gone = masks
+        if draw is not None and self.parts is not None:
+            pair = self.parts(masks[0], draw, self.draws_per_step)
+            kept, gone = (tuple(m * field for m, field in zip(masks, fields, strict=True)) for fields in pair)
         if self.variant == "preserve":
-            return self._plain(self._part(masks, parts), samples)
+            return self._plain(kept, samples)
         if self.variant == "delete":
-            return -self._plain(tuple(1 - mask for mask in self._part(masks, parts)), samples)
-        kept, gone = self._part(masks, parts), self._part(masks, parts)
+            return -self._plain(tuple(1 - mask for mask in gone), samples)
         both = tuple(torch.cat([one, 1 - other]) for one, other in zip(kept, gone, strict=True))
         preserved, deleted = self._plain(both, samples.repeat(2)).chunk(2)
         return preserved - deleted
 
-    @staticmethod
-    def _part(masks: tuple[Tensor, ...], parts: Parts | None) -> tuple[Tensor, ...]:
-        if parts is None:
-            return masks
-        return tuple(mask * field for mask, field in zip(masks, parts(masks[0]), strict=True))
-
     def _of_step(self, masks: tuple[Tensor, ...], samples: Tensor) -> Tensor:
         """What a step goes by: the mean of its draws."""
-        drawn = [self.of(masks, samples, self.parts) for _ in range(self.draws_per_step)]
+        drawn = [self.of(masks, samples, draw) for draw in range(self.draws_per_step)]
         return drawn[0] if len(drawn) == 1 else torch.stack(drawn).mean(0)
 
     def _plain(self, masks: tuple[Tensor, ...], samples: Tensor) -> Tensor:

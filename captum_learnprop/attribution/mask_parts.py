@@ -22,8 +22,10 @@ _MODES = ("linear", "bilinear", "trilinear")
 class Parts:
     """Draws fields in [0, 1] that masks are multiplied by, the same for all rows.
 
-    A share between 0 and 1 is drawn, then each cell of a grid of `CELLS` per side is in with that probability; between
-    cells the field is linear. A mask without space has a cell per value.
+    A share is drawn, then each cell of a grid of `CELLS` per side is in with that probability; between cells the field
+    is linear. A mask without space has a cell per value. Draws that are averaged take their shares from strata, and
+    fields come in pairs of which the second has, as far as the share allows, the cells that the first leaves out: a
+    mean of few draws is then nearer to that of many.
 
     Args:
         shapes: of the masks of each input; one to three dimensions of space, or features.
@@ -39,18 +41,27 @@ class Parts:
         """Begin to draw from the start again."""
         self._generator = torch.Generator().manual_seed(self.seed)
 
-    def __call__(self, like: Tensor) -> tuple[Tensor, ...]:
-        """A field for each input, ``(1, *shape)``, with the type and device of a tensor."""
-        share = torch.rand((), generator=self._generator)
-        return tuple(
-            self._field(shape, spatial, share).to(like)
-            for shape, spatial in zip(self.shapes, self.spatial, strict=True)
-        )
+    def __call__(self, like: Tensor, draw: int = 0, draws: int = 1) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """A pair of fields for each input, ``(1, *shape)`` each.
 
-    def _field(self, shape: tuple[int, ...], spatial: bool, share: Tensor) -> Tensor:
+        Args:
+            like: gives type and device.
+            draw: number of this draw among those that are averaged; its share lies in ``[draw, draw + 1] / draws``.
+            draws: that are averaged.
+        """
+        share = (draw + torch.rand((), generator=self._generator)) / draws
+        pairs = [
+            [field.to(like) for field in self._pair(shape, spatial, share)]
+            for shape, spatial in zip(self.shapes, self.spatial, strict=True)
+        ]
+        return tuple(first for first, _ in pairs), tuple(second for _, second in pairs)
+
+    def _pair(self, shape: tuple[int, ...], spatial: bool, share: Tensor) -> list[Tensor]:
+        cells = [CELLS] * len(shape) if spatial else list(shape)
+        chance = torch.rand(1, 1, *cells, generator=self._generator)
+        both = [(each < share).float() for each in (chance, 1 - chance)]
         if not spatial:
-            return (torch.rand(1, *shape, generator=self._generator) < share).float()
-        cells = (torch.rand(1, 1, *[CELLS] * len(shape), generator=self._generator) < share).float()
-        field = F.interpolate(cells, size=shape, mode=_MODES[len(shape) - 1], align_corners=False)[0]
+            return [each[0] for each in both]
         shifts = [int(torch.randint(max(1, n // CELLS), (), generator=self._generator)) for n in shape]
-        return field.roll(shifts, tuple(range(1, 1 + len(shape))))
+        fields = [F.interpolate(each, size=shape, mode=_MODES[len(shape) - 1], align_corners=False)[0] for each in both]
+        return [field.roll(shifts, tuple(range(1, 1 + len(shape)))) for field in fields]

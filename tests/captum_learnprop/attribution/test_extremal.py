@@ -414,21 +414,41 @@ class TestParts:
     def test_fields_are_shared_drawn_anew_and_repeatable(self) -> None:
         parts = Parts([(16, 20), (5,)], [True, False], seed=3)
         like = torch.zeros(2, 16, 20)
-        first, second = parts(like), parts(like)
-        assert [field.shape for field in first] == [(1, 16, 20), (1, 5)]
-        assert not torch.equal(first[0], second[0])
+        (first, opposite), (other, _) = parts(like), parts(like)
+        assert [field.shape for field in first] == [field.shape for field in opposite] == [(1, 16, 20), (1, 5)]
+        assert not torch.equal(first[0], other[0])
         parts.restart()
-        assert torch.equal(parts(like)[0], first[0])
-        fields = torch.cat([parts(like)[0] for _ in range(400)])
-        assert 0 <= fields.min() < 0.01 < 0.99 < fields.max() <= 1
-        assert abs(float(fields.mean()) - 0.5) < 0.05
+        assert torch.equal(parts(like)[0][0], first[0])
+        for which in (0, 1):
+            fields = torch.cat([parts(like)[which][0] for _ in range(400)])
+            assert 0 <= fields.min() < 0.01 < 0.99 < fields.max() <= 1
+            assert abs(float(fields.mean()) - 0.5) < 0.05
+
+    def test_shares_come_from_strata_and_pairs_are_opposite(self) -> None:
+        parts, like = Parts([(16, 16), (200,)], [True, False]), torch.zeros(1)
+        for draw in range(4):
+            drawn = [parts(like, draw, 4) for _ in range(200)]
+            shares = torch.stack([first[1].mean() for first, _ in drawn])
+            assert abs(float(shares.mean()) - (draw + 0.5) / 4) < 0.02
+            assert float(shares.std()) < 0.1  # .07 from the stratum and .03 from 200 values
+            for first, second in drawn:
+                for one, other in zip(first, second, strict=True):
+                    kept = one + other  # up to a share of one half no cell is in both, above it each is in one
+                    assert bool((kept <= 1 + 1e-6).all() if draw < 2 else (kept >= 1 - 1e-6).all())
 
     def test_with_enough_draws_both_pieces_of_the_evidence_are_covered(self) -> None:
         model, x = TwoDiscs(), torch.ones(1, 1, 32, 32)
-        mask = cl.ExtremalPerturbation(model).attribute(
-            x, target=0, areas=0.1, perturbation="fade", parts=True, draws=4, n_steps=120, step=1 / 16, sigma=1 / 16
-        )[0, 0]
-        assert min(float((mask * disc).sum() / disc.sum()) for disc in model.discs) > 0.8
+        options: dict[str, Any] = {
+            "target": 0, "areas": 0.1, "perturbation": "fade", "n_steps": 120, "step": 1 / 16, "sigma": 1 / 16,
+        }  # fmt: skip
+
+        def least(**more: Any) -> float:
+            mask = cl.ExtremalPerturbation(model).attribute(x, **options, **more)[0, 0]
+            return min(float((mask * disc).sum() / disc.sum()) for disc in model.discs)
+
+        # The area is just that of both, and masks are circles: they do not fit exactly.
+        assert min(least(parts=True, draws=4, seed=seed) for seed in range(3)) > 0.55
+        assert min(least(parts=True, draws=1, seed=seed) for seed in range(3)) < 0.1
 
     def test_rewards_are_those_of_the_whole_mask(self) -> None:
         model, x = TwoDiscs(), torch.ones(2, 1, 32, 32)

@@ -47,7 +47,7 @@ from captum_learnprop.training.trainer import (
 )
 from zennit_rules import RuleError, RuleSet, fingerprint
 
-VERSION = 2
+VERSION = 1
 """Of cells and of all constants that decide their scores: part of the settings of a cell."""
 
 BATCH = 32
@@ -263,7 +263,9 @@ def _no_build(subject: Subject, net: nn.Module, seed: int) -> Explain:
 
 
 def _hand_made(method: HandMade) -> Contender:
-    return Contender(method.name, method.family, method.passes, lambda subject, net, seed: method.build(net))
+    return Contender(
+        method.name, method.family, method.passes, lambda subject, net, seed: method.build(net), options=method.options
+    )
 
 
 def _searched(suite: Suite, grid: Grid) -> Contender:

@@ -64,12 +64,14 @@ class HandMade:
         family: one of `FAMILIES`.
         passes: forward and backward passes through the net per image of 64 x 64 pixels.
         build: makes the method for a model; raises a `LearnpropError` with the reason where it cannot.
+        options: what decides its maps and may change: results by others are not mixed with these.
     """
 
     name: str
     family: str
     passes: int
     build: Callable[[nn.Module], Explain]
+    options: str = ""
 
 
 def hand_made(name: str) -> HandMade:
@@ -444,12 +446,19 @@ HAND_MADE: dict[str, HandMade] = {
         HandMade("LRP z+ throughout, box", "lrp", 2, Lrp(_z_plus_box, seed="one")),
         HandMade("excitation backprop", "lrp", 2, Lrp(_excitation_backprop, seed="one")),
         HandMade("occlusion", "perturbation", _windows(EXAMPLE_SIZE) ** 2 + 1, occlusion),
-        HandMade("extremal perturbation", "perturbation", _extremal_passes(EXTREMAL), extremal_perturbation),
+        HandMade(
+            "extremal perturbation",
+            "perturbation",
+            _extremal_passes(EXTREMAL),
+            extremal_perturbation,
+            options=str(EXTREMAL),
+        ),
         HandMade(
             "extremal perturbation x input",
             "perturbation",
             _extremal_passes(EXTREMAL_X_INPUT),
             extremal_perturbation_x_input,
+            options=str(EXTREMAL_X_INPUT),
         ),
         HandMade("random", "control", 0, random_map),
         HandMade("centre prior", "control", 0, centre_prior),

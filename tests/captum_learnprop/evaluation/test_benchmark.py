@@ -279,7 +279,7 @@ def test_a_report_of_another_version_or_of_several_nets_is_refused(
 ) -> None:
     shutil.copytree(whole[0] / "cells", tmp_path / "cells")
     monkeypatch.setattr(benchmark, "VERSION", benchmark.VERSION + 1)
-    with pytest.raises(SettingsError, match="version 1, this run has 2"):
+    with pytest.raises(SettingsError, match=f"version {benchmark.VERSION - 1}, this run has {benchmark.VERSION}"):
         read_cells(SUITE, tmp_path)
     monkeypatch.undo()
     path = tmp_path / "cells" / "vgg_pairs_random_once.json"

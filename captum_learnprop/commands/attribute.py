@@ -283,10 +283,12 @@ def _explainer(request: Request, model: nn.Module) -> Explainer:
     return explain
 
 
-_FLAGS = {"rule_options": "--rule-option", "n_steps": "--steps"}
+_FLAGS = {
+    "rule_options": "--rule-option", "n_steps": "--steps", "inputs": "--images", "forward_func": "--model",
+}  # fmt: skip
 """Options of methods that have another name here."""
 
-_OWN = ("composite", "gate", "start", "pooling", "rule_options", "rules", "n_steps", "seed", "target")
+_OWN = (*_FLAGS, "model", "composite", "gate", "start", "pooling", "rules", "seed", "target")
 """Options of methods that have an option here."""
 
 

@@ -272,6 +272,8 @@ class TestOutput:
             ("areas=0.1", "--method-option areas means nothing to the method saliency; leave it out"),
             ("n_steps=3", "n_steps is an option of the command: --steps"),
             ("target=3", "target is an option of the command: --target"),
+            ("inputs=1", "inputs is an option of the command: --images"),
+            ("forward_func=1", "forward_func is an option of the command: --model"),
             ("areas", "'areas' is not NAME=VALUE, such as variant=dual"),
         ):
             result = attribute(images, tmp_path / "out", "--method-option", option)

@@ -23,8 +23,8 @@ DRAWS = 8
 
 VARIANTS = ("preserve", "delete", "dual")
 
-Masked = Callable[[tuple[Tensor, ...], Tensor], Tensor]
-"""``(masks of each input (R, *shape), samples (R,)) -> output of the model (R, ...)``."""
+Masked = Callable[[tuple[Tensor, ...], Tensor, Tensor], Tensor]
+"""``(masks of each input (R, *shape), samples (R,), streams (R,)) -> output of the model (R, ...)``."""
 
 
 class NeutralMaskWarning(UserWarning):
@@ -89,27 +89,28 @@ class Rows:
     parts: Parts | None = None
     draws_per_step: int = 1
 
-    def of(self, masks: tuple[Tensor, ...], samples: Tensor, draw: int | None = None) -> Tensor:
-        """Reward of the variant ``(R,)``: of whole masks, or of the parts that are drawn for a draw of a step."""
+    def of(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor, draw: int | None = None) -> Tensor:
+        """Reward of the variant ``(R,)``: of whole masks, or of the parts that are drawn for a draw of a step. A row
+        draws from the stream of random numbers ``streams (R,)``."""
         kept = gone = masks
         if draw is not None and self.parts is not None:
-            pair = self.parts(masks[0], draw, self.draws_per_step)
+            pair = self.parts(masks[0], streams, draw, self.draws_per_step)
             kept, gone = (tuple(m * field for m, field in zip(masks, fields, strict=True)) for fields in pair)
         if self.variant == "preserve":
-            return self._plain(kept, samples)
+            return self._plain(kept, samples, streams)
         if self.variant == "delete":
-            return -self._plain(tuple(1 - mask for mask in gone), samples)
+            return -self._plain(tuple(1 - mask for mask in gone), samples, streams)
         both = tuple(torch.cat([one, 1 - other]) for one, other in zip(kept, gone, strict=True))
-        preserved, deleted = self._plain(both, samples.repeat(2)).chunk(2)
+        preserved, deleted = self._plain(both, samples.repeat(2), streams.repeat(2)).chunk(2)
         return preserved - deleted
 
-    def _of_step(self, masks: tuple[Tensor, ...], samples: Tensor) -> Tensor:
+    def _of_step(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
         """What a step goes by: the mean of its draws."""
-        drawn = [self.of(masks, samples, draw) for draw in range(self.draws_per_step)]
+        drawn = [self.of(masks, samples, streams, draw) for draw in range(self.draws_per_step)]
         return drawn[0] if len(drawn) == 1 else torch.stack(drawn).mean(0)
 
-    def _plain(self, masks: tuple[Tensor, ...], samples: Tensor) -> Tensor:
-        output = self.masked(masks, samples)
+    def _plain(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
+        output = self.masked(masks, samples, streams)
         rewards = self.reward(output, rows_of_target(self.target, samples))
         if not isinstance(rewards, Tensor) or rewards.shape != (len(samples),):
             found = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
@@ -128,7 +129,7 @@ class Rows:
             for samples in self._together(torch.arange(self.samples, device=self.like.device)):
                 masks = tuple(self.like.new_full((len(samples), *space.shape), value) for space in self.spaces)
                 self._restart()
-                drawn = [self._plain(masks, samples).detach() for _ in range(self.draws)]
+                drawn = [self._plain(masks, samples, torch.zeros_like(samples)).detach() for _ in range(self.draws)]
                 parts.append(torch.stack(drawn).mean(0))
         return torch.cat(parts)
 
@@ -171,29 +172,34 @@ class Rows:
         n_steps: int,
         start: Sequence[Tensor] | None = None,
         progress: tqdm | None = None,
+        streams: Tensor | None = None,
     ) -> Found:
-        """Masks of rows ``(R,)``: the sample and the area of each."""
+        """Masks of rows ``(R,)``: the sample and the area of each, and the stream of random numbers that it draws from
+        (one for all by default)."""
+        streams = torch.zeros_like(samples) if streams is None else streams
         parts: list[Found] = []
         # Rows come sample by sample, so the parts follow each other as they came.
         for at in self._together(samples):
-            own = samples[at]
+            own, drawn = samples[at], streams[at]
             self._restart()
             parts.append(
                 search(
-                    lambda masks, rows, own=own: self._of_step(masks, own[rows]),  # type: ignore[misc]
+                    lambda masks, rows, own=own, drawn=drawn: (  # type: ignore[misc]
+                        self._of_step(masks, own[rows], drawn[rows])
+                    ),
                     self.spaces, areas[at], like=self.like, n_steps=n_steps,
                     start=None if start is None else [values[at] for values in start], progress=progress,
                     drawn=self.drawn,
                 )
             )  # fmt: skip
             if self.drawn:
-                parts[-1].rewards = self._final(parts[-1].masks, own)
+                parts[-1].rewards = self._final(parts[-1].masks, own, drawn)
         return _joined(parts)
 
     @torch.no_grad()
-    def _final(self, masks: tuple[Tensor, ...], samples: Tensor) -> Tensor:
+    def _final(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
         """Rewards of finished masks, as a whole."""
-        return torch.stack([self.of(masks, samples).detach() for _ in range(self.draws)]).mean(0)
+        return torch.stack([self.of(masks, samples, streams).detach() for _ in range(self.draws)]).mean(0)
 
     def _together(self, samples: Tensor) -> list[Tensor]:
         """Rows that are searched in one batch.
@@ -211,8 +217,12 @@ class Rows:
     ) -> ExtremalMasks:
         """Masks of all samples for areas ``(B, A)``."""
         samples = torch.arange(self.samples, device=self.like.device).repeat_interleave(areas.shape[1])
+        # Each area draws numbers of its own: what chance does to one mask it does not do to the others.
+        streams = torch.arange(areas.shape[1], device=self.like.device).repeat(self.samples)
         with tqdm(total=len(samples) * n_steps, desc=describe, disable=not show_progress) as progress:
-            found = self.search(samples, areas.flatten(), n_steps=n_steps, start=start, progress=progress)
+            found = self.search(
+                samples, areas.flatten(), n_steps=n_steps, start=start, progress=progress, streams=streams
+            )
         grid = (self.samples, areas.shape[1])
         result = ExtremalMasks(
             masks=tuple(each.reshape(*grid, *each.shape[1:]) for each in found.masks),

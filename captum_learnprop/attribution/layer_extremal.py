@@ -129,7 +129,7 @@ class LayerExtremalPerturbation(LayerAttribution, PerturbationAttribution):
             wanted = _shares(areas, space, like)
             fading = torch.as_tensor(baselines, dtype=activation.dtype, device=activation.device)
 
-            def masked(chosen: tuple[Tensor, ...], samples: Tensor) -> Tensor:
+            def masked(chosen: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
                 return suffix.run(lambda a: _faded(a, chosen[0], fading, masks), samples)
 
             rows = Rows(

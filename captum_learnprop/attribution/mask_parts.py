@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .streams import Streams
+
 CELLS = 4
 """Per side of the grid that parts are drawn on."""
 
@@ -20,7 +22,7 @@ _MODES = ("linear", "bilinear", "trilinear")
 
 
 class Parts:
-    """Draws fields in [0, 1] that masks are multiplied by, the same for all rows.
+    """Draws fields in [0, 1] that masks are multiplied by, the same for all rows of a stream.
 
     A share is drawn, then each cell of a grid of `CELLS` per side is in with that probability; between cells the field
     is linear. A mask without space has a cell per value. Draws that are averaged take their shares from strata, and
@@ -34,34 +36,44 @@ class Parts:
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], spatial: Sequence[bool], seed: int = 0) -> None:
-        self.shapes, self.spatial, self.seed = tuple(shapes), tuple(spatial), seed
-        self.restart()
+        self.shapes, self.spatial, self._streams = tuple(shapes), tuple(spatial), Streams(seed)
 
     def restart(self) -> None:
         """Begin to draw from the start again."""
-        self._generator = torch.Generator().manual_seed(self.seed)
+        self._streams.restart()
 
-    def __call__(self, like: Tensor, draw: int = 0, draws: int = 1) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """A pair of fields for each input, ``(1, *shape)`` each.
+    def __call__(
+        self, like: Tensor, streams: Tensor | None = None, draw: int = 0, draws: int = 1
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """A pair of fields for each input, ``(R, *shape)`` each, or ``(1, *shape)`` for a single stream.
 
         Args:
             like: gives type and device.
+            streams: of the rows, ``(R,)``; one for all by default.
             draw: number of this draw among those that are averaged; its share lies in ``[draw, draw + 1] / draws``.
             draws: that are averaged.
         """
-        share = (draw + torch.rand((), generator=self._generator)) / draws
-        pairs = [
-            [field.to(like) for field in self._pair(shape, spatial, share)]
-            for shape, spatial in zip(self.shapes, self.spatial, strict=True)
-        ]
-        return tuple(first for first, _ in pairs), tuple(second for _, second in pairs)
 
-    def _pair(self, shape: tuple[int, ...], spatial: bool, share: Tensor) -> list[Tensor]:
+        def fields(generator: torch.Generator) -> tuple[Tensor, ...]:
+            share = (draw + torch.rand((), generator=generator)) / draws
+            pairs = (
+                self._pair(shape, spatial, share, generator)
+                for shape, spatial in zip(self.shapes, self.spatial, strict=True)
+            )
+            return tuple(field.to(like) for pair in pairs for field in pair)
+
+        found = self._streams.draw(fields, streams)
+        return found[0::2], found[1::2]
+
+    def _pair(self, shape: tuple[int, ...], spatial: bool, share: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """A field of a shape and one with the other cells."""
         cells = [CELLS] * len(shape) if spatial else list(shape)
-        chance = torch.rand(1, 1, *cells, generator=self._generator)
+        chance = torch.rand(1, 1, *cells, generator=generator)
         both = [(each < share).float() for each in (chance, 1 - chance)]
         if not spatial:
-            return [each[0] for each in both]
-        shifts = [int(torch.randint(max(1, n // CELLS), (), generator=self._generator)) for n in shape]
-        fields = [F.interpolate(each, size=shape, mode=_MODES[len(shape) - 1], align_corners=False)[0] for each in both]
-        return [field.roll(shifts, tuple(range(1, 1 + len(shape)))) for field in fields]
+            return [each[0, 0] for each in both]
+        shifts = [int(torch.randint(max(1, n // CELLS), (), generator=generator)) for n in shape]
+        fields = [
+            F.interpolate(each, size=shape, mode=_MODES[len(shape) - 1], align_corners=False)[0, 0] for each in both
+        ]
+        return [field.roll(shifts, tuple(range(len(shape)))) for field in fields]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import LearnpropError
 from ..evaluation.maps import smooth
+from .streams import Streams
 
 STRONGEST = 0.5
 """Largest standard deviation of `Noise`, as a share of a channel's range."""
@@ -34,8 +35,9 @@ class Perturbation(ABC):
         """Begin to draw from the start again."""
 
     @abstractmethod
-    def __call__(self, masks: Tensor, rows: Tensor) -> Tensor:
-        """Inputs ``(R, ...)`` of the samples ``rows (R,)`` under masks ``(R, *spatial)`` or ``(R, F)``."""
+    def __call__(self, masks: Tensor, rows: Tensor, streams: Tensor | None = None) -> Tensor:
+        """Inputs ``(R, ...)`` of the samples ``rows (R,)`` under masks ``(R, *spatial)`` or ``(R, F)``. What is drawn
+        comes from ``streams (R,)`` of random numbers, one for all by default."""
 
     def change(self, masks: Tensor, rows: Tensor) -> Tensor:
         """What a perturbation everywhere takes from the samples ``rows (R,)``, in the shape of an input. Masks ``(R,
@@ -61,7 +63,7 @@ class Fade(Perturbation):
                 f"baseline {tuple(filled.shape)} does not broadcast to the input {tuple(inputs.shape)}"
             ) from error
 
-    def __call__(self, masks: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, masks: Tensor, rows: Tensor, streams: Tensor | None = None) -> Tensor:
         """See `Perturbation.__call__`."""
         if self.inputs.dim() > 2:
             masks = masks[:, None]
@@ -86,7 +88,7 @@ class Blur(Perturbation):
         # Channels last, so that a pixel of a level is one row of a table.
         self.table = torch.stack(levels, 1).flatten(3).transpose(2, 3).reshape(-1, inputs.shape[1])
 
-    def __call__(self, masks: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, masks: Tensor, rows: Tensor, streams: Tensor | None = None) -> Tensor:
         """See `Perturbation.__call__`."""
         blurred: Tensor = _Blurred.apply(masks.flatten(1), self.table, rows)
         return blurred.reshape(len(masks), *self.shape).to(self.dtype)
@@ -122,7 +124,7 @@ class Noise(Perturbation):
     """Where the mask is 0 stands a random colour with noise, drawn anew at every call, in the range of each channel.
 
     No fixed surrounding can be used by the mask to make evidence of its own shape: what it keeps must work in any. All
-    samples see the same numbers, so that none depends on the others.
+    samples of a stream see the same numbers, so that none depends on the others.
 
     Args:
         inputs: ``(B, C, *spatial)`` or ``(B, F)``.
@@ -132,27 +134,30 @@ class Noise(Perturbation):
     draws = True
 
     def __init__(self, inputs: Tensor, seed: int = 0) -> None:
-        self.inputs, self.seed = inputs, seed
+        self.inputs, self._streams = inputs, Streams(seed)
         space = tuple(range(2, inputs.dim()))
         low, high = (
             (inputs.amin(space, True), inputs.amax(space, True)) if space else inputs.aminmax(dim=1, keepdim=True)
         )
         self.low, self.width = low, high - low
-        self.restart()
 
     def restart(self) -> None:
         """See `Perturbation.restart`."""
-        self._generator = torch.Generator().manual_seed(self.seed)
+        self._streams.restart()
 
-    def __call__(self, masks: Tensor, rows: Tensor) -> Tensor:
-        """See `Perturbation.__call__`. All rows of a call get the same numbers."""
-        shape = tuple(self.inputs.shape[1:])
-        colour = torch.rand(shape[0], *[1] * (len(shape) - 1), generator=self._generator)
-        strength = STRONGEST * torch.rand((), generator=self._generator)
-        fill = (colour + strength * torch.randn(shape, generator=self._generator)).clamp(0.0, 1.0).to(self.inputs)
+    def __call__(self, masks: Tensor, rows: Tensor, streams: Tensor | None = None) -> Tensor:
+        """See `Perturbation.__call__`. All rows of a stream get the same numbers."""
+        (fill,) = self._streams.draw(lambda generator: (self._fill(generator).to(self.inputs),), streams)
         if self.inputs.dim() > 2:
             masks = masks[:, None]
         return torch.lerp(self.low[rows] + self.width[rows] * fill, self.inputs[rows], masks.to(self.inputs.dtype))
+
+    def _fill(self, generator: torch.Generator) -> Tensor:
+        """Values in [0, 1] in the shape of an input."""
+        shape = tuple(self.inputs.shape[1:])
+        colour = torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator)
+        strength = STRONGEST * torch.rand((), generator=generator)
+        return (colour + strength * torch.randn(shape, generator=generator)).clamp(0.0, 1.0)
 
     def change(self, masks: Tensor, rows: Tensor) -> Tensor:
         """See `Perturbation.change`. What is random has no fixed value: it counts from the median of each channel,
@@ -169,7 +174,7 @@ class Own(Perturbation):
     def __init__(self, inputs: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.inputs, self.function = inputs, function
 
-    def __call__(self, masks: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, masks: Tensor, rows: Tensor, streams: Tensor | None = None) -> Tensor:
         """See `Perturbation.__call__`."""
         inputs = self.inputs[rows]
         changed = self.function(inputs, masks[:, None] if inputs.dim() > 2 else masks)

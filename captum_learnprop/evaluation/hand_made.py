@@ -39,7 +39,7 @@ EXTREMAL: dict[str, Any] = {
     **_NOISE_AND_PARTS, "areas": (0.03, 0.05, 0.07), "draws": 4, "n_steps": 100, "step": 1 / 64, "sigma": 1 / 32,
 }  # fmt: skip
 EXTREMAL_X_INPUT: dict[str, Any] = {
-    **_NOISE_AND_PARTS, "areas": (0.06, 0.1), "draws": 3, "n_steps": 60, "reward": "contrastive",
+    **_NOISE_AND_PARTS, "areas": (0.06, 0.1, 0.15), "draws": 3, "n_steps": 60, "reward": "contrastive", "soften": 0.08,
 }  # fmt: skip
 """Of extremal perturbations, chosen on validation scenes: masks that keep and delete, of which random parts count, and
 noise in the place of what is removed. Over a blur or a fixed colour masks find evidence that is not the object. A mask
@@ -362,7 +362,7 @@ def extremal_perturbation(model: nn.Module) -> Explain:
 
 
 def extremal_perturbation_x_input(model: nn.Module) -> Explain:
-    """Mean contribution under extremal masks of two areas: mask times distance from the median colour."""
+    """Mean contribution under softened extremal masks of three areas: mask times distance from the median colour."""
     return _extremal(model, EXTREMAL_X_INPUT, multiply_by_inputs=True)
 
 

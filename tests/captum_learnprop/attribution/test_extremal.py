@@ -231,6 +231,11 @@ def test_fade_and_noise() -> None:
     first, second = noise(torch.zeros(3, 5, 5), rows), noise(torch.zeros(3, 5, 5), rows)
     noise.restart()
     assert torch.equal(noise(torch.zeros(3, 5, 5), rows), first)
+    noise.restart()
+    own = noise(torch.zeros(3, 5, 5), torch.zeros_like(rows), torch.tensor([0, 2, 0]))
+    torch.testing.assert_close(own[0], first[0])
+    assert torch.equal(own[2], own[0])
+    assert not torch.equal(own[1], own[0])
     assert not torch.equal(first, second)
     assert bool(((first >= x[rows].amin((2, 3), True)) & (first <= x[rows].amax((2, 3), True))).all())
     torch.testing.assert_close(noise(torch.ones(3, 5, 5), rows), x[rows])
@@ -281,6 +286,37 @@ def test_noise_takes_away_what_differs_from_the_median(shape: tuple[int, ...]) -
         channels = zip(got[None], x[row][None], strict=True) if len(shape) == 2 else zip(got, x[row], strict=True)
         for one, values in channels:
             torch.testing.assert_close(one, values - values.median())
+
+
+@pytest.mark.parametrize("areas", [0.1, [0.1, 0.2]])
+def test_softened_masks_are_smoothed_when_they_are_finished(areas: Any) -> None:
+    model, x = net(), torch.randn(2, 2, 16, 20)
+    options: dict[str, Any] = {"target": 1, "areas": areas, "n_steps": 10, "perturbation": "fade"}
+    plain = cl.ExtremalPerturbation(model).attribute(x, **options)
+    soft, found = cl.ExtremalPerturbation(model).attribute(x, **options, soften=0.1, return_masks=True)
+    expected = smooth(plain.flatten(0, 1), 1.6).reshape(plain.shape)
+    assert not torch.allclose(plain, expected, atol=0.05)
+    torch.testing.assert_close(soft, expected)
+    torch.testing.assert_close(found.masks[0], plain)
+    contributions = cl.ExtremalPerturbation(model, multiply_by_inputs=True).attribute(x, **options, soften=0.1)
+    one_more = (slice(None), slice(None), None) if isinstance(areas, list) else (slice(None),)
+    torch.testing.assert_close(contributions, expected[one_more] * (x[:, None] if isinstance(areas, list) else x))
+
+
+def test_masks_without_space_are_not_softened() -> None:
+    model, x, y = TwoInputs(), torch.randn(2, 2, 40), torch.randn(2, 6)
+    options: dict[str, Any] = {"target": 0, "additional_forward_args": (torch.ones(2), 1), "n_steps": 10}
+    plain = cl.ExtremalPerturbation(model).attribute((x, y), areas=[0.2, 0.4], **options)
+    soft = cl.ExtremalPerturbation(model).attribute((x, y), areas=[0.2, 0.4], soften=0.05, **options)
+    torch.testing.assert_close(soft[0], smooth(plain[0].flatten(0, 1), 2.0).reshape(plain[0].shape))
+    assert not torch.allclose(soft[0], plain[0], atol=0.05)
+    assert torch.equal(soft[1], plain[1])
+
+
+@pytest.mark.parametrize("soften", [-0.1, 1.0, True, "much", float("nan")])
+def test_soften_out_of_range(soften: Any) -> None:
+    with pytest.raises(cl.LearnpropError, match="soften is a fraction"):
+        cl.ExtremalPerturbation(net()).attribute(torch.randn(1, 2, 16, 16), 1, soften=soften)
 
 
 def test_rewards() -> None:
@@ -419,6 +455,12 @@ class TestParts:
         assert not torch.equal(first[0], other[0])
         parts.restart()
         assert torch.equal(parts(like)[0][0], first[0])
+        parts.restart()
+        for fields, before in zip(parts(like, torch.tensor([2, 0, 0])), (first, opposite), strict=True):
+            assert [field.shape for field in fields] == [(3, 16, 20), (3, 5)]
+            for field, shared in zip(fields, before, strict=True):
+                assert torch.equal(field[1:], shared.expand_as(field[1:]))
+                assert not torch.equal(field[0], shared[0])
         for which in (0, 1):
             fields = torch.cat([parts(like)[which][0] for _ in range(400)])
             assert 0 <= fields.min() < 0.01 < 0.99 < fields.max() <= 1
@@ -427,7 +469,7 @@ class TestParts:
     def test_shares_come_from_strata_and_pairs_are_opposite(self) -> None:
         parts, like = Parts([(16, 16), (200,)], [True, False]), torch.zeros(1)
         for draw in range(4):
-            drawn = [parts(like, draw, 4) for _ in range(200)]
+            drawn = [parts(like, None, draw, 4) for _ in range(200)]
             shares = torch.stack([first[1].mean() for first, _ in drawn])
             assert abs(float(shares.mean()) - (draw + 0.5) / 4) < 0.02
             assert float(shares.std()) < 0.1  # .07 from the stratum and .03 from 200 values
@@ -464,6 +506,29 @@ class TestParts:
         together = cl.ExtremalPerturbation(model).attribute(x, **options)
         singles = torch.cat([cl.ExtremalPerturbation(model).attribute(x[i : i + 1], **options) for i in range(3)])
         assert torch.equal(together, singles)
+
+    @pytest.mark.parametrize("chunk", [None, 1, 4])
+    def test_each_area_draws_numbers_of_its_own(self, chunk: int | None) -> None:
+        model, x = TwoDiscs(), torch.rand(3, 1, 32, 32)
+        options: dict[str, Any] = {"target": 0, "parts": True, "perturbation": "noise", "n_steps": 20, "seed": 5}
+        twice = cl.ExtremalPerturbation(model).attribute(x, areas=[0.1, 0.1], internal_batch_size=chunk, **options)
+        first = cl.ExtremalPerturbation(model).attribute(x, areas=0.1, **options)
+        other = cl.ExtremalPerturbation(model).attribute(x, areas=0.1, **options | {"seed": 5 + 1_000_003})
+        torch.testing.assert_close(twice, torch.cat([first, other], 1), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(first, other, atol=0.05)
+
+    def test_areas_without_draws_are_searched_together(self) -> None:
+        rows = []
+
+        class Counting(TwoDiscs):
+            def forward(self, x: Tensor) -> Tensor:
+                rows.append(len(x))
+                return super().forward(x)
+
+        cl.ExtremalPerturbation(Counting()).attribute(
+            torch.rand(1, 1, 32, 32), target=0, areas=[0.1, 0.2, 0.3], perturbation="fade", n_steps=3
+        )
+        assert rows.count(3) >= 4  # three steps and the finished masks
 
     def test_draws_out_of_range(self) -> None:
         with pytest.raises(cl.LearnpropError, match="draws must be"):

@@ -180,12 +180,12 @@ class Rows:
         parts: list[Found] = []
         # Rows come sample by sample, so the parts follow each other as they came.
         for at in self._together(samples):
-            own, drawn = samples[at], streams[at]
+            own, stream = samples[at], streams[at]
             self._restart()
             parts.append(
                 search(
-                    lambda masks, rows, own=own, drawn=drawn: (  # type: ignore[misc]
-                        self._of_step(masks, own[rows], drawn[rows])
+                    lambda masks, rows, own=own, stream=stream: (  # type: ignore[misc]
+                        self._of_step(masks, own[rows], stream[rows])
                     ),
                     self.spaces, areas[at], like=self.like, n_steps=n_steps,
                     start=None if start is None else [values[at] for values in start], progress=progress,
@@ -193,7 +193,7 @@ class Rows:
                 )
             )  # fmt: skip
             if self.drawn:
-                parts[-1].rewards = self._final(parts[-1].masks, own, drawn)
+                parts[-1].rewards = self._final(parts[-1].masks, own, stream)
         return _joined(parts)
 
     @torch.no_grad()

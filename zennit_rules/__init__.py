@@ -12,6 +12,7 @@ from .composites import (
 from .coverage import Coverage
 from .deep_lift import LearnedDeepLift
 from .deep_taylor import DeepTaylor
+from .dependence import explaining
 from .epsilon_gamma_box import LearnedEpsilonGammaBox
 from .errors import RuleError, RuleWarning
 from .gates import ChannelGate, ElementGate, FeatureGate, Gate, PositionGate, QuadrantGate, register_gate
@@ -71,6 +72,7 @@ __all__ = [
     "batch_norm_pairs",
     "canonizers_for",
     "composite_class",
+    "explaining",
     "reference_pass",
     "register_composite",
     "register_gate",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -29,6 +31,11 @@ def function_of_node(node: object) -> type | None:
     """The custom autograd Function that made a node; None for nodes of torch's own functions."""
     found: type | None = getattr(type(node), "_forward_cls", None)
     return found
+
+
+def shape_of_node(node: Any) -> torch.Size:
+    """Shape of the value that an autograd node stands for."""
+    return torch.Size(node._input_metadata[0].shape)
 
 
 def zennit_hooks(module: torch.nn.Module) -> list[Hook]:
@@ -62,6 +69,7 @@ __all__ = [
     "RemovableHandleList",
     "function_of_node",
     "in_backward",
+    "shape_of_node",
     "tree_flatten",
     "tree_unflatten",
     "unsupported_model",

@@ -24,12 +24,14 @@ from ._compat import Canonizer, Hook, NamedMergeBatchNorm, tree_flatten, unsuppo
 from .buffers import buffers_kept
 from .errors import RuleError
 from .interpose import Interposed, interpose
-from .linear_map import LINEAR_TYPES, linear_type
 from .relevance import relevance_call
 
 Pairs = list[tuple[list[str], str]]
 
-_TRANSPOSED_TYPES = LINEAR_TYPES[4:]
+_LINEAR_TYPES = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+_TRANSPOSED_TYPES = _LINEAR_TYPES[4:]
 _NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -337,9 +339,9 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def _is_mergeable_linear(module: Any) -> bool:
     """Whether the module is a layer of torch that computes with its own weight, in a way that zennit can scale."""
-    if linear_type(module) is None:
+    if not isinstance(module, _LINEAR_TYPES):
         return False
-    if linear_type(module) in _TRANSPOSED_TYPES and module.groups > 1:  # zennit scales the wrong channels
+    if isinstance(module, _TRANSPOSED_TYPES) and module.groups > 1:  # zennit scales the wrong channels
         return False
     parameters = dict(module.named_parameters(recurse=False))
     return "weight" in parameters and (module.bias is None or "bias" in parameters)  # not made of others

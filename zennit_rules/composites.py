@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from . import fingerprint
 from ._compat import COMPOSITES, Canonizer, Hook, LayerMapComposite, RemovableHandle, RemovableHandleList
 from .activation import LearnedActivation
-from .coverage import unreached_nodes, why_unreached
+from .coverage import LinearWork, unreached_nodes, why_unreached
+from .dependence import Inputs
 from .errors import RuleError
 from .gates import STARTS, gate_class
 from .pooling import LearnedMaxPool, PoolGate
@@ -94,6 +95,7 @@ class LearnedComposite(LayerMapComposite):
         self.rules: RuleSet = rules
         self.streams = Streams(fused=rules.fusion is not None)
         self.tracker = SiteTracker(self._hook_functional)
+        self.tracker.is_ours = self._is_ours
         self.functional_hooks: weakref.WeakSet[Hook] = weakref.WeakSet()
         self.prepare()
         super().__init__(
@@ -152,9 +154,19 @@ class LearnedComposite(LayerMapComposite):
         return {**cls.default_options, **given}
 
     @classmethod
-    def unreached(cls, output: Any) -> dict[str, int]:
-        """Number of autograd nodes by name, above an output, that should have a rule and have none."""
+    def unreached(cls, output: Any, inputs: Inputs = None) -> dict[str, int]:
+        """Number of autograd nodes by name, from inputs to an output, that should have a rule and have none.
+
+        Args:
+            output: What the model returned, with its graph.
+            inputs: What is explained; None: whatever leaf of the graph is no parameter.
+        """
         return unreached_nodes(output)
+
+    @classmethod
+    def work(cls, output: Any, inputs: Inputs = None) -> LinearWork:
+        """Multiply-adds of linear functions, where these need a rule."""
+        return LinearWork()
 
     @classmethod
     def why_unreached(cls, node: str) -> str:
@@ -245,6 +257,10 @@ class LearnedComposite(LayerMapComposite):
     def skip(self, module: nn.Module) -> None:
         """Count a call without a gate (see `hook.GateProvider`)."""
         self.tracker.call_site(module)
+
+    def _is_ours(self, hook: Hook) -> bool:
+        """Whether a hook leaves the functions that its module calls to this composite."""
+        return self in (getattr(hook, "gate", None), getattr(hook, "composite", None))
 
     def _hook_functional(self, stand_in: nn.Module, path: str) -> RemovableHandleList | None:
         template = self.module_map({}, path, stand_in)

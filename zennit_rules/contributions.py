@@ -49,6 +49,8 @@ def reflected(v: Tensor) -> Tensor:
 def _shaped(value: Tensor, like: Tensor, channel_dim: int) -> Tensor:
     """Values ``(samples or 1, channels or 1)`` in a form that broadcasts to ``like``, and in its dtype."""
     shape = [1] * like.ndim
+    if value.numel() == 1:
+        return value.to(like.dtype).reshape(shape)
     shape[0] = value.shape[0]
     if value.shape[1] > 1:
         shape[channel_dim] = value.shape[1]

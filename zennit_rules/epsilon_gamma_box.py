@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -14,14 +17,19 @@ from ._compat import DisableTorchFunction, Hook
 from .activation import ActivationCall, LearnedActivation
 from .composites import LearnedComposite
 from .contributions import LINEAR_RULES, BoxGate
+from .coverage import LinearWork, check_reach
+from .dependence import Inputs, current, depends_on_input
 from .errors import RuleError
 from .gates import Weight
-from .linear import GatedLinear, LinearCall, LinearRule
-from .linear_map import LINEAR_TYPES
+from .hook import SiteHook
+from .linear import GatedLinear, LinearCall, ruled
+from .linear_map import ConvolutionMap, LinearOperands, function_name, in_steps, is_linear_function, linear_operands
 from .registry import register_composite
-from .relevance import relevance_call, unkept_nodes
+from .relevance import PRODUCTS, relevance_call, unkept_nodes
 from .ruleset import RuleSet
-from .sites import ACTIVATION_TYPES, Site
+from .sites import ACTIVATION_TYPES, Site, recorder
+from .work import linear_work
+from .written_attention import ATTENTION, attention_of
 
 FIRSTS = ("box", "conv")
 _LINEAR_NODES = ("Convolution", "Addmm", "Mm", "Bmm", "Baddbmm", "Embedding")
@@ -63,11 +71,18 @@ class LearnedEpsilonGammaBox(LearnedComposite):
     layer, positive relevance then speaks for the target whatever the output's sign. While the rules are registered,
     weights of linear layers get no gradient, and reentrant activation checkpointing gives wrong relevance.
 
-    With ``rule_options={"conv": "gamma", "negative": "mirrored", "gamma": 0.25, "low": ..., "high": ...}`` it starts as
-    zennit's ``EpsilonGammaBox``. The default start is epsilon at dense layers and z+ at convolutions, with the box rule
+    With ``gamma=0.25, low=..., high=...`` it starts as zennit's ``EpsilonGammaBox``. The default start is epsilon at dense layers and z+ at convolutions, with the box rule
     at the first.
 
     Args:
+        low: Lowest possible input, a number, one per channel, or a tensor like the input; this and what follows as in
+            zennit's ``EpsilonGammaBox``, and short for the rule options of that name.
+        high: Highest possible input.
+        epsilon: Of the epsilon rule.
+        gamma: Of convolutions. A finite one is that of zennit's gamma rule (``negative="mirrored"``).
+        stabilizer: Epsilon of the denominators of all other rules.
+        zero_params: ``"bias"`` lets biases take no relevance.
+        first_map: Entries as in ``layer_map`` for the first module that fits one.
         rule_options: ``conv`` and ``dense``: rules of convolutions and of ``nn.Linear``, of ``"epsilon"``, ``"gamma"``,
             ``"alpha_beta"``; ``first``: that of the first layer if it is a convolution, ``"box"`` or again ``"conv"``.
             ``gamma`` (up to infinity, z+), ``negative``, ``beta``, ``epsilon``: where the rules start, see
@@ -105,12 +120,61 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         "merge": True,
     }
 
+    def __init__(
+        self,
+        gate: str | type | None = None,
+        start: str | None = None,
+        pooling: str = "exact",
+        *,
+        low: Any = None,
+        high: Any = None,
+        epsilon: float | None = None,
+        gamma: float | None = None,
+        stabilizer: float | None = None,
+        zero_params: str | list[str] | None = None,
+        first_map: list[Any] | None = None,
+        rule_options: Mapping[str, Any] | None = None,
+        rules: RuleSet | str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        named = {"low": low, "high": high, "epsilon": epsilon, "gamma": gamma, "stabilizer": stabilizer}
+        own = {name: value for name, value in named.items() if value is not None}
+        if zero_params is not None:
+            own["bias"] = _bias(zero_params)
+        if own and rules is not None:
+            raise RuleError(f"{', '.join(own)} were given with a rule set, which has its own; leave them out")
+        if rule_options is None or isinstance(rule_options, Mapping):
+            rule_options = _merged_options(own, rule_options or {})
+        self._first_map = list(first_map or [])
+        super().__init__(gate, start, pooling, rule_options=rule_options or None, rules=rules, **options)
+
+    def mapping(self, ctx: dict[str, Any], name: str, module: nn.Module) -> Hook | None:
+        """Hook of a module; the first that fits ``first_map`` has the one from there."""
+        if not ctx.get("first_layer_visited", False):
+            for types, hook in self._first_map:
+                if isinstance(module, types):
+                    ctx["first_layer_visited"] = True
+                    found: Hook = hook
+                    return found
+        return super().mapping(ctx, name, module)
+
     def prepare(self) -> None:
         """See `LearnedComposite.prepare`."""
         self._made: Any = WeakTensorKeyDictionary()
-        self._flow = Hook()
+        self._padded: Any = WeakTensorKeyDictionary()
+        self._flow = SiteHook(self)
         self.functional_hooks.add(self._flow)
         self.tracker.on_call = self._call
+        self.tracker.on_output = self._check_reach
+
+    def _check_reach(self, output: Any) -> None:
+        """Say once for rules that grow as they are used what they do not reach; built ones have said it."""
+        root = None if self.tracker.root is None else self.tracker.root()
+        if root is None or self.rules.reach_checked or self.rules.closed or not torch.is_grad_enabled():
+            return
+        nodes, work = self.unreached(output, current()), self.work(output, current())
+        self.rules.reach_checked = True
+        check_reach(root, self.name or type(self).__name__, nodes, work, self.why_unreached)
 
     def _open_rules(self, gate: Any, start: str | None, *rest: Any) -> RuleSet:
         if start not in (None, "gradient"):
@@ -132,7 +196,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
                 raise RuleError(f"rule option {name} must be True or False, got {options[name]!r}")
         for name in ("low", "high"):
             if isinstance(options[name], Tensor):
-                options[name] = options[name].detach().flatten().tolist()
+                options[name] = _per_channel(name, options[name].detach())
         if (options["low"] is None) != (options["high"] is None):
             raise RuleError("rule options low and high come together: the bounds of the box rule")
         channels = len(options["low"]) if isinstance(options["low"], (list, tuple)) else 1
@@ -149,7 +213,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         if site.kind != "linear":
             return super().make_gate(config, site, samples)
         options = config["rule_options"]
-        rule = options["dense" if site.function == "Linear" else "conv"]
+        rule = options["conv" if site.function.startswith("Conv") else "dense"]
         own = {"epsilon": ("epsilon",), "gamma": ("gamma", "negative"), "alpha_beta": ("beta",)}[rule]
         shared = ("per", "bias", "split", "stabilizer")
         given = {name: options[name] for name in (*own, *shared)}
@@ -158,7 +222,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
     def templates(self) -> list[tuple[tuple[type, ...], Hook]]:
         """See `LearnedComposite.templates`."""
         pools = super().templates()[1:]
-        return [(LINEAR_TYPES, LinearRule(gate=self)), (ACTIVATION_TYPES, LearnedPass(self)), *pools]
+        return [(ACTIVATION_TYPES, LearnedPass(self)), *pools]
 
     def register(self, module: nn.Module) -> None:
         """See `LearnedComposite.register`."""
@@ -166,9 +230,14 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         super().register(module)
 
     @classmethod
-    def unreached(cls, output: Any) -> dict[str, int]:
+    def unreached(cls, output: Any, inputs: Inputs = None) -> dict[str, int]:
         """Number of autograd nodes by name that relevance would pass by the plain gradient."""
-        return unkept_nodes(output)
+        return unkept_nodes(output, inputs)
+
+    @classmethod
+    def work(cls, output: Any, inputs: Inputs = None) -> LinearWork:
+        """See `LearnedComposite.work`."""
+        return linear_work(output, inputs)
 
     @classmethod
     def why_unreached(cls, node: str) -> str:
@@ -179,20 +248,16 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         """Relevance of the outputs: the outputs themselves, where the seed is 1."""
         return seed * output
 
-    def linear_gate_at(self, module: nn.Module, call: LinearCall, x: Tensor, out: Tensor) -> tuple[str, nn.Module]:
-        """Site and gate of the call of a linear layer (see `linear.LinearProvider`)."""
-        site = self.tracker.call_site(module)
-        function, options = call.map.kind.__name__, self.rules.config["rule_options"]
-        self._made[out] = call, x
-        if call.map.kind is nn.Linear:
-            self.tracker.follow_channels(F.linear, out, ())
-        if options["first"] != "box" or call.map.kind is nn.Linear or not self._is_first(x):
-            return site, self.rules.gate_for(site, "linear", function, out, call.map.channel_dim(out))
+    def linear_gate_at(self, site: str, call: LinearCall, x: Tensor, out: Tensor) -> nn.Module:
+        """The gate of the call of a linear layer with input ``x`` and output ``out``."""
+        options, linear = self.rules.config["rule_options"], call.map
+        if options["first"] != "box" or not isinstance(linear, ConvolutionMap) or not self._is_first(x):
+            return self.rules.gate_for(site, "linear", linear.name, out, linear.channel_dim(out))
         known = any(site == one.name for one in self.rules.sites)
-        gate = self.rules.gate_for(site, "first", function, x, 1)
+        gate = self.rules.gate_for(site, "first", linear.name, x, 1)
         if not known and options["low"] is None and isinstance(gate, BoxGate):
-            gate.read_bounds(x)
-        return site, gate
+            gate.read_bounds(linear.own(x))
+        return gate
 
     @staticmethod
     def _is_first(x: Tensor) -> bool:
@@ -211,11 +276,63 @@ class LearnedEpsilonGammaBox(LearnedComposite):
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function called in the model's forward pass; NotImplemented if relevance passes it as it is."""
         options = self.rules.config["rule_options"]
+        if is_linear_function(func):
+            return self._linear(func, args, kwargs)
+        if func in ATTENTION and torch.is_grad_enabled():
+            with self.tracker.written_out():
+                return attention_of(func, args, kwargs)
         if func is F.batch_norm and options["merge"]:
             merged = self._merged(*args, **kwargs)
             if merged is not None:
                 return merged
-        return relevance_call(func, args, kwargs, lambda: self._flow.active, options["stabilizer"])
+        if func is F.pad:
+            return self._pad(args, kwargs)
+        return self._relevance(func, args, kwargs)
+
+    def _relevance(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function with a fixed rule."""
+        stabilizer = self.rules.config["rule_options"]["stabilizer"]
+        return relevance_call(func, args, kwargs, lambda: self._flow.active, stabilizer)
+
+    def _linear(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A linear function, which is a site if one of its operands depends on the input."""
+        steps = in_steps(func, args, kwargs, depends_on_input) if torch.is_grad_enabled() else None
+        if steps is not None:
+            with self.tracker.written_out():
+                return steps()
+        site = self.tracker.linear_call(function_name(func))  # each call counts, whatever it depends on today
+        with DisableTorchFunction():
+            operands = linear_operands(func, args, kwargs, depends_on_input) if torch.is_grad_enabled() else None
+        if operands is None or self._is_product(site, func):
+            return self._relevance(func, args, kwargs)
+        operands = self._with_padding(operands)
+        call, out = ruled(self._flow, operands, func, args, kwargs)
+        call.name, call.gate = site, self.linear_gate_at(site, call, operands.x, out)
+        self._made[out] = call, operands.x
+        listener = recorder.get()
+        if listener is not None:
+            listener.site(call, operands.x, out)
+        return out
+
+    def _is_product(self, site: str, func: Any) -> bool:
+        """Whether a rule set knows this call as a product of two signals, one of which is no input today."""
+        return self.rules.closed and func in PRODUCTS and not self.rules.has_site(site)
+
+    def _pad(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Padding, whose zeros are no input of the layer behind it."""
+        with DisableTorchFunction():
+            out = F.pad(*args, **kwargs)
+        given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
+        if given.get("mode", "constant") == "constant" and not given.get("value"):
+            self._padded[out] = list(given["pad"])
+        return out
+
+    def _with_padding(self, operands: LinearOperands) -> LinearOperands:
+        """The call, if its input was padded with zeros just before."""
+        pads = self._padded.get(operands.x)
+        if pads is None or not isinstance(operands.map, ConvolutionMap) or operands.map.padding is not None:
+            return operands
+        return replace(operands, map=replace(operands.map, padding=pads))
 
     def _merged(
         self,
@@ -232,7 +349,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         call, x = self._made.get(input, (None, None))
         if call is None or training or running_mean is None or running_var is None or call.overwritten:
             return None
-        if call.map.channel_dim(input) != 1:  # the norm's channels are not the layer's
+        if input.ndim < 2 or call.map.channel_dim(input) != 1:  # the norm's channels are not the layer's
             return None
         scale = (running_var + eps).rsqrt() * (1.0 if weight is None else weight)
         shift = (0.0 if bias is None else bias) - running_mean * scale
@@ -240,6 +357,39 @@ class LearnedEpsilonGammaBox(LearnedComposite):
             value = F.batch_norm(input.detach(), running_mean, running_var, weight, bias, False, momentum, eps)
             merged: Tensor = GatedLinear.apply(x, call.behind(scale, shift, value))
         return merged
+
+
+def _bias(zero_params: Any) -> str:
+    """The option ``bias`` that stands for zennit's ``zero_params``."""
+    if zero_params in ("bias", ["bias"], ("bias",)):
+        return "zero"
+    if zero_params in ([], ()):
+        return "shared"
+    raise RuleError(f"zero_params={zero_params!r}: only biases can be left out, 'bias'")
+
+
+def _merged_options(own: dict[str, Any], rule_options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of zennit's composite as rule options; a finite gamma is that of zennit's gamma rule."""
+    both = own.keys() & rule_options.keys()
+    if both:
+        raise RuleError(f"{', '.join(sorted(both))} is given twice, as an argument and in rule_options")
+    if math.isfinite(own.get("gamma", math.inf)) and "negative" not in rule_options:
+        own = {**own, "negative": "mirrored"}
+    return {**own, **rule_options}
+
+
+def _per_channel(name: str, bound: Tensor) -> list[float]:
+    """A bound of the box as numbers per channel, from a tensor ``(C,)`` or one that broadcasts to the input."""
+    if bound.ndim > 1:
+        rest = [dim for dim in range(bound.ndim) if dim != 1]
+        low, high = bound.amin(rest), bound.amax(rest)
+        if not torch.equal(low, high):
+            raise RuleError(
+                f"{name} of shape {tuple(bound.shape)} differs within a channel; give a number, or one per channel"
+            )
+        bound = low
+    values: list[float] = bound.flatten().tolist()
+    return values
 
 
 def _box(options: Mapping[str, Any], site: Site, samples: int | None) -> BoxGate:

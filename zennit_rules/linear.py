@@ -1,23 +1,26 @@
 """LearnedGamma, LearnedEpsilon, LearnedAlphaBeta: trainable LRP rules of linear layers, as zennit hooks.
 
-Linear are ``nn.Linear``, convolutions and transposed convolutions of one to three dimensions. What flows backwards is
-relevance, as in all of zennit's LRP rules; the forward value is unchanged and weights are never touched. A batch norm
-that takes the output of a layer can be counted to it at run time (`LinearCall.behind`), without merging any weights.
+A linear layer is a call of a linear function (see `linear_map`), by a module of torch or by anything else. What flows
+backwards is relevance, as in all of zennit's LRP rules; the forward value is unchanged and weights are never touched. A
+batch norm that takes the output of a layer can be counted to it at run time (`LinearCall.behind`), without merging any
+weights.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from ._compat import DisableTorchFunction, RemovableHandleList
+from ._compat import DisableTorchFunction
 from .contributions import AlphaBetaGate, BoxGate, ContributionGate, EpsilonGate, GammaGate, stabilized
+from .dependence import Dependence, forward_pass
 from .errors import RuleError
-from .hook import MARKER, SiteCall, SiteHook, skipped
-from .linear_map import LinearMap, linear_type
+from .hook import MARKER, SiteCall, SiteHook
+from .linear_map import LinearMap, LinearOperands, is_linear_function, linear_operands
 from .sites import recorder
 
 
@@ -28,8 +31,7 @@ class GatedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, call: LinearCall) -> Tensor:
         """Value of the layer, unchanged by the rule."""
         ctx.call = call
-        out = call.map(x, call.weight, call.bias) if call.given is None else call.given
-        call.given = None
+        out, call.given = call.given, None
         ctx.save_for_backward(*call.remember(x), MARKER)
         return out
 
@@ -59,17 +61,21 @@ class LinearCall(SiteCall):
 
     Attributes:
         map: What the layer computes, for any weights.
+        weight: Its weights, without a graph.
+        bias: What it adds, in a form that broadcasts to its output; or None.
         merged: Factor and summand per channel of a batch norm that is part of the layer, or None.
-        given: Value of the call, if that is known already.
+        given: Value of the call, until autograd has it.
+        size: Shape of its operand.
     """
 
-    def __init__(self, hook: SiteHook, linear: LinearMap, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__(hook, linear.kind.__name__, nn.Identity())
-        self.map = linear
-        self.weight = weight.detach()
-        self.bias = None if bias is None else bias.detach()
+    def __init__(self, hook: SiteHook, operands: LinearOperands, value: Tensor) -> None:
+        super().__init__(hook, operands.map.name, nn.Identity())
+        self.map = operands.map
+        self.weight = operands.weight.detach()
+        self.bias = None if operands.bias is None else operands.bias.detach()
         self.merged: tuple[Tensor, Tensor] | None = None
-        self.given: Tensor | None = None
+        self.given: Tensor | None = value.detach()
+        self.size = operands.x.shape
         self._out: Tensor | None = None
         self._version = 0
 
@@ -108,7 +114,7 @@ class LinearCall(SiteCall):
     def _shared(self, gate: Any, x: Tensor, g: Tensor) -> Tensor:
         weight = self.weight.to(g.dtype)
         parts = _Parts(self.map, x, weight, by_weight=gate.split == "weights")
-        z, bias = self._value(x, weight), None if self.bias is None else self._per_channel(self.bias, g)
+        z, bias = self._value(x, weight), None if self.bias is None else self.bias.to(g.dtype)
         wants_positive, wants_negative = gate.needs_parts
         flips = self.merged is not None and wants_positive and bool((self.merged[0] < 0).any())
         positive = parts.positive() if wants_positive else None
@@ -137,7 +143,9 @@ class LinearCall(SiteCall):
         return known
 
     def _per_channel(self, values: Tensor, g: Tensor) -> Tensor:
-        return self.map.channels(values.to(g.dtype), g)
+        shape = [1] * g.ndim
+        shape[self.map.channel_dim(g)] = -1
+        return values.to(g.dtype).reshape(shape)
 
     # -- the box rule ------------------------------------------------------------------------------------------------
 
@@ -225,71 +233,83 @@ def _scaled(scale: Tensor, positive: Tensor | None, negative: Tensor | None) -> 
     return torch.where(scale < 0, down, up), torch.where(scale < 0, up, down)
 
 
-class LinearProvider(Protocol):
-    """Finds the gate of the call of a linear layer that is being made."""
+def ruled(hook: SiteHook, operands: LinearOperands, func: Any, args: Any, kwargs: Any) -> tuple[LinearCall, Tensor]:
+    """Call a linear function so that its backward pass is a rule; whoever calls finds the gate of the call.
 
-    def linear_gate_at(self, module: nn.Module, call: LinearCall, x: Tensor, out: Tensor) -> tuple[str, nn.Module]:
-        """Name of the site and its gate, for a call with input ``x`` and output ``out``."""
-
-    def skip(self, module: nn.Module) -> None:
-        """Count a call of ``module`` that no signal comes back from."""
+    Args:
+        hook: Says whether the rule is active.
+        operands: The call, read.
+        func: The function.
+        args: Its arguments.
+        kwargs: Its named arguments.
+    """
+    with DisableTorchFunction():
+        with torch.no_grad():
+            value = func(*args, **kwargs)
+        call = LinearCall(hook, operands, value)
+        out = GatedLinear.apply(operands.x, call)
+        call.keep_output(out)
+    return call, out
 
 
 class LinearRule(SiteHook):
     """Base of the rules of linear layers.
 
+    Registered on a module, it is the rule of each linear function that the module calls, whatever class it is of: of
+    torch, a subclass with a forward of its own, with parametrized or standardised weights. The operand that depends on
+    the module's input gets the relevance.
+
     Args:
-        gate: A contribution gate that serves every module the rule is registered on, or a provider that finds one per
-            site (the composites of this package pass theirs).
+        gate: A contribution gate that serves every module the rule is registered on.
     """
 
     kind = "linear"
-
-    def __init__(self, gate: LinearProvider | nn.Module) -> None:
-        super().__init__(gate)  # type: ignore[arg-type]
-
-    def register(self, module: nn.Module) -> RemovableHandleList:
-        """Register on ``module`` and return the handles.
-
-        Raises:
-            RuleError: If the rule stands on its own, and the module computes something the rule does not know.
-        """
-        if isinstance(self.gate, nn.Module) and not self.applies(module):
-            raise RuleError(
-                f"{type(self).__name__} cannot be used on {type(module).__name__}: it is no linear layer of torch, or "
-                "runs a forward of its own, which the rule does not know; leave the module out of the layer map"
-            )
-        return super().register(module)
+    gate: nn.Module
 
     def copy(self) -> LinearRule:
         """A hook that shares the gate."""
-        return type(self)(gate=self.gate)  # type: ignore[arg-type]
+        return type(self)(gate=self.gate)  # type: ignore[call-arg]
 
     def applies(self, module: nn.Module) -> bool:
-        """Whether ``module`` is a linear layer."""
-        return linear_type(module) is not None
+        """Any module may call a linear function."""
+        return True
 
-    def _around(self, module: Any, call_next: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if skipped(self.gate, module):
-            return call_next(input, *args, **kwargs)
-        if not input.requires_grad:
-            if not isinstance(self.gate, nn.Module):
-                self.gate.skip(module)
-            return call_next(input, *args, **kwargs)
-        size = args[0] if args else kwargs.get("output_size")
+    def _around(self, module: Any, call_next: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return call_next(*args, **kwargs)
+        with forward_pass((args, kwargs)) as depends, _LinearFunctions(self, module, depends) as functions:
+            out = call_next(*args, **kwargs)
+        if not functions.seen:
+            raise RuleError(
+                f"{type(self).__name__} cannot be used on {type(module).__name__}: it calls no linear function, such "
+                "as F.linear or F.conv2d; leave the module out of the layer map"
+            )
+        return out
+
+
+class _LinearFunctions(TorchFunctionMode):
+    """Gives the linear functions that a module calls the rule of a hook."""
+
+    def __init__(self, hook: LinearRule, module: nn.Module, depends: Dependence) -> None:
+        super().__init__()
+        self.seen = False
+        self._hook, self._module, self._depends = hook, module, depends
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not is_linear_function(func):
+            return func(*args, **kwargs)
+        self.seen = True
         with DisableTorchFunction():
-            linear, x = LinearMap.of(module, input, size)
-            call = LinearCall(self, linear, module.weight, module.bias)
-            out = GatedLinear.apply(x, call)
-            call.keep_output(out)
-        if isinstance(self.gate, nn.Module):
-            call.gate = _fitting(self.gate, linear, out)
-        else:
-            provider: Any = self.gate
-            call.name, call.gate = provider.linear_gate_at(module, call, x, out)
+            operands = linear_operands(func, args, kwargs, self._depends)
+        if operands is None or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        call, out = ruled(self._hook, operands, func, args, kwargs)
+        call.name = type(self._module).__name__
+        call.gate = _fitting(self._hook.gate, operands.map, out)
         listener = recorder.get()
         if listener is not None:
-            listener.site(call, input, out)
+            listener.site(call, operands.x, out)
         return out
 
 
@@ -300,7 +320,7 @@ def _fitting(gate: nn.Module, linear: LinearMap, out: Tensor) -> nn.Module:
     count, own, dim = gate.raw.shape[1], gate.channel_dim, linear.channel_dim(out)
     if own != dim or out.shape[dim] != count:
         raise RuleError(
-            f"the rule has parameters for {count} channels in dimension {own}, but {linear.kind.__name__} gave "
+            f"the rule has parameters for {count} channels in dimension {own}, but {linear.name} gave "
             f"{tuple(out.shape)} with channels in dimension {dim}; give shape= and channel_dim= to suit"
         )
     return gate
@@ -311,13 +331,11 @@ class LearnedEpsilon(LinearRule):
 
     Args:
         epsilon: Starting value, positive.
-        gate: A gate or provider to use instead.
+        gate: A gate to use instead.
         options: Further arguments of `EpsilonGate`; ``shape=(1, channels)`` for parameters per output channel.
     """
 
-    def __init__(
-        self, epsilon: float = 1e-6, *, gate: LinearProvider | nn.Module | None = None, **options: Any
-    ) -> None:
+    def __init__(self, epsilon: float = 1e-6, *, gate: nn.Module | None = None, **options: Any) -> None:
         super().__init__(_own(EpsilonGate, options, epsilon=epsilon) if gate is None else gate)
 
 
@@ -326,11 +344,11 @@ class LearnedGamma(LinearRule):
 
     Args:
         gamma: Starting value, from 0 to infinity.
-        gate: A gate or provider to use instead.
+        gate: A gate to use instead.
         options: Further arguments of `GammaGate`; ``shape=(1, channels)`` for parameters per output channel.
     """
 
-    def __init__(self, gamma: float = 0.25, *, gate: LinearProvider | nn.Module | None = None, **options: Any) -> None:
+    def __init__(self, gamma: float = 0.25, *, gate: nn.Module | None = None, **options: Any) -> None:
         super().__init__(_own(GammaGate, options, gamma=gamma) if gate is None else gate)
 
 
@@ -340,7 +358,7 @@ class LearnedAlphaBeta(LinearRule):
     Args:
         alpha: Starting value.
         beta: Starting value, ``alpha - 1``.
-        gate: A gate or provider to use instead.
+        gate: A gate to use instead.
         options: Further arguments of `AlphaBetaGate`; ``shape=(1, channels)`` for parameters per output channel.
     """
 
@@ -349,7 +367,7 @@ class LearnedAlphaBeta(LinearRule):
         alpha: float = 2.0,
         beta: float | None = None,
         *,
-        gate: LinearProvider | nn.Module | None = None,
+        gate: nn.Module | None = None,
         **options: Any,
     ) -> None:
         super().__init__(_own(AlphaBetaGate, options, alpha=alpha, beta=beta) if gate is None else gate)
@@ -361,13 +379,11 @@ class LearnedBox(LinearRule):
     Args:
         low: Lowest possible input, a number or one per channel.
         high: Highest possible input.
-        gate: A gate or provider to use instead.
+        gate: A gate to use instead.
         options: Further arguments of `BoxGate`; ``shape=(1, channels)`` of the input for bounds per channel.
     """
 
-    def __init__(
-        self, low: Any = 0.0, high: Any = 1.0, *, gate: LinearProvider | nn.Module | None = None, **options: Any
-    ) -> None:
+    def __init__(self, low: Any = 0.0, high: Any = 1.0, *, gate: nn.Module | None = None, **options: Any) -> None:
         given = [bound.numel() for bound in (low, high) if isinstance(bound, Tensor)]
         options.setdefault("shape", (1, max(given, default=1)))
         super().__init__(BoxGate(low=low, high=high, **options) if gate is None else gate)

@@ -27,10 +27,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ._compat import DisableTorchFunction, function_of_node, tree_flatten, tree_unflatten
 from .contributions import stabilized
+from .dependence import Inputs, after_pass, depends_on_input
 
 Signals = list[Tensor | None]
 Rule = Callable[["RelevanceCall", tuple[Tensor, ...], Tensor], Signals]
@@ -48,7 +50,11 @@ class RelevanceCall:
         from_input: Which of them depend on the model's input.
         takes: Which of them get relevance: of those that depend on the input all but gates.
         leads: Whether the function's first argument depends on it.
+        name: Name of the function.
+        is_product: Whether it multiplies two signals with each other, as a linear layer does with its weights.
     """
+
+    is_product = False
 
     def __init__(
         self,
@@ -67,6 +73,8 @@ class RelevanceCall:
         self.leads = self._at[:1] == [0] and self.from_input[0]
         self._leaves = [None if i in self._at else leaf for i, leaf in enumerate(leaves)]
         self._func, self.rule, self.active, self.stabilizer = func, rule, active, stabilizer
+        self._shapes = [leaf.shape if isinstance(leaf, Tensor) else None for leaf in leaves]
+        self.name = str(getattr(func, "__name__", "function")).strip("_")
         self._statistics = func in _UPDATING
 
     def run(self) -> Tensor:
@@ -86,6 +94,16 @@ class RelevanceCall:
         with DisableTorchFunction():
             out: Tensor = self._func(*args, **kwargs)
         return out
+
+    def multiply_adds(self) -> int:
+        """Number of multiplications of a product, without computing it."""
+        leaves = list(self._leaves)
+        for i, shape in enumerate(self._shapes):
+            leaves[i] = leaves[i] if shape is None else torch.empty(shape, device="meta")
+        args, kwargs = tree_unflatten(leaves, self._spec)
+        with DisableTorchFunction(), FlopCounterMode(display=False) as counter:
+            self._func(*args, **kwargs)
+        return int(counter.get_total_flops()) // 2
 
     def pull(self, operands: tuple[Tensor, ...], signal: Callable[[Tensor], Tensor]) -> Signals:
         """Vector-Jacobian product to each operand of ``signal(value)``, differentiable if gradients are recorded."""
@@ -169,7 +187,7 @@ _ELEMENT_WISE = (
 )  # fmt: skip
 _SHARED = (
     "sum", "mean", "cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d", "interpolate", "fold",
+    "adaptive_avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d", "interpolate", "fold", "embedding_bag",
 )  # fmt: skip
 _PLUS = ("add", "__add__", "__radd__", "__iadd__")
 _MINUS = ("sub", "subtract", "__sub__", "__isub__")
@@ -177,7 +195,10 @@ _MINUS_REVERSED = ("rsub", "__rsub__")
 _TIMES = ("mul", "multiply", "__mul__", "__rmul__", "__imul__")
 _OVER = ("div", "divide", "true_divide", "__truediv__", "__itruediv__", "__rtruediv__", "__div__", "__rdiv__",
          "__idiv__")  # fmt: skip
-_MATRIX = ("matmul", "bmm", "mm", "mv", "dot", "einsum", "__matmul__", "__rmatmul__")
+_DYNAMIC = ("linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
+            "conv_transpose3d")  # fmt: skip
+_MATRIX = ("matmul", "bmm", "mm", "mv", "dot", "inner", "outer", "einsum", "tensordot", "addmm", "addmv",
+           "baddbmm", "addbmm", "__matmul__", "__rmatmul__")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -185,7 +206,8 @@ class _Handled:
     """A function that has a rule.
 
     Attributes:
-        family: One of "pass", "share", "plus", "minus", "reversed", "times", "over", "matrix", "softmax".
+        family: One of "pass", "share", "plus", "minus", "reversed", "times", "over", "matrix", "dynamic" (a linear
+            function whose weights are a signal too), "softmax".
         beside: The function that computes the same beside its operand.
         inplace: Whether this one writes into its operand.
     """
@@ -211,17 +233,21 @@ def _spellings(name: str) -> Iterator[tuple[Any, Any, bool]]:
 def _table() -> dict[Any, _Handled]:
     families = {
         "pass": _ELEMENT_WISE, "share": _SHARED, "plus": _PLUS, "minus": _MINUS, "reversed": _MINUS_REVERSED,
-        "times": _TIMES, "over": _OVER, "matrix": _MATRIX, "softmax": ("softmax",),
+        "times": _TIMES, "over": _OVER, "matrix": _MATRIX, "dynamic": _DYNAMIC, "softmax": ("softmax",),
     }  # fmt: skip
     table = {function: _Handled("pass", function) for function in _NORMALISATIONS}
     for family, names in families.items():
         for name in names:
             for function, beside, inplace in _spellings(name):
                 table[function] = _Handled(family, beside, inplace)
+    table[torch.linalg.matmul] = _Handled("matrix", torch.linalg.matmul)
     return table
 
 
 _HANDLED = _table()
+
+PRODUCTS = frozenset(function for function, handled in _HANDLED.items() if handled.family == "matrix")
+"""Matrix products, which have a rule for two operands that depend on the input."""
 
 
 # Of the first and the second operand of a sum, given alpha.
@@ -285,7 +311,8 @@ def _rule_of(family: str, call: RelevanceCall, args: tuple[Any, ...], kwargs: di
         return None if coefficient == 1 else _pass
     if family in _COEFFICIENTS or family == "share":
         return share
-    if family == "matrix":
+    if family in ("matrix", "dynamic"):
+        call.is_product = True
         return _share_equally
     if family == "softmax":
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
@@ -345,34 +372,13 @@ def _tensors(values: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(values)[0] if isinstance(leaf, Tensor)]
 
 
-def depends_on_input(x: Tensor) -> bool:
-    """Whether a tensor's graph starts at anything but parameters."""
-    if isinstance(x, nn.Parameter) or not x.requires_grad:
-        return False
-    if x.grad_fn is None:
-        return True
-    seen: set[Any] = set()
-    todo: list[Any] = [x.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if function_of_node(node) is _Relevance:
-            return True  # those are made for nothing else: no need to walk to the input
-        variable = getattr(node, "variable", None)
-        if variable is not None and not isinstance(variable, nn.Parameter):
-            return True
-        todo.extend(parent for parent, _ in reversed(node.next_functions) if parent is not None)
-    return False
-
-
 # Autograd nodes whose own gradient moves relevance to where its value came from, or copies of it back together.
 _MOVING = (
     "View", "UnsafeView", "ReshapeAlias", "Alias", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand",
     "Repeat", "RepeatInterleave", "Cat", "Stack", "Split", "SplitWithSizes", "SafeSplit", "Chunk", "Unbind", "Select",
     "Slice", "Narrow", "Index", "IndexSelect", "Gather", "Take", "TakeAlongDim", "MaskedSelect", "MaskedFill", "Where",
     "Clone", "Copy", "ToCopy", "Flip", "Roll", "Rot90", "AsStrided", "Unfold", "Im2Col", "Diagonal", "Tril", "Triu",
+    "Embedding",
     "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "ReplicationPad1D", "ReplicationPad2D",
     "ReplicationPad3D", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle", "NativeChannelShuffle", "Movedim",
     "MaxPool2DWithIndices", "MaxPool3DWithIndices", "MkldnnMaxPool2D", "MkldnnMaxPool3D", "MaxPool1D", "MaxPool2D",
@@ -384,7 +390,7 @@ RELEVANCE_KEEPING = frozenset(f"{name}Backward{k}" for name in _MOVING for k in 
 }  # fmt: skip
 
 
-def unkept_nodes(output: Any) -> dict[str, int]:
+def unkept_nodes(output: Any, inputs: Inputs = None) -> dict[str, int]:
     """Count the autograd nodes between input and output through which relevance would pass by the plain gradient.
 
     Nodes of this package and of zennit have rules, those in `RELEVANCE_KEEPING` need none, and what depends on
@@ -392,36 +398,35 @@ def unkept_nodes(output: Any) -> dict[str, int]:
 
     Args:
         output: Tensor with an autograd graph, or a container of them; anything else counts nothing.
+        inputs: What relevance is for; None: whatever leaf is no parameter.
     """
-    counts = Counter(_name(node) for node, parents in _nodes_from_input(output) if not _keeps(node, parents))
-    return dict(counts)
+    return dict(Counter(node_name(node) for node in nodes_without_rule(output, inputs)))
 
 
-def _name(node: Any) -> str:
+def nodes_without_rule(output: Any, inputs: Inputs = None) -> list[Any]:
+    """The nodes that `unkept_nodes` counts."""
+    return [node for node, parents in nodes_from_input(output, inputs) if not keeps_relevance(node, parents)]
+
+
+def node_name(node: Any) -> str:
+    """Name of an autograd node, without its namespace."""
     return str(node.name()).split("::")[-1]
 
 
-def _nodes_from_input(output: Any) -> list[tuple[Any, list[bool]]]:
-    """Nodes that depend on the input, and which of their edges do."""
-    children: dict[Any, list[Any]] = {}
-    todo: list[tuple[Any, Any]] = [(tensor.grad_fn, None) for tensor in _tensors(output)]
+def nodes_from_input(output: Any, inputs: Inputs = None) -> list[tuple[Any, list[bool]]]:
+    """Nodes on the way of relevance that depend on the input, and which of their edges do."""
+    depends = after_pass(inputs)
+    found: list[tuple[Any, list[bool]]] = []
+    seen: set[Any] = set()
+    todo: list[Any] = [tensor.grad_fn for tensor in _tensors(output)]
     while todo:
-        node, child = todo.pop()
-        if node is None:
+        node = todo.pop()
+        if node is None or node in seen or not depends.of_node(node):
             continue
-        if node not in children:
-            children[node] = []
-            todo.extend((parent, node) for parent in _receivers(node))
-        if child is not None:
-            children[node].append(child)
-    starts = [node for node in children if not isinstance(getattr(node, "variable", nn.Parameter()), nn.Parameter)]
-    depends: set[Any] = set()
-    while starts:
-        node = starts.pop()
-        if node not in depends:
-            depends.add(node)
-            starts.extend(children[node])
-    return [(node, [parent in depends for parent, _ in node.next_functions]) for node in depends]
+        seen.add(node)
+        found.append((node, [parent is not None and depends.of_node(parent) for parent, _ in node.next_functions]))
+        todo.extend(_receivers(node))
+    return found
 
 
 def _receivers(node: Any) -> list[Any]:
@@ -432,8 +437,14 @@ def _receivers(node: Any) -> list[Any]:
     return [parent for parent, takes in zip(parents, node.call.takes, strict=True) if takes]
 
 
-def _keeps(node: Any, parents: list[bool]) -> bool:
-    name = _name(node)
+def keeps_relevance(node: Any, parents: list[bool]) -> bool:
+    """Whether relevance passes a node rightly: by a rule, or by the node's own gradient.
+
+    Args:
+        node: An autograd node.
+        parents: Which of its edges depend on the input.
+    """
+    name = node_name(node)
     if name.startswith("AddBackward"):  # a constant beside the input takes nothing away
         return sum(parents) == 1 and (parents[0] or node._saved_alpha == 1)
     if name.startswith("SubBackward"):
@@ -444,4 +455,5 @@ def _keeps(node: Any, parents: list[bool]) -> bool:
     return name in RELEVANCE_KEEPING
 
 
-__all__ = ["RELEVANCE_KEEPING", "depends_on_input", "relevance_call", "share", "unkept_nodes"]
+__all__ = ["PRODUCTS", "RELEVANCE_KEEPING", "depends_on_input", "keeps_relevance", "node_name", "nodes_from_input",
+           "nodes_without_rule", "relevance_call", "share", "unkept_nodes"]  # fmt: skip

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 
 from . import fingerprint
 from .buffers import buffers_kept
-from .coverage import Coverage, CoverageRow
-from .errors import RuleError, RuleWarning
+from .coverage import Coverage, CoverageRow, check_reach
+from .errors import RuleError
 from .registry import composite_class
 from .sites import Site
 from .streams import Fusion
@@ -50,6 +49,7 @@ class RuleSet:
         self.composite_name = composite if isinstance(composite, str) else composite.name
         self.config: dict[str, Any] = dict(config or {})
         self.closed = False
+        self.reach_checked = False  # whether somebody has said already which functions have no rule
         self.training: dict[str, Any] = {}
         self.architecture: str | None = None
         self.weights: str | None = None
@@ -113,7 +113,7 @@ class RuleSet:
         leaves = tuple(_leaf(a) for a in args)
         with buffers_kept(model), instance.context(model), torch.enable_grad():
             output = model(*leaves)
-        rules.close(model, output)
+        rules.close(model, output, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
         if fusion:
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
             rules._fuse(Fusion.choose(rules.sites, tensors)).to(tensors[0].device, _parameter_dtype(tensors[0]))
@@ -124,32 +124,29 @@ class RuleSet:
         self.fusion = Fusion(sites)
         return self.fusion
 
-    def close(self, model: nn.Module, output: Any = None) -> None:
+    def close(self, model: nn.Module, output: Any = None, inputs: Iterable[Tensor] | None = None) -> None:
         """Fix the sites met so far as those of ``model``.
 
         Args:
             model: The model that was run.
             output: Its output with its autograd graph, in which layers that no rule reached are looked for.
+            inputs: What is explained; None: whatever leaf of the graph is no parameter.
 
         Raises:
-            RuleError: If there is no site at all.
+            RuleError: If there is no site at all, or no linear function has a rule although maps are wrong without.
         """
-        nodes = self._composite.unreached(output)
-        self._coverage = Coverage.of(model, self._sites, self._gates, nodes, self._composite.why_unreached)
+        inputs = None if inputs is None else tuple(inputs)
+        nodes = self._composite.unreached(output, inputs)
+        work = self._composite.work(output, inputs)
+        self._coverage = Coverage.of(model, self._sites, self._gates, nodes, self._composite.why_unreached, work)
         if not self._sites:
             raise RuleError(
                 f"{type(model).__name__} has no site: its forward pass called no activation that a rule of "
                 f"{self.composite_name!r} applies to.\n{self._coverage}"
             )
-        missed = self._coverage.missed
-        if missed and self._composite.needs_coverage:
-            warnings.warn(
-                f"{len(missed)} kinds of functions of {type(model).__name__} have no rule of {self.composite_name!r}: "
-                f"{'; '.join(f'{row.name} ({row.reason})' for row in missed[:4])}. Attributions are wrong there",
-                RuleWarning,
-                stacklevel=3,
-            )
-        self.closed = True
+        if self._composite.needs_coverage and not self.reach_checked:
+            check_reach(model, self.composite_name, nodes, work, self._composite.why_unreached)
+        self.closed = self.reach_checked = True
         self.architecture = fingerprint.architecture(model)
 
     def gate_for(self, name: str, kind: str, function: str, z: Tensor, channel_dim: int) -> nn.Module:
@@ -280,6 +277,10 @@ class RuleSet:
     def contrast(self) -> bool:
         """Whether gates look at the signal of the other classes, which costs a backward pass more."""
         return any(getattr(gate, "contrast", False) for gate in self._gates.values())
+
+    def has_site(self, site: str) -> bool:
+        """Whether there is a site of that name."""
+        return site in self._sites
 
     def gate(self, site: str) -> nn.Module:
         """The gate at a site."""

@@ -1,18 +1,20 @@
 """Sites: every call in a forward pass of a layer that a rule may have, found, named and counted.
 
-Those are activations and max-pools, and for composites that have rules for them linear layers and the softmax.
+Those are activations and max-pools, and for composites that have rules for them linear functions and the softmax.
 
 A site is named after the module that is called, ``<module path>``, and ``<module path>#k`` for call k > 0 of a module
 that a forward pass uses more than once. A functional call (``F.relu(x)``, ``x.relu_()``, ``F.max_pool2d(x, 3)``)
 inside the forward of module ``<path>`` is turned into a call of an equivalent module named
-``<path>.functional_relu``, so that rules find it like any other; it is not added to the user's model.
+``<path>.functional_relu``, so that rules find it like any other; it is not added to the user's model. The first linear
+function that a module without children calls *is* the layer, ``<path>``; others, and those that a module calls beside
+its children, are named after the function, ``<path>.linear``.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ._compat import Canonizer, RemovableHandleList, in_backward, unsupported_model
+from ._compat import Canonizer, RemovableHandleList, in_backward, unsupported_model, zennit_hooks
+from .dependence import forward_pass
 from .errors import RuleError
 from .interpose import Interposed, has_own_forward, interpose
 
@@ -254,16 +257,41 @@ class _FunctionalCalls(TorchFunctionMode):
 # -- tracking --------------------------------------------------------------------------------------------------------
 
 
-# Leaves of torch that matter: they say where channels are, or rules have the function inside them.
-_SEEN_TYPES = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Softmax)
+# Leaves of torch that say where channels are.
+_SEEN_TYPES = (nn.Linear, nn.LayerNorm)
 
 
 def _may_matter(module: nn.Module) -> bool:
     """Whether calls inside ``module`` can be sites, or its output says where the channels are."""
     if has_own_forward(module):
         return True
-    of_torch = type(module).__module__.startswith("torch.nn.modules")
-    return not of_torch or isinstance(module, _SEEN_TYPES) or next(module.children(), None) is not None
+    return not _of_torch(module) or isinstance(module, _SEEN_TYPES) or next(module.children(), None) is not None
+
+
+def _of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules")
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one layer; what makes its weights (``nn.utils.parametrize``) does not count."""
+    return all(name == "parametrizations" for name, _ in module.named_children())
+
+
+@dataclass
+class _Frame:
+    """A module that is being run.
+
+    Attributes:
+        path: Its path.
+        module: The module.
+        closed: Whether what it calls is no business of ours: it is a site itself, or has another rule.
+        linear: Number of linear functions that it has called.
+    """
+
+    path: str
+    module: nn.Module
+    closed: bool = False
+    linear: int = 0
 
 
 class SiteTracker(Canonizer):
@@ -276,17 +304,22 @@ class SiteTracker(Canonizer):
     Attributes:
         on_call: Called with every other function of torch that the model's modules call, as ``(func, args, kwargs)``;
             it returns the value, or NotImplemented to leave it to torch.
+        on_output: Called with the output of each forward pass.
+        is_ours: Tells the hooks of the composite, whose modules call functions with rules of their own, from those of
+            others, which have the whole module.
     """
 
     def __init__(self, on_functional: Callable[[nn.Module, str], RemovableHandleList | None] | None = None) -> None:
         self.on_functional = on_functional
         self.on_call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None = None
+        self.on_output: Callable[[Any], None] | None = None
+        self.is_ours: Callable[[Any], bool] = lambda hook: True
         self.paths: dict[int, str] = {}
         self.root: weakref.ref[nn.Module] | None = None
         self._handles: list[Interposed | RemovableHandleList] = []
         self._stand_ins: dict[str, nn.Module] = {}
         self._calls: dict[str, int] = {}
-        self._stack: list[tuple[str, bool]] = []
+        self._stack: list[_Frame] = []
         self._channel_last: dict[int, weakref.ref[Tensor]] = {}
         self._thread = 0
 
@@ -313,7 +346,7 @@ class SiteTracker(Canonizer):
         for path, module in root.named_modules():
             self.paths[id(module)] = path
             site = is_site(module)
-            if site or _may_matter(module):
+            if site or self.on_call is not None or _may_matter(module):
                 self._handles.append(interpose(module, partial(self._run_module, path, module, site)))
         self._handles.append(interpose(root, self._run_root))
 
@@ -328,8 +361,13 @@ class SiteTracker(Canonizer):
 
     @property
     def inside_site(self) -> bool:
-        """Whether the innermost module being run is itself a site."""
-        return not self._stack or self._stack[-1][1]
+        """Whether what the innermost module being run calls is none of the composite's business."""
+        return not self._stack or self._stack[-1].closed
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The innermost module being run."""
+        return self._stack[-1].module if self._stack else None
 
     def call_site(self, module: nn.Module) -> str:
         """Name this call of ``module``, counting calls within the forward pass."""
@@ -347,11 +385,24 @@ class SiteTracker(Canonizer):
 
     def call_of(self, name: str, *types: type[nn.Module]) -> str:
         """Name this call of a function: after the module being run if it is one of some types, else inside it."""
-        path = self._stack[-1][0] if self._stack else ""
-        root = self.root() if self.root is not None else None
-        if root is None or type(root.get_submodule(path)) not in types:
+        path = self._stack[-1].path if self._stack else ""
+        if type(self.module) not in types:
             path = f"{path}.{name}".lstrip(".")
         return self._counted(path)
+
+    def linear_call(self, function: str) -> str:
+        """Name this call of a linear function: the first of a module without children is the module's own."""
+        if not self._stack:
+            return self._counted(function)
+        frame = self._stack[-1]
+        frame.linear += 1
+        if frame.linear == 1 and _is_leaf(frame.module) and (frame.path or _of_torch(frame.module)):
+            return self._counted(frame.path or "model")
+        return self._counted(f"{frame.path}.{function}".lstrip("."))
+
+    def written_out(self) -> TorchFunctionMode:
+        """Inside, functions that a handler of `on_call` calls have their rules like the model's own calls."""
+        return _FunctionalCalls(self)
 
     def _counted(self, path: str) -> str:
         """Name of one more call in this forward pass."""
@@ -380,7 +431,7 @@ class SiteTracker(Canonizer):
 
     def stand_in(self, kind: type[nn.Module], arguments: dict[str, Any], inplace: bool) -> tuple[nn.Module, bool]:
         """The module standing in for a functional call here, and whether it honours ``inplace`` itself."""
-        path = f"{self._stack[-1][0]}.{_child_name(kind, arguments)}".lstrip(".")
+        path = f"{self._stack[-1].path}.{_child_name(kind, arguments)}".lstrip(".")
         key = f"{path} in place" if inplace else path
         if key not in self._stand_ins:
             child = kind(**arguments)
@@ -403,33 +454,61 @@ class SiteTracker(Canonizer):
         self._thread = get_ident()
         self._calls.clear()
         self._channel_last.clear()
-        self._stack.append(("", False))
-        root = id(self.root() if self.root is not None else None)
+        root = self.root() if self.root is not None else None
+        assert root is not None
         served = _served.get()
-        token = _served.set(served | {root})
+        token = _served.set(served | {id(root)})
         try:
             # Of several composites on one model the one applied last has the modules, and so the functional calls.
-            with nullcontext() if root in served else _FunctionalCalls(self):
-                return call_next(*args, **kwargs)
+            with self._frame(_Frame("", root)), forward_pass((args, kwargs)):
+                with nullcontext() if id(root) in served else _FunctionalCalls(self):
+                    out = call_next(*args, **kwargs)
+                if self.on_output is not None:
+                    self.on_output(out)
+            return out
         finally:
             _served.reset(token)
             self._stack.clear()
 
-    def _run_module(
-        self, path: str, module: nn.Module, site: bool, call_next: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        if not self._stack:  # a part of the model run on its own
-            return call_next(*args, **kwargs)
-        self._stack.append((path, site))
+    @contextmanager
+    def _frame(self, frame: _Frame) -> Iterator[None]:
+        self._stack.append(frame)
         try:
-            out = call_next(*args, **kwargs)
+            yield
         finally:
             if self._stack:
                 self._stack.pop()
+
+    def _run_again(self, frame: _Frame, call_next: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """A part of the model that activation checkpointing runs again, in the backward pass: the same with its rules.
+
+        Calls keep the rules of the forward pass, so the names that they get here do not count.
+        """
+        calls, self._calls = self._calls, {}
+        try:
+            with self._frame(frame), forward_pass((args, kwargs)), _FunctionalCalls(self):
+                return call_next(*args, **kwargs)
+        finally:
+            self._calls = calls
+
+    def _run_module(
+        self, path: str, module: nn.Module, site: bool, call_next: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        frame = _Frame(path, module, closed=site or self._has_other_rule(module))
+        if not self._stack:  # a part of the model run on its own
+            if self.on_call is not None and in_backward() and torch.is_grad_enabled():
+                return self._run_again(frame, call_next, args, kwargs)
+            return call_next(*args, **kwargs)
+        with self._frame(frame):
+            out = call_next(*args, **kwargs)
         # Subclasses of LayerNorm exist that put channels first (torchvision's LayerNorm2d).
         if isinstance(out, Tensor) and (isinstance(module, nn.Linear) or type(module) is nn.LayerNorm):
             self._channel_last[id(out)] = weakref.ref(out)
         return out
+
+    def _has_other_rule(self, module: nn.Module) -> bool:
+        """Whether somebody else's hook has the whole module."""
+        return _is_leaf(module) and not all(map(self.is_ours, zennit_hooks(module)))
 
 
 _served: ContextVar[frozenset[int]] = ContextVar("_served", default=frozenset())

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ._compat import Hook
 from .attention import NORMS, PRODUCTS, FunctionRule, LearnedSecant, MixedGate, ProductGate
 from .composites import LearnedComposite
+from .dependence import depends_on_input
 from .errors import RuleError
 from .gates import PlainGate
 from .registry import register_composite
-from .relevance import depends_on_input
 from .sites import ACTIVATION_TYPES, Site
 from .written_attention import ATTENTION, SOFTMAX, attention_of
 
@@ -124,7 +124,7 @@ class LearnedTransformer(LearnedComposite):
         return self._product(left, right, func, "product")
 
     def _product(self, left: Tensor, right: Tensor, fn: Any, name: str) -> Tensor:
-        if not (left.requires_grad and right.requires_grad):
+        if not (depends_on_input(left) and depends_on_input(right)):
             return fn(left, right)
         site = self.tracker.call_of(name)
         one = left.reshape(len(left), -1)[:, :1]  # the gate knows samples alone, so that images may have any size

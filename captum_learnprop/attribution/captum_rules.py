@@ -11,9 +11,9 @@ from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
 from zennit_rules import LearnedEpsilonGammaBox
 from zennit_rules.contributions import ContributionGate, EpsilonGate, GammaGate, stabilized
+from zennit_rules.dependence import depends_on_input
 from zennit_rules.interpose import interpose
 from zennit_rules.linear import LinearCall
-from zennit_rules.linear_map import linear_type
 from zennit_rules.relevance import RelevanceCall, Signals, relevance_call, share
 from zennit_rules.sites import POOLING_TYPES, is_pooling
 
@@ -27,6 +27,10 @@ from .._compat import (
 )
 from ..errors import LearnpropError
 
+LINEAR_TYPES = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+"""Modules that are linear layers whatever their forward is: what they call has the rule."""
 KNOWN = (EpsilonRule, GammaRule, Alpha1_Beta0_Rule, IdentityRule)
 
 
@@ -44,7 +48,7 @@ class CaptumRules(LearnedEpsilonGammaBox):
 
     def __init__(self, *, canonizers: list[Any] | None = None) -> None:
         self.applied: list[tuple[str, nn.Module, PropagationRule]] = []
-        super().__init__(canonizers=canonizers)
+        super().__init__(rule_options={"merge": False}, canonizers=canonizers)
 
     def mapping(self, ctx: dict[str, Any], name: str, module: nn.Module) -> Hook | None:
         """Hook of a module.
@@ -55,7 +59,7 @@ class CaptumRules(LearnedEpsilonGammaBox):
         rule = getattr(module, "rule", None)
         if next(module.children(), None) is not None:  # captum looks at modules without children only
             return super().mapping(ctx, name, module)
-        linear = linear_type(module) is not None
+        linear = isinstance(module, LINEAR_TYPES)
         if rule is None:
             ruled = is_pooling(module) or type(module) in SUPPORTED_LAYERS_WITH_RULES.keys() - POOLING_TYPES
             return _LayerRule(self, EpsilonRule(), name) if ruled and not linear else super().mapping(ctx, name, module)
@@ -75,24 +79,25 @@ class CaptumRules(LearnedEpsilonGammaBox):
             rule = EpsilonRule()  # what is left of it without weights
         return _LayerRule(self, rule, name)
 
-    def linear_gate_at(self, module: nn.Module, call: LinearCall, x: Tensor, out: Tensor) -> tuple[str, nn.Module]:
-        """Site and gate of the call of a linear layer."""
-        site = self.tracker.call_site(module)
+    def linear_gate_at(self, site: str, call: LinearCall, x: Tensor, out: Tensor) -> nn.Module:
+        """The gate of the call of a linear function: by the rule of the module that calls it."""
+        module = self.tracker.module
+        assert module is not None
         rule = getattr(module, "rule", None) or EpsilonRule()
         self.applied.append((site, module, rule))
         dtype = torch.promote_types(out.dtype, torch.float32)  # as everywhere, half-precision sites have float32 gates
-        return site, linear_gate(rule).to(device=out.device, dtype=dtype)
+        return linear_gate(rule).to(device=out.device, dtype=dtype)
 
     def flowing(self) -> bool:
         """Whether relevance flows in a backward pass, instead of the gradient."""
         return bool(self._flow.active)
 
-    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _relevance(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         epsilon = EpsilonRule().STABILITY_FACTOR
         if func is not F.batch_norm:
             return relevance_call(func, args, kwargs, self.flowing, epsilon)
         x = args[0] if args else kwargs["input"]
-        if not (torch.is_grad_enabled() and x.requires_grad):
+        if not (torch.is_grad_enabled() and depends_on_input(x)):
             return NotImplemented
         return RelevanceCall(func, args, kwargs, share, self.flowing, epsilon).run()
 

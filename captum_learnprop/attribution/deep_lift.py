@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zennit_rules import LearnedDeepLift as DeepLiftComposite
-from zennit_rules import RuleSet
+from zennit_rules import RuleSet, explaining
 from zennit_rules import attribute as propagate
 from zennit_rules.buffers import buffers_kept
 from zennit_rules.coverage import unreached_nodes
@@ -148,7 +148,7 @@ class LearnedDeepLift(GradientAttribution):
         composite = self._composite(baselines, leaves)
         composite.multiply_by_inputs = self._multiply_by_inputs and custom_attribution_func is None
         references = composite.baselines_of(leaves)
-        with buffers_kept(self.model), torch.set_grad_enabled(create_graph):
+        with explaining(leaves), buffers_kept(self.model), torch.set_grad_enabled(create_graph):
             maps = self._propagate(composite, leaves, target, additional, create_graph)
             if custom_attribution_func is not None:
                 given = leaves if create_graph else tuple(x.detach() for x in leaves)

@@ -13,7 +13,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zennit_rules import LearnedComposite, RuleError, RuleSet, composite_class
+from zennit_rules import LearnedComposite, RuleError, RuleSet, composite_class, explaining
 from zennit_rules import attribute as propagate
 from zennit_rules.buffers import buffers_kept
 from zennit_rules.interpose import is_interposed
@@ -163,7 +163,7 @@ class LearnedPropagation(GradientAttribution):
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
         leaves = leaves_of(tensors, create_graph=create_graph)
         draws = steps > 0 or any(module.training for module in self.model.modules())  # objectives and dropout do
-        with seeded(seed) if draws else nullcontext(), buffers_kept(self.model):
+        with seeded(seed) if draws else nullcontext(), explaining(leaves), buffers_kept(self.model):
             if steps:
                 maps = self._learn(leaves, target, additional, steps, objective, mask, lr, show_progress)
             else:
@@ -223,7 +223,7 @@ class LearnedPropagation(GradientAttribution):
                         "output"
                     )
                 maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
-                self._check_reach(composite, None)
+                self._check_reach(composite, None, leaves)
                 return tuple(part.detach() for part in composite.finish(maps, leaves))
             return self._explain(composite, leaves, target, additional, create_graph)[0]
 
@@ -232,15 +232,15 @@ class LearnedPropagation(GradientAttribution):
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Maps by a composite that is registered on the model, and the explained entries of the output ``(B,)``."""
         output = self.forward_func(*leaves, *additional)
-        self._check_reach(composite, output)
+        self._check_reach(composite, output, leaves)
         selected = finite(select(output, target))
         (seed,) = torch.autograd.grad(selected.sum(), output, retain_graph=True)
         return propagate(composite, output, leaves, seed, create_graph=create_graph), selected
 
-    def _check_reach(self, composite: Any, output: Any) -> None:
+    def _check_reach(self, composite: Any, output: Any, leaves: tuple[Tensor, ...]) -> None:
         """Refuse a model without a site; rules that were given have been built for its sites."""
         if not composite.rules.closed:
-            composite.rules.close(self.model, output)
+            composite.rules.close(self.model, output, leaves)
 
     def _learn(
         self,

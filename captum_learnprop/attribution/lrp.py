@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zennit_rules import LearnedEpsilonGammaBox, RuleSet, RuleWarning, unkept_nodes
+from zennit_rules import LearnedEpsilonGammaBox, RuleSet, explaining
 from zennit_rules.buffers import buffers_kept
 
 from .._compat import _format_output, compute_gradients
@@ -114,7 +113,14 @@ class LearnedLRP(LearnedPropagation):
         composite = CaptumRules() if self._given is None else self._given
         kernel = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
         drawn = seeded(None) if training else nullcontext()
-        with drawn, buffers_kept(self.model), kernel, composite.context(self.model), torch.enable_grad():
+        with (
+            drawn,
+            explaining(leaves),
+            buffers_kept(self.model),
+            kernel,
+            composite.context(self.model),
+            torch.enable_grad(),
+        ):
             maps, output = self._explain(composite, leaves, target, additional, create_graph)
         if verbose:
             for line in _applied(composite):
@@ -139,17 +145,8 @@ class LearnedLRP(LearnedPropagation):
         arrived = torch.stack([part.flatten(1).sum(1) if part.ndim > 1 else part for part in parts]).sum(0)
         return output.flatten() - arrived
 
-    def _check_reach(self, composite: Any, output: Any) -> None:
-        """Any model can be explained, but for functions that nobody has a rule for."""
-        missed = unkept_nodes(output) if isinstance(composite, CaptumRules) else {}
-        if missed:
-            found = ", ".join(f"{count} x {name}" for name, count in missed.items())
-            warnings.warn(
-                f"relevance passes these functions of {type(self.model).__name__} by the plain gradient, which does "
-                f"not conserve it: {found}",
-                RuleWarning,
-                stacklevel=5,
-            )
+    def _check_reach(self, composite: Any, output: Any, leaves: tuple[Tensor, ...]) -> None:
+        """The composite says by itself which functions nobody has a rule for."""
 
 
 def _applied(composite: LearnedEpsilonGammaBox) -> list[str]:

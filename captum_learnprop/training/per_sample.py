@@ -107,7 +107,7 @@ class OriginalPass:
             self.selected = finite(select(output, target))
         self.output: Tensor = output
         if not self.rules.closed:
-            self.rules.close(model, output)
+            self.rules.close(model, output, leaves)
             _warn_of_mixed_samples(self.rules, leaves[0].shape[0])
         if tape is None:
             self.fallback = "the composite has no linearised pass"

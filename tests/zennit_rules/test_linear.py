@@ -8,18 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rule_nets import assert_gradient, one_hot, prepare, randomise, score
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
 from zennit.attribution import Gradient
 from zennit.composites import LayerMapComposite
 from zennit.rules import AlphaBeta, Epsilon, Gamma, Pass, ZBox, ZPlus
 from zennit.types import Linear as LinearLike
 
 import zennit_rules as zr
+from zennit_rules._compat import DisableTorchFunction
 from zennit_rules.contributions import AlphaBetaGate, BoxGate, ContributionGate, EpsilonGate, GammaGate, stabilized
+from zennit_rules.dependence import Dependence
 from zennit_rules.linear import GatedLinear
-from zennit_rules.linear_map import LinearMap
+from zennit_rules.linear_map import LinearOperands, is_linear_function, linear_operands
 
 
 def tail(size: int) -> list[nn.Module]:
@@ -216,21 +220,127 @@ def test_box_lies_between_z_plus_and_the_box(name: str, strength: float) -> None
         assert_close(got, plus)
 
 
+class Reading(TorchFunctionMode):
+    """Reads the linear functions that are called."""
+
+    def __init__(self, depends: Dependence) -> None:
+        super().__init__()
+        self.depends, self.read = depends, []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if is_linear_function(func):
+            with DisableTorchFunction():
+                self.read.append((linear_operands(func, args, kwargs or {}, self.depends), out))
+        return out
+
+
+def assert_linear(function: Callable[[Tensor], Tensor], x: Tensor) -> LinearOperands:
+    """What is read of a call computes its value, and its transpose is the call's gradient."""
+    leaf = x.detach().clone().requires_grad_()
+    with Reading(Dependence([leaf])) as reading:
+        out = function(leaf)
+    ((operands, value),) = reading.read
+    linear, inner, weight = operands.map, operands.x, operands.weight.detach()
+    torch.testing.assert_close(linear(inner, weight, operands.bias), value, rtol=0, atol=1e-12)
+    r = torch.randn_like(value)
+    (expected,) = torch.autograd.grad(value, leaf, r, retain_graph=True)
+    for signal in (r, r.clone().requires_grad_()):  # the second is differentiable
+        back = linear.transpose(inner.shape, weight, signal)
+        (got,) = torch.autograd.grad(inner, leaf, back, retain_graph=True) if inner is not leaf else (back,)
+        torch.testing.assert_close(got.detach(), expected, rtol=0, atol=1e-12)
+    tangent = torch.randn_like(inner)
+    (turned,) = torch.autograd.grad(back, signal, tangent)
+    torch.testing.assert_close(turned, linear(tangent, weight), rtol=0, atol=1e-12)
+    channels = linear.channel_dim(value)
+    assert 0 < channels < out.ndim or out.ndim < 2
+    return operands
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_transposes_are_those_of_autograd() -> None:
     for make, shape in NETS.values():
         x = torch.randn(shape, dtype=torch.float64)
         for layer in prepare(make()):  # type: ignore[attr-defined]
-            if isinstance(layer, zr.linear_map.LINEAR_TYPES):
-                leaf = x.clone().requires_grad_()
-                linear, inner = LinearMap.of(layer, leaf)
-                out = layer(leaf)
-                torch.testing.assert_close(linear(inner, layer.weight, layer.bias), out, rtol=0, atol=1e-12)
-                r = torch.randn_like(out)
-                (expected,) = torch.autograd.grad(out, leaf, r, retain_graph=True)
-                back = linear.transpose(inner.shape, layer.weight, r)
-                (got,) = torch.autograd.grad(inner, leaf, back) if inner is not leaf else (back,)
-                torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+            if next(layer.parameters(), None) is not None:
+                assert_linear(layer, x)
             x = layer(x)
+
+
+def tensor(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+A, B, M, N = (
+    tensor(4, 6),
+    tensor(
+        5,
+    ),
+    tensor(3, 4, 5),
+    tensor(2, 6),
+)
+CALLS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], str]] = {
+    "linear": (lambda x: F.linear(x, A.T, N[0]), (2, 3, 4), "Linear"),
+    "linear in its weights": (lambda w: F.linear(A, w), (3, 6), "Linear"),
+    "a weight of rank one": (lambda x: F.linear(x, A[:, 0]), (2, 3, 4), "Linear"),
+    "@": (lambda x: x @ A, (2, 3, 4), "Linear"),
+    "@ of a vector": (lambda x: x @ A[:, 0], (2, 3, 4), "Matmul"),
+    "@ from the left": (lambda x: A @ x, (2, 6, 3), "Matmul"),
+    "matmul": (lambda x: torch.matmul(x, other=A), (3, 4), "Linear"),
+    "matmul of batches": (lambda x: x.matmul(M), (3, 2, 4), "Matmul"),
+    "mm": (lambda x: torch.mm(x, mat2=A), (3, 4), "Linear"),
+    "mv": (lambda x: torch.mv(x, B), (3, 5), "Mv"),
+    "bmm": (lambda x: torch.bmm(input=x, mat2=M), (3, 2, 4), "Bmm"),
+    "addmm": (lambda x: torch.addmm(N[1], x, A), (2, 4), "Linear"),
+    "addmm, scaled": (lambda x: N[1].addmm(x, A, beta=0.5, alpha=-2.0), (2, 4), "Linear"),
+    "addmv": (lambda x: torch.addmv(N[:, 0], x, B), (2, 5), "Addmv"),
+    "baddbmm": (lambda x: torch.baddbmm(input=B, batch1=x, batch2=M, beta=2), (3, 2, 4), "Baddbmm"),
+    "addbmm": (lambda x: torch.addbmm(B, x, M), (3, 2, 4), "Addbmm"),
+    "einsum": (lambda x: torch.einsum("bij,jk->bik", x, A), (2, 3, 4), "Einsum"),
+    "einsum with dots": (lambda x: torch.einsum("...j,jk->...k", x, A), (2, 3, 4), "Einsum"),
+    "einsum without an arrow": (lambda x: torch.einsum("kj,ij", A, x), (3, 6), "Einsum"),
+    "einsum of a list": (lambda x: torch.einsum("ij,jk->ik", [x, A]), (3, 4), "Einsum"),
+    "einsum of three": (lambda x: torch.einsum("bi,ij,kj->bk", x, A, N), (3, 4), "Einsum"),
+    "einsum that sums weights": (lambda x: torch.einsum("bi,ij->b", x, A), (3, 4), "Einsum"),
+    "tensordot": (lambda x: torch.tensordot(x, A, dims=([1], [0])), (2, 4, 3), "Tensordot"),
+    "inner": (lambda x: torch.inner(x, N), (3, 6), "Inner"),
+    "outer": (lambda x: torch.outer(x, B), (3,), "Outer"),
+    "dot": (lambda x: torch.dot(x, B), (5,), "Dot"),
+    "bilinear": (lambda x: F.bilinear(x, N, M.new_ones(3, 4, 6) * A, B[:3]), (2, 4), "Bilinear"),
+    "bilinear, second": (lambda x: F.bilinear(N, x, M.new_ones(3, 6, 4) * A.T), (2, 4), "Bilinear"),
+    "conv2d in its weights": (lambda w: F.conv2d(M[None], w, padding=1), (2, 3, 2, 2), "Conv2d"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_functions_are_read_as_linear_maps(call: str) -> None:
+    function, shape, name = CALLS[call]
+    operands = assert_linear(function, tensor(*shape))
+    assert operands.map.name == name
+    assert is_linear_function(torch.mm)
+    assert not is_linear_function(torch.relu)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_relevance_of_functions_is_that_of_the_dense_matrix(call: str) -> None:
+    """Positive contributions alone, for one sample after the other, by the Jacobian."""
+
+    class Called(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    function, shape, _ = CALLS[call]
+    x = tensor(*shape).requires_grad_()
+    rule = zr.LearnedAlphaBeta(1.0, bias="zero", stabilizer=1e-12)
+    with LayerMapComposite([(Called, rule)]).context(Called()) as hooked:
+        out = hooked(x)
+        r = torch.randn_like(out)
+        (got,) = torch.autograd.grad(out, x, r)
+    assert torch.equal(out, function(x))
+    jacobian = torch.autograd.functional.jacobian(function, x.detach()).reshape(out.numel(), x.numel())
+    positive = (jacobian * x.detach().flatten()).clamp(min=0)
+    share = r.flatten() / (positive.sum(1) + 1e-12)
+    assert_close(got.flatten(), positive.T @ share)
 
 
 def test_transposed_convolution_with_an_output_size() -> None:
@@ -439,7 +549,7 @@ def test_channels_that_do_not_fit_are_refused() -> None:
     conv = prepare(nn.Conv2d(3, 4, 3))
     with (
         LayerMapComposite([(LinearLike, zr.LearnedGamma(0.5))]).context(conv),
-        pytest.raises(zr.RuleError, match=r"Conv2d got \(3, 5, 5\): rules need a batch"),
+        pytest.raises(zr.RuleError, match=r"conv2d got an input \(3, 5, 5\): rules need a batch"),
     ):
         conv(torch.randn(3, 5, 5, dtype=torch.float64).requires_grad_())
 

@@ -1,0 +1,150 @@
+"""What depends on the explained input: read off the autograd graph, from the input itself.
+
+A rule divides relevance among the operands of a call that depend on the input; weights and constants get none. Which
+tensors those are cannot be told from ``requires_grad`` or `nn.Parameter`: weights require gradients as inputs do, an
+input that is being optimised may be a parameter, and ``torch.func.functional_call`` passes weights as plain tensors.
+So each forward pass says where it starts: at the inputs that `explaining` names, or else at those arguments of the
+model that require gradients. What has these in its graph depends on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from ._compat import tree_flatten
+
+
+class Dependence:
+    """Tells which tensors of one forward pass depend on its inputs.
+
+    It keeps nodes of the graph, so it must not outlive the pass.
+
+    Args:
+        inputs: What the pass starts at; those that require no gradients are ignored.
+    """
+
+    def __init__(self, inputs: Iterable[Tensor]) -> None:
+        self._known: dict[Any, bool] = {}
+        for x in inputs:
+            self.add(x)
+
+    def add(self, x: Tensor) -> None:
+        """Count one more tensor as an input."""
+        if x.requires_grad:
+            self._known[get_gradient_edge(x).node] = True
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was given that requires gradients."""
+        return not any(self._known.values())
+
+    def __call__(self, x: Tensor) -> bool:
+        """Whether ``x`` depends on the inputs."""
+        if not x.requires_grad:
+            return False
+        node = x.grad_fn
+        return self.of_node(get_gradient_edge(x).node if node is None else node)
+
+    def of_node(self, node: Any) -> bool:
+        """Whether the value of an autograd node depends on the inputs."""
+        known, todo = self._known, [node]
+        while todo:
+            top = todo[-1]
+            if top in known:
+                todo.pop()
+                continue
+            parents = [parent for parent, _ in top.next_functions if parent is not None]
+            if any(known.get(parent, False) for parent in parents):
+                known[top] = True
+                continue
+            unknown = [parent for parent in parents if parent not in known]
+            if not unknown:
+                known[top] = self._is_start(top)
+            todo.extend(unknown)
+        return known[node]
+
+    def _is_start(self, node: Any) -> bool:
+        """Whether a node whose parents do not depend on the inputs does so itself."""
+        return False
+
+
+class _LeafDependence(Dependence):
+    """Outside of a pass nobody says where it starts: at whatever leaf is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    def _is_start(self, node: Any) -> bool:
+        return not isinstance(getattr(node, "variable", _PARAMETER), nn.Parameter)
+
+
+_PARAMETER = nn.Parameter()
+
+Inputs = Iterable[Tensor] | Dependence | None
+"""What a pass starts at: tensors, what has watched the pass, or None if nobody says."""
+
+_explained: ContextVar[tuple[Tensor, ...] | None] = ContextVar("_explained", default=None)
+_current: ContextVar[Dependence | None] = ContextVar("_current", default=None)
+
+
+@contextmanager
+def explaining(inputs: Iterable[Tensor]) -> Iterator[None]:
+    """Forward passes inside explain these tensors, whatever else the model is given.
+
+    Args:
+        inputs: Tensors that the model is called with, or that what it is called with was made of.
+    """
+    token = _explained.set(tuple(inputs))
+    try:
+        yield
+    finally:
+        _explained.reset(token)
+
+
+@contextmanager
+def forward_pass(arguments: Any) -> Iterator[Dependence]:
+    """Let `depends_on_input` speak of one forward pass of a model.
+
+    Args:
+        arguments: What the model is called with; a container of anything.
+    """
+    given = _explained.get()
+    found = Dependence(_tensors(arguments) if given is None else given)
+    token = _current.set(found)
+    try:
+        yield found
+    finally:
+        _current.reset(token)
+
+
+def depends_on_input(x: Tensor) -> bool:
+    """Whether a tensor depends on the input of the forward pass that is being made.
+
+    Outside of one, whether its graph starts at anything but parameters.
+    """
+    return current()(x)
+
+
+def current() -> Dependence:
+    """The forward pass that is being made."""
+    return _current.get() or _LeafDependence()
+
+
+def after_pass(inputs: Inputs) -> Dependence:
+    """Dependence on inputs of a pass that has been made; None: on whatever leaf is no parameter."""
+    if isinstance(inputs, Dependence):
+        return inputs
+    return _LeafDependence() if inputs is None else Dependence(inputs)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(values)[0] if isinstance(leaf, Tensor)]
+
+
+__all__ = ["Dependence", "Inputs", "after_pass", "current", "depends_on_input", "explaining", "forward_pass"]

@@ -27,10 +27,14 @@ class Dependence:
 
     Args:
         inputs: What the pass starts at; those that require no gradients are ignored.
+
+    Attributes:
+        covered: Nodes inside layers that have somebody else's rule.
     """
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
         self._known: dict[Any, bool] = {}
+        self.covered: set[Any] = set()
         for x in inputs:
             self.add(x)
 
@@ -38,6 +42,17 @@ class Dependence:
         """Count one more tensor as an input."""
         if x.requires_grad:
             self._known[get_gradient_edge(x).node] = True
+
+    def cover(self, outputs: Any, inputs: Any) -> None:
+        """Count what a layer computes from its inputs to its outputs as covered."""
+        ends = {x.grad_fn for x in _tensors(inputs)}
+        todo: list[Any] = [x.grad_fn for x in _tensors(outputs)]
+        while todo:
+            node = todo.pop()
+            if node is None or node in ends or node in self.covered:
+                continue
+            self.covered.add(node)
+            todo.extend(parent for parent, _ in node.next_functions)
 
     @property
     def empty(self) -> bool:

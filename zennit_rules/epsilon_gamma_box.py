@@ -71,8 +71,8 @@ class LearnedEpsilonGammaBox(LearnedComposite):
     layer, positive relevance then speaks for the target whatever the output's sign. While the rules are registered,
     weights of linear layers get no gradient, and reentrant activation checkpointing gives wrong relevance.
 
-    With ``gamma=0.25, low=..., high=...`` it starts as zennit's ``EpsilonGammaBox``. The default start is epsilon at dense layers and z+ at convolutions, with the box rule
-    at the first.
+    With ``gamma=0.25, low=..., high=...`` it starts as zennit's ``EpsilonGammaBox``. The default start is epsilon
+    at dense layers and z+ at convolutions, with the box rule at the first.
 
     Args:
         low: Lowest possible input, a number, one per channel, or a tensor like the input; this and what follows as in

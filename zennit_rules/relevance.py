@@ -424,7 +424,9 @@ def nodes_from_input(output: Any, inputs: Inputs = None) -> list[tuple[Any, list
         if node is None or node in seen or not depends.of_node(node):
             continue
         seen.add(node)
-        found.append((node, [parent is not None and depends.of_node(parent) for parent, _ in node.next_functions]))
+        if node not in depends.covered:
+            parents = [parent is not None and depends.of_node(parent) for parent, _ in node.next_functions]
+            found.append((node, parents))
         todo.extend(_receivers(node))
     return found
 

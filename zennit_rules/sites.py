@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ._compat import Canonizer, RemovableHandleList, in_backward, unsupported_model, zennit_hooks
-from .dependence import forward_pass
+from .dependence import current, forward_pass
 from .errors import RuleError
 from .interpose import Interposed, has_own_forward, interpose
 
@@ -494,13 +494,16 @@ class SiteTracker(Canonizer):
     def _run_module(
         self, path: str, module: nn.Module, site: bool, call_next: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        frame = _Frame(path, module, closed=site or self._has_other_rule(module))
+        other = self._has_other_rule(module)
+        frame = _Frame(path, module, closed=site or other)
         if not self._stack:  # a part of the model run on its own
             if self.on_call is not None and in_backward() and torch.is_grad_enabled():
                 return self._run_again(frame, call_next, args, kwargs)
             return call_next(*args, **kwargs)
         with self._frame(frame):
             out = call_next(*args, **kwargs)
+        if other:
+            current().cover(out, (args, kwargs))
         # Subclasses of LayerNorm exist that put channels first (torchvision's LayerNorm2d).
         if isinstance(out, Tensor) and (isinstance(module, nn.Linear) or type(module) is nn.LayerNorm):
             self._channel_last[id(out)] = weakref.ref(out)

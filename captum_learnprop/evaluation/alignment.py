@@ -29,7 +29,8 @@ from torch.nn import functional as F
 from captum_learnprop.evaluation.backward_rules import BackwardRule
 from captum_learnprop.evaluation.maps import MapError
 from zennit_rules import RuleSet
-from zennit_rules.linear_map import LinearMap, linear_type
+from zennit_rules.linear_map import DenseMap, LinearOperands
+from zennit_rules.linear_watch import linear_calls_watched
 from zennit_rules.sites import recorder
 
 PAIRS = 5
@@ -75,18 +76,12 @@ class _Points:
     channel_dims: list[int] = field(default_factory=list)
     sites: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
 
-    def watch(self, name: str) -> Callable[..., None]:
-        """A forward pre-hook that notes the input of a layer."""
-
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0]
-            if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
-                calls = sum(known.split("#")[0] == name for known in self.names)
-                self.names.append(f"{name}#{calls}" if calls else name)
-                self.layers.append(x)
-                self.channel_dims.append(x.dim() - 1 if linear_type(module) is nn.Linear else 1)
-
-        return hook
+    def linear(self, name: str, operands: LinearOperands, out: Tensor) -> None:
+        """Note the input of a linear function (see `linear_watch`)."""
+        if torch.is_grad_enabled():
+            self.names.append(name)
+            self.layers.append(operands.x)
+            self.channel_dims.append(operands.x.dim() - 1 if isinstance(operands.map, DenseMap) else 1)
 
     def site(self, call: Any, z: Tensor, out: Tensor) -> None:
         """Note an activation (see `sites.Recorder`)."""
@@ -103,9 +98,7 @@ class _Pass:
         self.leaf = inputs.detach().clone().requires_grad_()
         self._stack = ExitStack()
         try:
-            for name, module in model.named_modules():
-                if linear_type(module) is not None:
-                    self._stack.callback(module.register_forward_pre_hook(self.points.watch(name)).remove)
+            self._stack.enter_context(linear_calls_watched(model, self.points.linear))
             self.composite = self._stack.enter_context(rule.around(model))
             token = recorder.set(self.points)
             try:
@@ -362,21 +355,16 @@ def retained_energy(
     """
     found: list[tuple[str, Tensor]] = []
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            found.append((name, _retained(module, args[0].detach(), out.detach(), iterations)))
-
-        return hook
+    def watch(name: str, operands: LinearOperands, out: Tensor) -> None:
+        with torch.no_grad():
+            found.append((name, _retained(operands, out.detach(), iterations)))
 
     names: tuple[str, ...] = ()
     chunks = []
-    with ExitStack() as stack, torch.no_grad():
-        for name, module in model.named_modules():
-            if linear_type(module) is not None:
-                stack.callback(module.register_forward_hook(watch(name)).remove)
+    with linear_calls_watched(model, watch), torch.enable_grad():
         for part in inputs.split(internal_batch_size):
             found.clear()
-            model(part)
+            model(part.detach().clone().requires_grad_())
             if not found:
                 raise MapError(f"{type(model).__name__} calls no convolution or linear layer")
             names = tuple(name for name, _ in found)
@@ -384,15 +372,15 @@ def retained_energy(
     return LayerProfile(names, torch.cat(chunks, 1))
 
 
-def _retained(module: Any, x: Tensor, out: Tensor, iterations: int) -> Tensor:
-    linear, x = LinearMap.of(module, x)
+def _retained(operands: LinearOperands, out: Tensor, iterations: int) -> Tensor:
+    linear, x, weight = operands.map, operands.x.detach(), operands.weight.detach()
     active = (out > 0).to(x.dtype)
 
     def forward(v: Tensor) -> Tensor:
-        return linear(v, module.weight) * active
+        return linear(v, weight) * active
 
     def backward(c: Tensor) -> Tensor:
-        return linear.transpose(x.shape, module.weight, c * active)
+        return linear.transpose(x.shape, weight, c * active)
 
     def dots(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).flatten(1).double().sum(1)

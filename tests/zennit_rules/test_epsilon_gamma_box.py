@@ -141,21 +141,208 @@ def test_each_call_of_a_reused_layer_is_a_site() -> None:
     assert (sites["twice#1"].kind, sites["twice#1"].shape) == ("linear", (2, 4, 8, 8))
 
 
-def test_functional_linear_layers_are_named_as_out_of_reach() -> None:
-    class Functional(nn.Module):
+@torch.jit.script
+def scripted(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.mm(x, weight.t())
+
+
+class PartlyHidden(nn.Module):
+    """Linear layers, the last of which is scripted; all of them if asked."""
+
+    def __init__(self, whole: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.whole = nn.Linear(6, 8), nn.Linear(8, 5), whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(scripted(x, self.a.weight) if self.whole else self.a(x))
+        return scripted(x, self.b.weight)
+
+
+def test_what_is_out_of_reach_is_named_with_its_share(tmp_path: Path) -> None:
+    model, x = prepare(PartlyHidden()), torch.randn(3, 6, dtype=torch.float64)
+    model(x), model(x)  # the first runs of a scripted function profile it
+    with pytest.warns(
+        zr.RuleWarning, match="PartlyHidden have no rule of 'learned_epsilon_gamma_box', 45.5% of"
+    ) as said:
+        rules = build(model, x)
+    assert len(said) == 1
+    coverage = rules.coverage()
+    assert not coverage.complete
+    assert coverage.share == 48 / 88
+    assert "54.5% of the multiply-adds have a rule" in str(coverage)
+    assert [row.multiply_adds for row in coverage.missed] == [3 * 40]
+    rules.save(tmp_path / "rules.safetensors", model)
+    assert zr.RuleSet.load(tmp_path / "rules.safetensors", model).coverage() == coverage
+
+
+def test_a_composite_that_reaches_no_linear_layer_raises() -> None:
+    model, x = prepare(PartlyHidden(whole=True)), torch.randn(3, 6, dtype=torch.float64)
+    model(x), model(x)
+    with pytest.raises(zr.RuleError, match="reaches no linear layer of PartlyHidden"):
+        build(model, x)
+    with pytest.raises(zr.RuleError, match="reaches no linear layer of PartlyHidden"):
+        maps(model, x, zr.LearnedEpsilonGammaBox())
+    plain = nn.Sequential(nn.ReLU(), nn.Flatten()).double()
+    build(plain, x)  # it has none to reach
+
+
+def test_what_is_out_of_reach_is_said_once_without_a_rule_set() -> None:
+    model, x = prepare(PartlyHidden()), torch.randn(3, 6, dtype=torch.float64)
+    model(x), model(x)
+    composite = zr.LearnedEpsilonGammaBox()
+    with pytest.warns(zr.RuleWarning, match="have no rule") as said:
+        maps(model, x, composite)
+    assert len(said) == 1
+    maps(model, x, composite)
+
+
+class Written(nn.Module):
+    """The same net by modules, by subclasses with a forward of their own, and by functions."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c = Padded(3, 4, 2), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4 * 64, 6)
+        self.d = nn.Linear(6, 5)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "modules":
+            return self.d(F.relu(self.c(F.relu(self.b(F.relu(self.a(x)))).flatten(1))))
+        x = F.relu(F.conv2d(F.pad(x, (0, 1, 0, 1)), self.a.weight, self.a.bias))
+        x = F.relu(torch.conv2d(x, self.b.weight, self.b.bias, padding=1)).flatten(1)
+        x = F.relu(torch.addmm(self.c.bias, x, self.c.weight.t()))
+        return torch.einsum("bi,oi->bo", x, self.d.weight) + self.d.bias
+
+
+class Padded(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias)
+
+
+@pytest.mark.parametrize("options", [{}, {"strength": 0.3}, {"gamma": 0.5, "negative": "mirrored", "bias": "zero"}])
+def test_functions_have_the_rules_of_modules(options: dict[str, Any]) -> None:
+    modules, functions = (prepare(Written(how)) for how in ("modules", "functions"))
+    functions.load_state_dict(modules.state_dict())
+    x = images(2).detach() + 0.5
+    expected = build(modules, x, **options)
+    if options.get("bias") != "zero":
+        with torch.no_grad():  # a sum shares relevance with its bias in another way than a layer does
+            modules.d.bias.zero_(), functions.d.bias.zero_()
+    rules = build(functions, x, **options)
+    assert [site.name for site in rules.sites if site.kind != "activation"] == ["conv2d", "conv2d#1", "addmm", "einsum"]
+    assert rules.sites[0].kind == "first"
+    assert rules.coverage().share == 1.0
+    assert_close(maps(functions, x, rules.composite()), maps(modules, x, expected.composite()))
+
+
+def test_several_linear_functions_of_one_module_are_named_after_the_function() -> None:
+    class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.weight = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(5, 4))
+            self.v, self.w = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(5, 4))
 
         def forward(self, x: Tensor) -> Tensor:
-            return F.linear(F.relu(self.conv(x)).mean((2, 3)), self.weight)
+            return F.linear(F.relu(F.linear(x, self.v)), self.w)
 
-    with pytest.warns(zr.RuleWarning, match="Functional have no rule of 'learned_epsilon_gamma_box': 1 x MmBackward0"):
-        coverage = build(prepare(Functional()), images().detach()).coverage()
-    assert not coverage.complete
-    assert [row.reason for row in coverage.missed] == [
-        "out of reach: relevance passes it by the plain gradient, which does not conserve it"
-    ]
+    class Parent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.two, self.head = Two(), nn.Parameter(torch.randn(5, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(x) @ self.head + self.two(x)
+
+    rules = build(prepare(Parent()), torch.randn(2, 6, dtype=torch.float64))
+    names = [site.name for site in rules.sites if site.kind == "linear"]
+    assert names == ["two", "two.linear", "matmul", "two#1", "two.linear#1"]
+
+
+def test_parametrized_layers_have_the_rule_of_their_weights() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)]
+    plain = prepare(nn.Sequential(*layers))
+    x = images(2).detach()
+    expected = maps(plain, x, build(plain, x).composite())
+    new = nn.utils.parametrizations.weight_norm
+    normed = nn.Sequential(new(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), new(nn.Linear(144, 5))).double()
+    for i in (0, 3):
+        normed[i].bias.data = plain[i].bias.data.clone()
+        normed[i].weight = plain[i].weight.data
+    rules = build(normed, x)
+    assert [site.name for site in rules.sites if site.kind != "activation"] == ["0", "3"]
+    assert_close(maps(normed, x, rules.composite()), expected)
+
+
+class Mixing(nn.Module):
+    """Multi-head attention as a module, or its steps by functions."""
+
+    def __init__(self, steps: bool) -> None:
+        super().__init__()
+        self.attention, self.fc = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 5)
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.steps:
+            return self.fc(self.attention(x, x, x, need_weights=False)[0].mean(1))
+        a = self.attention
+        q, k, v = (
+            F.linear(x, w, b).unflatten(-1, (2, 4)).transpose(1, 2)
+            for w, b in zip(a.in_proj_weight.chunk(3), a.in_proj_bias.chunk(3), strict=True)
+        )
+        weights = ((q * 0.5) @ k.transpose(-2, -1)).softmax(-1)
+        y = (weights @ v).transpose(1, 2).flatten(2)
+        return self.fc(F.linear(y, a.out_proj.weight, a.out_proj.bias).mean(1))
+
+
+def test_attention_in_one_call_has_the_rules_of_its_steps() -> None:
+    whole, steps = (prepare(Mixing(flag)) for flag in (False, True))
+    steps.load_state_dict(whole.state_dict())
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    rules = build(whole, x)
+    assert rules.coverage().complete, str(rules.coverage())
+    assert rules.coverage().share == 1.0
+    assert_close(maps(whole, x, rules.composite()), maps(steps, x, build(steps, x).composite()))
+
+
+def test_weights_that_are_called_functionally_are_no_inputs() -> None:
+    model, x = resnet(), images(2).detach()
+    rules = build(model, x)
+    expected = maps(model, x, rules.composite())
+    weights = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
+    leaf = x.clone().requires_grad_()
+    with rules.applied(model):
+        out = torch.func.functional_call(model, weights, (leaf,))
+        (got,) = torch.autograd.grad(out, leaf, out.detach() * one_hot(out))
+    assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet18"])
+def test_takes_the_arguments_of_zennits_composite(name: str) -> None:
+    model, x = big(name), images(1, 48).detach()
+    expected = maps(model, x, EpsilonGammaBox(-3.0, 3.0, 1e-4, 0.3, canonizers=zr.canonizers_for(model, x)))
+    low = torch.full((1, 3, 48, 48), -3.0)
+    ours = zr.LearnedEpsilonGammaBox(gate="none", low=low, high=3.0, epsilon=1e-4, gamma=0.3)
+    assert_close(maps(model, x, ours), expected)
+
+
+def test_takes_zennits_other_arguments() -> None:
+    from zennit.rules import Epsilon, Flat
+
+    model, x = vgg(), images(1).detach()
+    expected = maps(model, x, build(model, x, bias="zero", stabilizer=1e-5).composite())
+    assert_close(maps(model, x, zr.LearnedEpsilonGammaBox(gate="none", zero_params="bias", stabilizer=1e-5)), expected)
+    flat = maps(model, x, zr.LearnedEpsilonGammaBox(gate="none", first_map=[((nn.Conv2d,), Flat())]))
+    assert float((flat - flat.mean(1, keepdim=True)).abs().max()) < 1e-10  # the flat rule does not look at the input
+    epsilon = zr.LearnedEpsilonGammaBox(gate="none", layer_map=[((nn.Conv2d, nn.Linear), Epsilon())])
+    assert not [site for site in epsilon.rules.sites if site.kind == "linear"]
+    theirs = zr.LearnedEpsilonGammaBox(gate="none", rule_options={"conv": "epsilon", "first": "conv", "merge": False})
+    assert_close(maps(model, x, epsilon), maps(model, x, theirs))
+    with pytest.raises(zr.RuleError, match="gamma is given twice"):
+        zr.LearnedEpsilonGammaBox(gamma=0.5, rule_options={"gamma": 0.25})
+    with pytest.raises(zr.RuleError, match="zero_params='weight': only biases"):
+        zr.LearnedEpsilonGammaBox(zero_params="weight")
+    with pytest.raises(zr.RuleError, match="differs within a channel"):
+        zr.LearnedEpsilonGammaBox(low=torch.randn(1, 3, 4, 4), high=9.0)
 
 
 @pytest.mark.parametrize("gate", ["none", "feature", "channel"])
@@ -389,9 +576,8 @@ def test_a_layer_behind_one_of_others_is_not_the_first() -> None:
             return F.conv2d(x, self.weight * 1.0, self.bias)
 
     model = prepare(nn.Sequential(Own(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 5)))
-    with pytest.warns(zr.RuleWarning, match="ConvolutionBackward0"):
-        rules = build(model, images().detach())
-    assert [site.kind for site in rules.sites if site.function == "Conv2d"] == ["linear"]
+    rules = build(model, images().detach())
+    assert [site.kind for site in rules.sites if site.function == "Conv2d"] == ["first", "linear"]
 
 
 @pytest.mark.parametrize(

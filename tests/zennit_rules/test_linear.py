@@ -554,16 +554,28 @@ def test_channels_that_do_not_fit_are_refused() -> None:
         conv(torch.randn(3, 5, 5, dtype=torch.float64).requires_grad_())
 
 
-def test_layers_with_a_forward_of_their_own_are_refused() -> None:
-    class Standardized(nn.Conv2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.conv2d(x, self.weight - self.weight.mean(), self.bias)
+class Standardised(nn.Conv2d):
+    """A convolution that makes its weights in its forward."""
 
-    model = prepare(nn.Sequential(Standardized(3, 4, 3), nn.Flatten()))
-    rules = LayerMapComposite([(LinearLike, zr.LearnedGamma(0.5))])
-    with pytest.raises(zr.RuleError, match="LearnedGamma cannot be used on Standardized"):
-        rules.register(model)
-    rules.remove()
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight - self.weight.mean(), self.bias)
+
+
+def test_layers_with_a_forward_of_their_own_have_the_rule_of_what_they_compute() -> None:
+    own = prepare(Standardised(3, 4, 3))
+    plain = nn.Conv2d(3, 4, 3).double()
+    plain.load_state_dict({"weight": own.weight - own.weight.mean(), "bias": own.bias})
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    for rule in (zr.LearnedEpsilon(1e-3), zr.LearnedGamma(0.5), zr.LearnedAlphaBeta(2.0)):
+        expected = relevance(nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), plain, nn.Flatten()), x, rule)
+        assert_close(relevance(nn.Sequential(own, nn.Flatten()), x, rule), expected)
+
+
+def test_a_module_that_calls_no_linear_function_is_refused() -> None:
+    model, x = nn.Sequential(nn.ReLU(), nn.Flatten()), torch.randn(2, 3)
+    rules = LayerMapComposite([(nn.ReLU, zr.LearnedGamma(0.5))])
+    with rules.context(model), pytest.raises(zr.RuleError, match="LearnedGamma cannot be used on ReLU: it calls no"):
+        model(x.requires_grad_())
 
 
 def test_output_padding_beyond_the_stride() -> None:

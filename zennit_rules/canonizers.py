@@ -8,6 +8,7 @@ whatever order the model defines them.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,18 +21,30 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ._compat import Canonizer, Hook, NamedMergeBatchNorm, tree_flatten, unsupported_model, zennit_hooks
+from ._compat import (
+    Canonizer,
+    Hook,
+    LayerMapComposite,
+    NamedMergeBatchNorm,
+    RemovableHandle,
+    RemovableHandleList,
+    tree_flatten,
+    unsupported_model,
+    zennit_hooks,
+)
 from .buffers import buffers_kept
-from .errors import RuleError
+from .dependence import current, forward_pass
+from .errors import RuleError, RuleWarning
 from .interpose import Interposed, interpose
-from .relevance import relevance_call
+from .linear_canonizer import LINEAR_TYPES, LinearCanonizer, linear_functions
+from .linear_map import is_linear_function
+from .relevance import node_name, nodes_without_rule, relevance_call
+from .sites import is_leaf
+from .written_attention import ATTENTION, attention_of
 
 Pairs = list[tuple[list[str], str]]
 
-_LINEAR_TYPES = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
-_TRANSPOSED_TYPES = _LINEAR_TYPES[4:]
+_TRANSPOSED_TYPES = LINEAR_TYPES[4:]
 _NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -43,14 +56,74 @@ def canonizers_for(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -
         example_inputs: What its forward takes, one sample is enough.
 
     Returns:
-        A `SkipCanonizer`, and a `MergeBatchNormPairs` if there are batch norms to merge; for the ``canonizers``
-        argument of a composite.
+        A `LinearCanonizer` if the model calls linear functions by itself, a `SkipCanonizer`, and a
+        `MergeBatchNormPairs` if there are batch norms to merge; for the ``canonizers`` argument of a composite.
+
+    Warns:
+        RuleWarning: Of what zennit's rules do not reach even so: layers that make their weights of others, and
+            functions without a rule.
 
     Raises:
         RuleError: For compiled or scripted models, which hooks cannot reach.
     """
     pairs = batch_norm_pairs(model, example_inputs)
-    return [SkipCanonizer(), *([MergeBatchNormPairs(pairs)] if pairs else [])]
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    training = any(module.training for module in model.modules())
+    with buffers_kept(model), torch.random.fork_rng(enabled=training):
+        calls, wrong = linear_functions(model, inputs)
+        found: list[Canonizer] = [
+            *([LinearCanonizer(calls)] if calls else []),
+            SkipCanonizer(),
+            *([MergeBatchNormPairs(pairs)] if pairs else []),
+        ]
+        _warn_of_unreached(model, found, inputs, wrong)
+    return found
+
+
+def _warn_of_unreached(
+    model: nn.Module, canonizers: list[Canonizer], inputs: tuple[Any, ...], wrong: dict[str, str]
+) -> None:
+    leaves = [x.detach().clone().requires_grad_() if _is_float(x) else x for x in inputs]
+    # Any rule on the layers that zennit knows: what matters is which functions have none.
+    rules = LayerMapComposite([(LINEAR_TYPES, _Anything())], canonizers=canonizers)
+    with forward_pass(leaves) as depends, rules.context(model), torch.enable_grad():
+        missed = nodes_without_rule(model(*leaves), depends)
+    counts = Counter(node_name(node) for node in missed)
+    said = [f"{path!r}: {reason}" for path, reason in wrong.items()]
+    said += [f"{count} x {name}: relevance passes by the plain gradient" for name, count in counts.items()]
+    if said:
+        warnings.warn(
+            f"zennit's rules do not reach everything in {type(model).__name__}: {'; '.join(said[:6])}"
+            f"{'; ...' if len(said) > 6 else ''}. The composite 'learned_epsilon_gamma_box' goes by what is computed",
+            RuleWarning,
+            stacklevel=3,
+        )
+
+
+class _Anything(Hook):
+    """Stands for any rule of a layer: a custom autograd Function on the way out."""
+
+    def register(self, module: nn.Module) -> RemovableHandleList:
+        """Around the whole module, so that nothing in it is looked at."""
+        handle = interpose(module, partial(self._around, module))
+        return RemovableHandleList([RemovableHandle(self), module.register_forward_pre_hook(self.pre_forward), handle])
+
+    def pre_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Marks the module as one that has a rule."""
+
+    def copy(self) -> _Anything:
+        """Another."""
+        return type(self)()
+
+    @staticmethod
+    def _around(module: nn.Module, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        out = call_next(*args, **kwargs)
+        current().cover(out, (args, kwargs))
+        return out
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
 
 
 # -- skip connections and other functions ----------------------------------------------------------------------------
@@ -125,7 +198,7 @@ class _Registration:
     def _around(self, module: nn.Module, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         functions = _running.get().get(self)
         if functions is None:
-            with self._running():
+            with self._running(), forward_pass((args, kwargs), within=True):
                 return self._around(module, call_next, *args, **kwargs)
         if next(module.children(), None) is not None or not zennit_hooks(module):
             return call_next(*args, **kwargs)
@@ -159,6 +232,9 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = NotImplemented
+        if not self._alone and func in ATTENTION and torch.is_grad_enabled():
+            with self:
+                return attention_of(func, tuple(args), kwargs or {})
         if not self._alone:
             out = relevance_call(func, args, kwargs, self._registration.active, self._registration.stabilizer)
         return func(*args, **(kwargs or {})) if out is NotImplemented else out
@@ -282,6 +358,7 @@ class _Watch(TorchFunctionMode):
         self._made: dict[int, tuple[str, Tensor]] = {}
         self._users: dict[str, list[str | None]] = {}
         self._norm: str | None = None
+        self._computed: list[tuple[Any, Any]] = []
         self._handles: list[Any] = []
         for name, module in self._modules.items():
             if any(owners[id(p)] > 1 for p in module.parameters(recurse=False)):
@@ -309,6 +386,9 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if is_linear_function(func):
+            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
+            self._computed.append((given.get("weight"), given.get("bias")))
         if _tensors(out):  # what returns none (dim(), size()) uses no values
             self._note((args, kwargs), self._norm)
         return out
@@ -321,6 +401,9 @@ class _Watch(TorchFunctionMode):
 
     def _linear(self, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
         self._calls[name] += 1
+        used, self._computed = self._computed[-1:], []
+        if not used or used[0][0] is not module._parameters["weight"] or used[0][1] is not module._parameters["bias"]:
+            return  # a forward of its own makes other weights of them
         if not isinstance(module, nn.Linear) or output.ndim == 2:  # a norm's channels are dimension 1
             self._made[id(output)] = (name, output)
             self._users[name] = []
@@ -338,8 +421,8 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _is_mergeable_linear(module: Any) -> bool:
-    """Whether the module is a layer of torch that computes with its own weight, in a way that zennit can scale."""
-    if not isinstance(module, _LINEAR_TYPES):
+    """Whether the module is a layer of torch with a weight of its own, which zennit can scale."""
+    if not isinstance(module, LINEAR_TYPES) or not is_leaf(module) or module._modules:
         return False
     if isinstance(module, _TRANSPOSED_TYPES) and module.groups > 1:  # zennit scales the wrong channels
         return False

@@ -54,11 +54,6 @@ class Dependence:
             self.covered.add(node)
             todo.extend(parent for parent, _ in node.next_functions)
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was given that requires gradients."""
-        return not any(self._known.values())
-
     def __call__(self, x: Tensor) -> bool:
         """Whether ``x`` depends on the inputs."""
         if not x.requires_grad:
@@ -123,12 +118,17 @@ def explaining(inputs: Iterable[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def forward_pass(arguments: Any) -> Iterator[Dependence]:
+def forward_pass(arguments: Any, *, within: bool = False) -> Iterator[Dependence]:
     """Let `depends_on_input` speak of one forward pass of a model.
 
     Args:
         arguments: What the model is called with; a container of anything.
+        within: Go on with the pass that is being made already, if there is one.
     """
+    going_on = _current.get()
+    if within and going_on is not None:
+        yield going_on
+        return
     given = _explained.get()
     found = Dependence(_tensors(arguments) if given is None else given)
     token = _current.set(found)

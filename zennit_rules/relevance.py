@@ -311,6 +311,8 @@ def _rule_of(family: str, call: RelevanceCall, args: tuple[Any, ...], kwargs: di
         return None if coefficient == 1 else _pass
     if family in _COEFFICIENTS or family == "share":
         return share
+    if family == "dynamic" and depending == 1:
+        return None
     if family in ("matrix", "dynamic"):
         call.is_product = True
         return _share_equally

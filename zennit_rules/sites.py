@@ -272,7 +272,7 @@ def _of_torch(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules")
 
 
-def _is_leaf(module: nn.Module) -> bool:
+def is_leaf(module: nn.Module) -> bool:
     """Whether a module is one layer; what makes its weights (``nn.utils.parametrize``) does not count."""
     return all(name == "parametrizations" for name, _ in module.named_children())
 
@@ -396,7 +396,7 @@ class SiteTracker(Canonizer):
             return self._counted(function)
         frame = self._stack[-1]
         frame.linear += 1
-        if frame.linear == 1 and _is_leaf(frame.module) and (frame.path or _of_torch(frame.module)):
+        if frame.linear == 1 and is_leaf(frame.module) and (frame.path or _of_torch(frame.module)):
             return self._counted(frame.path or "model")
         return self._counted(f"{frame.path}.{function}".lstrip("."))
 
@@ -511,7 +511,7 @@ class SiteTracker(Canonizer):
 
     def _has_other_rule(self, module: nn.Module) -> bool:
         """Whether somebody else's hook has the whole module."""
-        return _is_leaf(module) and not all(map(self.is_ours, zennit_hooks(module)))
+        return is_leaf(module) and not all(map(self.is_ours, zennit_hooks(module)))
 
 
 _served: ContextVar[frozenset[int]] = ContextVar("_served", default=frozenset())

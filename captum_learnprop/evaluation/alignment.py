@@ -76,12 +76,13 @@ class _Points:
     channel_dims: list[int] = field(default_factory=list)
     sites: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
 
-    def linear(self, name: str, operands: LinearOperands, out: Tensor) -> None:
+    def linear(self, name: str, module: nn.Module, operands: LinearOperands, call: Callable[[], Tensor]) -> Tensor:
         """Note the input of a linear function (see `linear_watch`)."""
         if torch.is_grad_enabled():
             self.names.append(name)
             self.layers.append(operands.x)
             self.channel_dims.append(operands.x.dim() - 1 if isinstance(operands.map, DenseMap) else 1)
+        return call()
 
     def site(self, call: Any, z: Tensor, out: Tensor) -> None:
         """Note an activation (see `sites.Recorder`)."""
@@ -355,9 +356,11 @@ def retained_energy(
     """
     found: list[tuple[str, Tensor]] = []
 
-    def watch(name: str, operands: LinearOperands, out: Tensor) -> None:
+    def watch(name: str, module: nn.Module, operands: LinearOperands, call: Callable[[], Tensor]) -> Tensor:
+        out = call()
         with torch.no_grad():
             found.append((name, _retained(operands, out.detach(), iterations)))
+        return out
 
     names: tuple[str, ...] = ()
     chunks = []

@@ -160,6 +160,10 @@ class TestCompat:
         assert removed == [1]
         assert not handles
 
+    def test_shape_of_node(self) -> None:
+        x = torch.randn(2, 3, requires_grad=True)
+        assert _compat.shape_of_node(x.mm(torch.randn(3, 4)).grad_fn) == (2, 4)
+
     def test_disable_torch_function_switches_modes_off(self) -> None:
         seen = []
 
@@ -235,7 +239,7 @@ class TestCompat:
         assert set(_compat.__all__) == {
             "COMPOSITES", "Canonizer", "Composite", "DisableTorchFunction", "Hook", "LayerMapComposite",
             "NamedMergeBatchNorm", "RemovableHandle", "RemovableHandleList", "function_of_node", "in_backward",
-            "tree_flatten", "tree_unflatten", "unsupported_model", "zennit_hooks",
+            "shape_of_node", "tree_flatten", "tree_unflatten", "unsupported_model", "zennit_hooks",
         }  # fmt: skip
 
 

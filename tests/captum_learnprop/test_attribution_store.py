@@ -17,10 +17,10 @@ from captum_learnprop.attribution_store import (
     AttributionStore,
     NonFiniteError,
     StoredMap,
-    replacing,
     require_h5py,
 )
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.files import replacing
 from captum_learnprop.images import ImageFile
 
 OPTIONS = {"model": "tiny", "method": "saliency", "target": "predicted", "mean": (0.5, 0.5), "steps": None}

@@ -26,8 +26,8 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,7 +189,7 @@ class AttributionStore:
         """
         first = self.load(images[0])
         path = self.folder / HDF5
-        with replacing(path) as temporary, require_h5py().File(temporary, "w") as file:
+        with _hdf5(path) as file:
             file.attrs["options"] = json.dumps(self.options)
             count = len(images)
             file.create_dataset("attribution", (count, *first.attribution.shape), dtype=np.float32)
@@ -227,7 +227,7 @@ class AttributionStore:
             class_names: name of each class.
         """
         first = pixels(images[0])
-        with replacing(self.folder / DATASET) as temporary, require_h5py().File(temporary, "w") as file:
+        with _hdf5(self.folder / DATASET) as file:
             file.create_dataset("data", (len(images), *first.shape), dtype=np.float32)
             file.create_dataset("label", (len(images),), dtype=np.uint16)
             for row, image in enumerate(images):
@@ -309,6 +309,44 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+@contextmanager
+def _hdf5(path: Path) -> Iterator[Any]:
+    """An HDF5 file to fill, which gets its name when it is whole."""
+    h5py = require_h5py()
+    with replacing(path) as temporary, _Disk(temporary, "w+") as disk:
+        try:
+            with h5py.File(disk, "w") as file:
+                yield file
+        finally:
+            if disk.error is not None:
+                raise disk.error
+
+
+class _Disk(io.FileIO):
+    """A file that keeps the disk's error for later: HDF5 crashes the process some time after it meets one."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of it, or nothing more once that has failed."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while len(left) and self.error is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cut off or extend the file."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:

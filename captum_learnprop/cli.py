@@ -6,7 +6,9 @@ help and listings must not wait for torch.
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +17,7 @@ from typing import Any
 
 import click
 
-from captum_learnprop.errors import LearnpropError, PluginWarning
+from captum_learnprop.errors import LearnpropError, PluginWarning, did_you_mean
 
 __all__ = ["LazyGroup", "cli", "main"]
 
@@ -34,6 +36,10 @@ COMMANDS: dict[str, str] = {
 _INTERRUPTED = 130
 
 
+# Full, over the quota, read-only, or above the largest size of a file: no fault of the program, whatever was written.
+_DISK = {errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
 class LazyGroup(click.Group):
     """A group that imports a command when it is used, and prints a user's error as one line."""
 
@@ -47,6 +53,14 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"captum_learnprop.commands.{cmd_name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments begin with."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands without importing them."""
@@ -65,11 +79,17 @@ class LazyGroup(click.Group):
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         options = extra.setdefault("obj", {"debug": False})
+        _print_any_name()
         with _short_plugin_warnings():
             try:
                 result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             except click.Abort:
                 _fail("interrupted", _INTERRUPTED)
+            except OSError as error:
+                if options["debug"] or (error.errno not in _DISK and not isinstance(error, LearnpropError)):
+                    raise
+                where = f" {error.filename}" if error.filename else ""
+                _fail(str(error) if isinstance(error, LearnpropError) else f"cannot write{where}: {error.strerror}", 1)
             except Exception as error:
                 if options["debug"] or not _is_the_users(error):
                     raise
@@ -103,6 +123,12 @@ def _is_the_users(error: Exception) -> bool:
         return True
     package = type(error).__module__.partition(".")[0]
     return isinstance(error, ValueError) and package in {"captum_learnprop", "zennit_rules"}
+
+
+def _print_any_name() -> None:
+    """Let file names with bytes that are no text be printed as they are, and not end the program."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def _message(error: Exception) -> str:

@@ -25,12 +25,12 @@ class PluginWarning(UserWarning):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns ``"did you mean 'saliency'?"`` for a misspelled name, and nothing where no known name is near.
+    """Returns ``"; did you mean 'saliency'?"`` for a misspelled name, to end an error's text with.
 
-    Upper and lower case count as alike, so that ``default`` finds ``DEFAULT``.
+    It is empty where no known name is near. Upper and lower case count as alike, so that ``default`` finds ``DEFAULT``.
     """
     spelled: dict[str, list[str]] = {}
     for one in known:
         spelled.setdefault(one.casefold(), []).append(one)
     close = [one for near in difflib.get_close_matches(name.casefold(), spelled) for one in spelled[near]]
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

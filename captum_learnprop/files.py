@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,14 +10,14 @@ from uuid import uuid4
 
 from captum_learnprop.errors import LearnpropError
 
-__all__ = ["WriteError", "printable", "replacing", "write_bytes", "write_text"]
+__all__ = ["WriteError", "check_folder", "printable", "replacing", "write_bytes", "write_text"]
 
 
 class WriteError(LearnpropError, OSError):
     """A file that could not be written; nothing is there under its name, or what was there before.
 
     Attributes:
-        errno: Number of the system's error, as in `OSError`; None where a library does not tell it.
+        errno: Number of the system's error, as in `OSError`.
     """
 
 
@@ -39,11 +38,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except Exception as error:
-        found = _of_the_disk(error)
-        if found is None:
+    except OSError as error:
+        if isinstance(error, LearnpropError):  # of what is written, not of the writing
             raise
-        raise _write_error(path, *found) from error
+        raise _write_error(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -69,27 +67,27 @@ def write_text(path: Path, text: str) -> Path:
     return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
+def check_folder(folder: Path, option: str = "--out") -> None:
+    """Refuses a folder in which nothing could be written after hours of work; makes nothing.
+
+    Raises:
+        LearnpropError: It is a file, or lies in a folder that may not be written to.
+    """
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise LearnpropError(f"{option} {folder}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise LearnpropError(f"cannot write {option} {folder}: no permission to write to {there}, or it is read-only")
+
+
 def printable(text: str) -> str:
     """Returns a text in one line that can be shown: control characters and bytes that are no text as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def _write_error(path: Path, reason: str, number: int | None) -> WriteError:
-    error = WriteError(f"cannot write {printable(str(path))}: {reason}")
-    error.errno = number
-    return error
-
-
-def _of_the_disk(error: BaseException | None) -> tuple[str, int | None] | None:
-    """Returns the reason and the number of the system's error behind an error; None if there is none.
-
-    HDF5 tells both in the text of its errors alone, and raises a second error while it closes the file.
-    """
-    while error is not None and not isinstance(error, LearnpropError):
-        told = re.search(r"errno = (\d+), error message = '([^']*)'", str(error))
-        if told is not None:
-            return told[2], int(told[1])
-        if isinstance(error, OSError):
-            return error.strerror or str(error), error.errno
-        error = error.__cause__ or error.__context__
-    return None
+def _write_error(path: Path, error: OSError) -> WriteError:
+    found = WriteError(f"cannot write {printable(str(path))}: {error.strerror or error}")
+    found.errno = error.errno
+    return found

@@ -344,9 +344,12 @@ def torchvision_weights(model: str, weights: str) -> Any:
     try:
         entries = torchvision.models.get_model_weights(model)
     except ValueError as error:
-        hint = did_you_mean(model, torchvision.models.list_models())
-        raise LearnpropError(f"torchvision has no model {model!r}{hint and '; ' + hint}") from error
+        raise LearnpropError(
+            f"torchvision has no model {model!r}{did_you_mean(model, torchvision.models.list_models())}"
+        ) from error
     if weights not in entries.__members__:
-        known, hint = ", ".join(entries.__members__), did_you_mean(weights, entries.__members__)
-        raise LearnpropError(f"{model} has no weights {weights!r}; {hint and hint + ' '}torchvision has {known}")
+        known = list(entries.__members__)
+        raise LearnpropError(
+            f"{model} has no weights {weights!r}; torchvision has {', '.join(known)}{did_you_mean(weights, known)}"
+        )
     return entries[weights]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from captum_learnprop.errors import LearnpropError
+from captum_learnprop.errors import LearnpropError, did_you_mean
 
 if TYPE_CHECKING:
     from captum_learnprop.training.terms import Objective, Term
@@ -84,7 +85,9 @@ def _option(node: ast.expr) -> Any:
 
         name, options = _named(node)
         if name not in MASKS:
-            raise LearnpropError(f"objective: unknown mask {name!r}; choose one of {', '.join(MASKS)}")
+            raise LearnpropError(
+                f"objective: unknown mask {name!r}; choose one of {', '.join(MASKS)}{did_you_mean(name, MASKS)}"
+            )
         return _made(name, MASKS[name], options)
     value = _literal(node)
     if value is None and not (isinstance(node, ast.Constant) and node.value is None):
@@ -102,7 +105,10 @@ def _term(name: str, options: dict[str, Any]) -> Term:
         return _made(name, TERMS[name], options)
     known = get_manager().available("objective")
     if name not in known:
-        raise LearnpropError(f"objective: unknown term {name!r}; choose one of {', '.join([*TERMS, *known])}")
+        every = [*TERMS, *known]
+        raise LearnpropError(
+            f"objective: unknown term {name!r}; choose one of {', '.join(every)}{did_you_mean(name, every)}"
+        )
     made = _made(name, known[name].resolve(), options)
     if isinstance(made, Term):
         return made
@@ -117,4 +123,6 @@ def _made(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> An
     try:
         return factory(**options)
     except TypeError as error:
-        raise LearnpropError(f"objective: {name} cannot be made from {options}: {error}") from error
+        known = inspect.signature(factory).parameters
+        hint = next((did_you_mean(option, known) for option in options if option not in known), "")
+        raise LearnpropError(f"objective: {name} cannot be made from {options}: {error}{hint}") from error

@@ -85,15 +85,12 @@ class LazyGroup(click.Group):
                 result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             except click.Abort:
                 _fail("interrupted", _INTERRUPTED)
-            except OSError as error:
-                if options["debug"] or (error.errno not in _DISK and not isinstance(error, LearnpropError)):
+            # What plugins raise must not end the program without a word, whatever it is.
+            except BaseException as error:
+                message = None if options["debug"] else _message(error)
+                if message is None:
                     raise
-                where = f" {error.filename}" if error.filename else ""
-                _fail(str(error) if isinstance(error, LearnpropError) else f"cannot write{where}: {error.strerror}", 1)
-            except Exception as error:
-                if options["debug"] or not _is_the_users(error):
-                    raise
-                _fail(_message(error), getattr(error, "exit_code", 1))
+                _fail(message, getattr(error, "exit_code", 1))
         # Without standalone mode, click hands back the exit code of `ctx.exit` or what the command returns.
         sys.exit(result if isinstance(result, int) else 0)
 
@@ -114,30 +111,44 @@ def main() -> None:
     cli.main(prog_name="learnprop")
 
 
-def _is_the_users(error: Exception) -> bool:
-    """Whether an error is about what the user asked for, and not a fault of the program.
+def _message(error: BaseException) -> str | None:
+    """What to tell the user of an error; None for a fault of the program, and for an exit.
 
     The errors of both packages are told by their module: importing them here would import torch.
     """
-    if isinstance(error, (LearnpropError, click.ClickException)):
-        return True
+    plugin = _plugin_of(error)
     package = type(error).__module__.partition(".")[0]
-    return isinstance(error, ValueError) and package in {"captum_learnprop", "zennit_rules"}
+    if isinstance(error, click.ClickException):
+        return _usage(error)
+    if isinstance(error, LearnpropError) or (
+        isinstance(error, ValueError) and package in {"captum_learnprop", "zennit_rules"}
+    ):
+        return str(error) if plugin is None or plugin in str(error) else f"{error} (in {plugin})"
+    if plugin is not None:
+        return f"{plugin}: {type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}"
+    return None
+
+
+def _plugin_of(error: BaseException) -> str | None:
+    """The plugin in which an error was raised, if plugins were loaded at all."""
+    loader = sys.modules.get("captum_learnprop.plugins.manager")
+    found: str | None = None if loader is None else loader.blame(error)
+    return found
+
+
+def _usage(error: click.ClickException) -> str:
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"{message} (see '{error.ctx.command_path} --help')"
+    return message
 
 
 def _print_any_name() -> None:
     """Let file names with bytes that are no text be printed as they are, and not end the program."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
-
-
-def _message(error: Exception) -> str:
-    if not isinstance(error, click.ClickException):
-        return str(error)
-    message = error.format_message().rstrip(".")
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        return f"{message} (see '{error.ctx.command_path} --help')"
-    return message
 
 
 def _fail(message: str, code: int) -> None:

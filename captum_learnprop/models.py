@@ -35,9 +35,11 @@ def load_model(spec: str, weights: str | None = None, checkpoint: str | Path | N
         LearnpropError: If there is no such model, or its parameters cannot be loaded.
     """
     record, _, argument = spec.partition(":")
-    model = get_manager().create("model", record, argument or None, weights, checkpoint)
+    entry = get_manager().get("model", record)
+    model = entry.make(argument or None, weights, checkpoint)
     if not isinstance(model, nn.Module):
-        raise LearnpropError(f"model {spec!r} is not a torch.nn.Module but {type(model).__name__}")
+        whose = f"{entry.label}: " if entry.home else ""
+        raise LearnpropError(f"{whose}model {spec!r} is not a torch.nn.Module but {type(model).__name__}")
     return model.eval()
 
 

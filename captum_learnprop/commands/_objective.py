@@ -109,20 +109,22 @@ def _term(name: str, options: dict[str, Any]) -> Term:
         raise LearnpropError(
             f"objective: unknown term {name!r}; choose one of {', '.join(every)}{did_you_mean(name, every)}"
         )
-    made = _made(name, known[name].resolve(), options)
+    entry = known[name]
+    made = _made(name, entry.make, options, of=entry.resolve())
     if isinstance(made, Term):
         return made
     if not callable(made) or not hasattr(made, "apply"):
+        whose = f"{entry.label}: " if entry.home else ""
         raise LearnpropError(
-            f"objective: {name} gave {made!r}, which is neither a term nor an objective like Agreement()"
+            f"objective: {whose}{name} gave {made!r}, which is neither a term nor an objective like Agreement()"
         )
     return MaskedInput(made, MaxMask())
 
 
-def _made(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> Any:
+def _made(name: str, factory: Callable[..., Any], options: dict[str, Any], of: Callable[..., Any] | None = None) -> Any:
     try:
         return factory(**options)
     except TypeError as error:
-        known = inspect.signature(factory).parameters
+        known = inspect.signature(of or factory).parameters
         hint = next((did_you_mean(option, known) for option in options if option not in known), "")
         raise LearnpropError(f"objective: {name} cannot be made from {options}: {error}{hint}") from error

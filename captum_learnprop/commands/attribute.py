@@ -264,7 +264,8 @@ def _explainer(request: Request, model: nn.Module) -> Explainer:
 
     from captum_learnprop.plugins import get_manager
 
-    factory = get_manager().get("method", request.method).resolve()
+    entry = get_manager().get("method", request.method)
+    factory = entry.resolve()
     built = _built(request)
     for name in built:
         _require(factory, name, _FLAGS.get(name, f"--{name}"), request.method)
@@ -272,7 +273,9 @@ def _explainer(request: Request, model: nn.Module) -> Explainer:
     built |= {name: value for name, value in request.method_option.items() if name in named}
     rules = _rules(request, model)
     takes_rules = rules is not None and _accepts(factory, "rules")
-    method = factory(model, **built, **({"rules": rules} if takes_rules else {}))
+    method = entry.make(model, **built, **({"rules": rules} if takes_rules else {}))
+    if not callable(getattr(method, "attribute", None)):
+        raise LearnpropError(f"{entry.label}: it gave {method!r:.80}, which has no attribute()")
     options = _attribute_options(request, method, built)
     wants_gradient = isinstance(method, GradientAttribution)
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -287,8 +290,9 @@ def _explainer(request: Request, model: nn.Module) -> Explainer:
         with around():
             # Captum warns at every call when it must ask for the gradient itself.
             inputs = inputs.detach().requires_grad_(wants_gradient)
-            attribution: Tensor = method.attribute(inputs, target=targets, **options)
-        return _checked(attribution, inputs, request.method).detach()
+            with entry.used(options):
+                attribution: Tensor = method.attribute(inputs, target=targets, **options)
+        return _checked(attribution, inputs, request.method, entry.label if entry.home else "").detach()
 
     return explain
 
@@ -380,7 +384,7 @@ def _warn_of_other_seeds(rules: RuleSet, method: str) -> None:
         )
 
 
-def _checked(attribution: Any, inputs: Tensor, method: str) -> Tensor:
+def _checked(attribution: Any, inputs: Tensor, method: str, label: str) -> Tensor:
     import torch
 
     if isinstance(attribution, tuple) and attribution:
@@ -388,7 +392,8 @@ def _checked(attribution: Any, inputs: Tensor, method: str) -> Tensor:
     if isinstance(attribution, torch.Tensor) and attribution.ndim == 4 and len(attribution) == len(inputs):
         return attribution
     found = tuple(attribution.shape) if isinstance(attribution, torch.Tensor) else type(attribution).__name__
-    raise LearnpropError(f"{method} gave {found} for images {tuple(inputs.shape)}, expected (B, C, H, W)")
+    whose = f"{label}: " if label else ""
+    raise LearnpropError(f"{whose}{method} gave {found} for images {tuple(inputs.shape)}, expected (B, C, H, W)")
 
 
 def _options(request: Request, preprocessing: Preprocessing) -> dict[str, Any]:
@@ -515,8 +520,9 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     request.warn_of_random_weights()
     try:
         run(request, report)
-    except KeyboardInterrupt:
-        click.echo(f"stopped with {_counted(report)}; the same command resumes", err=True)
+    except KeyboardInterrupt as error:
+        during = f" ({error.during})" if hasattr(error, "during") else ""
+        click.echo(f"stopped with {_counted(report)}; the same command resumes{during}", err=True)
         raise
     except WriteError as error:
         raise LearnpropError(f"{error}; {_counted(report)}: make room, the same command resumes") from error

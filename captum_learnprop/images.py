@@ -130,7 +130,7 @@ def _walk(folder: Path, excluded: Path | None, recursive: bool, unread: list[OSE
     for root, folders, names in os.walk(folder, onerror=unread.append):
         here = Path(root)
         folders[:] = [name for name in folders if not name.startswith(".") and (here / name).resolve() != excluded]
-        for name in [*names, *(name for name in folders if not recursive or (here / name).is_symlink())]:
+        for name in [*names, *(name for name in folders if not recursive or os.path.islink(here / name))]:
             if not name.startswith(".") and name.lower().endswith(SUFFIXES):
                 yield here / name
 

@@ -24,6 +24,7 @@ import hashlib
 import importlib
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,6 +106,10 @@ class AttributionStore:
     """
 
     def __init__(self, folder: Path, options: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        if os.fsencode(folder).decode("utf-8", "replace") != str(folder):
+            raise LearnpropError(
+                f"safetensors opens no file in {folder!a}, whose name is no UTF-8; choose another --out"
+            )
         self.folder = folder
         # A round trip makes tuples lists, as they will be when read back for the comparison.
         self.options: dict[str, Any] = json.loads(json.dumps(dict(options)))

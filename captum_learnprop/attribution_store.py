@@ -108,7 +108,7 @@ class AttributionStore:
     def __init__(self, folder: Path, options: Mapping[str, Any], *, overwrite: bool = False) -> None:
         if os.fsencode(folder).decode("utf-8", "replace") != str(folder):
             raise LearnpropError(
-                f"safetensors opens no file in {folder!a}, whose name is no UTF-8; choose another --out"
+                f"safetensors opens no file in {str(folder)!a}, whose name is no UTF-8; choose another --out"
             )
         self.folder = folder
         # A round trip makes tuples lists, as they will be when read back for the comparison.

@@ -125,7 +125,7 @@ def _message(error: BaseException) -> str | None:
     ):
         return str(error) if plugin is None or plugin in str(error) else f"{error} (in {plugin})"
     if plugin is not None:
-        return f"{plugin}: {type(error).__name__}: {error}"
+        return f"{plugin}: {type(error).__name__}" + (f": {error}" if str(error) else "")
     if isinstance(error, OSError) and error.errno in _DISK:
         return f"cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}"
     return None

@@ -35,14 +35,18 @@ def command(as_json: bool) -> None:
 def _table(plugins: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield from _columns(["name", "version", "owner", "status", "hooks"], map(_row, plugins))
     for plugin in plugins:
-        rows = [row for row in plugin["records"] if row["error"] is not None]
-        faults = [f"{row['kind']} {row['name']!r}: {row['error']}" for row in rows] or [plugin["error"]]
+        faults = [_fault(row) for row in plugin["records"] if row["error"] is not None]
         if plugin["error"] is not None:
-            yield "".join(f"\n{plugin['name']}: {fault}" for fault in faults)
+            yield "".join(f"\n{plugin['name']}: {fault}" for fault in faults or [plugin["error"]])
         if plugin["records"]:
             yield f"\nrecords of {plugin['name']}"
             names = ["kind", "name", "status", "summary"]
             yield from _columns(names, ([record[name] for name in names] for record in plugin["records"]))
+
+
+def _fault(record: dict[str, Any]) -> str:
+    name, error = f"{record['kind']} {record['name']!r}", str(record["error"])
+    return error if error.startswith(name) else f"{name}: {error}"
 
 
 def _row(plugin: dict[str, Any]) -> list[str]:

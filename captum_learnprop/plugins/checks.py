@@ -57,10 +57,13 @@ def _gate(name: str, factory: Any) -> None:
 
 
 def _composite(name: str, factory: Any) -> None:
+    from zennit.composites import COMPOSITES
     from zennit.core import Composite
 
     if not (isinstance(factory, type) and issubclass(factory, Composite)):
         raise PluginError(f"{_shown(factory)} is no composite; name a class derived from zennit.core.Composite")
+    if COMPOSITES.get(name, factory) is not factory:
+        raise PluginError(f"zennit.composites.COMPOSITES has another composite {name!r}; choose another name")
     _takes(factory, 0, "a composite is made without arguments")
     try:
         made: Any = factory()

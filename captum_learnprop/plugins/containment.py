@@ -40,7 +40,9 @@ def loading() -> Iterator[None]:
 
 def describe(error: BaseException) -> str:
     """Returns an error in one line, with its type unless it is one of ours."""
-    text = str(error) if isinstance(error, LearnpropError) else f"{type(error).__name__}: {error}"
+    text = str(error)
+    if not isinstance(error, LearnpropError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     # pluggy's own errors span lines; a warning and a table take one.
     return " ".join(text.split())
 

@@ -681,7 +681,7 @@ class TestAnyFile:
             assert done in result.stdout
         assert len(maps(tmp_path / "out")) == 5
         assert not torch.allclose(*attributions(tmp_path / "out")[:2], rtol=0.01)
-        check_error(attribute(images, tmp_path / "out\udcff"), r"out\udcff'), whose name is no UTF-8")
+        check_error(attribute(images, tmp_path / "out\udcff"), r"out\udcff', whose name is no UTF-8")
 
     def test_what_is_no_file_is_left_out(self, images: Path, tmp_path: Path) -> None:
         os.mkfifo(images / "pipe\n.png")

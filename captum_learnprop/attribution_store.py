@@ -10,17 +10,25 @@ made from them at the end, so that an interrupted run loses nothing::
     report.json               what was done, resumed and skipped
     dataset.h5, label_map.json, project.yaml     on request: what ViRelAy needs beside it
 
+<id> is the path of the image below its folder. Where the disk does not take it as a name (too long, or another id has
+it already because upper and lower case are alike there), the files lie in maps/ and overlays/ under a shortened name
+with a digest of the id; the id itself is in the map's metadata.
+
 The HDF5 layout is the one that ViRelAy's own reader accepts (github.com/virelay/virelay, ``model.py``).
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import importlib
+import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +38,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.images import ImageFile
+from captum_learnprop.files import WriteError, replacing, write_bytes, write_text
+from captum_learnprop.images import ImageFile, UnreadableImageError
 
 FORMAT = 1
 
@@ -42,6 +51,12 @@ MANIFEST, REPORT, HDF5 = "manifest.json", "report.json", "attributions.h5"
 DATASET, LABEL_MAP, PROJECT = "dataset.h5", "label_map.json", "project.yaml"
 
 MAX_CLASSES = 2**16  # ViRelAy's labels are uint16
+
+# What a disk says of a name that it does not take: too long, odd characters, or taken by a folder or a file where the
+# other kind is needed ("a.png.png/b.png" beside "a.png", whose overlay is "a.png.png").
+_OF_THE_NAME = {
+    errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
+}  # fmt: skip
 
 
 class NonFiniteError(LearnpropError):
@@ -61,22 +76,6 @@ class StoredMap:
     attribution: torch.Tensor
     prediction: torch.Tensor
     target: int
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary name beside ``path`` to write to; the file is renamed only when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: writers choose the format by it.
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        # Without the flush to disk a power cut could leave an empty file under the final name.
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def require_h5py() -> Any:
@@ -107,6 +106,10 @@ class AttributionStore:
     """
 
     def __init__(self, folder: Path, options: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        if os.fsencode(folder).decode("utf-8", "replace") != str(folder):
+            raise LearnpropError(
+                f"safetensors opens no file in {str(folder)!a}, whose name is no UTF-8; choose another --out"
+            )
         self.folder = folder
         # A round trip makes tuples lists, as they will be when read back for the comparison.
         self.options: dict[str, Any] = json.loads(json.dumps(dict(options)))
@@ -120,33 +123,49 @@ class AttributionStore:
 
     def has(self, image: ImageFile) -> bool:
         """True if the map of this image, with the content it has now, is there."""
+        stem = self._stem(image.id)
         try:
-            with safe_open(self._map_path(image.id), framework="pt") as file:
-                metadata: dict[str, str] = file.metadata() or {}
-        except (OSError, SafetensorError):
+            return (
+                stem is not None
+                and self._metadata(stem).get("image_sha256") == image.sha256()
+                and self._path(OVERLAYS, stem).is_file()
+            )
+        except UnreadableImageError:
             return False
-        return metadata.get("image_sha256") == image.sha256() and self._overlay_path(image.id).is_file()
 
     def save(self, image: ImageFile, stored: StoredMap, overlay: npt.NDArray[np.uint8]) -> None:
         """Writes the overlay (H, W, 3) and, last because it marks the image as done, the map.
 
         Raises:
             NonFiniteError: the attribution holds NaN or infinite values.
+            UnreadableImageError: the image is gone meanwhile.
+            WriteError: the disk is full, or the folder is read-only.
         """
         wrong = int((~torch.isfinite(stored.attribution)).sum())
         if wrong:
             raise NonFiniteError(f"{wrong} of {stored.attribution.numel()} attribution values are not finite")
         self._write_manifest()
-        with replacing(self._overlay_path(image.id)) as path:
-            Image.fromarray(overlay).save(path, format="PNG")
         tensors = {
             "attribution": stored.attribution.detach().to("cpu", torch.float32).contiguous(),
             "prediction": stored.prediction.detach().to("cpu", torch.float32).contiguous(),
             "target": torch.tensor(stored.target),
         }
         metadata = {"format": str(FORMAT), "id": image.id, "image_sha256": image.sha256()}
-        with replacing(self._map_path(image.id)) as path:
-            save_file(tensors, path, metadata=metadata)
+        files = {OVERLAYS: _png(overlay), MAPS: save(tensors, metadata=metadata)}
+        known = self._stem(image.id)
+        name, digest = _stems(image.id)
+        taken = self._metadata(name).get("id", image.id) != image.id
+        stems = [known] if known is not None else [digest] if taken else [name, digest]
+        for stem in stems:
+            try:
+                for kind, data in files.items():
+                    write_bytes(self._path(kind, stem), data)
+                return
+            except WriteError as error:
+                if error.errno not in _OF_THE_NAME or stem == digest:
+                    raise
+                with suppress(OSError):  # an overlay whose map's longer name does not fit
+                    self._path(OVERLAYS, stem).unlink()
 
     def load(self, image: ImageFile) -> StoredMap:
         """Reads a map back.
@@ -154,7 +173,7 @@ class AttributionStore:
         Raises:
             LearnpropError: there is none, or its file is damaged.
         """
-        path = self._map_path(image.id)
+        path = self._path(MAPS, self._stem(image.id) or image.id)
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in ("attribution", "prediction", "target")}
@@ -171,10 +190,11 @@ class AttributionStore:
 
         Raises:
             LearnpropError: h5py is missing, or the maps differ in shape.
+            WriteError: the disk is full.
         """
         first = self.load(images[0])
         path = self.folder / HDF5
-        with replacing(path) as temporary, require_h5py().File(temporary, "w") as file:
+        with _hdf5(path) as file:
             file.attrs["options"] = json.dumps(self.options)
             count = len(images)
             file.create_dataset("attribution", (count, *first.attribution.shape), dtype=np.float32)
@@ -212,7 +232,7 @@ class AttributionStore:
             class_names: name of each class.
         """
         first = pixels(images[0])
-        with replacing(self.folder / DATASET) as temporary, require_h5py().File(temporary, "w") as file:
+        with _hdf5(self.folder / DATASET) as file:
             file.create_dataset("data", (len(images), *first.shape), dtype=np.float32)
             file.create_dataset("label", (len(images),), dtype=np.uint16)
             for row, image in enumerate(images):
@@ -258,15 +278,80 @@ class AttributionStore:
             self._write_text(MANIFEST, json.dumps({"format": FORMAT, "options": self.options}, indent=1))
 
     def _write_text(self, name: str, text: str) -> Path:
-        with replacing(self.folder / name) as path:
-            path.write_text(text + "\n", encoding="utf-8")
-        return self.folder / name
+        return write_text(self.folder / name, text + "\n")
 
-    def _map_path(self, identifier: str) -> Path:
-        return self.folder / MAPS / f"{identifier}.safetensors"
+    def _path(self, kind: str, stem: str) -> Path:
+        return self.folder / kind / f"{stem}{_SUFFIXES[kind]}"
 
-    def _overlay_path(self, identifier: str) -> Path:
-        return self.folder / OVERLAYS / f"{identifier}.png"
+    def _stem(self, identifier: str) -> str | None:
+        """The name under which the map of this id is there."""
+        return next((stem for stem in _stems(identifier) if self._metadata(stem).get("id") == identifier), None)
+
+    def _metadata(self, stem: str) -> dict[str, str]:
+        """What a map's file says of itself; nothing if there is none, or it is damaged."""
+        try:
+            with safe_open(self._path(MAPS, stem), framework="pt") as file:
+                return file.metadata() or {}
+        except (OSError, SafetensorError):
+            return {}
+
+
+_SUFFIXES = {MAPS: ".safetensors", OVERLAYS: ".png"}
+
+
+def _stems(identifier: str) -> tuple[str, str]:
+    """Names without their suffix: the id itself, and one that every disk takes.
+
+    The second ends with a digest and an id with the suffix of an image, so that neither can be another's first.
+    """
+    digest = hashlib.sha256(identifier.encode()).hexdigest()[:24]
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", identifier.rpartition("/")[2])[:60].lstrip(".")
+    return identifier, f"{readable}-{digest}"
+
+
+def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    # PIL's own errors do not say that the disk is full.
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@contextmanager
+def _hdf5(path: Path) -> Iterator[Any]:
+    """An HDF5 file to fill, which gets its name when it is whole."""
+    h5py = require_h5py()
+    with replacing(path) as temporary, _Disk(temporary, "w+") as disk:
+        try:
+            with h5py.File(disk, "w") as file:
+                yield file
+        finally:
+            if disk.error is not None:
+                raise disk.error
+
+
+class _Disk(io.FileIO):
+    """A file that keeps the disk's error for later: HDF5 crashes the process some time after it meets one."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of it, or nothing more once that has failed."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while len(left) and self.error is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cut off or extend the file."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -6,7 +6,9 @@ help and listings must not wait for torch.
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +17,7 @@ from typing import Any
 
 import click
 
-from captum_learnprop.errors import LearnpropError, PluginWarning
+from captum_learnprop.errors import LearnpropError, PluginWarning, did_you_mean
 
 __all__ = ["LazyGroup", "cli", "main"]
 
@@ -34,6 +36,10 @@ COMMANDS: dict[str, str] = {
 _INTERRUPTED = 130
 
 
+# Full, over the quota, read-only, or above the largest size of a file: no fault of the program, whatever was written.
+_DISK = {errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
 class LazyGroup(click.Group):
     """A group that imports a command when it is used, and prints a user's error as one line."""
 
@@ -47,6 +53,14 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"captum_learnprop.commands.{cmd_name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments begin with."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands without importing them."""
@@ -65,15 +79,18 @@ class LazyGroup(click.Group):
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         options = extra.setdefault("obj", {"debug": False})
+        _print_any_name()
         with _short_plugin_warnings():
             try:
                 result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             except click.Abort:
                 _fail("interrupted", _INTERRUPTED)
-            except Exception as error:
-                if options["debug"] or not _is_the_users(error):
+            # What plugins raise must not end the program without a word, whatever it is.
+            except BaseException as error:
+                message = None if options["debug"] else _message(error)
+                if message is None:
                     raise
-                _fail(_message(error), getattr(error, "exit_code", 1))
+                _fail(message, getattr(error, "exit_code", 1))
         # Without standalone mode, click hands back the exit code of `ctx.exit` or what the command returns.
         sys.exit(result if isinstance(result, int) else 0)
 
@@ -94,24 +111,44 @@ def main() -> None:
     cli.main(prog_name="learnprop")
 
 
-def _is_the_users(error: Exception) -> bool:
-    """Whether an error is about what the user asked for, and not a fault of the program.
+def _message(error: BaseException) -> str | None:
+    """What to tell the user of an error; None for a fault of the program, and for an exit.
 
     The errors of both packages are told by their module: importing them here would import torch.
     """
-    if isinstance(error, (LearnpropError, click.ClickException)):
-        return True
+    plugin = _plugin_of(error)
     package = type(error).__module__.partition(".")[0]
-    return isinstance(error, ValueError) and package in {"captum_learnprop", "zennit_rules"}
+    if isinstance(error, click.ClickException):
+        return _usage(error)
+    if isinstance(error, LearnpropError) or (
+        isinstance(error, ValueError) and package in {"captum_learnprop", "zennit_rules"}
+    ):
+        return str(error) if plugin is None or plugin in str(error) else f"{error} (in {plugin})"
+    if plugin is not None:
+        return f"{plugin}: {type(error).__name__}" + (f": {error}" if str(error) else "")
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}"
+    return None
 
 
-def _message(error: Exception) -> str:
-    if not isinstance(error, click.ClickException):
-        return str(error)
+def _plugin_of(error: BaseException) -> str | None:
+    """The plugin in which an error was raised, if plugins were loaded at all."""
+    loader = sys.modules.get("captum_learnprop.plugins.manager")
+    found: str | None = None if loader is None else loader.blame(error)
+    return found
+
+
+def _usage(error: click.ClickException) -> str:
     message = error.format_message().rstrip(".")
     if isinstance(error, click.UsageError) and error.ctx is not None:
         return f"{message} (see '{error.ctx.command_path} --help')"
     return message
+
+
+def _print_any_name() -> None:
+    """Let file names with bytes that are no text be printed as they are, and not end the program."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def _fail(message: str, code: int) -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 import torchvision
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from captum_learnprop.errors import LearnpropError
+from captum_learnprop.errors import LearnpropError, did_you_mean
+from captum_learnprop.files import printable
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -38,7 +41,7 @@ class ImageFile:
 
     Attributes:
         id: path relative to the folder, with ``/`` between its parts and the suffix kept (``cats/a.png``):
-            unique, and the same whatever else lies in the folder.
+            unique, and the same whatever else lies in the folder. Bytes that are no UTF-8 are written as ``\\xff``.
         path: where the file is.
     """
 
@@ -52,21 +55,32 @@ class ImageFile:
         return first if slash else None
 
     def sha256(self) -> str:
-        """Hexadecimal SHA-256 of the file's bytes."""
+        """Hexadecimal SHA-256 of the file's bytes.
+
+        Raises:
+            UnreadableImageError: the file is gone, may not be read, or is no longer a file.
+        """
         digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        try:
+            with _opened(self.path) as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
         return digest.hexdigest()
 
 
-def find_images(folder: Path, *, recursive: bool = False, exclude: Path | None = None) -> list[ImageFile]:
+def find_images(
+    folder: Path, *, recursive: bool = False, exclude: Path | None = None, left_out: dict[str, str] | None = None
+) -> list[ImageFile]:
     """Finds image files by their suffix, sorted by id. Hidden files and folders are left out.
 
     Args:
         folder: the folder to look in, or one image file.
         recursive: look in sub-folders too (links to folders are not followed).
         exclude: a folder whose content never counts, such as the output folder inside ``folder``.
+        left_out: is filled with the reasons, by id, of what has the name of an image and is no regular file (a pipe,
+            a device, a link to nothing, a folder that is not looked into), and of folders that cannot be read.
 
     Raises:
         LearnpropError: the folder is missing or holds no image.
@@ -74,29 +88,102 @@ def find_images(folder: Path, *, recursive: bool = False, exclude: Path | None =
     if folder.is_file():
         return [ImageFile(_identifier(folder.name), folder)]
     if not folder.is_dir():
-        raise LearnpropError(f"no such folder or file: {folder}")
-    paths = _walk(folder, exclude.resolve() if exclude is not None else None)
-    # One pass over the tree serves both the search and the hint below.
-    found = [ImageFile(_identifier(path.relative_to(folder).as_posix()), path) for path in paths]
+        reason = _why_no_file(folder)
+        raise LearnpropError(
+            f"no such folder or file: {folder}" if reason is None or not os.path.lexists(folder) else
+            f"{folder} {reason}: name a folder of images, or one image"
+        )  # fmt: skip
+    found, faults = _searched(folder, exclude.resolve() if exclude is not None else None, recursive)
     wanted = [image for image in found if recursive or image.folder is None]
+    if left_out is not None:
+        left_out.update(sorted(faults.items()))
     if not wanted:
         hint = f"; {len(found)} lie in sub-folders: add --recursive" if found else ""
-        raise LearnpropError(f"no image in {folder} (looked for {', '.join(SUFFIXES)}){hint}")
+        first = next((f"; left out {printable(name)}: {reason}" for name, reason in sorted(faults.items())), "")
+        raise LearnpropError(f"no image in {folder} (looked for {', '.join(SUFFIXES)}){hint}{first}")
     return sorted(wanted, key=lambda image: image.id)
 
 
-def _walk(folder: Path, excluded: Path | None) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
+def _searched(folder: Path, excluded: Path | None, recursive: bool) -> tuple[list[ImageFile], dict[str, str]]:
+    """Images in a folder and in all below it, which also serve the hint at --recursive; reasons for what is none."""
+    unread: list[OSError] = []
+    found: list[ImageFile] = []
+    faults: dict[str, str] = {}
+    for path in _walk(folder, excluded, recursive, unread):
+        image = ImageFile(_identifier(path.relative_to(folder).as_posix()), path)
+        reason = _why_no_file(path)
+        if reason is None:
+            found.append(image)
+        elif recursive or image.folder is None:
+            faults[image.id] = reason
+    for error in unread:
+        path = Path(error.filename)
+        if path == folder:
+            raise LearnpropError(f"cannot look into {folder}: {error.strerror}") from error
+        if recursive:
+            faults[_identifier(path.relative_to(folder).as_posix())] = f"cannot look into it: {error.strerror}"
+    return found, faults
+
+
+def _walk(folder: Path, excluded: Path | None, recursive: bool, unread: list[OSError]) -> Iterator[Path]:
+    """Everything with the name of an image; folders too where their content is not looked for."""
+    for root, folders, names in os.walk(folder, onerror=unread.append):
         here = Path(root)
         folders[:] = [name for name in folders if not name.startswith(".") and (here / name).resolve() != excluded]
-        for name in names:
+        for name in [*names, *(name for name in folders if not recursive or os.path.islink(here / name))]:
             if not name.startswith(".") and name.lower().endswith(SUFFIXES):
                 yield here / name
 
 
+_KINDS = {
+    stat.S_IFDIR: "is a folder", stat.S_IFIFO: "is a pipe", stat.S_IFSOCK: "is a socket",
+    stat.S_IFCHR: "is a device", stat.S_IFBLK: "is a device",
+}  # fmt: skip
+
+
+def _why_no_file(path: Path) -> str | None:
+    """The reason why a path cannot be read as a file; None for a regular file. Opens nothing: a pipe would wait."""
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError) and path.is_symlink()
+        return "is a link to nothing" if missing else f"cannot be read ({error.strerror})"
+    return None if kind == stat.S_IFREG else f"{_KINDS.get(kind, 'is something else')} and no regular file"
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Opens a regular file, and nothing that would wait for a writer or turn a device on.
+
+    Raises:
+        OSError: it is no regular file, or may not be read.
+    """
+    reason = _why_no_file(path)
+    if reason is not None:
+        raise OSError(None, reason)
+    # Not to wait even if the file is replaced by a pipe just now; Windows knows neither flag.
+    found = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        os.close(found)
+        raise OSError(None, "is no regular file")
+    return os.fdopen(found, "rb")
+
+
+def _unreadable(path: Path, error: Exception) -> UnreadableImageError:
+    name = printable(path.name)
+    if isinstance(error, UnidentifiedImageError):  # PIL's text holds the number of the open file
+        reason = "cannot identify image file"
+    else:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return UnreadableImageError(f"cannot read image {name}: {printable(reason)}")
+
+
 def _identifier(relative: str) -> str:
-    # A file name may hold bytes that are no UTF-8; JSON, HDF5 and PNG names need text.
-    return os.fsencode(relative).decode("utf-8", "backslashreplace")
+    """The path as text, which JSON, HDF5 and PNG names need; each path gives another.
+
+    A byte that is no UTF-8 is written as ``\\xff``, so a backslash that begins such a text itself is written ``\\x5c``.
+    """
+    raw = re.sub(rb"\\(?=x[0-9a-f]{2})", rb"\\x5c", os.fsencode(relative))
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def folder_labels(
@@ -147,16 +234,16 @@ def read_image(path: Path) -> Image.Image:
     is scaled by its full range (PIL's own conversion clips it to white).
 
     Raises:
-        UnreadableImageError: the file is missing, damaged, cut short, too large or of an unknown format.
+        UnreadableImageError: the file is missing, no regular file, damaged, cut short, too large or of an unknown
+            format.
     """
     try:
-        with Image.open(path) as file:
+        with _opened(path) as content, Image.open(content) as file:
             file.load()
             return _to_rgb(ImageOps.exif_transpose(file))
     # PIL's decoders raise whatever they meet in damaged bytes: OSError, SyntaxError, struct.error and more.
     except Exception as error:
-        reason = str(error).replace(str(path), path.name) or type(error).__name__
-        raise UnreadableImageError(f"cannot read image {path.name}: {reason}") from error
+        raise _unreadable(path, error) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -257,8 +344,12 @@ def torchvision_weights(model: str, weights: str) -> Any:
     try:
         entries = torchvision.models.get_model_weights(model)
     except ValueError as error:
-        raise LearnpropError(f"torchvision has no model {model!r}") from error
+        raise LearnpropError(
+            f"torchvision has no model {model!r}{did_you_mean(model, torchvision.models.list_models())}"
+        ) from error
     if weights not in entries.__members__:
-        known = ", ".join(entries.__members__)
-        raise LearnpropError(f"{model} has no weights {weights!r}; torchvision has {known}")
+        known = list(entries.__members__)
+        raise LearnpropError(
+            f"{model} has no weights {weights!r}; torchvision has {', '.join(known)}{did_you_mean(weights, known)}"
+        )
     return entries[weights]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,15 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from captum_learnprop.errors import LearnpropError
+from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.plugins.manager import get_manager
 
 __all__ = ["digits_cnn", "load_model", "reference_net", "torchvision_model"]
 
 # Auxiliary classifiers of Inception v3 and GoogLeNet: they only run in training mode.
 _AUXILIARY = ("AuxLogits", "aux1", "aux2")
+
+_CHECKPOINTS = (".safetensors", ".pt", ".pth")
 
 # Under these names training scripts commonly keep the parameters beside the optimiser.
 _NESTED = ("state_dict", "model_state_dict", "model")
@@ -34,9 +35,11 @@ def load_model(spec: str, weights: str | None = None, checkpoint: str | Path | N
         LearnpropError: If there is no such model, or its parameters cannot be loaded.
     """
     record, _, argument = spec.partition(":")
-    model = get_manager().create("model", record, argument or None, weights, checkpoint)
+    entry = get_manager().get("model", record)
+    model = entry.make(argument or None, weights, checkpoint)
     if not isinstance(model, nn.Module):
-        raise LearnpropError(f"model {spec!r} is not a torch.nn.Module but {type(model).__name__}")
+        whose = f"{entry.label}: " if entry.home else ""
+        raise LearnpropError(f"{whose}model {spec!r} is not a torch.nn.Module but {type(model).__name__}")
     return model.eval()
 
 
@@ -57,7 +60,7 @@ def torchvision_model(name: str | None, weights: str | None = None, checkpoint: 
     if name is None:
         raise LearnpropError("which torchvision model? Name it as in 'torchvision:resnet18'")
     if name not in known:
-        raise LearnpropError(f"torchvision has no classification model {name!r}{_close(name, known)}")
+        raise LearnpropError(f"torchvision has no classification model {name!r}{did_you_mean(name, known)}")
     if weights is not None and checkpoint is not None:
         raise LearnpropError(f"weights {weights!r} and checkpoint {str(checkpoint)!r} exclude each other")
     if weights is not None:
@@ -112,7 +115,7 @@ def reference_net(
         raise LearnpropError("which reference net? Name it as in 'reference:resnet-digits'")
     if argument not in known:
         raise LearnpropError(
-            f"no reference net {argument!r}{_close(argument, known) or '; choose ' + ', '.join(known)}"
+            f"no reference net {argument!r}{did_you_mean(argument, known) or '; choose ' + ', '.join(known)}"
         )
     if weights is not None:
         raise LearnpropError(f"reference nets have their own weights; leave out {weights!r}")
@@ -140,8 +143,11 @@ def _without_auxiliary(model: nn.Module) -> nn.Module:
 def _published(name: str, weights: str) -> nn.Module:
     known = torchvision.models.get_model_weights(name)
     if weights not in known.__members__:
-        names = ", ".join(known.__members__) or "none"
-        raise LearnpropError(f"{name} has no weights {weights!r}; torchvision publishes: {names}")
+        names = list(known.__members__)
+        raise LearnpropError(
+            f"{name} has no weights {weights!r}; torchvision publishes: {', '.join(names) or 'none'}"
+            f"{did_you_mean(weights, names)}"
+        )
     try:
         return _without_auxiliary(torchvision.models.get_model(name, weights=known[weights]))
     except (OSError, RuntimeError) as error:
@@ -165,8 +171,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     """Return the parameters in a file, by name."""
     if not path.is_file():
         raise LearnpropError(f"there is no checkpoint {str(path)!r}")
-    if path.suffix not in {".safetensors", ".pt", ".pth"}:
-        raise LearnpropError(f"checkpoint {str(path)!r} must be a .safetensors, .pt or .pth file")
+    if path.suffix not in _CHECKPOINTS:
+        raise LearnpropError(
+            f"checkpoint {str(path)!r} must be a .safetensors, .pt or .pth file"
+            f"{did_you_mean(path.suffix, _CHECKPOINTS)}"
+        )
     try:
         content = _load(path)
     # Damaged files surface as errors of zip, pickle, torch or safetensors.
@@ -208,8 +217,3 @@ def _check_fit(name: str, path: Path, expected: dict[str, Tensor], found: dict[s
 def _some(names: list[str], limit: int = 3) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def _close(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

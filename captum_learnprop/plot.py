@@ -6,7 +6,6 @@ in threads.
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_learnprop.errors import LearnpropError
+from captum_learnprop.errors import LearnpropError, did_you_mean
+from captum_learnprop.files import replacing
 
 Array = NDArray[np.float64]
 
@@ -424,23 +424,25 @@ def _draw_column(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, **s
 
 
 def save_figure(figure: Figure, path: str | Path, *, dpi: int = 120) -> Path:
-    """Write a figure under a temporary name, then move it: an interrupted run leaves no half file.
+    """Write a figure as a whole: an interrupted run leaves no half file.
 
     The format is that of the suffix, e.g. ``.png`` or ``.pdf``. Missing folders are made.
 
     Raises:
-        PlotError: the path has no suffix.
+        PlotError: the path has no suffix, or one of no known format.
+        WriteError: the disk is full, or the folder is read-only.
     """
     path = Path(path)
+    known = [f".{name}" for name in figure.canvas.get_supported_filetypes()]
     if not path.suffix:
         raise PlotError(f"{str(path)!r} has no suffix to take the format from; write e.g. {path.name + '.png'!r}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=dpi)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if path.suffix.lower() not in known:
+        raise PlotError(
+            f"{str(path)!r}: unknown format {path.suffix!r}, known: {', '.join(known)}"
+            f"{did_you_mean(path.suffix, known)}"
+        )
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)
     return path
 
 

@@ -376,7 +376,7 @@ class RuleSet:
             "coverage": [] if self._coverage is None else [vars(row) for row in self._coverage.rows],
         }
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
+        temporary = path.with_name(f".{uuid4().hex}.part")
         try:
             temporary.write_bytes(save(tensors, metadata={"captum-learnprop": json.dumps(document)}))
             os.replace(temporary, path)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from captum_learnprop.errors import LearnpropError
+from captum_learnprop.errors import LearnpropError, did_you_mean
 
 if TYPE_CHECKING:
     from captum_learnprop.training.terms import Objective, Term
@@ -84,7 +85,9 @@ def _option(node: ast.expr) -> Any:
 
         name, options = _named(node)
         if name not in MASKS:
-            raise LearnpropError(f"objective: unknown mask {name!r}; choose one of {', '.join(MASKS)}")
+            raise LearnpropError(
+                f"objective: unknown mask {name!r}; choose one of {', '.join(MASKS)}{did_you_mean(name, MASKS)}"
+            )
         return _made(name, MASKS[name], options)
     value = _literal(node)
     if value is None and not (isinstance(node, ast.Constant) and node.value is None):
@@ -102,19 +105,26 @@ def _term(name: str, options: dict[str, Any]) -> Term:
         return _made(name, TERMS[name], options)
     known = get_manager().available("objective")
     if name not in known:
-        raise LearnpropError(f"objective: unknown term {name!r}; choose one of {', '.join([*TERMS, *known])}")
-    made = _made(name, known[name].resolve(), options)
+        every = [*TERMS, *known]
+        raise LearnpropError(
+            f"objective: unknown term {name!r}; choose one of {', '.join(every)}{did_you_mean(name, every)}"
+        )
+    entry = known[name]
+    made = _made(name, entry.make, options, of=entry.resolve())
     if isinstance(made, Term):
         return made
     if not callable(made) or not hasattr(made, "apply"):
+        whose = f"{entry.label}: " if entry.home else ""
         raise LearnpropError(
-            f"objective: {name} gave {made!r}, which is neither a term nor an objective like Agreement()"
+            f"objective: {whose}{name} gave {made!r}, which is neither a term nor an objective like Agreement()"
         )
     return MaskedInput(made, MaxMask())
 
 
-def _made(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> Any:
+def _made(name: str, factory: Callable[..., Any], options: dict[str, Any], of: Callable[..., Any] | None = None) -> Any:
     try:
         return factory(**options)
     except TypeError as error:
-        raise LearnpropError(f"objective: {name} cannot be made from {options}: {error}") from error
+        known = inspect.signature(of or factory).parameters
+        hint = next((did_you_mean(option, known) for option in options if option not in known), "")
+        raise LearnpropError(f"objective: {name} cannot be made from {options}: {error}{hint}") from error

@@ -18,7 +18,9 @@ from captum_learnprop.commands._inputs import (
     load,
     preprocessing_of,
 )
-from captum_learnprop.errors import LearnpropError
+from captum_learnprop.commands._one_of import OneOf
+from captum_learnprop.commands._one_process import one_process
+from captum_learnprop.errors import LearnpropError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,9 +55,10 @@ def run(request: Request) -> Analysis:
     import torch
 
     from captum_learnprop.evaluation.analysis import analyse
-    from captum_learnprop.evaluation.benchmark import write_text
+    from captum_learnprop.files import WriteError, check_folder, write_text
     from captum_learnprop.plot import alignment_curves, save_figure
 
+    check_folder(request.out)
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     model = load(request)
@@ -68,10 +71,14 @@ def run(request: Request) -> Analysis:
         model, rules, images, targets, name=request.model, internal_batch_size=request.batch_size,
         on_rule=lambda name: click.echo(f"{name} ...", err=True),
     )  # fmt: skip
-    request.out.mkdir(parents=True, exist_ok=True)
-    write_text(request.out / "analysis.json", json.dumps(analysis.to_json(), indent=2) + "\n")
-    write_text(request.out / "analysis.md", analysis.to_markdown())
-    save_figure(alignment_curves(analysis.reports), request.out / "analysis.png")
+    try:
+        write_text(request.out / "analysis.json", json.dumps(analysis.to_json(), indent=2) + "\n")
+        write_text(request.out / "analysis.md", analysis.to_markdown())
+        save_figure(alignment_curves(analysis.reports), request.out / "analysis.png")
+    except WriteError as error:
+        raise LearnpropError(
+            f"{error}; {len(analysis.reports)} rules were analysed: make room, or name another --out, and run again"
+        ) from error
     return analysis
 
 
@@ -79,6 +86,7 @@ def _images(request: Request, model: nn.Module) -> Tensor:
     """The inputs, normalised; scenes if there is no folder."""
     import torch
 
+    from captum_learnprop.files import printable
     from captum_learnprop.images import UnreadableImageError, find_images, read_image
 
     if request.images is None:
@@ -90,13 +98,17 @@ def _images(request: Request, model: nn.Module) -> Tensor:
     if request.target is not None:
         classifier.check(request.target)
     pixels: list[Tensor] = []
-    for image in find_images(request.images, recursive=request.recursive, exclude=request.out):
+    left_out: dict[str, str] = {}
+    found = find_images(request.images, recursive=request.recursive, exclude=request.out, left_out=left_out)
+    for name, reason in left_out.items():
+        click.echo(f"skipped {printable(name)}: {reason}", err=True)
+    for image in found:
         if len(pixels) == request.count:
             break
         try:
             pixels.append(preprocessing.pixels(read_image(image.path)))
         except UnreadableImageError as error:
-            click.echo(f"skipped {image.id}: {error}", err=True)
+            click.echo(f"skipped {printable(image.id)}: {error}", err=True)
     if not pixels:
         raise LearnpropError(f"no image in {request.images} could be read")
     return preprocessing.normalize(torch.stack(pixels))
@@ -111,7 +123,9 @@ def _rule(name: str, model: nn.Module, images: Tensor) -> BackwardRule:
     if name in KNOWN:
         return backward_rule(name, model, images)
     if not Path(name).is_file():
-        raise LearnpropError(f"--rules {name!r} is neither a file nor one of {', '.join(KNOWN)}")
+        raise LearnpropError(
+            f"--rules {name!r} is neither a file nor one of {', '.join(KNOWN)}{did_you_mean(name, KNOWN)}"
+        )
     return backward_rule(RuleSet.load(name, model), model, images, Path(name).stem)
 
 
@@ -134,7 +148,7 @@ def _rule(name: str, model: nn.Module, images: Tensor) -> BackwardRule:
 @click.option("--size", type=POSITIVE, help="Input size.  [default: that of the weights, else 224]")
 @click.option(
     "--normalization",
-    type=click.Choice(["auto", "imagenet", "none"]),
+    type=OneOf(["auto", "imagenet", "none"]),
     default="auto",
     help="auto: that of the weights, ImageNet's for other torchvision models, none for other models.",
 )
@@ -151,6 +165,7 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     """
     if debug:
         ctx.ensure_object(dict)["debug"] = True
+    one_process(ctx)
     request = Request(**options)
     request.warn_of_random_weights()
     try:

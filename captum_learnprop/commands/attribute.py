@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +26,10 @@ from captum_learnprop.commands._inputs import (
     preprocessing_of,
 )
 from captum_learnprop.commands._key_value import KeyValue, as_dict
-from captum_learnprop.errors import LearnpropError
+from captum_learnprop.commands._one_of import OneOf
+from captum_learnprop.commands._one_process import one_process
+from captum_learnprop.errors import LearnpropError, did_you_mean
+from captum_learnprop.files import WriteError, printable
 
 # torch takes seconds to import: the help must not wait for it.
 if TYPE_CHECKING:
@@ -93,6 +96,7 @@ def run(request: Request, report: Report) -> None:
     import torch
 
     from captum_learnprop.attribution_store import MAX_CLASSES, AttributionStore, require_h5py
+    from captum_learnprop.files import check_folder
     from captum_learnprop.images import find_images
 
     started = time.monotonic()
@@ -100,8 +104,11 @@ def run(request: Request, report: Report) -> None:
         require_h5py()  # now, not after hours of work
     if request.threads is not None:
         torch.set_num_threads(request.threads)
-    images = find_images(request.images, recursive=_searches_folders(request), exclude=request.out)
-    report.found = len(images)
+    check_folder(request.out)
+    images = find_images(
+        request.images, recursive=_searches_folders(request), exclude=request.out, left_out=report.skipped
+    )
+    report.found = len(images) + len(report.skipped)
     module = load(request)
     preprocessing = preprocessing_of(request)
     classifier = classifier_of(request, module, preprocessing)
@@ -170,6 +177,7 @@ class Job:
         import torch
 
         from captum_learnprop.attribution_store import NonFiniteError, StoredMap
+        from captum_learnprop.images import UnreadableImageError
 
         images = list(pixels)
         torch.manual_seed(self.request.seed)
@@ -191,6 +199,8 @@ class Job:
                 self.report.computed.append(image.id)
             except NonFiniteError as error:
                 self.report.skipped[image.id] = f"refused: {error}"
+            except UnreadableImageError as error:
+                self.report.skipped[image.id] = str(error)
 
     def _refuse(self, pixels: dict[ImageFile, Tensor], finite: Tensor, done: set[ImageFile]) -> None:
         """Leaves out the images whose output is not finite, and explains the others."""
@@ -254,7 +264,8 @@ def _explainer(request: Request, model: nn.Module) -> Explainer:
 
     from captum_learnprop.plugins import get_manager
 
-    factory = get_manager().get("method", request.method).resolve()
+    entry = get_manager().get("method", request.method)
+    factory = entry.resolve()
     built = _built(request)
     for name in built:
         _require(factory, name, _FLAGS.get(name, f"--{name}"), request.method)
@@ -262,7 +273,9 @@ def _explainer(request: Request, model: nn.Module) -> Explainer:
     built |= {name: value for name, value in request.method_option.items() if name in named}
     rules = _rules(request, model)
     takes_rules = rules is not None and _accepts(factory, "rules")
-    method = factory(model, **built, **({"rules": rules} if takes_rules else {}))
+    method = entry.make(model, **built, **({"rules": rules} if takes_rules else {}))
+    if not callable(getattr(method, "attribute", None)):
+        raise LearnpropError(f"{entry.label}: it gave {method!r:.80}, which has no attribute()")
     options = _attribute_options(request, method, built)
     wants_gradient = isinstance(method, GradientAttribution)
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -277,8 +290,9 @@ def _explainer(request: Request, model: nn.Module) -> Explainer:
         with around():
             # Captum warns at every call when it must ask for the gradient itself.
             inputs = inputs.detach().requires_grad_(wants_gradient)
-            attribution: Tensor = method.attribute(inputs, target=targets, **options)
-        return _checked(attribution, inputs, request.method).detach()
+            with entry.used(options):
+                attribution: Tensor = method.attribute(inputs, target=targets, **options)
+        return _checked(attribution, inputs, request.method, entry.label if entry.home else "").detach()
 
     return explain
 
@@ -330,7 +344,8 @@ def _attribute_options(request: Request, method: Any, built: dict[str, Any]) -> 
     if "abs" in parameters:  # captum's Saliency drops the sign unless told otherwise
         options["abs"] = False
     for name in request.method_option.keys() - built.keys():
-        _require(method.attribute, name, f"--method-option {name}", request.method)
+        known = {**inspect.signature(type(method)).parameters, **parameters}.keys() - {"self", *_OWN}
+        _require(method.attribute, name, f"--method-option {name}", request.method, known)
         options[name] = request.method_option[name]
     return options
 
@@ -340,9 +355,11 @@ def _accepts(function: Callable[..., Any], name: str) -> bool:
     return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
-def _require(function: Callable[..., Any], name: str, option: str, method: str) -> None:
+def _require(function: Callable[..., Any], name: str, option: str, method: str, known: Iterable[str] = ()) -> None:
     if not _accepts(function, name):
-        raise LearnpropError(f"{option} means nothing to the method {method}; leave it out")
+        raise LearnpropError(
+            f"{option} means nothing to the method {method}; leave it out{did_you_mean(name, sorted(known))}"
+        )
 
 
 def _check_gradient_method(name: str, method: Any) -> None:
@@ -367,7 +384,7 @@ def _warn_of_other_seeds(rules: RuleSet, method: str) -> None:
         )
 
 
-def _checked(attribution: Any, inputs: Tensor, method: str) -> Tensor:
+def _checked(attribution: Any, inputs: Tensor, method: str, label: str) -> Tensor:
     import torch
 
     if isinstance(attribution, tuple) and attribution:
@@ -375,7 +392,8 @@ def _checked(attribution: Any, inputs: Tensor, method: str) -> Tensor:
     if isinstance(attribution, torch.Tensor) and attribution.ndim == 4 and len(attribution) == len(inputs):
         return attribution
     found = tuple(attribution.shape) if isinstance(attribution, torch.Tensor) else type(attribution).__name__
-    raise LearnpropError(f"{method} gave {found} for images {tuple(inputs.shape)}, expected (B, C, H, W)")
+    whose = f"{label}: " if label else ""
+    raise LearnpropError(f"{whose}{method} gave {found} for images {tuple(inputs.shape)}, expected (B, C, H, W)")
 
 
 def _options(request: Request, preprocessing: Preprocessing) -> dict[str, Any]:
@@ -426,7 +444,8 @@ class _Target(click.ParamType):
         try:
             return int(value)
         except ValueError:
-            self.fail(f"{value!r} is neither {PREDICTED!r}, {FROM_FOLDER!r} nor a class number", param, ctx)
+            hint = did_you_mean(str(value), (PREDICTED, FROM_FOLDER))
+            self.fail(f"{value!r} is neither {PREDICTED!r}, {FROM_FOLDER!r} nor a class number{hint}", param, ctx)
 
 
 @click.command(name="attribute", context_settings={"show_default": True})
@@ -437,7 +456,7 @@ class _Target(click.ParamType):
 @click.option("--composite", metavar="NAME", help="Composite of the method, if it takes one.")
 @click.option("--gate", metavar="NAME", help="Gate of the method, if it takes one.")
 @click.option("--start", metavar="NAME", help="Rule that gates start at, if the method takes one.")
-@click.option("--pooling", type=click.Choice(["soft", "exact"]), help="Whether max-pools learn, if the method asks.")
+@click.option("--pooling", type=OneOf(["soft", "exact"]), help="Whether max-pools learn, if the method asks.")
 @click.option(
     "--rule-option",
     type=KeyValue("gamma=0.25"),
@@ -475,7 +494,7 @@ class _Target(click.ParamType):
 @click.option("--size", type=POSITIVE, help="Input size.  [default: that of the weights, else 224]")
 @click.option(
     "--normalization",
-    type=click.Choice(["auto", "imagenet", "none"]),
+    type=OneOf(["auto", "imagenet", "none"]),
     default="auto",
     help="auto: that of the weights, ImageNet's for other torchvision models, none for other models.",
 )
@@ -493,6 +512,7 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     """
     if debug:
         ctx.ensure_object(dict)["debug"] = True
+    one_process(ctx)
     request = Request(**options)
     if request.dataset_file and not request.hdf5:
         raise click.UsageError("--dataset-file describes the HDF5 file: leave out --no-hdf5", ctx)
@@ -500,16 +520,19 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     request.warn_of_random_weights()
     try:
         run(request, report)
-    except KeyboardInterrupt:
-        click.echo(f"stopped with {_counted(report)}; the same command resumes", err=True)
+    except KeyboardInterrupt as error:
+        during = f" ({error.during})" if hasattr(error, "during") else ""
+        click.echo(f"stopped with {_counted(report)}; the same command resumes{during}", err=True)
         raise
+    except WriteError as error:
+        raise LearnpropError(f"{error}; {_counted(report)}: make room, the same command resumes") from error
     # Captum, Zennit and the file system tell mistakes of the user by these.
     except (ValueError, OSError, AssertionError) as error:
         if isinstance(error, LearnpropError):
             raise
         raise LearnpropError(str(error) or type(error).__name__) from error
     for name, reason in report.skipped.items():
-        click.echo(f"skipped {name}: {reason}", err=True)
+        click.echo(f"skipped {printable(name)}: {reason}", err=True)
     click.echo(f"{_counted(report)} in {request.out}")
     ctx.exit(0 if report.done else 1)
 

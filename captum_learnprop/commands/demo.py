@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from captum_learnprop.commands._one_process import one_process
 from captum_learnprop.commands._threads import threads
 from captum_learnprop.errors import LearnpropError
 
@@ -70,13 +71,15 @@ class Plan:
     "--sample-steps", type=click.IntRange(1), default=None,
     help="Learning steps of the rules learned per sample; the method's own number by default.",
 )  # fmt: skip
-def command(**options: Any) -> None:
+@click.pass_context
+def command(ctx: click.Context, **options: Any) -> None:
     """Learn rules for a small digit classifier, compare and draw them.
 
     The classifier is shipped, the digits come with scikit-learn: nothing is downloaded. Each scene holds
     two digits of different classes in clutter; a method is asked for one of them and scored against the
     pixels that digit has.
     """
+    one_process(ctx)
     plan = Plan(**options)
     with threads(plan.threads):
         run(plan)
@@ -87,13 +90,14 @@ def run(plan: Plan) -> None:
     from captum_learnprop.evaluation import digits_net
     from captum_learnprop.evaluation.comparison import choose_treatment, measure
     from captum_learnprop.evaluation.scenes import make_scenes
+    from captum_learnprop.files import WriteError, check_folder
 
     start = time.perf_counter()
     try:
         scenes = make_scenes("pairs", plan.scenes, split="test", seed=plan.seed)
     except ImportError as error:
         raise LearnpropError(str(error)) from error
-    plan.out.mkdir(parents=True, exist_ok=True)
+    check_folder(plan.out)
     model = digits_net.load()
     validation = make_scenes("pairs", VALIDATION_SCENES, split="validation", seed=plan.seed).questions()
     questions = scenes.questions()
@@ -108,13 +112,20 @@ def run(plan: Plan) -> None:
     click.echo("\n" + format_table(results))
     click.echo("\n" + summary(results, learning))
 
-    paths = [
-        draw(model, questions, results, plan.out / "figure.png"),
-        write_csv(results, plan.out / "table.csv"),
-        write_json(results, learning, rules.training, plan, plan.out / "results.json"),
-        rules.save(plan.out / "rules.safetensors", model),
-    ]
-    click.echo("\n".join(f"wrote {path}" for path in paths))
+    writers: dict[str, Callable[[Path], Path]] = {
+        "figure.png": lambda path: draw(model, questions, results, path),
+        "table.csv": lambda path: write_csv(results, path),
+        "results.json": lambda path: write_json(results, learning, rules.training, plan, path),
+        "rules.safetensors": lambda path: rules.save(path, model),
+    }
+    for name, write in writers.items():
+        try:
+            click.echo(f"wrote {write(plan.out / name)}")
+        except OSError as error:
+            raise LearnpropError(
+                f"{error if isinstance(error, WriteError) else f'cannot write {plan.out / name}: {error}'}; "
+                "make room, or name another --out, and run again: the same --seed learns the same"
+            ) from error
     click.echo(f"{time.perf_counter() - start:.0f} s in all")
 
 
@@ -255,7 +266,7 @@ def draw(model: nn.Module, questions: Questions, results: Sequence[Result], path
 
 def write_csv(results: Sequence[Result], path: Path) -> Path:
     """The table as CSV."""
-    from captum_learnprop.evaluation.benchmark import write_text
+    from captum_learnprop.files import write_text
 
     rows = table(results)
     text = io.StringIO()
@@ -271,8 +282,8 @@ def write_json(
     """The table, the scores of every question, and everything that is needed to repeat the run."""
     import torch
 
-    from captum_learnprop.evaluation.benchmark import write_text
     from captum_learnprop.evaluation.digits_net import weights_metadata
+    from captum_learnprop.files import write_text
 
     document = {
         "options": {**vars(plan), "out": str(plan.out)},

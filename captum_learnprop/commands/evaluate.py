@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from captum_learnprop.commands._one_of import OneOf
+from captum_learnprop.commands._one_process import one_process
 from captum_learnprop.commands._threads import threads
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.files import WriteError, check_folder
 
 # torch takes seconds to import: the help must not wait for it.
 if TYPE_CHECKING:
@@ -79,10 +82,10 @@ class Plan:
 
 
 @click.command("evaluate")
-@click.option("--model", multiple=True, type=click.Choice(MODELS), help="Reference net; all by default. Repeatable.")
-@click.option("--scenes", multiple=True, type=click.Choice(SCENES), help="Scene family; all by default. Repeatable.")
+@click.option("--model", multiple=True, type=OneOf(MODELS), help="Reference net; all by default. Repeatable.")
+@click.option("--scenes", multiple=True, type=OneOf(SCENES), help="Scene family; all by default. Repeatable.")
 @click.option(
-    "--composite", multiple=True, type=click.Choice(COMPOSITES),
+    "--composite", multiple=True, type=OneOf(COMPOSITES),
     help="Family of trained rules; all by default. Repeatable.",
 )  # fmt: skip
 @click.option("--method", multiple=True, help="Method, as in the tables; all by default. Repeatable.")
@@ -105,7 +108,8 @@ class Plan:
 )  # fmt: skip
 @click.option("--report-only", is_flag=True, help="Write tables and figure of the cells that are there.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads.")
-def command(**options: Any) -> None:
+@click.pass_context
+def command(ctx: click.Context, **options: Any) -> None:
     """Compare methods on scenes with known ground truth.
 
     Small trained nets and all scenes are made offline. Rules are learned without labels on training scenes, once per
@@ -115,6 +119,7 @@ def command(**options: Any) -> None:
     Interrupt it at will: what is done is kept in OUT. Processes with different --model may share OUT; run the whole
     once more with --report-only for one table.
     """
+    one_process(ctx)
     plan = Plan(**options)
     with threads(plan.threads):
         run(plan)
@@ -126,19 +131,44 @@ def run(plan: Plan) -> None:
     from captum_learnprop.evaluation.summary import summarise
 
     suite = suite_of(plan)
+    check_folder(plan.out)
+    counted = Counted()
     try:
         if plan.report_only:
             cells = benchmark.read_cells(suite, plan.out)
         else:
             plan.out.mkdir(parents=True, exist_ok=True)
-            with _progress() as progress:
+            with _progress(counted) as progress:
                 cells = benchmark.run(suite, plan.out, progress=progress)
     except (ImportError, FileNotFoundError) as error:
         raise LearnpropError(str(error)) from error
+    except OSError as error:
+        raise LearnpropError(
+            f"{_unwritten(error, plan)}; {counted.done} of {counted.total} cells are kept in {plan.out}: make room, "
+            "the same command goes on"
+        ) from error
     rows = summarise(cells)
     click.echo(overview(rows))
-    for path in write_report(rows, plan):
-        click.echo(f"wrote {path}")
+    try:
+        for path in write_report(rows, plan):
+            click.echo(f"wrote {path}")
+    except OSError as error:
+        raise LearnpropError(
+            f"{_unwritten(error, plan)}; all {len(cells)} cells are kept in {plan.out}: make room, and run the same "
+            "command with --report-only"
+        ) from error
+
+
+@dataclass
+class Counted:
+    """Cells of a run, as far as it got."""
+
+    done: int = 0
+    total: int = 0
+
+
+def _unwritten(error: OSError, plan: Plan) -> str:
+    return str(error) if isinstance(error, WriteError) else f"cannot write to {plan.out}: {error}"
 
 
 def suite_of(plan: Plan) -> Suite:
@@ -165,8 +195,8 @@ def suite_of(plan: Plan) -> Suite:
 
 def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
     """Tables, figure, and everything that is needed to repeat the run."""
-    from captum_learnprop.evaluation.benchmark import write_text
     from captum_learnprop.evaluation.summary import to_markdown
+    from captum_learnprop.files import write_text
 
     about = provenance(plan)
     facts = "\n".join(f"- {name}: {_words(value)}" for name, value in about.items())
@@ -310,12 +340,13 @@ def _cpu() -> str:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
+def _progress(counted: Counted) -> Iterator[Callable[[int, int, str], None]]:
     from tqdm import tqdm
 
     with tqdm(unit="cell", dynamic_ncols=True) as bar:
 
         def advance(done: int, total: int, text: str) -> None:
+            counted.done, counted.total = done, total
             bar.total = total
             bar.set_description_str(text, refresh=False)
             bar.update(done - bar.n)

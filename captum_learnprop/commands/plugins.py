@@ -18,7 +18,7 @@ __all__ = ["command"]
 @click.command("plugins")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """List plugins: name, version, owner, status, hooks and records.
+    """List plugins: name, version, owner, status, hooks and records, and why one of them is broken.
 
     CAPTUM_LEARNPROP_DISABLE_PLUGINS=1 (or a comma-separated list of names) leaves plugins out;
     CAPTUM_LEARNPROP_STRICT_PLUGINS=1 turns a faulty plugin into an error.
@@ -26,19 +26,27 @@ def command(as_json: bool) -> None:
     with warnings.catch_warnings():
         # The listing itself shows every fault.
         warnings.simplefilter("ignore", PluginWarning)
-        plugins = PluginManager.discover().info()
+        manager = PluginManager.discover()
+        manager.check()
+        plugins = manager.info()
     click.echo(json.dumps(plugins, indent=2) if as_json else "\n".join(_table(plugins)))
 
 
 def _table(plugins: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield from _columns(["name", "version", "owner", "status", "hooks"], map(_row, plugins))
     for plugin in plugins:
+        faults = [_fault(row) for row in plugin["records"] if row["error"] is not None]
         if plugin["error"] is not None:
-            yield f"\n{plugin['name']}: {plugin['error']}"
+            yield "".join(f"\n{plugin['name']}: {fault}" for fault in faults or [plugin["error"]])
         if plugin["records"]:
             yield f"\nrecords of {plugin['name']}"
             names = ["kind", "name", "status", "summary"]
             yield from _columns(names, ([record[name] for name in names] for record in plugin["records"]))
+
+
+def _fault(record: dict[str, Any]) -> str:
+    name, error = f"{record['kind']} {record['name']!r}", str(record["error"])
+    return error if error.startswith(name) else f"{name}: {error}"
 
 
 def _row(plugin: dict[str, Any]) -> list[str]:

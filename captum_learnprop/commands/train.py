@@ -28,7 +28,9 @@ from captum_learnprop.commands._inputs import (
     preprocessing_of,
 )
 from captum_learnprop.commands._key_value import KeyValue, as_dict
+from captum_learnprop.commands._one_of import OneOf
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.files import printable
 
 # torch takes seconds to import: the help must not wait for it.
 if TYPE_CHECKING:
@@ -187,11 +189,14 @@ def _find(request: Request) -> list[ImageFile]:
 
     own = [path.resolve() for path in (request.log_dir, request.examples_dir) if path is not None]
     recursive = request.recursive or request.target == FROM_FOLDER
+    left_out: dict[str, str] = {}
     images = [
         image
-        for image in find_images(request.images, recursive=recursive)
+        for image in find_images(request.images, recursive=recursive, left_out=left_out)
         if not any(folder in image.path.resolve().parents for folder in own)
     ]
+    for name, reason in left_out.items():
+        _warn(f"skipped {printable(name)}: {reason}")
     if not images:
         raise LearnpropError(f"no image in {request.images} but those of --log-dir and --examples-dir")
     return images
@@ -269,7 +274,7 @@ def _data(
                     pixels = preprocessing.pixels(read_image(image.path))
                 except UnreadableImageError as error:
                     if image.id not in skipped:
-                        _warn(f"skipped {image.id}: {error}")
+                        _warn(f"skipped {printable(image.id)}: {error}")
                     skipped[image.id] = str(error)
                     continue
                 yield preprocessing.normalize(pixels), None if labels is None else labels[image.id]
@@ -374,17 +379,17 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 @click.option("--contrast/--no-contrast", default=None, help="Feature gates see the other classes.  [default: no]")
 @click.option("--fusion", is_flag=True, help="Multiply relevance maps of several depths into the map.")
 @click.option("--start", metavar="NAME", help="Rule the gates start at.  [default: that of the composite]")
-@click.option("--pooling", type=click.Choice(["soft", "exact"]), default="soft", help="Whether max-pools learn too.")
+@click.option("--pooling", type=OneOf(["soft", "exact"]), default="soft", help="Whether max-pools learn too.")
 @click.option(
     "--objective",
     metavar="FORMULA",
     help="What is minimised: terms with weights, e.g. 'OcclusionRegression + 0.1 * ClassContrast'.  "
     "[default: OcclusionRegression with the density that suits the composite]",
 )
-@click.option("--quantity", type=click.Choice(_QUANTITIES), default="logit", help="What is explained.")
+@click.option("--quantity", type=OneOf(_QUANTITIES), default="logit", help="What is explained.")
 @click.option(
     "--target",
-    type=click.Choice([PREDICTED, FROM_FOLDER]),
+    type=OneOf([PREDICTED, FROM_FOLDER]),
     default=PREDICTED,
     help=f"Classes to explain; {FROM_FOLDER} takes them from the top sub-folder's name (implies --recursive).",
 )
@@ -394,7 +399,7 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 @click.option("--size", type=POSITIVE, help="Input size.  [default: that of the weights, else 224]")
 @click.option(
     "--normalization",
-    type=click.Choice(["auto", "imagenet", "none"]),
+    type=OneOf(["auto", "imagenet", "none"]),
     default="auto",
     help="auto: that of the weights, ImageNet's for other torchvision models, none for other models.",
 )
@@ -406,16 +411,14 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 )
 @click.option(
     "--sign",
-    type=click.Choice(_SIGNS),
+    type=OneOf(_SIGNS),
     help="How channels become a map.  [default: absolute, for LRP signed]",
 )
 @click.option("--deletions", type=POSITIVE, default=48, help="Regions removed from each image.")
 @click.option("--validation", type=float, default=0.2, help="Share of the images that is held out; 0 for none.")
 @click.option("--patience", type=POSITIVE, help="Stop after this many validations without a better one.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="For random weights, deletions and batches.")
-@click.option(
-    "--precision", type=click.Choice(["float32", "bfloat16"]), help="Of autocast.  [default: that of the model]"
-)
+@click.option("--precision", type=OneOf(["float32", "bfloat16"]), help="Of autocast.  [default: that of the model]")
 @click.option("--internal-batch-size", type=POSITIVE, default=64, help="Rows at a time; less takes less memory.")
 @click.option("--device", default="cpu", metavar="NAME", help="Where to compute; with torchrun, cuda is one GPU each.")
 @click.option("--threads", type=POSITIVE, help="CPU threads.  [default: torch decides]")

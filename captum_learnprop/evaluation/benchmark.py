@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_learnprop.attribution.learned import DEFAULT_STEPS, LearnedPropagation
-from captum_learnprop.errors import LearnpropError
+from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.evaluation import reference_nets
 from captum_learnprop.evaluation.comparison import TREATMENTS, Treatment, best_treatment, treatments_at
 from captum_learnprop.evaluation.gamma_grid import GRIDS, Grid, Search, search
@@ -36,6 +35,7 @@ from captum_learnprop.evaluation.scenes import FAMILIES, QUESTIONS_PER_SCENE, SI
 from captum_learnprop.evaluation.scorecard import RANDOMISATION, SCORES, Case, score
 from captum_learnprop.evaluation.similarity import spearman
 from captum_learnprop.evaluation.summary import NOT_RUN
+from captum_learnprop.files import write_text
 from captum_learnprop.training.terms import RandomizationContrast
 from captum_learnprop.training.trainer import (
     HELD_OUT,
@@ -681,6 +681,8 @@ class _Room:
         except SettingsError:
             raise
         except _FAILURES as error:
+            if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+                raise  # a full disk says nothing of the method
             known = isinstance(error, (LearnpropError, RuleError))
             found["error"] = str(error) if known else f"{type(error).__name__}: {error}"
             if kept is not None:
@@ -855,18 +857,12 @@ def _require_given(suite: Suite, cells: Sequence[Mapping[str, Any]]) -> None:
             raise BenchmarkError(f"the rules of {path} fit none of the nets {', '.join(suite.architectures)}")
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write under a temporary name, then move."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
-
-
 def _known(kind: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
     for name in names:
         if name not in known:
-            raise BenchmarkError(f"unknown {kind} {name!r}; choose from {', '.join(map(repr, known))}")
+            raise BenchmarkError(
+                f"unknown {kind} {name!r}; choose from {', '.join(map(repr, known))}{did_you_mean(name, known)}"
+            )
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

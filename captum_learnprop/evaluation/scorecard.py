@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from captum_learnprop.errors import LearnpropError
+from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.evaluation.faithfulness import deletion, insertion, morf_lerf_area
 from captum_learnprop.evaluation.localization import (
     average_precision,
@@ -94,7 +94,7 @@ def score(name: str) -> Score:
         ScoreError: no such score.
     """
     if name not in SCORES:
-        raise ScoreError(f"unknown metric {name!r}; choose one of {', '.join(SCORES)}")
+        raise ScoreError(f"unknown metric {name!r}; choose one of {', '.join(SCORES)}{did_you_mean(name, SCORES)}")
     return SCORES[name]
 
 

@@ -12,41 +12,49 @@ Two environment variables steer it:
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import os
+import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
 import pluggy
 
-from captum_learnprop.errors import PluginError, PluginWarning
+from captum_learnprop.errors import PluginError, PluginWarning, did_you_mean
 from captum_learnprop.plugins import builtin, specs
+from captum_learnprop.plugins.containment import describe, loading, named, using
 from captum_learnprop.plugins.specs import NAME, RECORD_TYPES, SUPPORTED_API_VERSIONS, Record
 
-__all__ = ["Entry", "PluginManager", "get_manager"]
+__all__ = ["Entry", "PluginManager", "blame", "get_manager"]
 
 _DISABLE = "CAPTUM_LEARNPROP_DISABLE_PLUGINS"
 _STRICT = "CAPTUM_LEARNPROP_STRICT_PLUGINS"
 _DISTRIBUTION = "captum-learnprop"
-_HOOKS = {record.hook: record for record in RECORD_TYPES.values()}
+_LOADED: dict[str, str] = {}
+"""Top-level packages of the plugins that this process has loaded, with what errors call them."""
 
-# A plugin that calls sys.exit while it is imported must not end the program either.
-_FAULTS = (Exception, SystemExit)
+_HOOKS = {record.hook: record for record in RECORD_TYPES.values()}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A record together with the plugin and the distribution it comes from."""
+    """A record together with the plugin and the distribution it comes from.
+
+    Errors while it is used name the plugin and the record, and are chained to the first; those of our own parts are as
+    they are.
+    """
 
     record: Record
     plugin: str
     owner: str
     version: str
+    home: str = ""
+    """The top-level package of the plugin; empty for our own parts."""
 
     @property
     def kind(self) -> str:
@@ -63,6 +71,11 @@ class Entry:
         """One line for listings."""
         return self.record.summary
 
+    @property
+    def label(self) -> str:
+        """Plugin, distribution and record, as errors name them."""
+        return f"{_label(self.plugin, self.owner, self.version)}: {self.kind} {self.name!r}"
+
     def resolve(self) -> Callable[..., Any]:
         """Return the factory, imported if it is lazy.
 
@@ -70,9 +83,35 @@ class Entry:
             PluginError: If it cannot be imported; the message names the plugin.
         """
         try:
-            return self.record.resolve()
+            factory = self.record.resolve()
         except PluginError as error:
             raise PluginError(f"{_label(self.plugin, self.owner, self.version)}: {error}") from error
+        return self.named(factory) if self.home else factory
+
+    def named(self, factory: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the factory with errors that name the plugin; models are the user's and stay as they are."""
+        return named(factory, self.label, "" if self.kind == "model" else self.home)
+
+    def make(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the factory.
+
+        Raises:
+            PluginError: If it cannot be imported, fails or makes nothing; the message names the plugin.
+        """
+        factory = self.resolve()
+        with self.used(kwargs):
+            made = factory(*args, **kwargs)
+        if made is None and self.home:
+            raise PluginError(f"{self.label}: it made nothing (None)")
+        return made
+
+    def used(self, given: Container[str] = ()) -> AbstractContextManager[None]:
+        """Give what is put around the use of what this makes, so that errors name the plugin.
+
+        Args:
+            given: Names of options; one that does not exist is the caller's mistake.
+        """
+        return using(self.label, given) if self.home else nullcontext()
 
 
 @dataclass
@@ -87,6 +126,7 @@ class _PluginStatus:
     name: str
     owner: str
     version: str
+    home: str = ""
     status: str = "ok"
     error: str | None = None
     hooks: list[str] = field(default_factory=list)
@@ -156,7 +196,9 @@ class PluginManager:
             else:
                 self._admit(status, point.load)
         for name in sorted(names_off - {point.name for point in points}):
-            warnings.warn(f"{_DISABLE} names {name!r}, which is not an installed plugin", PluginWarning, stacklevel=2)
+            hint = did_you_mean(name, (point.name for point in points))
+            message = f"{_DISABLE} names {name!r}, which is not an installed plugin{hint}"
+            warnings.warn(message, PluginWarning, stacklevel=2)
 
     def install(self) -> None:
         """Make gates and composites known to ``zennit_rules``, and so to ``zennit.composites.COMPOSITES``.
@@ -176,9 +218,38 @@ class PluginManager:
         for kind, register in targets.items():
             for entry in list(self._entries[kind].values()):
                 try:
-                    register(entry.name, entry.record.resolve())
-                except _FAULTS as error:
+                    register(entry.name, self._checked(entry))
+                except Exception as error:
                     self._withdraw(entry, error)
+
+    def check(self) -> None:
+        """Take out every record of a plugin whose factory cannot be what it says, and name it; nothing is installed.
+
+        Imports the plugins' lazy factories, and what they import.
+
+        Raises:
+            PluginError: In strict mode, if there is such a record.
+        """
+        for entries in self._entries.values():
+            for entry in list(entries.values()):
+                if not entry.home:
+                    continue  # our own have tests
+                try:
+                    self._checked(entry)
+                except Exception as error:
+                    self._withdraw(entry, error)
+
+    @staticmethod
+    def _checked(entry: Entry) -> Callable[..., Any]:
+        """The factory of an entry that can be what it says."""
+        factory = entry.record.resolve()
+        if not entry.home:
+            return factory
+        from captum_learnprop.plugins.checks import check
+
+        with loading():
+            check(entry.kind, entry.name, factory)
+        return entry.named(factory)
 
     def available(self, kind: str) -> dict[str, Entry]:
         """Return everything of one kind by name.
@@ -208,9 +279,9 @@ class PluginManager:
         """Call the factory of one entry.
 
         Raises:
-            PluginError: If there is no such kind or name, or the factory cannot be imported.
+            PluginError: If there is no such kind or name, or the factory cannot be imported, fails or makes nothing.
         """
-        return self.get(kind, name).resolve()(*args, **kwargs)
+        return self.get(kind, name).make(*args, **kwargs)
 
     def info(self) -> list[dict[str, Any]]:
         """Return what ``learnprop plugins --json`` prints: one dictionary per plugin, in loading order.
@@ -226,17 +297,21 @@ class PluginManager:
         self._plugins.append(status)
         plugin: object = None
         try:
-            plugin = _instance(load())
-            self._check_name_is_free(status)
-            self._pluggy.register(plugin, name=status.name)
-            status.hooks = self._hooks(plugin)
-            records = [record for hook in status.hooks for record in self._call(hook, plugin)]
-        except _FAULTS as error:
+            with loading():
+                plugin = _instance(load())
+                self._check_name_is_free(status)
+                self._pluggy.register(plugin, name=status.name)
+                status.hooks = self._hooks(plugin)
+                records = [record for hook in status.hooks for record in self._call(hook, plugin)]
+        except Exception as error:
             if plugin is not None and self._pluggy.get_plugin(status.name) is plugin:
                 self._pluggy.unregister(name=status.name)
-            status.status, status.error = "failed", _describe(error)
+            status.status, status.error = "failed", describe(error)
             self._report(f"{status.label} was left out: {status.error}", error)
             return
+        status.home = _home(plugin)
+        if status.home:
+            _LOADED[status.home] = status.label
         for record in records:
             self._keep(status, record)
 
@@ -280,7 +355,7 @@ class PluginManager:
         entries = self._entries[record.kind]
         first = entries.get(record.name)
         if first is None:
-            entries[record.name] = Entry(record, status.name, status.owner, status.version)
+            entries[record.name] = Entry(record, status.name, status.owner, status.version, status.home)
             return
         owner = _label(first.plugin, first.owner, first.version)
         row.status = "duplicate"
@@ -293,7 +368,7 @@ class PluginManager:
         del self._entries[entry.kind][entry.name]
         status = next(plugin for plugin in self._plugins if any(row.record is entry.record for row in plugin.records))
         row = next(row for row in status.records if row.record is entry.record)
-        row.status, row.error = "failed", _describe(error)
+        row.status, row.error = "failed", describe(error)
         status.status, status.error = "partial", f"{entry.kind} {entry.name!r}: {row.error}"
         self._report(f"{entry.kind} {entry.name!r} of {status.label} was left out: {row.error}", error)
 
@@ -324,7 +399,7 @@ def _instance(plugin: object) -> object:
     except Exception as error:
         raise PluginError(
             f"it is the class {plugin.__qualname__}, which cannot be constructed without arguments "
-            f"({_describe(error)}); name an instance or a module"
+            f"({describe(error)}); name an instance or a module"
         ) from error
 
 
@@ -339,10 +414,29 @@ def _check_record(record: object, hook: str, expected: type[Record]) -> None:
         )
 
 
-def _describe(error: BaseException) -> str:
-    text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-    # pluggy's own errors span lines; a warning and a table take one.
-    return " ".join(text.split())
+def blame(error: BaseException | None) -> str | None:
+    """Return the plugin whose code was running when an error was raised; None if it was none's.
+
+    The script of ``learnprop run`` is on its own.
+    """
+    while error is not None:
+        frames = traceback.walk_tb(error.__traceback__)
+        packages = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame, _ in frames]
+        if "runpy" in packages:
+            return None
+        for package in reversed(packages):
+            if package in _LOADED:
+                return _LOADED[package]
+        error = error.__cause__
+    return None
+
+
+def _home(plugin: object) -> str:
+    """The top-level package of a plugin; empty for our own."""
+    if plugin is builtin:
+        return ""
+    module: str = plugin.__name__ if inspect.ismodule(plugin) else type(plugin).__module__
+    return module.partition(".")[0]
 
 
 def _label(name: str, owner: str, version: str) -> str:
@@ -352,9 +446,7 @@ def _label(name: str, owner: str, version: str) -> str:
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
     names = sorted(known)
-    close = difflib.get_close_matches(name, names)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"unknown {what} {name!r}; {hint}available: {', '.join(names) or 'none'}"
+    return f"unknown {what} {name!r}{did_you_mean(name, names) or ';'} available: {', '.join(names) or 'none'}"
 
 
 def _plugin_info(plugin: _PluginStatus) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import pluggy
 
 from captum_learnprop.errors import PluginError
+from captum_learnprop.plugins.containment import describe, loading
 
 __all__ = [
     "API_VERSION",
@@ -99,12 +100,12 @@ class Record:
         if not isinstance(self.factory, str):
             return self.factory
         try:
-            factory = pkgutil.resolve_name(self.factory)
+            with loading():
+                factory = pkgutil.resolve_name(self.factory)
         # A plugin's module may fail in any way while it is imported.
         except Exception as error:
-            raise PluginError(
-                f"{self.kind} {self.name!r}: cannot import {self.factory!r} ({type(error).__name__}: {error})"
-            ) from error
+            reason = f"cannot import {self.factory!r} ({describe(error)})"
+            raise PluginError(f"{self.kind} {self.name!r}: {reason}") from error
         if not callable(factory):
             raise PluginError(f"{self.kind} {self.name!r}: {self.factory!r} is not callable")
         result: Callable[..., Any] = factory

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.files import write_bytes
 
 FORMAT_VERSION = "1"
 
@@ -49,10 +49,10 @@ class TrainingState:
 
 
 def write(path: Path, state: TrainingState, config: Mapping[str, Any]) -> None:
-    """Write under a temporary name, then move.
+    """Write a checkpoint as a whole.
 
     Raises:
-        OSError: no space, no folder, no permission; an earlier checkpoint is kept.
+        WriteError: no space, no folder, no permission; an earlier checkpoint is kept.
     """
     groups = {"rules": state.rules, "optimizer": state.optimizer, "best": state.best}
     tensors = {
@@ -69,13 +69,7 @@ def write(path: Path, state: TrainingState, config: Mapping[str, Any]) -> None:
         "waited": state.waited,
         "rows": state.rows,
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(save(tensors, metadata={"learnprop-checkpoint": json.dumps(document)}))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_bytes(path, save(tensors, metadata={"learnprop-checkpoint": json.dumps(document)}))
 
 
 def read(path: Path, config: Mapping[str, Any]) -> TrainingState:

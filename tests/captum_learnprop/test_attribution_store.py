@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
+import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +23,11 @@ from captum_learnprop.attribution_store import (
     AttributionStore,
     NonFiniteError,
     StoredMap,
-    replacing,
     require_h5py,
 )
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.images import ImageFile
+from captum_learnprop.files import WriteError, replacing
+from captum_learnprop.images import ImageFile, find_images
 
 OPTIONS = {"model": "tiny", "method": "saliency", "target": "predicted", "mean": (0.5, 0.5), "steps": None}
 OVERLAY = np.full((4, 5, 3), 200, np.uint8)
@@ -248,3 +254,132 @@ class TestViRelAyFiles:
     def test_a_chosen_class_counts_as_the_true_label(self, tmp_path: Path) -> None:
         text = self.project(tmp_path, {**OPTIONS, "target": 3}).read_text(encoding="utf-8")
         assert 'attribution_strategy: "true_label"' in text
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """What a quota does: a write above the size fails, on any disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class TestAnyName:
+    NAMES = (
+        "a" * 251 + ".png",
+        "a" * 250 + "b.png",
+        "é" * 120 + ".png",
+        "x" * 244 + ".jpg",
+        "a.png",
+        "A.png",
+        "a\nb.png",
+        "a\\xff.png",
+        "a\udcff.png",
+        "a\udcfe.png",
+        "a\\x5cxff.png",
+        'quo"te %s {0} \x1b[31m.png',
+        "-flag.png",
+        " .png",
+        "cats/a.png",
+        "cats./a.png",
+        "cats /a.png",
+        "a.png.png/b.png",
+        "d" * 255 + "/a.png",
+        "/".join(["e" * 250] * 14) + "/a.png",
+    )
+
+    @pytest.fixture
+    def found(self, tmp_path: Path) -> list[ImageFile]:
+        folder = tmp_path / "pictures"
+        for name in self.NAMES:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(os.fsencode(name))
+        return find_images(folder, recursive=True)
+
+    def test_each_has_a_map_of_its_own(self, tmp_path: Path, found: list[ImageFile]) -> None:
+        store = AttributionStore(tmp_path / "out", OPTIONS)
+        assert len({image.id for image in found}) == len(self.NAMES)
+        for number, image in enumerate(found):
+            assert not store.has(image)
+            store.save(image, stored(number), OVERLAY)
+        again = AttributionStore(tmp_path / "out", OPTIONS)
+        assert [int(again.load(image).attribution[0, 0, 0]) for image in found] == list(range(len(found)))
+        assert all(again.has(image) for image in found)
+        for kind in ("maps", "overlays"):
+            assert len([name for _, _, names in os.walk(tmp_path / "out" / kind) for name in names]) == len(found)
+        assert len(everything_below(tmp_path / "out")) == 2 * len(found) + 1
+
+    def test_ids_are_text_that_leads_back_to_the_name(self, tmp_path: Path, found: list[ImageFile]) -> None:
+        store = AttributionStore(tmp_path / "out", OPTIONS)
+        for image in found:
+            store.save(image, stored(), OVERLAY)
+        store.write_hdf5(found)
+        store.write_report({"computed": [image.id for image in found]})
+        with h5py.File(tmp_path / "out" / "attributions.h5") as file:
+            ids = list(file["id"].asstr()[:])
+        assert ids == json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["computed"]
+        pictures = os.fsencode(tmp_path / "pictures")
+        for image, kept in zip(found, ids, strict=True):
+            parts = re.split(r"\\x([0-9a-f]{2})", kept)
+            name = b"".join(bytes.fromhex(part) if odd % 2 else part.encode() for odd, part in enumerate(parts))
+            assert os.path.join(pictures, name) == os.fsencode(image.path)
+
+    def test_names_that_the_disk_holds_alike(self, tmp_path: Path) -> None:
+        first, second = picture(tmp_path, "A.png"), picture(tmp_path, "a.png")
+        store = AttributionStore(tmp_path / "out", OPTIONS)
+        store.save(first, stored(1.0), OVERLAY)
+        # What a disk without upper case does: the file of the one is there under the name of the other.
+        for kind, suffix in (("maps", ".safetensors"), ("overlays", ".png")):
+            os.link(tmp_path / "out" / kind / f"A.png{suffix}", tmp_path / "out" / kind / f"a.png{suffix}")
+        assert not store.has(second)
+        store.save(second, stored(2.0), OVERLAY)
+        assert store.has(first)
+        assert store.has(second)
+        assert [float(store.load(image).attribution.mean()) for image in (first, second)] == [1.0, 2.0]
+
+    def test_an_image_that_is_gone(self, tmp_path: Path) -> None:
+        image = picture(tmp_path, "a.png")
+        store = AttributionStore(tmp_path / "out", OPTIONS)
+        store.save(image, stored(), OVERLAY)
+        image.path.unlink()
+        assert not store.has(image)
+        os.mkfifo(image.path)
+        assert not store.has(image)
+
+
+class TestFullDisk:
+    def test_a_map_is_there_or_not(self, tmp_path: Path) -> None:
+        image = picture(tmp_path, "a.png")
+        store = AttributionStore(tmp_path / "out", OPTIONS)
+        with files_of_at_most(20_000), pytest.raises(WriteError, match=r"a\.png\.safetensors: File too large") as error:
+            store.save(image, stored(shape=(3, 100, 100)), OVERLAY)
+        assert error.value.errno == errno.EFBIG
+        assert not store.has(image)
+        assert everything_below(tmp_path / "out") == ["manifest.json", "overlays/a.png.png"]
+        store.save(image, stored(shape=(3, 100, 100)), OVERLAY)
+        assert store.has(image)
+
+    def test_hdf5_is_whole_or_not_there(self, tmp_path: Path) -> None:
+        images = [picture(tmp_path, f"{number}.png") for number in range(8)]
+        store = AttributionStore(tmp_path / "out", OPTIONS)
+        for number, image in enumerate(images):
+            store.save(image, stored(number, shape=(3, 40, 40)), OVERLAY)
+        before = everything_below(tmp_path / "out")
+        for size in (1_000, 60_000):
+            with files_of_at_most(size), pytest.raises(WriteError, match=r"attributions\.h5: File too large"):
+                store.write_hdf5(images)
+        assert everything_below(tmp_path / "out") == before
+        with h5py.File(store.write_hdf5(images)) as file:
+            assert file["attribution"][:, 0, 0, 0].tolist() == list(range(8))
+
+    def test_maps_of_two_shapes_are_still_told(self, tmp_path: Path) -> None:
+        images = [picture(tmp_path, "a.png"), picture(tmp_path, "b.png")]
+        store = AttributionStore(tmp_path / "out", OPTIONS)
+        store.save(images[0], stored(), OVERLAY)
+        store.save(images[1], stored(shape=(3, 4, 6)), OVERLAY)
+        with pytest.raises(LearnpropError, match="one HDF5 file needs one shape"):
+            store.write_hdf5(images)
+        assert "attributions.h5" not in everything_below(tmp_path / "out")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from captum_learnprop import models, plugins
+from captum_learnprop import files, models, plugins
 from captum_learnprop.attribution.extremal import ExtremalPerturbation
 from captum_learnprop.attribution.learned import LearnedPropagation
 from captum_learnprop.cli import cli
@@ -50,6 +52,7 @@ class Stubborn(GradientAttribution):
 
     calls = 0
     interrupt_at = 0
+    ends_at = 0
     nan_at = 0
 
     @log_usage()
@@ -57,6 +60,8 @@ class Stubborn(GradientAttribution):
         Stubborn.calls += 1
         if Stubborn.calls == Stubborn.interrupt_at:
             raise KeyboardInterrupt
+        if Stubborn.calls == Stubborn.ends_at:
+            raise GeneratorExit
         attribution = Saliency(self.forward_func).attribute(inputs, target=target, abs=False)
         return attribution * torch.nan if Stubborn.calls == Stubborn.nan_at else attribution
 
@@ -126,11 +131,20 @@ class ReluNet(nn.Sequential):
         )
 
 
+class Quitting(TinyNet):
+    """A model that was made for another program."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise SystemExit(0)
+
+
 class ExtraParts:
     @hookimpl
     def learnprop_methods(self) -> Iterator[MethodRecord]:
         for factory in (Stubborn, Noisy, Coarse, Shapeless, Occluding, Ruled):
             yield MethodRecord(factory.__name__.lower(), factory, "for tests")
+        yield MethodRecord("methodless", lambda model: model, "gives the model itself")
+        yield MethodRecord("nothing", lambda model: None, "gives nothing")
 
     @hookimpl
     def learnprop_models(self) -> Iterator[ModelRecord]:
@@ -139,6 +153,8 @@ class ExtraParts:
         wide = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2**16 + 1))
         yield ModelRecord("wide", lambda *_: wide, "a classifier of very many classes")
         yield ModelRecord("features", lambda *_: TinyNet().features, "no classifier")
+        yield ModelRecord("quitting", lambda *_: Quitting(), "ends the program when it is run")
+        yield ModelRecord("number", lambda *_: 3, "no model")
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +163,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     manager.register(ExtraParts(), "extra")
     for module in (plugins, models):
         monkeypatch.setattr(module, "get_manager", lambda: manager)
-    Stubborn.calls = Stubborn.interrupt_at = Stubborn.nan_at = 0
+    Stubborn.calls = Stubborn.interrupt_at = Stubborn.ends_at = Stubborn.nan_at = 0
 
 
 @pytest.fixture
@@ -640,3 +656,170 @@ class TestMistakes:
         result = attribute(images, tmp_path / "out", "--target", "9", "--debug")
         assert result.exit_code == 1
         assert type(result.exception).__name__ == "LearnpropError"
+
+
+class TestAnyFile:
+    def test_names_that_are_too_long_for_their_maps(self, images: Path, tmp_path: Path) -> None:
+        long = ["x" * 240 + ".png", "y" * 251 + ".png"]
+        for number, name in enumerate(long):
+            (images / f"{number}.png").rename(images / name)
+        for done in ("5 of 5 images done in", "5 of 5 images done (5 from an earlier run)"):
+            result = attribute(images, tmp_path / "out", method="stubborn")
+            assert (result.exit_code, result.stderr) == (0, "")
+            assert done in result.stdout
+        assert Stubborn.calls == 1
+        assert len(maps(tmp_path / "out")) == 5
+        with h5py.File(tmp_path / "out" / "attributions.h5") as file:
+            assert set(file["id"].asstr()[:]) == {"2.png", "3.png", "4.png", *long}
+
+    def test_names_that_differ_by_bytes_that_are_no_text(self, images: Path, tmp_path: Path) -> None:
+        for number, name in enumerate(("0\udcff.png", "0\udcfe.png", "0\\xff.png")):
+            (images / f"{number}.png").rename(images / name)
+        for done in ("5 of 5 images done in", "5 of 5 images done (5 from an earlier run)"):
+            result = attribute(images, tmp_path / "out", "--dataset-file")
+            assert result.exit_code == 0, result.output
+            assert done in result.stdout
+        assert len(maps(tmp_path / "out")) == 5
+        assert not torch.allclose(*attributions(tmp_path / "out")[:2], rtol=0.01)
+        check_error(attribute(images, tmp_path / "out\udcff"), r"out\udcff', whose name is no UTF-8")
+
+    def test_what_is_no_file_is_left_out(self, images: Path, tmp_path: Path) -> None:
+        os.mkfifo(images / "pipe\n.png")
+        (images / "dangling.png").symlink_to("nowhere")
+        (images / "folder.png").mkdir()
+        (images / "broken.png").write_text("no image")
+        for _ in range(2):
+            result = attribute(images, tmp_path / "out")
+            assert result.exit_code == 0
+            assert "5 of 9 images done" in result.stdout
+            assert "4 skipped in" in result.stdout
+            assert result.stderr.splitlines() == [
+                "skipped dangling.png: is a link to nothing",
+                "skipped folder.png: is a folder and no regular file",
+                r"skipped pipe\n.png: is a pipe and no regular file",
+                "skipped broken.png: cannot read image broken.png: cannot identify image file",
+            ]
+        assert [one["id"] for one in report(tmp_path / "out")["skipped"]][2] == "pipe\n.png"
+
+    def test_an_image_that_becomes_a_pipe(self, images: Path, tmp_path: Path) -> None:
+        attribute(images, tmp_path / "out")
+        (images / "1.png").unlink()
+        os.mkfifo(images / "1.png")
+        result = attribute(images, tmp_path / "out")
+        assert "4 of 5 images done (4 from an earlier run), 1 skipped" in result.stdout
+
+    def test_nothing_but_a_pipe(self, tmp_path: Path) -> None:
+        (tmp_path / "images").mkdir()
+        os.mkfifo(tmp_path / "images" / "a.png")
+        check_error(attribute(tmp_path / "images", tmp_path / "out"), "left out a.png: is a pipe and no regular file")
+
+
+class TestFullDisk:
+    @pytest.fixture
+    def room(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+        """How many more files the disk takes."""
+        left = {"files": 10**6}
+
+        def fsync(number: int) -> None:
+            left["files"] -= 1
+            if left["files"] < 0:
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+        monkeypatch.setattr(files.os, "fsync", fsync)
+        return left
+
+    @pytest.mark.parametrize("taken", range(14))
+    def test_is_one_line_and_the_run_goes_on_later(
+        self, images: Path, tmp_path: Path, room: dict[str, int], taken: int
+    ) -> None:
+        out = tmp_path / "out"
+        room["files"] = taken
+        result = attribute(images, out, "--batch-size", "2", method="stubborn")
+        done = max(0, min(5, (taken - 1) // 2))
+        if taken == 13:  # a manifest, five maps with their overlays, the HDF5 file and the report
+            assert result.exit_code == 0
+            return
+        check_error(result, "error: cannot write ", f"Disk quota exceeded; {done} of 5 images done")
+        assert result.stderr.count("\n") == 1
+        assert "make room, the same command resumes" in result.stderr
+        assert len([path for path in out.rglob("*") if path.is_file()]) == taken
+        room["files"] = 100
+        resumed = attribute(images, out, "--batch-size", "2", method="stubborn")
+        assert resumed.exit_code == 0, resumed.output
+        assert "5 of 5 images done" in resumed.stdout
+        assert len(report(out)["resumed"]) == done
+
+    def test_a_folder_that_is_read_only(self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(files.os, "access", lambda path, mode: not mode & os.W_OK)  # root may write anywhere
+        result = attribute(images, tmp_path / "out", method="stubborn")
+        check_error(result, "cannot write --out", "no permission to write to")
+        assert Stubborn.calls == 0
+
+
+class TestSeveralProcesses:
+    @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+    def test_are_refused(self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.setenv(name, "2")
+        result = attribute(images, tmp_path / "out")
+        assert result.exit_code == 2
+        assert f"attribute is one of 2 processes ({name}=2)" in result.stderr
+        assert "start it without torchrun, as 'learnprop attribute ...'" in result.stderr
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("count", ["1", "", "many"])
+    def test_one_is_none(self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: str) -> None:
+        monkeypatch.setenv("WORLD_SIZE", count)
+        assert attribute(images, tmp_path / "out", "--no-hdf5").exit_code == 0
+
+
+class TestPluginsInUse:
+    def test_ctrl_c_says_where_it_was(self, images: Path, tmp_path: Path) -> None:
+        Stubborn.interrupt_at = 1
+        result = attribute(images, tmp_path / "out", method="stubborn")
+        assert result.exit_code == 130
+        assert "the same command resumes (plugin 'extra': method 'stubborn')" in result.stderr
+
+    def test_what_would_end_the_program_names_the_method(self, images: Path, tmp_path: Path) -> None:
+        Stubborn.ends_at = 2
+        result = attribute(images, tmp_path / "out", "--batch-size", "2", method="stubborn")
+        check_error(result, "error: plugin 'extra': method 'stubborn': GeneratorExit")
+        assert len(maps(tmp_path / "out")) == 2
+
+    def test_a_model_that_ends_the_program(self, images: Path, tmp_path: Path) -> None:
+        check_error(attribute(images, tmp_path / "out", model="quitting"), "plugin 'extra': SystemExit: 0")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"model": "number"}, "plugin 'extra': model 'number': model 'number' is not a torch.nn.Module but int"),
+            ({"method": "nothing"}, "plugin 'extra': method 'nothing': it made nothing (None)"),
+            ({"method": "methodless"}, "plugin 'extra': method 'methodless': it gave TinyNet("),
+            ({"method": "shapeless"}, "plugin 'extra': method 'shapeless': shapeless gave () for images"),
+        ],
+    )
+    def test_what_is_none(self, images: Path, tmp_path: Path, options: dict[str, str], message: str) -> None:
+        check_error(attribute(images, tmp_path / "out", **options), message)
+
+
+class TestDidYouMean:
+    @pytest.mark.parametrize(
+        ("given", "meant"),
+        [
+            (["--method", "salincy"], "'saliency'"),
+            (["--model", "tinyy"], "'tiny'"),
+            (["--model", "torchvision:resnet_18"], "'resnet18'"),
+            (["--model", "torchvision:resnet18", "--weights", "default"], "'DEFAULT'"),
+            (["--model", "reference:resnet-digit"], "'resnet-digits'"),
+            (["--method-option", "ab=true"], "'abs'"),
+            (["--method", "extremal_perturbation", "--method-option", "area=0.1"], "'areas'"),
+            (["--target", "predict"], "'predicted'"),
+            (["--target", "label_from_folder"], "'label-from-folder'"),
+            (["--pooling", "sotf"], "'soft'"),
+            (["--normalization", "imagnet"], "'imagenet'"),
+        ],
+    )
+    def test_wherever_a_name_is_given(self, images: Path, tmp_path: Path, given: list[str], meant: str) -> None:
+        result = attribute(images, tmp_path / "out", *given)
+        assert result.exit_code in (1, 2)
+        assert f"did you mean {meant}" in result.stderr
+        assert result.stderr.count("\n") == 1 + ("random weights" in result.stderr)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import socket
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -10,6 +15,7 @@ import torch
 import torchvision
 from PIL import Image
 
+from captum_learnprop import images
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.images import (
     ImageFile,
@@ -215,3 +221,123 @@ class TestFolderLabels:
     def test_image_outside_of_any_folder(self) -> None:
         with pytest.raises(LearnpropError, match=r"b\.png lies in no sub-folder"):
             folder_labels(files("cat/a.png", "b.png"), 2)
+
+
+class TestNoImages:
+    """What has the name of an image and is none must not be opened: a pipe would wait for ever."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        Image.new("RGB", (3, 3)).save(tmp_path / "good.png")
+        os.mkfifo(tmp_path / "pipe.png")
+        (tmp_path / "device.png").symlink_to("/dev/zero")
+        (tmp_path / "dangling.png").symlink_to(tmp_path / "gone.png")
+        (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+        (tmp_path / "folder.png").mkdir()
+        (tmp_path / "linked.png").symlink_to(tmp_path / "folder.png")
+        shutil.copy(tmp_path / "good.png", tmp_path / "folder.png" / "inner.png")
+        os.mkfifo(tmp_path / "folder.png" / "inner pipe.png")
+        return tmp_path
+
+    REASONS: ClassVar[dict[str, str]] = {
+        "dangling.png": "is a link to nothing",
+        "device.png": "is a device and no regular file",
+        "linked.png": "is a folder and no regular file",
+        "loop.png": f"cannot be read ({os.strerror(errno.ELOOP)})",
+        "pipe.png": "is a pipe and no regular file",
+    }
+
+    def test_are_left_out_with_their_reason(self, folder: Path) -> None:
+        reasons: dict[str, str] = {}
+        assert [image.id for image in find_images(folder, left_out=reasons)] == ["good.png"]
+        assert reasons == {**self.REASONS, "folder.png": "is a folder and no regular file"}
+        reasons.clear()
+        found = find_images(folder, recursive=True, left_out=reasons)
+        assert [image.id for image in found] == ["folder.png/inner.png", "good.png"]
+        assert reasons == {**self.REASONS, "folder.png/inner pipe.png": "is a pipe and no regular file"}
+
+    def test_a_socket(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+        reasons: dict[str, str] = {}
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind("s.png")
+            with pytest.raises(LearnpropError, match=r"left out s\.png: is a socket"):
+                find_images(Path(), left_out=reasons)
+        assert reasons == {"s.png": "is a socket and no regular file"}
+
+    def test_named_directly(self, folder: Path) -> None:
+        with pytest.raises(LearnpropError, match=r"pipe\.png is a pipe and no regular file: name a folder of images"):
+            find_images(folder / "pipe.png")
+
+    @pytest.mark.parametrize("name", [*REASONS, "folder.png"])
+    def test_cannot_be_read(self, folder: Path, name: str) -> None:
+        with pytest.raises(UnreadableImageError, match=f"cannot read image {name}: (is|cannot)"):
+            read_image(folder / name)
+        with pytest.raises(UnreadableImageError):
+            ImageFile(name, folder / name).sha256()
+
+    def test_a_file_that_becomes_a_pipe_just_then(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(images, "_why_no_file", lambda path: None)
+        with pytest.raises(UnreadableImageError, match="is no regular file"):
+            read_image(folder / "pipe.png")
+
+    def test_a_name_in_an_error_is_one_line(self, tmp_path: Path) -> None:
+        (tmp_path / "a\n\udcff.png").write_text("no image")
+        with pytest.raises(UnreadableImageError) as error:
+            read_image(tmp_path / "a\n\udcff.png")
+        assert str(error.value) == r"cannot read image a\n\udcff.png: cannot identify image file"
+
+    def test_folders_that_cannot_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        touch(tmp_path / "a.png", tmp_path / "locked" / "b.png")
+        before = os.scandir
+
+        def scandir(path: str) -> Any:
+            if str(path).endswith("locked"):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return before(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        reasons: dict[str, str] = {}
+        assert [image.id for image in find_images(tmp_path, recursive=True, left_out=reasons)] == ["a.png"]
+        assert reasons == {"locked": "cannot look into it: Permission denied"}
+        with pytest.raises(LearnpropError, match=r"cannot look into .*locked: Permission denied"):
+            find_images(tmp_path / "locked")
+
+    def test_folders_deeper_than_a_path_can_be(self, tmp_path: Path) -> None:
+        touch(tmp_path / "a.png")
+        here = os.open(tmp_path, os.O_RDONLY)
+        for _ in range(20):
+            os.mkdir("d" * 250, dir_fd=here)
+            below = os.open("d" * 250, os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+        os.close(os.open("b.png", os.O_CREAT, dir_fd=here))
+        os.close(here)
+        reasons: dict[str, str] = {}
+        assert [image.id for image in find_images(tmp_path, recursive=True, left_out=reasons)] == ["a.png"]
+        assert list(reasons.values()) == ["cannot look into it: File name too long"]
+
+
+class TestIds:
+    def test_bytes_that_are_no_text(self, tmp_path: Path) -> None:
+        names = [
+            b"a\xff.png",
+            b"a\xfe.png",
+            rb"a\xff.png",
+            rb"a\x5cxff.png",
+            rb"a\\xff.png",
+            rb"a\.png",
+            b"a\\\xff.png",
+        ]
+        for name in names:
+            Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_bytes(name)
+        found = find_images(tmp_path)
+        assert {image.id: image.path.read_bytes() for image in found} == {
+            r"a\xff.png": b"a\xff.png",
+            r"a\xfe.png": b"a\xfe.png",
+            r"a\x5cxff.png": rb"a\xff.png",
+            r"a\x5cx5cxff.png": rb"a\x5cxff.png",
+            r"a\\x5cxff.png": rb"a\\xff.png",
+            r"a\.png": rb"a\.png",
+            "a\\\\xff.png": b"a\\\xff.png",
+        }

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import os
+import pickle
+import re
+import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
+from captum.attr import Saliency
 from fake_distributions import install_project, write_distribution
+from torch import Tensor, nn
+from zennit.core import Composite
 
+from captum_learnprop.attribution.learned import LearnedPropagation
 from captum_learnprop.errors import LearnpropError, PluginWarning
 from captum_learnprop.plugins import (
     API_VERSION,
     CompositeRecord,
     GateRecord,
+    MethodRecord,
     MetricRecord,
+    ModelRecord,
+    ObjectiveRecord,
     PluginError,
     PluginManager,
     get_manager,
     hookimpl,
     specs,
 )
+from zennit_rules import LearnedGradient, RuleError, RuleSet
+from zennit_rules.gates import Gate
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "plugin"
@@ -222,6 +239,29 @@ class TestEntryPoints:
     FAULTS: ClassVar[dict[str, tuple[str, str, str]]] = {
         "raises on import": ("raise RuntimeError('out of order')\n", "", "RuntimeError: out of order"),
         "exits on import": ("raise SystemExit(3)\n", "", "SystemExit: 3"),
+        "closes a generator on import": ("raise GeneratorExit\n", "", "GeneratorExit"),
+        "interrupts itself on import": ("raise KeyboardInterrupt\n", "", "KeyboardInterrupt"),
+        "has an error of its own kind": (
+            "class Stop(BaseException):\n    pass\nraise Stop('now')\n",
+            "",
+            "Stop: now",
+        ),
+        "closes a generator in a hook": (
+            HEADER + "@hookimpl\ndef learnprop_gates():\n    yield GateRecord('x', len, 'x')\n"
+            "    raise GeneratorExit\n",
+            "",
+            "GeneratorExit",
+        ),
+        "interrupts itself in a hook": (
+            HEADER + "@hookimpl\ndef learnprop_gates():\n    raise KeyboardInterrupt\n",
+            "",
+            "KeyboardInterrupt",
+        ),
+        "exits in the constructor of its class": (
+            "class Plugin:\n    def __init__(self):\n        raise SystemExit(1)\n",
+            ":Plugin",
+            "SystemExit: 1",
+        ),
         "does not exist": ("", ":nothing", "AttributeError"),
         "raises in a hook": (
             HEADER + "@hookimpl\ndef learnprop_gates():\n    raise KeyError('lost')\n",
@@ -443,3 +483,356 @@ class TestExamplePlugin:
         gradients = torch.autograd.grad(found.square().sum(), list(rules.parameters()))
         assert all(gradient.abs().sum() > 0 for gradient in gradients)
         assert sum(parameter.numel() for parameter in rules.parameters()) == 2
+
+
+class TestCtrlC:
+    """A real Ctrl-C stops the program while a plugin is loaded, whatever the plugin makes of it."""
+
+    PRESS = "import signal\nsignal.raise_signal(signal.SIGINT)\n"
+    TRY = "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    "
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            PRESS,
+            TRY + "pass\n",
+            TRY + "raise ValueError\n",
+            HEADER + "@hookimpl\ndef learnprop_gates():\n    import signal\n    signal.raise_signal(signal.SIGINT)\n",
+        ],
+    )
+    def test_stops(self, site: Path, source: str) -> None:
+        before = signal.getsignal(signal.SIGINT)
+        write_distribution(site, "a-dist", {"a": "a_plugin"}, {"a_plugin": source})
+        with pytest.raises(KeyboardInterrupt):
+            PluginManager.discover()
+        assert signal.getsignal(signal.SIGINT) is before
+
+    def test_stops_in_a_lazy_factory(self, site: Path) -> None:
+        modules = {"a_plugin": GOOD.replace("math:sqrt", "slow:answer"), "slow": self.PRESS}
+        write_distribution(site, "a-dist", {"a": "a_plugin"}, modules)
+        manager = PluginManager.discover(strict=True)
+        with pytest.raises(KeyboardInterrupt):
+            manager.create("metric", "answer")
+
+    def test_cannot_be_told_in_a_thread(self, site: Path) -> None:
+        write_distribution(site, "a-dist", {"a": "a_plugin"}, {"a_plugin": "raise KeyboardInterrupt"})
+        with ThreadPoolExecutor() as pool, pytest.raises(KeyboardInterrupt):
+            pool.submit(PluginManager.discover).result()
+
+    def test_a_handler_of_the_plugin_stays(self, site: Path) -> None:
+        before = signal.getsignal(signal.SIGINT)
+        source = "import signal\ndef mine(*_): pass\nsignal.signal(signal.SIGINT, mine)\n" + GOOD
+        write_distribution(site, "a-dist", {"a": "a_plugin"}, {"a_plugin": source})
+        try:
+            PluginManager.discover(strict=True)
+            assert signal.getsignal(signal.SIGINT) is sys.modules["a_plugin"].mine
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+class TestOutput:
+    def test_stdout_is_as_before(self, site: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        write_distribution(site, "a-dist", {"a": "a_plugin"}, {"a_plugin": "print('noise')\n" + GOOD})
+        print("before")
+        stdout = sys.stdout
+        PluginManager.discover(strict=True)
+        assert sys.stdout is stdout
+        print("after")
+        os.write(1, b"below\n")
+        assert capfd.readouterr() == ("before\nafter\nbelow\n", "noise\n")
+
+    def test_streams_that_are_closed(self, site: Path) -> None:
+        write_distribution(site, "a-dist", {"a": "a_plugin"}, {"a_plugin": "print('noise')\n" + GOOD})
+        code = "from captum_learnprop.plugins import PluginManager; PluginManager.discover(strict=True)"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
+        for closed in (">&-", ">&- 2>&-"):
+            command = f'"{sys.executable}" -c "{code}" {closed}'
+            assert subprocess.run(command, shell=True, check=False, env=environment).returncode == 0, closed
+
+
+class Failing(Saliency):
+    """A method that fails when it is used."""
+
+    def attribute(self, inputs: Tensor, error: type[BaseException] = ValueError) -> Tensor:
+        raise error("no luck")
+
+
+class Inheriting(Failing):
+    """One whose failing part is in the class below."""
+
+
+class Distant(Gate):
+    """A gate that fails in the backward pass."""
+
+    name = "distant"
+
+    def make_parameters(self, shape: tuple[int, ...]) -> None:
+        pass
+
+    def forward(self, z: Tensor, g: Tensor) -> Tensor:
+        raise ZeroDivisionError("no luck")
+
+
+class Crooked(LearnedGradient):
+    """A composite that fails when it is put on a model."""
+
+    name = "crooked"
+
+    def prepare(self) -> None:
+        if self.rules.config["gate"] == "position":
+            raise LookupError("no luck")
+
+
+class Margin:
+    """An objective that fails in training."""
+
+    def __init__(self, width: float = 1.0) -> None:
+        self.width = width
+
+    def __call__(self, *args: object) -> Tensor:
+        raise ArithmeticError("no luck")
+
+    def apply(self, *args: object) -> Tensor:
+        return torch.zeros(())
+
+
+def failing(*args: object) -> Tensor:
+    """A metric or model that fails."""
+    raise OverflowError("no luck")
+
+
+def make_failing(model: nn.Module) -> Failing:
+    """A factory of methods."""
+    return Failing(model)
+
+
+class UsedPlugin:
+    @hookimpl
+    def learnprop_methods(self) -> list[MethodRecord]:
+        return [
+            MethodRecord("failing", Failing, "x"), MethodRecord("inheriting", Inheriting, "x"),
+            MethodRecord("made", make_failing, "x"), MethodRecord("foreign", "captum.attr:Saliency", "x"),
+        ]  # fmt: skip
+
+    @hookimpl
+    def learnprop_metrics(self) -> list[MetricRecord]:
+        return [MetricRecord("failing", failing, "x"), MetricRecord("nothing", lambda: None, "x")]
+
+    @hookimpl
+    def learnprop_models(self) -> list[ModelRecord]:
+        return [ModelRecord("failing", failing, "x")]
+
+    @hookimpl
+    def learnprop_gates(self) -> list[GateRecord]:
+        return [GateRecord("distant", Distant, "x")]
+
+    @hookimpl
+    def learnprop_composites(self) -> list[CompositeRecord]:
+        return [CompositeRecord("crooked", Crooked, "x")]
+
+    @hookimpl
+    def learnprop_objectives(self) -> list[ObjectiveRecord]:
+        return [ObjectiveRecord("margin", Margin, "x")]
+
+
+class TestInUse:
+    """An error in what a plugin made names plugin and record, and is chained to the first."""
+
+    @pytest.fixture
+    def manager(self, registries: None) -> PluginManager:
+        manager = PluginManager(strict=True)
+        manager.register(UsedPlugin(), "used", owner="used-dist", version="3.0")
+        manager.install()
+        return manager
+
+    @pytest.fixture
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+
+    @staticmethod
+    def check(error: pytest.ExceptionInfo[PluginError], record: str, cause: type[BaseException]) -> None:
+        assert str(error.value) == f"plugin 'used' (used-dist 3.0): {record}: {cause.__name__}: no luck"
+        assert type(error.value.__cause__) is cause
+
+    @pytest.mark.parametrize("name", ["failing", "inheriting", "made"])
+    @pytest.mark.parametrize("cause", [ValueError, RuntimeError, GeneratorExit, SystemExit])
+    def test_method(self, manager: PluginManager, model: nn.Module, name: str, cause: type[BaseException]) -> None:
+        method = manager.get("method", name).resolve()(model)
+        assert type(method) is (Inheriting if name == "inheriting" else Failing)
+        with pytest.raises(PluginError) as error:
+            method.attribute(torch.zeros(1, 3), cause)
+        self.check(error, f"method {name!r}", cause)
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, torch.cuda.OutOfMemoryError])
+    def test_what_is_nobodys_fault(self, manager: PluginManager, model: nn.Module, error: type[BaseException]) -> None:
+        with pytest.raises(error):
+            manager.create("method", "failing", model).attribute(torch.zeros(1, 3), error)
+
+    def test_metric_and_model(self, manager: PluginManager) -> None:
+        for kind in ("metric", "model"):
+            with pytest.raises(PluginError) as error:
+                manager.get(kind, "failing").resolve()(1, 2)
+            self.check(error, f"{kind} 'failing'", OverflowError)
+            with pytest.raises(PluginError) as error:
+                manager.create(kind, "failing", None, None, None)
+            self.check(error, f"{kind} 'failing'", OverflowError)
+
+    def test_gate(self, manager: PluginManager, model: nn.Module) -> None:
+        with pytest.raises(PluginError) as error:
+            LearnedPropagation(model, gate="distant").attribute(torch.ones(2, 3), target=0, n_steps=0)
+        self.check(error, "gate 'distant'", ZeroDivisionError)
+
+    def test_composite(self, manager: PluginManager, model: nn.Module) -> None:
+        with pytest.raises(PluginError) as error:
+            RuleSet.build(model, torch.ones(2, 3), composite="crooked", gate="position")
+        self.check(error, "composite 'crooked'", LookupError)
+
+    def test_objective(self, manager: PluginManager) -> None:
+        with pytest.raises(PluginError) as error:
+            manager.create("objective", "margin")(torch.zeros(2))
+        self.check(error, "objective 'margin'", ArithmeticError)
+
+    def test_nothing(self, manager: PluginManager) -> None:
+        with pytest.raises(PluginError, match=r"plugin 'used' .*: metric 'nothing': it made nothing"):
+            manager.create("metric", "nothing")
+
+    def test_an_option_that_does_not_exist_is_the_callers_mistake(
+        self, manager: PluginManager, model: nn.Module
+    ) -> None:
+        with pytest.raises(TypeError, match="widht"):
+            manager.create("objective", "margin", widht=2)
+        with pytest.raises(RuleError, match="Distant does not take colour"):
+            RuleSet.build(model, torch.ones(2, 3), gate="distant", gate_options={"colour": 1})
+
+    def test_classes_stay_what_they_are(self, manager: PluginManager, model: nn.Module) -> None:
+        method = manager.create("method", "failing", model)
+        assert inspect.signature(method.attribute).parameters.keys() == {"inputs", "error"}
+        assert type(pickle.loads(pickle.dumps(method))) is Failing
+        assert type(copy.deepcopy(method)) is Failing
+        assert pickle.loads(pickle.dumps(manager.get("metric", "failing").resolve()))._label.endswith("'failing'")
+        assert manager.get("method", "foreign").resolve() is Saliency
+        assert not hasattr(Saliency.attribute, "_learnprop_original")
+
+    def test_a_second_manager_names_the_plugin_once(self, manager: PluginManager, model: nn.Module) -> None:
+        again = PluginManager(strict=True)
+        again.register(UsedPlugin(), "other")
+        with pytest.raises(PluginError) as error:
+            again.create("method", "failing", model).attribute(torch.zeros(1, 3))
+        assert str(error.value) == "plugin 'other': method 'failing': ValueError: no luck"
+
+    def test_our_own_parts_are_not_wrapped(self, site: Path, model: nn.Module) -> None:
+        saliency = PluginManager.discover(strict=True).get("method", "saliency")
+        assert saliency.resolve() is Saliency
+        with pytest.raises(IndexError):
+            saliency.make(model).attribute(torch.zeros(1, 3, requires_grad=True), target=9)
+
+
+def gate_class(**parts: object) -> type:
+    return type("Gated", (Gate,), {"make_parameters": lambda self, shape: None, **parts})
+
+
+def composite_class(**parts: object) -> type:
+    return type("Composed", (Composite,), parts)
+
+
+def raising(*args: object, **options: object) -> None:
+    raise RuntimeError("out of order")
+
+
+class TestBroken:
+    """A factory that cannot be what its record says is named before anybody uses it."""
+
+    FAULTS: ClassVar[dict[str, tuple[str, object, str]]] = {
+        "no gate class": ("gate", lambda *_, **__: None, "<lambda> is no gate; name a class derived from"),
+        "another class": ("gate", nn.ReLU, "torch.nn.modules.activation.ReLU is no gate"),
+        "a gate that is none": ("gate", gate_class(__new__=lambda *_, **__: None), "it makes no gate but None"),
+        "a gate that fails": ("gate", gate_class(make_parameters=raising), "any of the shapes .*: RuntimeError: out"),
+        "a gate of another name": ("gate", gate_class(name="other"), "calls itself 'other'"),
+        "no composite class": ("composite", lambda: None, "<lambda> is no composite; name a class derived from"),
+        "a composite with arguments": (
+            "composite",
+            composite_class(__init__=lambda self, low: None),
+            "'low'; a compos",
+        ),
+        "a composite that fails": ("composite", composite_class(__init__=raising), "without arguments: RuntimeError"),
+        "a composite that is none": ("composite", composite_class(__new__=lambda *_: 3), "it makes no composite but 3"),
+        "a method without a model": ("method", lambda: None, "a method is made from the model"),
+        "a method without attribute": ("method", nn.Flatten, r"Flatten has no attribute\(\)"),
+        "a method without target": ("method", Failing, r"attribute\(\) of .*Failing takes no target="),
+        "a metric without arguments": ("metric", lambda: 0.0, "takes no argument"),
+        "a model with too few": ("model", lambda name: None, r"factory\(argument, weights, checkpoint\)"),
+        "a model class": ("model", type("Net", (nn.Module,), {"__init__": lambda self: None}), "a model is made by"),
+        "an objective class": (
+            "objective",
+            Saliency,
+            "is no term, nor an objective like Agreement: it has no __call__",
+        ),
+        "not to be imported": ("metric", "no_such_package:x", "cannot import 'no_such_package:x'"),
+    }
+
+    @staticmethod
+    def registered(kind: str, factory: object, *, strict: bool = False) -> PluginManager:
+        record = specs.RECORD_TYPES[kind]
+        broken = record("thing", factory, "x")  # type: ignore[arg-type]
+        plugin = type("Plugin", (), {record.hook: staticmethod(hookimpl(lambda: [broken]))})
+        manager = PluginManager(strict=strict)
+        manager.register(plugin(), "mine", owner="mine-dist", version="2.0")
+        return manager
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_is_named_with_its_reason(self, fault: str) -> None:
+        kind, factory, reason = self.FAULTS[fault]
+        manager = self.registered(kind, factory)
+        named = rf"{kind} 'thing' of plugin 'mine' \(mine-dist 2.0\) was left out: .*{reason}"
+        before = torch.get_rng_state()
+        with pytest.warns(PluginWarning, match=named):
+            manager.check()
+        assert torch.equal(torch.get_rng_state(), before)
+        assert manager.available(kind) == {}
+        (record,) = status_of(manager, "mine")["records"]
+        assert record["status"] == "failed"
+        assert re.search(reason, record["error"])
+        with pytest.raises(PluginError, match=named):
+            self.registered(kind, factory, strict=True).check()
+
+    @pytest.mark.parametrize("fault", [fault for fault, (kind, *_) in FAULTS.items() if kind in ("gate", "composite")])
+    def test_is_not_installed(self, registries: None, fault: str) -> None:
+        kind, factory, reason = self.FAULTS[fault]
+        manager = self.registered(kind, factory)
+        with pytest.warns(PluginWarning, match=reason):
+            manager.install()
+        assert manager.available(kind) == {}
+
+    @pytest.mark.parametrize(
+        ("kind", "factory"),
+        [
+            ("gate", gate_class()),
+            ("gate", gate_class(name="thing")),
+            (
+                "gate",
+                gate_class(make_parameters=lambda self, shape: 1 / (self.start == "deconvnet" and len(shape) == 3)),
+            ),
+            ("composite", composite_class()),
+            ("method", Saliency),
+            ("method", lambda model, **options: Saliency(model)),
+            ("metric", "math:sqrt"),
+            ("model", lambda *_: nn.ReLU()),
+            ("objective", Margin),
+            ("objective", lambda: Margin()),
+        ],
+    )
+    def test_what_can_be_used_stays(self, kind: str, factory: object) -> None:
+        manager = self.registered(kind, factory, strict=True)
+        manager.check()
+        assert status_of(manager, "mine")["status"] == "ok"
+
+    def test_the_example_plugin_is_fine(self, site: Path) -> None:
+        install_project(EXAMPLE, site)
+        manager = PluginManager.discover(strict=True)
+        manager.check()
+        assert {plugin["status"] for plugin in manager.info()} == {"ok"}
+
+    def test_a_plugin_to_leave_out_that_does_not_exist(self, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_distribution(site, "good-dist", {"good": "good_plugin"}, {"good_plugin": GOOD})
+        monkeypatch.setenv("CAPTUM_LEARNPROP_DISABLE_PLUGINS", "godo")
+        discover_with_warning("names 'godo', which is not an installed plugin; did you mean 'good'")

@@ -135,7 +135,8 @@ class RuleSet:
             RuleError: If there is no site at all.
         """
         nodes = self._composite.unreached(output)
-        self._coverage = Coverage.of(model, self._sites, self._gates, nodes, self._composite.why_unreached)
+        coverage = Coverage.of(model, self._sites, self._gates, nodes, self._composite.why_unreached)
+        self._coverage = self._composite.reviewed(model, coverage)
         if not self._sites:
             raise RuleError(
                 f"{type(model).__name__} has no site: its forward pass called no activation that a rule of "

@@ -161,6 +161,9 @@ _FUNCTIONALS: dict[Any, _Functional] = {
     F.hardsigmoid: _Functional(nn.Hardsigmoid, ("inplace",)),
     F.hardtanh: _Functional(nn.Hardtanh, ("min_val", "max_val", "inplace")),
     F.hardtanh_: _Functional(nn.Hardtanh, ("min_val", "max_val"), inplace=True),
+    F.prelu: _Functional(nn.PReLU, ("weight",)),
+    torch.prelu: _Functional(nn.PReLU, ("weight",)),
+    Tensor.prelu: _Functional(nn.PReLU, ("weight",)),
     F.softplus: _Functional(nn.Softplus, ("beta", "threshold")),
     torch.tanh: _Functional(nn.Tanh),
     Tensor.tanh: _Functional(nn.Tanh),
@@ -380,6 +383,7 @@ class SiteTracker(Canonizer):
 
     def stand_in(self, kind: type[nn.Module], arguments: dict[str, Any], inplace: bool) -> tuple[nn.Module, bool]:
         """The module standing in for a functional call here, and whether it honours ``inplace`` itself."""
+        weight = arguments.pop("weight", None)  # of F.prelu: the one of this call
         path = f"{self._stack[-1][0]}.{_child_name(kind, arguments)}".lstrip(".")
         key = f"{path} in place" if inplace else path
         if key not in self._stand_ins:
@@ -393,6 +397,8 @@ class SiteTracker(Canonizer):
             if handle is not None:
                 self._handles.append(handle)
         child = self._stand_ins[key]
+        if weight is not None:
+            vars(child)["weight"] = weight
         return child, bool(getattr(child, "inplace", False))
 
     def _run_root(self, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,126 @@
+"""Completeness: through which functions of a forward pass DeepLIFT's contributions add up, and which have no such rule.
+
+Contributions add up through linear functions by their own gradient, and through the functions of this package by their
+rules. All else in the autograd graph is named here, for the coverage and for warnings.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ._compat import function_of_node, tree_flatten
+
+INCOMPLETE = "out of reach: contributions do not add up"
+"""How reasons begin."""
+
+# Autograd nodes of functions that are linear in all that depends on the input, taken together. (Their gradient is their
+# chord.) An index or a mask that depends on the input is not seen.
+_LINEAR = frozenset((
+    "AccumulateGrad", "Add", "Sub", "RsubScalar", "Rsub", "Neg", "Sum", "Nansum", "Mean", "Cumsum", "Logcumsumexp",
+    "View", "UnsafeView", "ReshapeAlias", "Alias", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand",
+    "Repeat", "RepeatInterleave", "SelfRepeatInterleave", "Cat", "Stack", "Split", "SplitWithSizes", "SafeSplit",
+    "Chunk", "Unbind", "Select", "SelectScatter", "Slice", "SliceScatter", "Narrow", "Index", "IndexSelect", "IndexAdd",
+    "IndexCopy", "IndexFill", "IndexPut", "Scatter", "ScatterAdd", "Gather", "Take", "TakeAlongDim", "MaskedSelect",
+    "MaskedScatter", "MaskedFill", "Where", "Clone", "Copy", "ToCopy", "Flip", "Roll", "Rot90", "AsStrided",
+    "Unfold", "Im2Col", "Col2Im", "Diagonal", "DiagonalScatter", "DiagEmbed", "Trace", "Tril", "Triu", "Movedim",
+    "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "ReplicationPad1D", "ReplicationPad2D",
+    "ReplicationPad3D", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle", "NativeChannelShuffle", "MeanVar",
+    "AvgPool1D", "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool1D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D",
+    "MkldnnAdaptiveAvgPool2D", "Embedding", "EmbeddingBag", "NativeDropout", "FusedDropout", "GridSampler2D",
+    "GridSampler3D", "FftC2C", "FftC2R", "FftR2C", "ViewAsReal", "ViewAsComplex", "Real", "Imag", "Complex", "Conj",
+    "ResolveConj", "Fill", "Zero", "Detach", "Copys", "CopySlices", "CopyBackwards", "ToSparse", "Contiguous",
+    "UpsampleLinear1D", "UpsampleBilinear2D", "UpsampleBilinear2DAa", "UpsampleBicubic2D", "UpsampleBicubic2DAa",
+    "UpsampleTrilinear3D", "UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleNearestExact1D",
+    "UpsampleNearestExact2D", "UpsampleNearestExact3D", "LiftFresh", "ViewAs", "SplitCopy", "NestedTensorFromTensorList",
+    "Float", "Double", "Half", "Bfloat16", "To",
+)) - {"Logcumsumexp", "MeanVar", "Copys"}  # fmt: skip
+# Linear in each operand: complete if only one of them depends on the input.
+_MULTILINEAR = frozenset((
+    "Mul", "Mm", "Bmm", "Mv", "Dot", "Vdot", "Ger", "Addmm", "Addmv", "Addbmm", "Baddbmm", "Addr", "Addcmul", "Linear",
+    "Matmul", "Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution", "SlowConv3D", "Thnn2D",
+    "ConvDepthwise2D", "ConvDepthwise3D", "SlowConvTranspose2D", "SlowConvTranspose3D", "Trilinear", "Kron",
+    "LinalgCross", "MkldnnLinear", "LinalgVecdot", "SparseMm", "MiopenConvolution", "Lerp",
+))  # fmt: skip
+_BATCH_NORMS = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "BatchNormWithUpdate")
+
+
+def incomplete_nodes(output: Any) -> dict[str, int]:
+    """Count the autograd nodes above ``output`` that depend on the input and have no complete rule, by name.
+
+    Args:
+        output: Tensor with an autograd graph, or a container of them; anything else counts nothing.
+    """
+    counts: Counter[str] = Counter()
+    for node, parents in _nodes_from_input(output):
+        if not _is_complete(node, parents):
+            counts[_plain(node)] += 1
+    return dict(counts)
+
+
+def _plain(node: Any) -> str:
+    """A node's function: ``"Exp"`` of ``"ExpBackward0"``."""
+    name = str(node.name()).split("::")[-1]
+    return name if name in _LINEAR else name.rstrip("0123456789").removesuffix("Backward")
+
+
+def _is_complete(node: Any, parents: list[bool]) -> bool:
+    function = function_of_node(node)
+    if function is not None:
+        return function.__module__.startswith(("zennit_rules.", "zennit."))
+    name = _plain(node)
+    if name in _MULTILINEAR:
+        return sum(parents) == 1
+    if name == "Div":
+        return not any(parents[1:]) and getattr(node, "_saved_rounding_mode", None) is None
+    if name in _BATCH_NORMS:
+        return not getattr(node, "_saved_training", True)
+    return name in _LINEAR
+
+
+def _nodes_from_input(output: Any) -> list[tuple[Any, list[bool]]]:
+    """Nodes that depend on something that is no parameter, and which of their edges do."""
+    children: dict[Any, list[Any]] = {}
+    todo: list[tuple[Any, Any]] = [(x.grad_fn, None) for x in tree_flatten(output)[0] if isinstance(x, Tensor)]
+    while todo:
+        node, child = todo.pop()
+        if node is None:
+            continue
+        if node not in children:
+            children[node] = []
+            todo.extend((parent, node) for parent, _ in node.next_functions)
+        if child is not None:
+            children[node].append(child)
+    starts = [node for node in children if not isinstance(getattr(node, "variable", nn.Parameter()), nn.Parameter)]
+    depends: set[Any] = set()
+    while starts:
+        node = starts.pop()
+        if node not in depends:
+            depends.add(node)
+            starts.extend(children[node])
+    return [(node, [parent in depends for parent, _ in node.next_functions]) for node in depends]
+
+
+def why_incomplete(node: str) -> str:
+    """Reason why an autograd node of `incomplete_nodes` is one."""
+    if node in _MULTILINEAR or node == "Div":
+        return f"{INCOMPLETE}: a product that no rule sees (scripted or C++ code, or inside another function)"
+    if node in _BATCH_NORMS:
+        return f"{INCOMPLETE}: a batch norm in training mode mixes samples; call model.eval()"
+    return f"{INCOMPLETE}: no complete rule is known, it keeps its own gradient"
+
+
+def incompleteness(model: str, nodes: Mapping[str, int]) -> str:
+    """What to tell about a model with such nodes."""
+    said = ", ".join(f"{count} x {name}" for name, count in nodes.items())
+    return (
+        f"DeepLIFT has no complete rule for these functions of {model}: {said}. Their own gradient takes its place, so "
+        "contributions do not add up to the change of the output: LearnedDeepLift.attribute(..., "
+        "return_convergence_delta=True) tells by how much, normalize=True makes up for it"
+    )
+
+
+__all__ = ["INCOMPLETE", "incomplete_nodes", "incompleteness", "why_incomplete"]

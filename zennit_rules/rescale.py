@@ -10,6 +10,7 @@ Source: Shrikumar, Greenside and Kundaje, "Learning Important Features Through P
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -305,6 +306,23 @@ def logarithmic_mean(u: Tensor, u0: Tensor) -> Tensor:
     return torch.where(known, torch.maximum(u, u0).exp() * share, torch.zeros_like(u))
 
 
+def _balanced(multipliers: Tensor, share: Tensor, dim: int) -> Tensor:
+    """Multipliers that add up to 0, without what rounding left of their sum: a shift of large logits multiplies it.
+
+    They are put on a common grid, so that the layers before can add them up in any order without rounding again.
+    """
+    left = multipliers - share * multipliers.sum(dim, keepdim=True)
+    if torch.finfo(left.dtype).eps > 1e-6:
+        return left  # the grid of half precision is too coarse
+    digits = -int(math.log2(torch.finfo(left.dtype).eps)) - 2
+    with torch.no_grad():
+        step = torch.ldexp(torch.ones_like(left), torch.frexp(left.abs().amax(dim, keepdim=True)).exponent - digits)
+        grid = (left / step).round() * step
+        most = share.argmax(dim, keepdim=True)
+        grid = grid.scatter_add(dim, most, -grid.sum(dim, keepdim=True))
+    return left + (grid - left).detach()
+
+
 class RescaleSoftmaxCall(ReferenceCall):
     """A call of softmax or log-softmax."""
 
@@ -333,8 +351,10 @@ class RescaleSoftmaxCall(ReferenceCall):
         total = weight.sum(self.dim, keepdim=True)
         share = weight / torch.where(total > 0, total, torch.ones_like(total))
         if self.log:
-            return g - share * g.sum(self.dim, keepdim=True)
-        return weight * (g - (share * g).sum(self.dim, keepdim=True))
+            passed = g - share * g.sum(self.dim, keepdim=True)
+        else:
+            passed = weight * (g - (share * g).sum(self.dim, keepdim=True))
+        return _balanced(passed, share, self.dim)
 
 
 class _SoftmaxHook(SiteHook):

@@ -128,6 +128,11 @@ class LearnedDeepLift(LearnedComposite):
         return {**options, "baseline": float(baseline)}
 
     @property
+    def has_rules_for_something(self) -> bool:
+        """Whether a site or another function with a rule was called."""
+        return bool(self.rules.sites) or self._functions.used
+
+    @property
     def baseline(self) -> float:
         """The number that stands for arguments without a baseline of their own."""
         return float(self.rules.config.get("rule_options", self.default_options)["baseline"])

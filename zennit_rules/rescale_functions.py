@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._compat import DisableTorchFunction, tree_flatten, tree_unflatten
+from ._compat import DisableTorchFunction, one_gradient_at_a_time, tree_flatten, tree_unflatten
 from .changes import Change, layer_norm_of, normalized, sigmoid_of
 from .hook import MARKER
 from .relevance import depends_on_input
@@ -136,6 +136,7 @@ class _Rescaled(torch.autograd.Function):
         return tuple(out)
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         """Multipliers of the operands that depend on the input, and the gradient of others."""
         call, tensors = ctx.call, ctx.saved_tensors[:-1]
@@ -479,12 +480,16 @@ class FunctionRules:
         name_call: Names the call of a function that is being made, from the function's name.
         references: Where the reference pass leaves operands.
         active: Asked in the backward pass whether the rules count; if not, the gradient flows.
+
+    Attributes:
+        used: Whether a call had a rule.
     """
 
     def __init__(
         self, name_call: Callable[[str], str], references: References, active: Callable[[], bool]
     ) -> None:
         self._name_call, self._references, self._active = name_call, references, active
+        self.used = False
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The value of a call, or NotImplemented if the function has no rule, or needs none here.
@@ -519,6 +524,7 @@ class FunctionRules:
         call.rule = _rule_of(known, call)
         if call.rule is None:
             return NotImplemented
+        self.used = True
         call.active, call.eps = self._active, self._references.eps
         if not known.inplace:
             return call.run()

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ._compat import Canonizer, RemovableHandleList, in_backward, unsupported_model
+from ._compat import Canonizer, RemovableHandleList, active_transform, in_backward, unsupported_model
 from .errors import RuleError
 from .interpose import Interposed, has_own_forward, interpose
 
@@ -406,6 +406,7 @@ class SiteTracker(Canonizer):
             if self._thread != get_ident():
                 raise RuleError("rules are applied to a model that two threads run at once; give each thread a copy")
             return call_next(*args, **kwargs)
+        _refuse_transforms()
         self._thread = get_ident()
         self._calls.clear()
         self._channel_last.clear()
@@ -436,6 +437,16 @@ class SiteTracker(Canonizer):
         if isinstance(out, Tensor) and (isinstance(module, nn.Linear) or type(module) is nn.LayerNorm):
             self._channel_last[id(out)] = weakref.ref(out)
         return out
+
+
+def _refuse_transforms() -> None:
+    """Rules live in the backward pass of autograd, which transforms of functions do not run, or not as it is."""
+    transform = active_transform() if torch.is_grad_enabled() else None
+    if transform is not None:
+        raise RuleError(
+            f"rules do not work under {transform}: they need torch.autograd.grad or backward, outside of torch.func.grad, "
+            "vmap, jacrev, jvp and the like (torch.autograd.functional.jacobian works, and so does is_grads_batched=True)"
+        )
 
 
 _served: ContextVar[frozenset[int]] = ContextVar("_served", default=frozenset())

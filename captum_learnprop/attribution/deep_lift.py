@@ -216,8 +216,10 @@ class LearnedDeepLift(GradientAttribution):
                 return tuple(m.detach() for m in composite.finish(maps, leaves))
             output = self.forward_func(*leaves, *additional)
             selected = finite(select(output, target))
-            missed = incomplete_nodes(output) if warn else {}
-            if missed:
+            missed = incomplete_nodes(output)
+            if missed and not composite.has_rules_for_something:
+                composite.rules.close(self.model, output)  # which says that there is no site
+            if missed and warn:
                 warnings.warn(incompleteness(type(self.model).__name__, missed), RuleWarning, stacklevel=4)
             (seed,) = torch.autograd.grad(selected.sum(), output, retain_graph=True)
             return propagate(composite, output, leaves, seed, create_graph=create_graph)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LearnpropError", "PluginError", "PluginWarning", "TargetError"]
+__all__ = ["LearnpropError", "PluginError", "PluginWarning", "PropagationRuleError", "TargetError"]
 
 
 class LearnpropError(ValueError):
@@ -11,6 +11,10 @@ class LearnpropError(ValueError):
 
 class TargetError(LearnpropError, AssertionError, IndexError):
     """A target does not fit the model's output; also what captum raises in its place."""
+
+
+class PropagationRuleError(LearnpropError, TypeError):
+    """A ``module.rule`` is none that LRP knows; also what captum raises in its place."""
 
 
 class PluginError(LearnpropError):

@@ -9,11 +9,10 @@ rules but that of the softmax, and of products with one, conserve relevance, up 
 * a *product* of two operands gives half to each (the uniform rule of Achtibat et al., AttnLRP, ICML 2024,
   https://arxiv.org/abs/2402.05602); one that was broadcast is a gate and gets none, nor does a divisor (Arras et al.,
   2017, https://arxiv.org/abs/1706.07206);
-* a *normalisation* and an *element-wise* function pass it on unchanged;
+* a *normalisation*, an *element-wise* function and *dropout* in training mode pass it on unchanged;
 * a *softmax* takes ``R_i = x_i (R_i - y_i sum_j R_j)`` (AttnLRP), which does not conserve.
 
-An operand that does not depend on the model's input (a weight, a constant) gets none. Dropout has no rule: in training
-mode relevance passes it by the plain gradient.
+An operand that does not depend on the model's input (a weight, a constant) gets none.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ._compat import DisableTorchFunction, function_of_node, tree_flatten, tree_unflatten
 from .contributions import stabilized
+from .draws import Draws
 
 Signals = list[Tensor | None]
 Rule = Callable[["RelevanceCall", tuple[Tensor, ...], Tensor], Signals]
@@ -68,6 +69,7 @@ class RelevanceCall:
         self._leaves = [None if i in self._at else leaf for i, leaf in enumerate(leaves)]
         self._func, self.rule, self.active, self.stabilizer = func, rule, active, stabilizer
         self._statistics = func in _UPDATING
+        self.draws = Draws() if func in _DRAWING else None
 
     def run(self) -> Tensor:
         """The function's own value, which passes relevance on."""
@@ -76,14 +78,14 @@ class RelevanceCall:
         return out
 
     def value(self, operands: Sequence[Tensor], *, again: bool = False) -> Tensor:
-        """The function of other operands; ``again`` leaves running statistics as they are."""
+        """The function of other operands; ``again`` leaves running statistics as they are, and draws the same mask."""
         leaves = list(self._leaves)
         for i, operand in zip(self._at, operands, strict=True):
             leaves[i] = operand
         args, kwargs = tree_unflatten(leaves, self._spec)
         if again and self._statistics:
             args, kwargs = _without_update(self._func, args, kwargs)
-        with DisableTorchFunction():
+        with DisableTorchFunction(), nullcontext() if self.draws is None or not again else self.draws.again():
             out: Tensor = self._func(*args, **kwargs)
         return out
 
@@ -167,6 +169,9 @@ _ELEMENT_WISE = (
     "log1p", "sqrt", "rsqrt", "square", "reciprocal", "pow", "__pow__", "__rpow__", "__neg__", "__abs__", "erf", "sin",
     "cos", "atan",
 )  # fmt: skip
+_DROPOUT = (
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
+)  # fmt: skip
 _SHARED = (
     "sum", "mean", "cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
     "adaptive_avg_pool3d", "interpolate", "fold",
@@ -185,7 +190,7 @@ class _Handled:
     """A function that has a rule.
 
     Attributes:
-        family: One of "pass", "share", "plus", "minus", "reversed", "times", "over", "matrix", "softmax".
+        family: One of "pass", "share", "plus", "minus", "reversed", "times", "over", "matrix", "softmax", "dropout".
         beside: The function that computes the same beside its operand.
         inplace: Whether this one writes into its operand.
     """
@@ -211,7 +216,7 @@ def _spellings(name: str) -> Iterator[tuple[Any, Any, bool]]:
 def _table() -> dict[Any, _Handled]:
     families = {
         "pass": _ELEMENT_WISE, "share": _SHARED, "plus": _PLUS, "minus": _MINUS, "reversed": _MINUS_REVERSED,
-        "times": _TIMES, "over": _OVER, "matrix": _MATRIX, "softmax": ("softmax",),
+        "times": _TIMES, "over": _OVER, "matrix": _MATRIX, "softmax": ("softmax",), "dropout": _DROPOUT,
     }  # fmt: skip
     table = {function: _Handled("pass", function) for function in _NORMALISATIONS}
     for family, names in families.items():
@@ -222,6 +227,7 @@ def _table() -> dict[Any, _Handled]:
 
 
 _HANDLED = _table()
+_DRAWING = frozenset(known.beside for known in _HANDLED.values() if known.family == "dropout")
 
 
 # Of the first and the second operand of a sum, given alpha.
@@ -290,6 +296,9 @@ def _rule_of(family: str, call: RelevanceCall, args: tuple[Any, ...], kwargs: di
     if family == "softmax":
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         return None if dim is None else _softmax(dim)
+    if family == "dropout":
+        training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
+        return _pass if training else None
     call.takes = _takers(family, call.takes, [operand.shape for operand in call.operands])
     return _pass
 

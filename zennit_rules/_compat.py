@@ -65,9 +65,7 @@ def one_gradient_at_a_time(backward: Callable[..., Any]) -> Callable[..., Any]:
         torch._C._vmapmode_decrement_nesting()
         apart = [torch._remove_batch_dim(g, level, 1, 0) if b else g for g, b in zip(signals, batched, strict=True)]
         count = next(len(g) for g, b in zip(apart, batched, strict=True) if b)
-        rows = [
-            wrapped(ctx, *(g[i] if b else g for g, b in zip(apart, batched, strict=True))) for i in range(count)
-        ]
+        rows = [wrapped(ctx, *(g[i] if b else g for g, b in zip(apart, batched, strict=True))) for i in range(count)]
         rows = [row if isinstance(row, tuple) else (row,) for row in rows]
         return tuple(
             None if column[0] is None else torch._add_batch_dim(torch.stack(column), 0, level)

@@ -1,4 +1,4 @@
-"""Changes between a reference and an input, and what functions make of them: the parts that DeepLIFT's norms consist of.
+"""Changes between a reference and an input, and what functions make of them: what DeepLIFT's norms consist of.
 
 A `Change` holds a value, its reference, and a *step*, a linear image of the steps that it started with. Each function
 maps steps so that a step ``x - x0`` becomes ``f(x) - f(x0)`` exactly: the way back is then a complete rescale rule.
@@ -63,13 +63,30 @@ def inverse_root_of(change: Change) -> Change:
     return change.through(torch.rsqrt, -1 / (root * root0 * (root + root0)))
 
 
-def sigmoid_of(change: Change) -> Change:
-    """The sigmoid; its chord is that of tanh, which loses no digits: ``(s - s0) / (x - x0)``."""
-    s, s0 = torch.sigmoid(change.value), torch.sigmoid(change.reference)
+def _chord(change: Change, ends: tuple[Tensor, Tensor], slope: Tensor) -> Tensor:
+    """Slope between the two ends of a function of a change; the given one where there is no difference."""
     difference = change.value - change.reference
     near = difference.abs() <= change.eps
-    slope = torch.where(near, s * (1 - s), (s - s0) / torch.where(near, torch.ones_like(difference), difference))
-    return Change(s, s0, change.step * slope, change.eps)
+    return torch.where(near, slope, (ends[0] - ends[1]) / torch.where(near, torch.ones_like(difference), difference))
+
+
+def sigmoid_of(change: Change) -> Change:
+    """The sigmoid."""
+    s, s0 = torch.sigmoid(change.value), torch.sigmoid(change.reference)
+    return Change(s, s0, change.step * _chord(change, (s, s0), s * (1 - s)), change.eps)
+
+
+def _floored(change: Change, least: float) -> Change:
+    """At least ``least``."""
+    above, above0 = change.value.clamp_min(least), change.reference.clamp_min(least)
+    slope = (change.value >= least).to(above.dtype)
+    return Change(above, above0, change.step * _chord(change, (above, above0), slope), change.eps)
+
+
+def _root_of(change: Change) -> Change:
+    """The root of values that are not negative; at 0 it has no slope, and none is taken."""
+    ends = [torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0) for x in (change.value, change.reference)]
+    return Change(ends[0], ends[1], change.step * _inverse(ends[0] + ends[1]), change.eps)
 
 
 def layer_norm_of(change: Change, dims: int, eps: float, *, centred: bool = True) -> Change:
@@ -84,17 +101,8 @@ def layer_norm_of(change: Change, dims: int, eps: float, *, centred: bool = True
 
 def normalized(change: Change, dim: Any, eps: float) -> Change:
     """Divided by its Euclidean norm along a dimension, or by ``eps`` if that is more."""
-    square = change.times(change).map(lambda x: x.sum(dim, keepdim=True))
-    # The root of 0 has no slope that a second derivative could use, so none is taken there.
-    roots = [torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0) for x in (square.value, square.reference)]
-    length = Change(roots[0], roots[1], square.step * _inverse(roots[0] + roots[1]), change.eps)
-    floors = [x.clamp_min(eps) for x in roots]
-    difference = roots[0] - roots[1]
-    near = difference.abs() <= change.eps
-    inner = (roots[0] >= eps).to(difference.dtype)
-    slope = torch.where(near, inner, (floors[0] - floors[1]) / torch.where(near, torch.ones_like(near, dtype=difference.dtype), difference))
-    inverse = Change(1 / floors[0], 1 / floors[1], -length.step * slope / (floors[0] * floors[1]), change.eps)
-    return change.times(inverse)
+    length = _floored(_root_of(change.times(change).map(lambda x: x.sum(dim, keepdim=True))), eps)
+    return change.times(length.through(torch.reciprocal, -1 / (length.value * length.reference)))
 
 
 __all__ = ["Change", "inverse_root_of", "layer_norm_of", "normalized", "sigmoid_of"]

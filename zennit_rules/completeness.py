@@ -17,33 +17,32 @@ from ._compat import function_of_node, tree_flatten
 INCOMPLETE = "out of reach: contributions do not add up"
 """How reasons begin."""
 
-# Autograd nodes of functions that are linear in all that depends on the input, taken together. (Their gradient is their
-# chord.) An index or a mask that depends on the input is not seen.
+# Autograd nodes of functions that are linear in all that depends on the input, taken together: their gradient is their
+# chord. An index or a mask that depends on the input is not seen.
 _LINEAR = frozenset((
-    "AccumulateGrad", "Add", "Sub", "RsubScalar", "Rsub", "Neg", "Sum", "Nansum", "Mean", "Cumsum", "Logcumsumexp",
+    "AccumulateGrad", "Add", "Sub", "Rsub", "Neg", "Sum", "Nansum", "Mean", "Cumsum", "Trace", "Fill", "Zero",
     "View", "UnsafeView", "ReshapeAlias", "Alias", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand",
     "Repeat", "RepeatInterleave", "SelfRepeatInterleave", "Cat", "Stack", "Split", "SplitWithSizes", "SafeSplit",
     "Chunk", "Unbind", "Select", "SelectScatter", "Slice", "SliceScatter", "Narrow", "Index", "IndexSelect", "IndexAdd",
     "IndexCopy", "IndexFill", "IndexPut", "Scatter", "ScatterAdd", "Gather", "Take", "TakeAlongDim", "MaskedSelect",
-    "MaskedScatter", "MaskedFill", "Where", "Clone", "Copy", "ToCopy", "Flip", "Roll", "Rot90", "AsStrided",
-    "Unfold", "Im2Col", "Col2Im", "Diagonal", "DiagonalScatter", "DiagEmbed", "Trace", "Tril", "Triu", "Movedim",
-    "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "ReplicationPad1D", "ReplicationPad2D",
-    "ReplicationPad3D", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle", "NativeChannelShuffle", "MeanVar",
+    "MaskedScatter", "MaskedFill", "Where", "Clone", "Copy", "ToCopy", "CopySlices", "CopyBackwards", "Flip", "Roll",
+    "Rot90", "AsStrided", "Unfold", "Im2Col", "Col2Im", "Diagonal", "DiagonalScatter", "DiagEmbed", "Tril", "Triu",
+    "Movedim", "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "ReplicationPad1D",
+    "ReplicationPad2D", "ReplicationPad3D", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle", "NativeChannelShuffle",
     "AvgPool1D", "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool1D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D",
-    "MkldnnAdaptiveAvgPool2D", "Embedding", "EmbeddingBag", "NativeDropout", "FusedDropout", "GridSampler2D",
-    "GridSampler3D", "FftC2C", "FftC2R", "FftR2C", "ViewAsReal", "ViewAsComplex", "Real", "Imag", "Complex", "Conj",
-    "ResolveConj", "Fill", "Zero", "Detach", "Copys", "CopySlices", "CopyBackwards", "ToSparse", "Contiguous",
-    "UpsampleLinear1D", "UpsampleBilinear2D", "UpsampleBilinear2DAa", "UpsampleBicubic2D", "UpsampleBicubic2DAa",
-    "UpsampleTrilinear3D", "UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleNearestExact1D",
-    "UpsampleNearestExact2D", "UpsampleNearestExact3D", "LiftFresh", "ViewAs", "SplitCopy", "NestedTensorFromTensorList",
-    "Float", "Double", "Half", "Bfloat16", "To",
-)) - {"Logcumsumexp", "MeanVar", "Copys"}  # fmt: skip
+    "MkldnnAdaptiveAvgPool2D", "Embedding", "EmbeddingBag", "NativeDropout", "FusedDropout", "FftC2C", "FftC2R",
+    "FftR2C", "Complex", "ViewAsReal", "ViewAsComplex", "Real", "Imag", "Conj", "ResolveConj",
+    "UpsampleLinear1D",
+    "UpsampleBilinear2D", "UpsampleBilinear2DAa", "UpsampleBicubic2D", "UpsampleBicubic2DAa", "UpsampleTrilinear3D",
+    "UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleNearestExact1D", "UpsampleNearestExact2D",
+    "UpsampleNearestExact3D",
+))  # fmt: skip
 # Linear in each operand: complete if only one of them depends on the input.
 _MULTILINEAR = frozenset((
     "Mul", "Mm", "Bmm", "Mv", "Dot", "Vdot", "Ger", "Addmm", "Addmv", "Addbmm", "Baddbmm", "Addr", "Addcmul", "Linear",
-    "Matmul", "Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution", "SlowConv3D", "Thnn2D",
-    "ConvDepthwise2D", "ConvDepthwise3D", "SlowConvTranspose2D", "SlowConvTranspose3D", "Trilinear", "Kron",
-    "LinalgCross", "MkldnnLinear", "LinalgVecdot", "SparseMm", "MiopenConvolution", "Lerp",
+    "Matmul", "Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution", "MiopenConvolution",
+    "SlowConv3D", "ThnnConv2D", "ConvDepthwise2D", "ConvDepthwise3D", "SlowConvTranspose2D", "SlowConvTranspose3D",
+    "Trilinear", "Kron", "LinalgCross", "LinalgVecdot", "MkldnnLinear", "GridSampler2D", "GridSampler3D", "Lerp",
 ))  # fmt: skip
 _BATCH_NORMS = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "BatchNormWithUpdate")
 
@@ -72,6 +71,8 @@ def _is_complete(node: Any, parents: list[bool]) -> bool:
     if function is not None:
         return function.__module__.startswith(("zennit_rules.", "zennit."))
     name = _plain(node)
+    if name.startswith("GridSampler"):
+        return not any(parents[1:])  # the grid, which says where to look
     if name in _MULTILINEAR:
         return sum(parents) == 1
     if name == "Div":

@@ -88,8 +88,12 @@ class LearnedDeepLift(LearnedComposite):
         self.references = References(self.tracker.call_site, EPS)
         self._flow = Hook()
         self.functional_hooks.add(self._flow)
-        self._functions = FunctionRules(self.tracker.call_of, self.references, lambda: self._flow.active)
+        self._functions = FunctionRules(self.tracker.call_of, self.references, self.flowing)
         self.tracker.on_call = self._call
+
+    def flowing(self) -> bool:
+        """Whether the rules of functions count in a backward pass, instead of the gradient."""
+        return bool(self._flow.active)
 
     def register(self, module: nn.Module) -> None:
         """See `LearnedComposite.register`."""

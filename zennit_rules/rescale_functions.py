@@ -61,7 +61,7 @@ class FunctionCall:
         self.references: tuple[Tensor | None, ...] | None = None
         self.name, self.eps = "", 0.0
         self.rule: Rule | None = None
-        self.active: Callable[[], bool] = lambda: True
+        self.active: Callable[[], bool] = bool
 
     def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of the function, with other tensors."""
@@ -244,8 +244,7 @@ def _root(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Ten
     apart = (total > 0) & (middle > 0)
     factor = torch.where(apart, 2 * middle / torch.where(apart, total, torch.ones_like(total)), 0.0)
     # Without a middle the gradient is none that torch could tell: it is that of a tip, and counts nothing.
-    away = [torch.where(x.isfinite(), x, 0.0) if x is not None else None for x in call.pull(between, g * factor)]
-    return away
+    return [None if x is None else torch.where(x.isfinite(), x, 0.0) for x in call.pull(between, g * factor)]
 
 
 def _quotient(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor) -> Signals:
@@ -260,7 +259,8 @@ def _quotient(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple
 def _numbers(call: FunctionCall, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
     """Numerator and denominator."""
     args, kwargs = call.arguments(tensors)
-    return tuple((*args, *kwargs.values())[:2])  # type: ignore[return-value]
+    a, b = (*args, *kwargs.values())[:2]
+    return a, b
 
 
 def _extremum(
@@ -311,7 +311,7 @@ def _logsumexp(call: FunctionCall, tensors: tuple[Tensor, ...], references: tupl
     return [g * weight / torch.where(total > 0, total, torch.ones_like(total))]
 
 
-def _made_of(written: Callable[..., Change | None]) -> Rule:
+def _made_of(written: Callable[..., Change]) -> Rule:
     """A function that is made of others: the way from a change of its operands to that of its value, transposed."""
 
     def rule(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor) -> Signals:
@@ -326,7 +326,6 @@ def _made_of(written: Callable[..., Change | None]) -> Rule:
             ]
             args, kwargs = call.arguments(changes)
             found = written(*args, **kwargs)
-            assert found is not None
             takers = [step for step in steps if step is not None]
             left = iter(torch.autograd.grad(found.step, takers, g, create_graph=again, allow_unused=True))
         return [None if step is None else next(left) for step in steps]
@@ -343,9 +342,7 @@ def _layer_norm(
     return layer_norm_of(input, len(normalized_shape), eps).scaled(weight)
 
 
-def _rms_norm(
-    input: Change, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None
-) -> Change:
+def _rms_norm(input: Change, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Change:
     eps = torch.finfo(input.value.dtype).eps if eps is None else eps
     return layer_norm_of(input, len(normalized_shape), eps, centred=False).scaled(weight)
 
@@ -371,14 +368,14 @@ def _normalize(input: Change, p: float = 2.0, dim: int = 1, eps: float = 1e-12, 
 
 
 def _cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Change:
-    a, b = (normalized(x, dim, eps) if isinstance(x, Change) else F.normalize(x, 2.0, dim, eps) for x in (x1, x2))
-    product = a.times(b) if isinstance(a, Change) else b.times(a)
-    return product.map(lambda x: x.sum(dim))
+    a, b = (x1, x2) if isinstance(x1, Change) else (x2, x1)
+    other = normalized(b, dim, eps) if isinstance(b, Change) else F.normalize(b, 2.0, dim, eps)
+    return normalized(a, dim, eps).times(other).map(lambda x: x.sum(dim))
 
 
 def _glu(input: Change, dim: int = -1) -> Change:
-    a, b = (input.map(lambda x, i=i: x.chunk(2, dim)[i]) for i in range(2))
-    return a.times(sigmoid_of(b))
+    value, gate = input.map(lambda x: x.chunk(2, dim)[0]), input.map(lambda x: x.chunk(2, dim)[1])
+    return value.times(sigmoid_of(gate))
 
 
 # -- which function has which rule -----------------------------------------------------------------------------------
@@ -410,7 +407,7 @@ _HIGHEST = (
 )  # fmt: skip
 _LOWEST = ("amin", "min", "minimum", "fmin", "cummin")
 _CHOICES = ("where", "masked_fill")
-_MADE = {
+_MADE: dict[str, Callable[..., Change]] = {
     "layer_norm": _layer_norm, "rms_norm": _rms_norm, "group_norm": _group_norm, "instance_norm": _instance_norm,
     "normalize": _normalize, "cosine_similarity": _cosine_similarity, "glu": _glu,
 }  # fmt: skip
@@ -485,9 +482,7 @@ class FunctionRules:
         used: Whether a call had a rule.
     """
 
-    def __init__(
-        self, name_call: Callable[[str], str], references: References, active: Callable[[], bool]
-    ) -> None:
+    def __init__(self, name_call: Callable[[str], str], references: References, active: Callable[[], bool]) -> None:
         self._name_call, self._references, self._active = name_call, references, active
         self.used = False
 
@@ -568,7 +563,7 @@ def _over(known: _Known, call: FunctionCall) -> Rule | None:
     if _others_changed(call):
         return _chords if sum(call.depends) == 1 else _quotient
     below = args[0] if known.family == "reversed" else (*args, *kwargs.values())[1]
-    if not (isinstance(below, Tensor) and any(x is below and d for x, d in zip(call.tensors, call.depends, strict=True))):
+    if not any(x is below and takes for x, takes in zip(call.tensors, call.depends, strict=True)):
         return None
     return _chords if known.family == "reversed" else _quotient
 

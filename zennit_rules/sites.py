@@ -444,8 +444,9 @@ def _refuse_transforms() -> None:
     transform = active_transform() if torch.is_grad_enabled() else None
     if transform is not None:
         raise RuleError(
-            f"rules do not work under {transform}: they need torch.autograd.grad or backward, outside of torch.func.grad, "
-            "vmap, jacrev, jvp and the like (torch.autograd.functional.jacobian works, and so does is_grads_batched=True)"
+            f"rules do not work under {transform}: they need torch.autograd.grad or backward, outside of "
+            "torch.func.grad, vmap, jacrev, jvp and the like (torch.autograd.functional.jacobian works, and so does "
+            "is_grads_batched=True)"
         )
 
 

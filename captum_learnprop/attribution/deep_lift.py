@@ -40,9 +40,9 @@ class LearnedDeepLift(GradientAttribution):
     and max-pool rules depend on the rest of the batch. Here all of these are sites with a complete rule. With
     ``rules`` their gates weigh the multipliers (see `zennit_rules.LearnedDeepLift`).
 
-    Products of activations, quotients, attention, norms, maxima, ``exp``, ``clamp`` and many more have complete rules too
-    (see `zennit_rules.rescale_functions`), and dropout of a model in training mode takes the same mask for the baseline.
-    A function without one keeps its gradient, as in captum, and a warning names it. The convergence delta tells by how
+    Products of activations, quotients, attention, norms, maxima, ``exp``, ``clamp`` and many more have complete rules
+    (see `zennit_rules.rescale_functions`), and dropout in training mode takes the same mask for the baseline. A
+    function without one keeps its gradient, as in captum, and a warning names it. The convergence delta tells by how
     much; ``normalize=True`` makes up for it, and for what trained gates add or take.
 
     Warning:

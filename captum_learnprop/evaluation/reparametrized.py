@@ -1,8 +1,8 @@
 """Layers whose weight is made of other tensors: weight norm, spectral norm, orthogonal and other parametrizations.
 
 Torch has two forms. `torch.nn.utils.parametrize` keeps raw tensors in a module of their own and inverts them where it
-can; the older ``torch.nn.utils.weight_norm`` and ``spectral_norm`` put a hook on the layer that sets its weight, a plain
-attribute, before each forward pass.
+can; the older ``torch.nn.utils.weight_norm`` and ``spectral_norm`` put a hook on the layer, which sets its weight, a
+plain attribute, before each forward pass.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ITERATIONS = 20
 
 
 def copied(module: Module) -> Module:
-    """A deep copy; a weight that the last forward pass computed, which torch refuses to copy, becomes a plain tensor."""
+    """A deep copy; a weight that a forward pass computed, which torch refuses to copy, becomes a plain tensor."""
     memo: dict[int, object] = {}
     for part in module.modules():
         for value in vars(part).values():
@@ -35,8 +35,7 @@ def copied(module: Module) -> Module:
 
 def made_of_others(module: nn.Module) -> tuple[str, ...]:
     """Names of the tensors of a module that are computed from others."""
-    new = tuple(module.parametrizations) if parametrize.is_parametrized(module) else ()
-    return (*new, *(hook.name for hook in _hooks(module)))
+    return (*_parametrizations(module), *(hook.name for hook in _hooks(module)))
 
 
 def raw_names(module: nn.Module) -> frozenset[str]:
@@ -57,9 +56,9 @@ def plain_copy(module: Module) -> Module:
         remove = nn.utils.remove_weight_norm if isinstance(hook, WeightNorm) else nn.utils.remove_spectral_norm
         remove(plain, hook.name)
     if parametrize.is_parametrized(module):
-        values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+        values = {name: getattr(module, name).detach().clone() for name in _parametrizations(module)}
         # Torch's own way back takes the properties off the class, which the copy shares with the user's module.
-        plain.__class__ = parametrize.type_before_parametrizations(module)  # type: ignore[assignment]
+        plain.__class__ = parametrize.type_before_parametrizations(module)
         del plain._modules["parametrizations"]
         for name, value in values.items():
             plain.register_parameter(name, nn.Parameter(value))
@@ -77,7 +76,7 @@ def assign(module: nn.Module, name: str, value: Tensor, generator: torch.Generat
     if hook is not None:
         _assign_raw(module, hook, value)
         return
-    parts: nn.Module = module.parametrizations[name]  # type: ignore[index]
+    parts = _parametrizations(module)[name]
     modes = {part: part.training for part in parts.modules()}
     try:
         setattr(module, name, value)
@@ -103,6 +102,12 @@ def _assign_raw(module: nn.Module, hook: WeightNorm | SpectralNorm, value: Tenso
     for _ in range(ITERATIONS):
         weight = hook.compute_weight(module, do_power_iteration=True)
     setattr(module, hook.name, weight)
+
+
+def _parametrizations(module: nn.Module) -> dict[str, nn.Module]:
+    return (
+        dict(module.get_submodule("parametrizations").named_children()) if parametrize.is_parametrized(module) else {}
+    )
 
 
 def _hooks(module: nn.Module) -> Iterator[WeightNorm | SpectralNorm]:

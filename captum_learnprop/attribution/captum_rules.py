@@ -100,8 +100,9 @@ def check_rule(name: str, rule: Any) -> None:
         PropagationRuleError: Naming the module.
     """
     if type(rule) not in KNOWN:
+        said = type(rule).__name__ if isinstance(rule, PropagationRule) else repr(rule)
         raise PropagationRuleError(
-            f"module {name!r} has the rule {rule!r} of type {type(rule).__name__}; LearnedLRP knows captum's own: "
+            f"module {name!r} has the rule {said}; LearnedLRP knows captum's own: "
             f"{', '.join(known.__name__ for known in KNOWN)}"
         )
 

@@ -1,4 +1,4 @@
-"""Everything that leans on non-public names of captum; each has a test of its own."""
+"""Everything that leans on non-public names of captum or torch; each has a test of its own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from captum.attr._core.lrp import SUPPORTED_LAYERS_WITH_RULES, SUPPORTED_NON_LIN
 from captum.attr._utils.common import _call_custom_attribution_func
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, GammaRule, IdentityRule, PropagationRule
 from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 
 class IdleRule(PropagationRule):
@@ -52,6 +54,8 @@ __all__ = [
     "IdentityRule",
     "IdleRule",
     "PropagationRule",
+    "SpectralNorm",
+    "WeightNorm",
     "_call_custom_attribution_func",
     "_format_additional_forward_args",
     "_format_output",

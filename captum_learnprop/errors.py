@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["LearnpropError", "PluginError", "PluginWarning", "TargetError", "did_you_mean"]
+__all__ = ["LearnpropError", "PluginError", "PluginWarning", "PropagationRuleError", "TargetError", "did_you_mean"]
 
 
 class LearnpropError(ValueError):
@@ -14,6 +14,10 @@ class LearnpropError(ValueError):
 
 class TargetError(LearnpropError, AssertionError, IndexError):
     """A target does not fit the model's output; also what captum raises in its place."""
+
+
+class PropagationRuleError(LearnpropError, TypeError):
+    """A ``module.rule`` is none that LRP knows; also what captum raises in its place."""
 
 
 class PluginError(LearnpropError):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 try:
@@ -44,6 +47,39 @@ def zennit_hooks(module: torch.nn.Module) -> list[Hook]:
     return [owner for owner in owners if isinstance(owner, Hook)]
 
 
+def active_transform() -> str | None:
+    """What of ``torch.func`` or forward-mode AD is running in this thread; None for plain autograd."""
+    interpreter = torch._C._functorch.peek_interpreter_stack()
+    if interpreter is not None:
+        return f"torch.func ({interpreter.key().name.lower()})"
+    return "forward-mode AD" if forward_ad._current_level >= 0 else None
+
+
+def one_gradient_at_a_time(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Backward pass of a custom Function that takes batched gradients (``is_grads_batched=True``) one by one.
+
+    Rules look at whole signals (percentiles, sums, indices), which ``vmap`` has no way for.
+    """
+
+    @wraps(backward)
+    def wrapped(ctx: Any, *signals: Any) -> Any:
+        batched = [torch._C._functorch.is_legacy_batchedtensor(g) for g in signals]
+        if not any(batched):
+            return backward(ctx, *signals)
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        apart = [torch._remove_batch_dim(g, level, 1, 0) if b else g for g, b in zip(signals, batched, strict=True)]
+        count = next(len(g) for g, b in zip(apart, batched, strict=True) if b)
+        rows = [wrapped(ctx, *(g[i] if b else g for g, b in zip(apart, batched, strict=True))) for i in range(count)]
+        rows = [row if isinstance(row, tuple) else (row,) for row in rows]
+        return tuple(
+            None if column[0] is None else torch._add_batch_dim(torch.stack(column), 0, level)
+            for column in zip(*rows, strict=True)
+        )
+
+    return wrapped
+
+
 def unsupported_model(model: torch.nn.Module) -> str | None:
     """Tell why hooks cannot work on ``model``, or None if they can."""
     if hasattr(model, "_orig_mod"):
@@ -67,8 +103,10 @@ __all__ = [
     "NamedMergeBatchNorm",
     "RemovableHandle",
     "RemovableHandleList",
+    "active_transform",
     "function_of_node",
     "in_backward",
+    "one_gradient_at_a_time",
     "shape_of_node",
     "tree_flatten",
     "tree_unflatten",

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ._compat import one_gradient_at_a_time
 from .gates import ScaledGate
 from .hook import MARKER, SiteCall, SiteHook
 from .sites import PIECEWISE_LINEAR, ElementWise, activation_function
@@ -33,6 +34,7 @@ class GatedSite(torch.autograd.Function):
         return out
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         """The rule's signal."""
         return ctx.call.propagate(ctx.saved_tensors[:-1], g), None, None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import fingerprint
 from ._compat import COMPOSITES, Canonizer, Hook, LayerMapComposite, RemovableHandle, RemovableHandleList
 from .activation import LearnedActivation
-from .coverage import LinearWork, unreached_nodes, why_unreached
+from .coverage import Coverage, LinearWork, unreached_nodes, why_unreached
 from .dependence import Inputs
 from .errors import RuleError
 from .gates import STARTS, gate_class
@@ -172,6 +172,11 @@ class LearnedComposite(LayerMapComposite):
     def why_unreached(cls, node: str) -> str:
         """Reason why such a node has no rule."""
         return why_unreached(node)
+
+    @classmethod
+    def reviewed(cls, model: nn.Module, coverage: Coverage) -> Coverage:
+        """The composite's last word on its coverage of a model: it may know better, or warn."""
+        return coverage
 
     def start_signal(self, output: Tensor, seed: Tensor) -> Tensor:
         """What the backward pass starts with, so that positive attributions speak for ``sum(output * seed)``."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,8 +14,12 @@ from torch import Tensor, nn
 
 from ._compat import Canonizer, Hook
 from .buffers import buffers_kept
+from .completeness import INCOMPLETE, incomplete_nodes, incompleteness, why_incomplete
 from .composites import LearnedComposite
-from .errors import RuleError
+from .coverage import Coverage
+from .dependence import Inputs
+from .draws import Draws
+from .errors import RuleError, RuleWarning
 from .gates import PlainGate
 from .interpose import Interposed, interpose
 from .registry import register_composite
@@ -29,7 +33,9 @@ from .rescale import (
     in_reference_pass,
     reference_pass,
 )
+from .rescale_functions import FunctionRules
 from .sites import ACTIVATION_TYPES, POOLING_TYPES, Site
+from .written_attention import ATTENTION, attention_of
 
 Baseline = Tensor | float
 
@@ -40,6 +46,9 @@ _SOFTMAX: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.log_softmax: (nn.LogSoftmax, ("input", "dim", "_stacklevel", "dtype")),
     torch.log_softmax: (nn.LogSoftmax, ("input", "dim", "dtype")),
     Tensor.log_softmax: (nn.LogSoftmax, ("input", "dim", "dtype")),
+    F.softmin: (nn.Softmax, ("input", "dim", "_stacklevel", "dtype")),
+    torch.special.softmax: (nn.Softmax, ("input", "dim", "dtype")),
+    torch.special.log_softmax: (nn.LogSoftmax, ("input", "dim", "dtype")),
 }
 
 
@@ -49,9 +58,11 @@ class LearnedDeepLift(LearnedComposite):
     Before each forward pass of the model on an input, it runs it on the baseline, without gradient and with the other
     arguments unchanged, so that each site knows its reference. Activations get a `LearnedRescale`, max-pools a
     `RescaleMaxPool`, softmax and log-softmax a `RescaleSoftmax`; functional, reused and in-place calls count like any.
+    Products of signals, attention, norms, maxima and other functions follow `rescale_functions`; where no complete rule
+    exists, `RuleSet.build` warns and the coverage names it.
 
     `zennit_rules.attribute`, and what builds on it, yields contributions: multipliers times ``input - baseline``. At
-    the start they add up to the difference of the outputs, if the model is made of linear layers and sites. A plain
+    the start they add up to the difference of the outputs, but for functions without a complete rule. A plain
     gradient, as by zennit's ``Gradient(model, composite)``, yields the multipliers themselves.
 
     Args:
@@ -76,7 +87,19 @@ class LearnedDeepLift(LearnedComposite):
         self.baselines: Baseline | tuple[Baseline, ...] | None = None
         self.multiply_by_inputs = True
         self.references = References(self.tracker.call_site, EPS)
-        self.tracker.on_call = self._softmax
+        self._flow = Hook()
+        self.functional_hooks.add(self._flow)
+        self._functions = FunctionRules(self.tracker.call_of, self.references, self.flowing)
+        self.tracker.on_call = self._call
+
+    def flowing(self) -> bool:
+        """Whether the rules of functions count in a backward pass, instead of the gradient."""
+        return bool(self._flow.active)
+
+    def register(self, module: nn.Module) -> None:
+        """See `LearnedComposite.register`."""
+        self._flow.active = True
+        super().register(module)
 
     def around(self) -> list[Canonizer]:
         """The run on the baseline, around what counts the calls."""
@@ -108,6 +131,11 @@ class LearnedDeepLift(LearnedComposite):
                 "attribute baselines"
             )
         return {**options, "baseline": float(baseline)}
+
+    @property
+    def has_rules_for_something(self) -> bool:
+        """Whether a site or another function with a rule was called."""
+        return bool(self.rules.sites) or self._functions.used
 
     @property
     def baseline(self) -> float:
@@ -163,17 +191,61 @@ class LearnedDeepLift(LearnedComposite):
             )
         return [*self.baselines_of(inputs), *args[count:]], dict(kwargs)
 
+    @classmethod
+    def unreached(cls, output: Any, inputs: Inputs = None) -> dict[str, int]:
+        """Number of autograd nodes by name through which contributions do not add up."""
+        return incomplete_nodes(output, inputs)
+
+    @classmethod
+    def why_unreached(cls, node: str) -> str:
+        """See `LearnedComposite.why_unreached`."""
+        return why_incomplete(node)
+
+    @classmethod
+    def reviewed(cls, model: nn.Module, coverage: Coverage) -> Coverage:
+        """See `LearnedComposite.reviewed`; what the graph does not name has a rule, whichever module called it."""
+        rows = tuple(row for row in coverage.rows if not row.reason.startswith(("not element-wise", "random slope")))
+        missed = {row.function: int(row.name.split()[0]) for row in rows if row.reason.startswith(INCOMPLETE)}
+        if missed:
+            warnings.warn(incompleteness(type(model).__name__, missed), RuleWarning, stacklevel=4)
+        return Coverage(rows)
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function that is no site by itself."""
+        if func in _SOFTMAX:
+            return self._softmax(func, args, kwargs)
+        if func in ATTENTION:
+            return self._attention(func, args, kwargs)
+        return self._functions(func, args, kwargs)
+
     def _softmax(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A functional softmax, called as a module that rules find."""
-        known, names = _SOFTMAX.get(func, (None, ()))
-        if known is None:
-            return NotImplemented
+        kind, names = _SOFTMAX[func]
         given = dict(zip(names, args, strict=False)) | kwargs
         z = given.get("input")
-        if not isinstance(z, Tensor) or not z.is_floating_point() or given.get("dtype") not in (None, z.dtype):
+        if not isinstance(z, Tensor) or given.get("out") is not None:
             return NotImplemented
-        child, _ = self.tracker.stand_in(known, {"dim": given.get("dim")}, False)
-        return child(z)
+        z = z if given.get("dtype") is None else z.to(given["dtype"])
+        if not z.is_floating_point():
+            return NotImplemented
+        child, _ = self.tracker.stand_in(kind, {"dim": given.get("dim")}, False)
+        return child(-z if func is F.softmin else z)
+
+    def _attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Attention in one call, written out in products and a softmax that have rules."""
+
+        def softmax(scores: Tensor) -> Tensor:
+            out: Tensor = self._softmax(torch.softmax, (scores, -1), {})
+            return out
+
+        def product(a: Tensor, b: Tensor) -> Tensor:
+            out = self._functions(torch.matmul, (a, b), {})
+            return torch.matmul(a, b) if out is NotImplemented else out
+
+        try:
+            return attention_of(func, args, kwargs, softmax, product)
+        except RuleError:  # an option that is not written out: its nodes are in the coverage
+            return NotImplemented
 
 
 def _differentiable(value: Any) -> bool:
@@ -236,7 +308,7 @@ class _ReferenceRun(Canonizer):
             self.composite.references.clear()
             baseline = self.composite.at_baseline(args, kwargs) if torch.is_grad_enabled() else None
             if baseline is not None:
-                with reference_pass(), buffers_kept(root), _draws_kept(root):
+                with reference_pass(), buffers_kept(root), Draws().again():
                     call_next(*baseline[0], **baseline[1])
             out = call_next(*args, **kwargs)
             self._check_way()
@@ -253,16 +325,6 @@ class _ReferenceRun(Canonizer):
                 f"the baseline went through site {more[0]!r} ({len(more)} such sites), the input did not: "
                 "give a baseline that takes the same way through the model"
             )
-
-
-@contextmanager
-def _draws_kept(root: nn.Module) -> Iterator[None]:
-    """Let dropout of a model in training mode draw the same again."""
-    if not any(module.training for module in root.modules()):
-        yield
-        return
-    with torch.random.fork_rng():
-        yield
 
 
 register_composite(LearnedDeepLift.name, LearnedDeepLift)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._compat import one_gradient_at_a_time
 from .errors import RuleError
 from .hook import MARKER, GateProvider, SiteCall, SiteHook
 from .sites import POOLING_TYPES, is_pooling
@@ -116,6 +117,7 @@ class GatedPool(torch.autograd.Function):
         return out
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         """The rule's signal."""
         return ctx.call.propagate(ctx.saved_tensors[:-1], g), None

@@ -9,11 +9,10 @@ rules but that of the softmax, and of products with one, conserve relevance, up 
 * a *product* of two operands gives half to each (the uniform rule of Achtibat et al., AttnLRP, ICML 2024,
   https://arxiv.org/abs/2402.05602); one that was broadcast is a gate and gets none, nor does a divisor (Arras et al.,
   2017, https://arxiv.org/abs/1706.07206);
-* a *normalisation* and an *element-wise* function pass it on unchanged;
+* a *normalisation*, an *element-wise* function and *dropout* in training mode pass it on unchanged;
 * a *softmax* takes ``R_i = x_i (R_i - y_i sum_j R_j)`` (AttnLRP), which does not conserve.
 
-An operand that does not depend on the model's input (a weight, a constant) gets none. Dropout has no rule: in training
-mode relevance passes it by the plain gradient.
+An operand that does not depend on the model's input (a weight, a constant) gets none.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ._compat import DisableTorchFunction, function_of_node, tree_flatten, tree_unflatten
 from .contributions import stabilized
 from .dependence import Inputs, after_pass, depends_on_input
+from .draws import Draws
 
 Signals = list[Tensor | None]
 Rule = Callable[["RelevanceCall", tuple[Tensor, ...], Tensor], Signals]
@@ -76,6 +77,7 @@ class RelevanceCall:
         self._shapes = [leaf.shape if isinstance(leaf, Tensor) else None for leaf in leaves]
         self.name = str(getattr(func, "__name__", "function")).strip("_")
         self._statistics = func in _UPDATING
+        self.draws = Draws() if func in _DRAWING else None
 
     def run(self) -> Tensor:
         """The function's own value, which passes relevance on."""
@@ -84,14 +86,14 @@ class RelevanceCall:
         return out
 
     def value(self, operands: Sequence[Tensor], *, again: bool = False) -> Tensor:
-        """The function of other operands; ``again`` leaves running statistics as they are."""
+        """The function of other operands; ``again`` leaves running statistics as they are, and draws the same mask."""
         leaves = list(self._leaves)
         for i, operand in zip(self._at, operands, strict=True):
             leaves[i] = operand
         args, kwargs = tree_unflatten(leaves, self._spec)
         if again and self._statistics:
             args, kwargs = _without_update(self._func, args, kwargs)
-        with DisableTorchFunction():
+        with DisableTorchFunction(), nullcontext() if self.draws is None or not again else self.draws.again():
             out: Tensor = self._func(*args, **kwargs)
         return out
 
@@ -185,6 +187,9 @@ _ELEMENT_WISE = (
     "log1p", "sqrt", "rsqrt", "square", "reciprocal", "pow", "__pow__", "__rpow__", "__neg__", "__abs__", "erf", "sin",
     "cos", "atan",
 )  # fmt: skip
+_DROPOUT = (
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
+)  # fmt: skip
 _SHARED = (
     "sum", "mean", "cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
     "adaptive_avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d", "interpolate", "fold", "embedding_bag",
@@ -207,7 +212,7 @@ class _Handled:
 
     Attributes:
         family: One of "pass", "share", "plus", "minus", "reversed", "times", "over", "matrix", "dynamic" (a linear
-            function whose weights are a signal too), "softmax".
+            function whose weights are a signal too), "softmax", "dropout".
         beside: The function that computes the same beside its operand.
         inplace: Whether this one writes into its operand.
     """
@@ -234,6 +239,7 @@ def _table() -> dict[Any, _Handled]:
     families = {
         "pass": _ELEMENT_WISE, "share": _SHARED, "plus": _PLUS, "minus": _MINUS, "reversed": _MINUS_REVERSED,
         "times": _TIMES, "over": _OVER, "matrix": _MATRIX, "dynamic": _DYNAMIC, "softmax": ("softmax",),
+        "dropout": _DROPOUT,
     }  # fmt: skip
     table = {function: _Handled("pass", function) for function in _NORMALISATIONS}
     for family, names in families.items():
@@ -245,6 +251,7 @@ def _table() -> dict[Any, _Handled]:
 
 
 _HANDLED = _table()
+_DRAWING = frozenset(known.beside for known in _HANDLED.values() if known.family == "dropout")
 
 PRODUCTS = frozenset(function for function, handled in _HANDLED.items() if handled.family == "matrix")
 """Matrix products, which have a rule for two operands that depend on the input."""
@@ -319,6 +326,9 @@ def _rule_of(family: str, call: RelevanceCall, args: tuple[Any, ...], kwargs: di
     if family == "softmax":
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         return None if dim is None else _softmax(dim)
+    if family == "dropout":
+        training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
+        return _pass if training else None
     call.takes = _takers(family, call.takes, [operand.shape for operand in call.operands])
     return _pass
 

@@ -10,6 +10,7 @@ Source: Shrikumar, Greenside and Kundaje, "Learning Important Features Through P
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -72,16 +73,24 @@ class References:
         self.eps = eps
         self._name_call = name_call
         self._seen: dict[str, Tensor] = {}
+        self._operands: dict[str, tuple[Tensor | None, ...]] = {}
         self._pass: object | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Sites that have one."""
-        return tuple(self._seen)
+        """Sites and calls of functions that have one."""
+        return (*self._seen, *self._operands)
 
     def clear(self) -> None:
         """Forget them."""
         self._seen.clear()
+        self._operands.clear()
+
+    def _begin(self) -> None:
+        """Forget them at the first note of another reference pass."""
+        if self._pass is not _pass.get():
+            self.clear()
+            self._pass = _pass.get()
 
     def note(self, module: nn.Module, z: Tensor) -> None:
         """Remember the pre-activation of a call in a reference pass.
@@ -89,9 +98,7 @@ class References:
         Raises:
             RuleError: For a second call of a module whose calls nobody names.
         """
-        if self._pass is not _pass.get():
-            self._seen.clear()
-            self._pass = _pass.get()
+        self._begin()
         if self._name_call is None and self._seen:
             raise RuleError(
                 f"a forward pass calls this {type(module).__name__} more than once, and a rule that stands on its own "
@@ -117,6 +124,40 @@ class References:
             )
         return found
 
+    def note_call(self, name: str, tensors: tuple[Tensor, ...]) -> None:
+        """Remember the tensors of a function's call in a reference pass; parameters are the same in both passes."""
+        self._begin()
+        self._operands[name] = tuple(None if isinstance(x, nn.Parameter) else x.detach().clone() for x in tensors)
+
+    def find_call(self, name: str, tensors: tuple[Tensor, ...]) -> tuple[Tensor | None, ...] | None:
+        """References of the tensors of a function's call; None if there are none.
+
+        Raises:
+            RuleError: If they have other shapes.
+        """
+        found = self._operands.get(name)
+        if found is None:
+            return None
+        shapes, shapes0 = ([tuple(x.shape) for x in some if x is not None] for some in (
+            [x for x, x0 in zip(tensors, found, strict=False) if x0 is not None], found
+        ))  # fmt: skip
+        if len(found) != len(tensors) or shapes != shapes0:
+            raise RuleError(
+                f"at {name!r} the function is called with tensors of shapes {shapes} for the input, {shapes0} for the "
+                "baseline: give a baseline that takes the same way through the model"
+            )
+        return found
+
+    @staticmethod
+    def missing(name: str) -> RuleError:
+        """What is wrong where a site has no reference."""
+        return RuleError(
+            f"site {name!r} has no reference: the model was not run on a baseline before, or that did not "
+            "come here. The composite LearnedDeepLift does it if an argument of the model requires grad, or if its "
+            "attribute baselines is set; a rule that stands on its own needs "
+            "`with reference_pass(): model(baseline)` inside the composite's context"
+        )
+
 
 class ReferenceCall(SiteCall):
     """A call that is compared with that of the baseline."""
@@ -131,12 +172,7 @@ class ReferenceCall(SiteCall):
             RuleError: If the baseline did not come here.
         """
         if self.reference is None:
-            raise RuleError(
-                f"site {self.name!r} has no reference: the model was not run on a baseline before, or that did not "
-                "come here. The composite LearnedDeepLift does it if an argument of the model requires grad, or if its "
-                "attribute baselines is set; a rule that stands on its own needs "
-                "`with reference_pass(): model(baseline)` inside the composite's context"
-            )
+            raise References.missing(self.name)
         return self.reference.expand_as(z)
 
     def difference(self, z: Tensor, z0: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,7 +294,7 @@ class RescaleMaxPool(ReferenceHook, LearnedMaxPool):
 # -- softmax ---------------------------------------------------------------------------------------------------------
 
 
-def _logarithmic_mean(u: Tensor, u0: Tensor) -> Tensor:
+def logarithmic_mean(u: Tensor, u0: Tensor) -> Tensor:
     """``(exp(u) - exp(u0)) / (u - u0)``, continued by ``exp(u)`` where both are equal; 0 where one is ``-inf``."""
     known = u.isfinite() & u0.isfinite()
     u, u0 = (torch.where(known, v, torch.zeros_like(v)) for v in (u, u0))
@@ -268,6 +304,23 @@ def _logarithmic_mean(u: Tensor, u0: Tensor) -> Tensor:
     series = 1 - distance / 2 * (1 - distance / 3 * (1 - distance / 4 * (1 - distance / 5)))
     share = torch.where(close, series, -torch.expm1(-apart) / apart)
     return torch.where(known, torch.maximum(u, u0).exp() * share, torch.zeros_like(u))
+
+
+def _balanced(multipliers: Tensor, share: Tensor, dim: int) -> Tensor:
+    """Multipliers that add up to 0, without what rounding left of their sum: a shift of large logits multiplies it.
+
+    They are put on a common grid, so that the layers before can add them up in any order without rounding again.
+    """
+    left = multipliers - share * multipliers.sum(dim, keepdim=True)
+    if torch.finfo(left.dtype).eps > 1e-6:
+        return left  # the grid of half precision is too coarse
+    digits = -int(math.log2(torch.finfo(left.dtype).eps)) - 2
+    with torch.no_grad():
+        step = torch.ldexp(torch.ones_like(left), torch.frexp(left.abs().amax(dim, keepdim=True)).exponent - digits)
+        grid = (left / step).round() * step
+        most = share.argmax(dim, keepdim=True)
+        grid = grid.scatter_add(dim, most, -grid.sum(dim, keepdim=True))
+    return left + (grid - left).detach()
 
 
 class RescaleSoftmaxCall(ReferenceCall):
@@ -294,12 +347,14 @@ class RescaleSoftmaxCall(ReferenceCall):
         With ``u = log softmax(z)`` and ``L = (p - p0) / (u - u0)``: ``p - p0 = L (u - u0)``, and since ``p`` and ``p0``
         add up to 1, ``u - u0 = (z - z0) - sum(L (z - z0)) / sum(L)``. At ``z = z0``, ``L = p``: the gradient.
         """
-        weight = _logarithmic_mean(torch.log_softmax(z, self.dim), torch.log_softmax(z0, self.dim))
+        weight = logarithmic_mean(torch.log_softmax(z, self.dim), torch.log_softmax(z0, self.dim))
         total = weight.sum(self.dim, keepdim=True)
         share = weight / torch.where(total > 0, total, torch.ones_like(total))
         if self.log:
-            return g - share * g.sum(self.dim, keepdim=True)
-        return weight * (g - (share * g).sum(self.dim, keepdim=True))
+            passed = g - share * g.sum(self.dim, keepdim=True)
+        else:
+            passed = weight * (g - (share * g).sum(self.dim, keepdim=True))
+        return _balanced(passed, share, self.dim)
 
 
 class _SoftmaxHook(SiteHook):

@@ -138,7 +138,8 @@ class RuleSet:
         inputs = None if inputs is None else tuple(inputs)
         nodes = self._composite.unreached(output, inputs)
         work = self._composite.work(output, inputs)
-        self._coverage = Coverage.of(model, self._sites, self._gates, nodes, self._composite.why_unreached, work)
+        coverage = Coverage.of(model, self._sites, self._gates, nodes, self._composite.why_unreached, work)
+        self._coverage = self._composite.reviewed(model, coverage)
         if not self._sites:
             raise RuleError(
                 f"{type(model).__name__} has no site: its forward pass called no activation that a rule of "

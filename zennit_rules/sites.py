@@ -26,7 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ._compat import Canonizer, RemovableHandleList, in_backward, unsupported_model, zennit_hooks
+from ._compat import (
+    Canonizer,
+    RemovableHandleList,
+    active_transform,
+    in_backward,
+    unsupported_model,
+    zennit_hooks,
+)
 from .dependence import current, forward_pass
 from .errors import RuleError
 from .interpose import Interposed, has_own_forward, interpose
@@ -164,6 +171,9 @@ _FUNCTIONALS: dict[Any, _Functional] = {
     F.hardsigmoid: _Functional(nn.Hardsigmoid, ("inplace",)),
     F.hardtanh: _Functional(nn.Hardtanh, ("min_val", "max_val", "inplace")),
     F.hardtanh_: _Functional(nn.Hardtanh, ("min_val", "max_val"), inplace=True),
+    F.prelu: _Functional(nn.PReLU, ("weight",)),
+    torch.prelu: _Functional(nn.PReLU, ("weight",)),
+    Tensor.prelu: _Functional(nn.PReLU, ("weight",)),
     F.softplus: _Functional(nn.Softplus, ("beta", "threshold")),
     torch.tanh: _Functional(nn.Tanh),
     Tensor.tanh: _Functional(nn.Tanh),
@@ -431,6 +441,7 @@ class SiteTracker(Canonizer):
 
     def stand_in(self, kind: type[nn.Module], arguments: dict[str, Any], inplace: bool) -> tuple[nn.Module, bool]:
         """The module standing in for a functional call here, and whether it honours ``inplace`` itself."""
+        weight = arguments.pop("weight", None)  # of F.prelu: the one of this call
         path = f"{self._stack[-1].path}.{_child_name(kind, arguments)}".lstrip(".")
         key = f"{path} in place" if inplace else path
         if key not in self._stand_ins:
@@ -444,6 +455,8 @@ class SiteTracker(Canonizer):
             if handle is not None:
                 self._handles.append(handle)
         child = self._stand_ins[key]
+        if weight is not None:
+            vars(child)["weight"] = weight
         return child, bool(getattr(child, "inplace", False))
 
     def _run_root(self, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -451,6 +464,7 @@ class SiteTracker(Canonizer):
             if self._thread != get_ident():
                 raise RuleError("rules are applied to a model that two threads run at once; give each thread a copy")
             return call_next(*args, **kwargs)
+        _refuse_transforms()
         self._thread = get_ident()
         self._calls.clear()
         self._channel_last.clear()
@@ -512,6 +526,17 @@ class SiteTracker(Canonizer):
     def _has_other_rule(self, module: nn.Module) -> bool:
         """Whether somebody else's hook has the whole module."""
         return is_leaf(module) and not all(map(self.is_ours, zennit_hooks(module)))
+
+
+def _refuse_transforms() -> None:
+    """Rules live in the backward pass of autograd, which transforms of functions do not run, or not as it is."""
+    transform = active_transform() if torch.is_grad_enabled() else None
+    if transform is not None:
+        raise RuleError(
+            f"rules do not work under {transform}: they need torch.autograd.grad or backward, outside of "
+            "torch.func.grad, vmap, jacrev, jvp and the like (torch.autograd.functional.jacobian works, and so does "
+            "is_grads_batched=True)"
+        )
 
 
 _served: ContextVar[frozenset[int]] = ContextVar("_served", default=frozenset())

@@ -25,7 +25,7 @@ from .._compat import (
     IdentityRule,
     PropagationRule,
 )
-from ..errors import LearnpropError
+from ..errors import LearnpropError, PropagationRuleError
 
 LINEAR_TYPES = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -63,11 +63,7 @@ class CaptumRules(LearnedEpsilonGammaBox):
         if rule is None:
             ruled = is_pooling(module) or type(module) in SUPPORTED_LAYERS_WITH_RULES.keys() - POOLING_TYPES
             return _LayerRule(self, EpsilonRule(), name) if ruled and not linear else super().mapping(ctx, name, module)
-        if type(rule) not in KNOWN:
-            raise LearnpropError(
-                f"module {name!r} has the rule {type(rule).__name__}; LearnedLRP knows captum's own: "
-                f"{', '.join(known.__name__ for known in KNOWN)}"
-            )
+        check_rule(name, rule)
         if linear and type(rule) is not IdentityRule:
             return super().mapping(ctx, name, module)
         if not linear and type(rule) in (GammaRule, Alpha1_Beta0_Rule):
@@ -100,6 +96,20 @@ class CaptumRules(LearnedEpsilonGammaBox):
         if not (torch.is_grad_enabled() and depends_on_input(x)):
             return NotImplemented
         return RelevanceCall(func, args, kwargs, share, self.flowing, epsilon).run()
+
+
+def check_rule(name: str, rule: Any) -> None:
+    """Refuse what is none of captum's rules.
+
+    Raises:
+        PropagationRuleError: Naming the module.
+    """
+    if type(rule) not in KNOWN:
+        said = type(rule).__name__ if isinstance(rule, PropagationRule) else repr(rule)
+        raise PropagationRuleError(
+            f"module {name!r} has the rule {said}; LearnedLRP knows captum's own: "
+            f"{', '.join(known.__name__ for known in KNOWN)}"
+        )
 
 
 def linear_gate(rule: PropagationRule) -> ContributionGate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zennit_rules import LearnedDeepLift as DeepLiftComposite
-from zennit_rules import RuleSet, explaining
+from zennit_rules import RuleSet, RuleWarning, explaining
 from zennit_rules import attribute as propagate
 from zennit_rules.buffers import buffers_kept
-from zennit_rules.coverage import unreached_nodes
+from zennit_rules.completeness import incomplete_nodes, incompleteness
+from zennit_rules.draws import Draws
 from zennit_rules.interpose import is_interposed
 
 from .._compat import _call_custom_attribution_func, _format_output, compute_gradients
@@ -38,8 +40,10 @@ class LearnedDeepLift(GradientAttribution):
     and max-pool rules depend on the rest of the batch. Here all of these are sites with a complete rule. With
     ``rules`` their gates weigh the multipliers (see `zennit_rules.LearnedDeepLift`).
 
-    What is neither linear nor a site (products of activations, attention, LayerNorm) keeps its gradient, as in
-    captum. The convergence delta tells; ``normalize=True`` makes up for it, and for what trained gates add or take.
+    Products of activations, quotients, attention, norms, maxima, ``exp``, ``clamp`` and many more have complete rules
+    (see `zennit_rules.rescale_functions`), and dropout in training mode takes the same mask for the baseline. A
+    function without one keeps its gradient, as in captum, and a warning names it. The convergence delta tells by how
+    much; ``normalize=True`` makes up for it, and for what trained gates add or take.
 
     Warning:
         Derivatives with ``create_graph=True`` are those to the rules and to inputs that require gradients; the pass of
@@ -127,6 +131,10 @@ class LearnedDeepLift(GradientAttribution):
             Signed maps in the shapes and the container of ``inputs``; with ``return_convergence_delta`` a pair of those
             and the delta ``(B,)``, ``sum(attributions) - (F(inputs) - F(baselines))``.
 
+        Warns:
+            RuleWarning: If the model calls a function without a complete rule, and neither of ``normalize`` and
+                ``return_convergence_delta`` is set.
+
         Raises:
             TargetError: If the target does not fit the output.
             LearnpropError: For empty, non-finite or integer inputs, arguments the model does not take, other rules that
@@ -148,14 +156,16 @@ class LearnedDeepLift(GradientAttribution):
         composite = self._composite(baselines, leaves)
         composite.multiply_by_inputs = self._multiply_by_inputs and custom_attribution_func is None
         references = composite.baselines_of(leaves)
+        draws = Draws()
         with explaining(leaves), buffers_kept(self.model), torch.set_grad_enabled(create_graph):
-            maps = self._propagate(composite, leaves, target, additional, create_graph)
+            warn = not (normalize or return_convergence_delta)
+            maps = self._propagate(composite, leaves, target, additional, create_graph, warn)
             if custom_attribution_func is not None:
                 given = leaves if create_graph else tuple(x.detach() for x in leaves)
                 maps = _call_custom_attribution_func(custom_attribution_func, maps, given, references)
             difference = None
             if normalize or return_convergence_delta:
-                difference = self._difference(leaves, references, target, additional)
+                difference = self._difference(draws, leaves, references, target, additional)
             if normalize and difference is not None:
                 maps = _completed(maps, difference)
         attributions = _format_output(isinstance(inputs, tuple), maps)
@@ -194,6 +204,7 @@ class LearnedDeepLift(GradientAttribution):
         target: Any,
         additional: tuple[Any, ...],
         create_graph: bool,
+        warn: bool,
     ) -> tuple[Tensor, ...]:
         # The fused attention kernels have no second derivative.
         kernel = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
@@ -205,16 +216,27 @@ class LearnedDeepLift(GradientAttribution):
                 return tuple(m.detach() for m in composite.finish(maps, leaves))
             output = self.forward_func(*leaves, *additional)
             selected = finite(select(output, target))
-            if not composite.rules.sites and unreached_nodes(output):
-                composite.rules.close(self.model, output)  # a linear model needs no rule, this one does
+            missed = incomplete_nodes(output, leaves)
+            if missed and not composite.has_rules_for_something:
+                composite.rules.close(self.model, output)  # which says that there is no site
+            if missed and warn:
+                warnings.warn(incompleteness(type(self.model).__name__, missed), RuleWarning, stacklevel=4)
             (seed,) = torch.autograd.grad(selected.sum(), output, retain_graph=True)
             return propagate(composite, output, leaves, seed, create_graph=create_graph)
 
     def _difference(
-        self, inputs: tuple[Tensor, ...], baselines: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...]
+        self,
+        draws: Draws,
+        inputs: tuple[Tensor, ...],
+        baselines: tuple[Tensor, ...],
+        target: Any,
+        additional: tuple[Any, ...],
     ) -> Tensor:
-        """``F(inputs) - F(baselines)``, ``(B,)``."""
-        ends = [select(self.forward_func(*x, *additional), target) for x in (inputs, baselines)]
+        """``F(inputs) - F(baselines)``, ``(B,)``, with the dropout masks of the attribution."""
+        ends = []
+        for given in (inputs, baselines):
+            with draws.again():
+                ends.append(select(self.forward_func(*given, *additional), target))
         return ends[0] - ends[1]
 
 

@@ -16,7 +16,7 @@ from zennit_rules.buffers import buffers_kept
 
 from .._compat import _format_output, compute_gradients
 from ..errors import LearnpropError
-from .captum_rules import CaptumRules
+from .captum_rules import CaptumRules, check_rule
 from .checked_inputs import checked_inputs, leaves_of
 from .learned import LearnedPropagation, TensorOrTuple, seeded
 
@@ -51,6 +51,7 @@ class LearnedLRP(LearnedPropagation):
 
     Raises:
         LearnpropError: If ``model`` is no module.
+        PropagationRuleError: Without rules, if a ``module.rule`` is none of captum's; it is a ``TypeError`` too.
         RuleError: For a rule set of another model, or of another composite.
     """
 
@@ -58,6 +59,9 @@ class LearnedLRP(LearnedPropagation):
 
     def __init__(self, model: nn.Module, rules: RuleSet | str | Path | None = None) -> None:
         super().__init__(model, rules=rules)
+        for name, module in model.named_modules() if rules is None else ():
+            if getattr(module, "rule", None) is not None and next(module.children(), None) is None:
+                check_rule(name, module.rule)
 
     @property
     def multiplies_by_inputs(self) -> bool:

@@ -16,7 +16,6 @@ us: these measures are ours. CSC is that of Sixt, Granz and Landgraf (ICML 2020)
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from torch.nn import functional as F
 
 from captum_learnprop.evaluation.backward_rules import BackwardRule
 from captum_learnprop.evaluation.maps import MapError
+from captum_learnprop.evaluation.reparametrized import copied
 from zennit_rules import RuleSet
 from zennit_rules.linear_map import DenseMap, LinearOperands
 from zennit_rules.linear_watch import linear_calls_watched
@@ -449,7 +449,7 @@ def _without_inplace(model: nn.Module) -> nn.Module:
     """The model, or a copy whose modules leave their inputs as they are."""
     if not any(getattr(module, "inplace", False) for module in model.modules()):
         return model
-    plain = copy.deepcopy(model)
+    plain = copied(model)
     for module in plain.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]

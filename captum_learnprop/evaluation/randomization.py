@@ -10,7 +10,6 @@ Lie*, ICML 2020 (random logit).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from captum_learnprop.evaluation.baselines import normal_draws
 from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.evaluation.reinitialization import layers_top_down, randomized
+from captum_learnprop.evaluation.reparametrized import copied
 from captum_learnprop.evaluation.similarity import SIMILARITIES
 
 Attribute = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -298,7 +298,7 @@ def _noisy(inputs: Tensor, level: float, seed: int, draw: int) -> Tensor:
 def _other_classes(model: nn.Module, inputs: Tensor, targets: Tensor, seed: int) -> Tensor:
     """A class other than the target, ``(B,)``, which depends on the target and the seed alone."""
     with torch.no_grad():
-        classes = copy.deepcopy(model).eval()(inputs[:1]).shape[1]
+        classes = copied(model).eval()(inputs[:1]).shape[1]
     if classes < 2 or not ((targets >= 0) & (targets < classes)).all():
         raise MapError(f"targets must be among at least 2 classes, got {targets.tolist()} of {classes}")
     steps = torch.randint(1, classes, (classes,), generator=torch.Generator().manual_seed(seed)).to(targets.device)

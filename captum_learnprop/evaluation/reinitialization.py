@@ -6,7 +6,6 @@ Maps*, NeurIPS 2018: from the output to the input.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from itertools import count
 
@@ -15,6 +14,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from captum_learnprop.evaluation.maps import MapError
+from captum_learnprop.evaluation.reparametrized import (
+    assign,
+    copied,
+    is_part_of_parametrization,
+    made_of_others,
+    plain_copy,
+    raw_names,
+)
 
 
 def layers_top_down(model: nn.Module, inputs: Tensor | None = None) -> list[str]:
@@ -30,7 +37,9 @@ def layers_top_down(model: nn.Module, inputs: Tensor | None = None) -> list[str]
             never called by itself returns with what holds it. Without it the order is that of registration, reversed,
             which is right for a model whose modules were made in the order of their use.
     """
-    names = [name for name, module in model.named_modules() if _is_layer(module)]
+    names = [
+        name for name, module in model.named_modules() if _is_layer(module) and not is_part_of_parametrization(name)
+    ]
     if inputs is None:
         return names[::-1]
     returned = _order_of_return(model, inputs)
@@ -49,9 +58,10 @@ def randomized(
 
     Each layer is set by its ``reset_parameters()``, from a stream that depends on the seed and on the layer's place
     among the modules alone: the same layer gets the same values whichever others are drawn. Parameters that this does
-    not change, because there is no such method (class tokens, layer scales, ``nn.MultiheadAttention``) or because it
-    cannot reach them (weight norm), are permuted at random among their entries. Batch norms forget their running
-    statistics. A parameter that layers share is new for all of them.
+    not change, because there is no such method (class tokens, layer scales, ``nn.MultiheadAttention``), are permuted at
+    random among their entries. A weight under weight norm, spectral norm or another parametrization, of either of
+    torch's forms, is drawn as without it and set through the raw tensors. Batch norms forget their running statistics.
+    A parameter that layers share is new for all of them.
 
     Args:
         model: any module that can be copied.
@@ -65,26 +75,27 @@ def randomized(
     Raises:
         MapError: there is no such layer.
     """
-    copied = copy.deepcopy(model)
-    modules = dict(copied.named_modules())
+    net = copied(model)
+    modules = dict(net.named_modules())
     places = {name: place for place, name in enumerate(modules)}
     seeds = torch.randint(2**62, (len(modules),), generator=torch.Generator().manual_seed(seed)).tolist()
     for name in _selected(model, layers):
         _reset(modules[name], seeds[places[name]])
     if recalibrate is not None:
-        _recalibrate(copied, recalibrate)
-    return copied
+        _recalibrate(net, recalibrate)
+    return net
 
 
 def _is_layer(module: nn.Module) -> bool:
     """Does it own something that was learned: parameters, or the statistics of a batch norm without any?"""
     buffers = any(True for _ in module.buffers(recurse=False))
-    return any(True for _ in module.parameters(recurse=False)) or (buffers and hasattr(module, "reset_parameters"))
+    learned = any(True for _ in module.parameters(recurse=False)) or bool(made_of_others(module))
+    return learned or (buffers and hasattr(module, "reset_parameters"))
 
 
 def _order_of_return(model: nn.Module, inputs: Tensor) -> dict[str, int]:
     """When each called module returned for the last time, by name."""
-    copied = copy.deepcopy(model).eval()
+    net = copied(model).eval()
     returned: dict[str, int] = {}
     clock = count()
 
@@ -94,10 +105,10 @@ def _order_of_return(model: nn.Module, inputs: Tensor) -> dict[str, int]:
 
         return hook
 
-    for name, module in copied.named_modules():
+    for name, module in net.named_modules():
         module.register_forward_hook(note(name))
     with torch.no_grad():
-        copied(inputs)
+        net(inputs)
     return returned
 
 
@@ -129,24 +140,35 @@ def _selected(model: nn.Module, layers: str | int | Sequence[str] | None) -> lis
 
 def _reset(module: nn.Module, seed: int) -> None:
     """Draw what a module owns anew, in place."""
+    made, raw = made_of_others(module), raw_names(module)
     fresh = module
-    if callable(getattr(module, "reset_parameters", None)):
-        fresh = copy.deepcopy(module).cpu()  # one generator for all devices, hence the same values on all
+    if made or callable(getattr(module, "reset_parameters", None)):
+        fresh = plain_copy(module).cpu()  # one generator for all devices, hence the same values on all
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            fresh.reset_parameters()  # type: ignore[operator]
+            if callable(getattr(fresh, "reset_parameters", None)):
+                fresh.reset_parameters()  # type: ignore[operator]
     generator = torch.Generator().manual_seed(seed)
     drawn = dict(fresh.named_parameters(recurse=False))
     kept = dict(fresh.named_buffers(recurse=False))
     with torch.no_grad():
         for name, value in module.named_parameters(recurse=False):
-            new: Tensor = drawn[name]
-            if torch.equal(new.to(value.device), value):
-                order = torch.randperm(new.numel(), generator=generator).to(new.device)
-                new = new.flatten()[order].reshape(new.shape)
-            value.copy_(new)
+            if name not in raw:
+                value.copy_(_new(drawn[name], value, generator))
+        for name in made:
+            current = getattr(module, name)
+            assign(module, name, _new(drawn[name].detach(), current, generator).to(current), generator)
         for name, buffer in module.named_buffers(recurse=False):
-            buffer.copy_(kept[name])
+            if name not in raw:
+                buffer.copy_(kept[name])
+
+
+def _new(drawn: Tensor, current: Tensor, generator: torch.Generator) -> Tensor:
+    """What was drawn, or, if that is what there was before, its entries in another order."""
+    if not torch.equal(drawn.to(current.device), current):
+        return drawn
+    order = torch.randperm(drawn.numel(), generator=generator).to(drawn.device)
+    return drawn.flatten()[order].reshape(drawn.shape)
 
 
 def _recalibrate(model: nn.Module, images: Tensor) -> None:

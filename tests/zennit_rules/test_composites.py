@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from rule_nets import NETS, images, one_hot, randomise, resnet, vgg
 from torch import Tensor, nn
 from zennit.attribution import Gradient
@@ -185,3 +186,76 @@ def test_refused(register: Callable[[], Any], message: str) -> None:
 def test_registering_again_does_nothing() -> None:
     zr.register_composite("learned_gradient", zr.LearnedGradient)
     assert COMPOSITES["learned_gradient"] is zr.LearnedGradient
+
+
+COMPOSITE_NAMES = (
+    "learned_gradient",
+    "learned_epsilon_gamma_box",
+    "learned_deeplift",
+    "rect_grad",
+    "learned_transformer",
+)
+
+
+@pytest.mark.parametrize("name", COMPOSITE_NAMES)
+def test_transforms_of_functions_are_refused(name: str) -> None:
+    model, x = vgg(), images().detach()
+    rules = zr.RuleSet.build(model, x, composite=name)
+
+    def total(v: Tensor) -> Tensor:
+        return model(v).sum()
+
+    plain = torch.func.grad(total)(x)
+    calls: list[Callable[[], Any]] = [
+        lambda: torch.func.grad(total)(x),
+        lambda: torch.func.jacrev(model)(x),
+        lambda: torch.func.jvp(model, (x,), (x,)),
+        lambda: torch.vmap(lambda v: model(v[None]))(x),
+    ]
+    with rules.applied(model):
+        for call in calls:
+            with pytest.raises(zr.RuleError, match=r"do not work under torch\.func \(\w+\): .*torch\.autograd\.grad"):
+                call()
+        with forward_ad.dual_level(), pytest.raises(zr.RuleError, match="under forward-mode AD"):
+            model(forward_ad.make_dual(x, x))
+        with torch.no_grad():
+            torch.testing.assert_close(torch.vmap(lambda v: model(v[None])[0])(x), model(x))  # no rule is asked for
+    torch.testing.assert_close(torch.func.grad(total)(x), plain)
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("learned_gradient", {"gate": "feature", "pooling": "soft"}), ("learned_gradient", {"gate": "element"}),
+    ("learned_guided_backprop", {"gate": "position"}), ("learned_epsilon_gamma_box", {"pooling": "soft"}),
+    ("learned_deeplift", {"gate": "feature", "pooling": "soft"}), ("rect_grad", {}),
+    ("rect_grad", {"rule_options": {"percentile": 50.0, "temperature": 0.1}}),
+    ("rect_grad", {"rule_options": {"percentile": 30.0, "pool": "proportional"}}),
+    ("learned_transformer", {}), ("learned_attnlrp", {}),
+])  # fmt: skip
+def test_batched_gradients_are_those_of_one_at_a_time(name: str, options: dict[str, Any]) -> None:
+    model, x = vgg(), images()
+    rules = zr.RuleSet.build(model, x, composite=name, **options)
+    randomise(rules.parameters())
+    with rules.applied(model):
+        out = model(x)
+        seeds = torch.randn(3, *out.shape, dtype=out.dtype)
+        (found,) = torch.autograd.grad(out, x, seeds, is_grads_batched=True, retain_graph=True)
+        expected = torch.stack([torch.autograd.grad(out, x, seed, retain_graph=True)[0] for seed in seeds])
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        vectorized, plain = (
+            torch.autograd.functional.jacobian(model, x.detach(), vectorize=vectorize) for vectorize in (True, False)
+        )
+    torch.testing.assert_close(vectorized, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_batched_gradients_can_be_differentiated() -> None:
+    model, x = vgg(), images()
+    rules = zr.RuleSet.build(model, x, gate="feature", pooling="soft")
+    randomise(rules.parameters())
+    with rules.applied(model):
+        out = model(x)
+        seeds = torch.randn(2, *out.shape, dtype=out.dtype)
+        (batched,) = torch.autograd.grad(out, x, seeds, is_grads_batched=True, create_graph=True)
+        single = torch.stack([torch.autograd.grad(out, x, seed, create_graph=True)[0] for seed in seeds])
+        found, expected = (torch.autograd.grad(maps.square().sum(), rules.parameters()) for maps in (batched, single))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)

@@ -164,19 +164,41 @@ def test_softmax_in_all_its_spellings_is_a_site() -> None:
     )
 
 
-def test_what_no_rule_reaches_is_in_the_coverage() -> None:
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc, self.relu, self.min = nn.Linear(6, 5), nn.ReLU(), nn.Softmin(1)
+class Doubled(torch.autograd.Function):
+    """Somebody's own."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.relu(self.fc(x))
-            return self.min(x) * torch.softmax(x, 1, dtype=torch.float32) + x.clamp(-1, 1)
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
 
-    coverage = zr.RuleSet.build(Odd().double(), torch.randn(2, 6).double(), composite="learned_deeplift").coverage()
-    assert {row.function for row in coverage.rows if row.rule} == {"ReLU"}
-    assert {row.function for row in coverage.rows if not row.rule} == {"Softmin", "Softmax", "Clamp"}
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 2 * g
+
+
+class Odd(nn.Module):
+    """Functions with a rule (softmin, softmax in another precision, clamp, GLU) and without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.relu, self.min, self.glu = nn.Linear(6, 8), nn.ReLU(), nn.Softmin(1), nn.GLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.glu(self.relu(self.fc(x)))
+        x = self.min(x) * torch.softmax(x, 1, dtype=torch.float32) + x.clamp(-1, 1)
+        return torch.logcumsumexp(x, 1) + x.sort(1)[0] + Doubled.apply(x)
+
+
+def test_what_has_no_complete_rule_is_in_the_coverage_and_warned_of() -> None:
+    with pytest.warns(zr.RuleWarning, match=r"functions of Odd: .*normalize=True") as caught:
+        rules = zr.RuleSet.build(Odd().double(), torch.randn(2, 6).double(), composite="learned_deeplift")
+    assert len(caught) == 1
+    rows = rules.coverage().rows
+    missed = {"Logcumsumexp", "Sort", "Doubled"}
+    assert {row.function for row in rows if row.rule} == {"ReLU", "Softmax"}
+    assert {row.function for row in rows if not row.rule} == missed
+    assert not rules.coverage().complete
+    assert all(name in str(caught[0].message) for name in missed)
 
 
 def test_max_pools_are_sites_with_nothing_to_train_unless_soft() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -235,11 +236,47 @@ class TestCompat:
         instances[0].remove()
         torch.testing.assert_close(model(x), expected)
 
+    def test_active_transforms(self) -> None:
+        seen: list[str | None] = []
+
+        def note(x: torch.Tensor) -> torch.Tensor:
+            seen.append(_compat.active_transform())
+            return x.sum()
+
+        x = torch.ones(2)
+        torch.func.grad(note)(x)
+        torch.vmap(note)(x[None])
+        torch.func.jvp(note, (x,), (x,))
+        with forward_ad.dual_level():
+            note(x)
+        assert seen == ["torch.func (grad)", "torch.func (vmap)", "torch.func (jvp)", "forward-mode AD"]
+        assert _compat.active_transform() is None
+
+    def test_one_gradient_at_a_time(self) -> None:
+        shapes = []
+
+        class Rows(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+                return x + y
+
+            @staticmethod
+            @_compat.one_gradient_at_a_time
+            def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None]:
+                shapes.append(g.shape)
+                return g.flatten(0).kthvalue(2).values * torch.ones(3), None
+
+        x, g = torch.zeros(3, requires_grad=True), torch.arange(12.0).reshape(4, 3)
+        (found,) = torch.autograd.grad(Rows.apply(x, torch.ones(3)), x, g, is_grads_batched=True)
+        assert torch.equal(found, g[:, 1:2].expand(4, 3))
+        assert shapes == [(3,)] * 4
+
     def test_all_names_are_tested_here(self) -> None:
         assert set(_compat.__all__) == {
             "COMPOSITES", "Canonizer", "Composite", "DisableTorchFunction", "Hook", "LayerMapComposite",
-            "NamedMergeBatchNorm", "RemovableHandle", "RemovableHandleList", "function_of_node", "in_backward",
-            "shape_of_node", "tree_flatten", "tree_unflatten", "unsupported_model", "zennit_hooks",
+            "NamedMergeBatchNorm", "RemovableHandle", "RemovableHandleList", "active_transform",
+            "function_of_node", "in_backward", "one_gradient_at_a_time", "shape_of_node", "tree_flatten",
+            "tree_unflatten", "unsupported_model", "zennit_hooks",
         }  # fmt: skip
 
 

@@ -134,7 +134,9 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], str | None]] = {
     "F.softshrink": (lambda z: F.softshrink(z, 0.1), "Softshrink"),
     "F.hardshrink": (lambda z: F.hardshrink(z, 0.1), "Hardshrink"),
     "Tensor.hardshrink": (lambda z: z.hardshrink(0.1), "Hardshrink"),
-    "F.prelu": (lambda z: F.prelu(z, torch.tensor([0.3]).double()), None),
+    "F.prelu": (lambda z: F.prelu(z, torch.tensor([0.3]).double()), "PReLU"),
+    "torch.prelu": (lambda z: torch.prelu(z, torch.linspace(0.1, 0.9, 6).double()), "PReLU"),
+    "Tensor.prelu": (lambda z: z.prelu(weight=torch.tensor([0.3]).double()), "PReLU"),
 }
 
 
@@ -496,3 +498,24 @@ def _compiled_in_place() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     model[1].compile()
     return model
+
+
+def test_functional_prelu_takes_the_weight_of_its_call() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slopes = nn.ParameterList([nn.Parameter(torch.tensor([0.3])), nn.Parameter(torch.linspace(0.1, 1, 4))])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([F.prelu(x, slope) for slope in self.slopes], 1)
+
+    model, x = Twice().double().eval(), torch.randn(3, 4).double().requires_grad_()
+    names = set(model.state_dict())
+    rules = zr.RuleSet.build(model, x, gate="quadrant")
+    assert [site.name for site in rules.sites] == ["functional_prelu", "functional_prelu#1"]
+    seed = torch.randn(3, 8).double()
+    (expected,) = torch.autograd.grad(model(x), x, seed)
+    with rules.applied(model):
+        (found,) = torch.autograd.grad(model(x), x, seed)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+    assert set(model.state_dict()) == names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -491,3 +492,80 @@ def test_rules_in_the_place_of_captums_second_argument_are_refused() -> None:
     model = nn.Linear(2, 2)
     with pytest.raises(LearnpropError, match=r"multiply_by_inputs must be True or False, got str.*rules=rules"):
         cl.LearnedDeepLift(model, "rules.safetensors")  # type: ignore[arg-type]
+
+
+# -- completeness ----------------------------------------------------------------------------------------------------
+
+
+class Sorted(nn.Module):
+    """A function without a complete rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.gelu(self.fc(x)).sort(1)[0])
+
+
+def test_functions_without_a_complete_rule_are_named_unless_one_looks_at_the_delta() -> None:
+    method, x = cl.LearnedDeepLift(Sorted().double().eval()), torch.randn(2, 8).double()
+    with pytest.warns(zr.RuleWarning, match=r"functions of Sorted: 1 x Sort\. .*normalize=True") as caught:
+        method.attribute(x, target=1)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.attribute(x, target=1, normalize=True)
+        _, delta = method.attribute(x, target=1, return_convergence_delta=True)
+        cl.LearnedDeepLift(conv(nn.ReLU)).attribute(x_of(), target=1)
+    assert delta.abs().max() > 1e-6
+
+
+class Dropped(nn.Module):
+    """Dropout that evaluation mode does not switch off, beside one that it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.drop, self.out = nn.Linear(8, 60), nn.Dropout(0.5), nn.Linear(60, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.dropout(F.gelu(self.drop(self.fc(x))), 0.5))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_dropout_draws_one_mask_for_input_baseline_and_delta(training: bool) -> None:
+    method, x = cl.LearnedDeepLift(Dropped().double().train(training)), torch.randn(3, 8).double()
+    state = torch.get_rng_state()
+    maps, delta = method.attribute(x, 0.3, target=1, return_convergence_delta=True)
+    torch.testing.assert_close(delta, torch.zeros(3).double(), rtol=0, atol=1e-12)
+    assert not torch.equal(method.attribute(x, 0.3, target=1), maps)  # another mask, as of any forward pass
+    torch.set_rng_state(state)
+    torch.testing.assert_close(method.attribute(x, 0.3, target=1, normalize=True), maps, rtol=1e-12, atol=1e-14)
+
+
+def test_single_precision_with_logits_of_a_million() -> None:
+    """A shift of all logits leaves a softmax as it is, and so must the layers that make it."""
+    ours, captums = [], []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        linear = [nn.Linear(40, 20), nn.Linear(20, 20), nn.Linear(20, 10)]
+        for layer in linear:
+            nn.init.ones_(layer.weight)
+        model = nn.Sequential(linear[0], nn.ReLU(), linear[1], nn.ReLU(), linear[2], nn.Softmax(1))
+        x, x0 = torch.arange(120.0).reshape(3, 40), torch.arange(1.0, 41).reshape(1, 40)
+        assert model[:-1](x).abs().max() > 1e6
+        for deltas, method in ((ours, cl.LearnedDeepLift(model)), (captums, ca.DeepLift(model))):
+            deltas.append(method.attribute(x, x0, target=2, return_convergence_delta=True)[1].abs().max().item())
+    assert sum(ours) < sum(captums)
+    assert max(ours) < 0.015  # what rounding of the logits leaves of the outputs themselves
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
+def test_half_precision(dtype: torch.dtype, share: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.GELU(), nn.LayerNorm(6), nn.Linear(6, 4), nn.Softmax(1)).double().eval()
+    x = torch.randn(3, 8).double()
+    expected = cl.LearnedDeepLift(model).attribute(x, target=1)
+    found = cl.LearnedDeepLift(model.to(dtype)).attribute(x.to(dtype), target=1)
+    assert found.dtype == dtype
+    assert (found.double() - expected).abs().max() < share * expected.abs().max()

@@ -21,7 +21,7 @@ from zennit.attribution import Gradient
 import captum_learnprop as cl
 from captum_learnprop import LearnedLRP, LearnpropError
 from captum_learnprop.errors import TargetError
-from zennit_rules import RuleError, RuleSet, RuleWarning
+from zennit_rules import LearnedEpsilonGammaBox, RuleError, RuleSet, RuleWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
 exactly = {"rtol": 0, "atol": 1e-10}
@@ -132,7 +132,6 @@ def test_noise_tunnel_equals_captum() -> None:
     torch.testing.assert_close(maps[1][1], maps[0][1].detach(), **exactly)
 
 
-@pytest.mark.filterwarnings("ignore::zennit_rules.RuleWarning")  # of dropout that is at work
 def test_dropout_and_running_statistics_of_a_model_in_training_mode() -> None:
     model, x = net().train(), batch()
     before = snapshot(model, x)
@@ -140,6 +139,46 @@ def test_dropout_and_running_statistics_of_a_model_in_training_mode() -> None:
     assert torch.equal(LearnedLRP(model).attribute(x, target=0), first)
     assert first.isfinite().all()
     assert_untouched(before, model, x)
+
+
+@pytest.mark.parametrize("drop", [nn.Dropout(0.5), nn.Dropout1d(0.5), nn.AlphaDropout(0.3)])
+def test_relevance_passes_dropout(drop: nn.Module) -> None:
+    """As captum has it: what was scaled up is a share of the output already."""
+    torch.manual_seed(1)
+    linear = [nn.Linear(m, n, bias=False) for m, n in ((5, 40), (40, 40), (40, 3))]
+    model = nn.Sequential(linear[0], nn.ReLU(), linear[1], drop, linear[2]).double().train()
+    x = torch.randn(4, 5, dtype=torch.float64)
+    maps, delta = LearnedLRP(model).attribute(x, target=1, return_convergence_delta=True)
+    if not isinstance(drop, nn.AlphaDropout):  # which puts a constant in the place of what it drops
+        torch.testing.assert_close(delta, torch.zeros(4).double(), rtol=0, atol=1e-6)
+    if isinstance(drop, nn.Dropout):  # captum's LRP takes another mask in each of its passes, unless it is held
+        handle = drop.register_forward_pre_hook(lambda *_: torch.manual_seed(0) and None)
+        with torch.random.fork_rng():
+            expected = ca.LRP(model).attribute(x, target=1)
+        handle.remove()
+        torch.testing.assert_close(maps, expected.detach(), **exactly)
+
+
+def test_dropout_keeps_its_mask_where_the_rules_are_inactive() -> None:
+    class Dropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(5, 40)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(self.fc(x), 0.5)
+
+    model, x = Dropped().double(), torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    composite = LearnedEpsilonGammaBox()
+    with torch.random.fork_rng(), composite.context(model):
+        torch.manual_seed(3)
+        out = model(x)
+        with composite.inactive():
+            (found,) = torch.autograd.grad(out.sum(), x)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        (expected,) = torch.autograd.grad(model(x).sum(), x)
+    torch.testing.assert_close(found, expected)
 
 
 # -- layers that captum refuses --------------------------------------------------------------------------------------
@@ -440,6 +479,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         LearnpropError,
         r"module 'conv2' has the rule MyRule; .*EpsilonRule, GammaRule",
     ),
+    "no rule at all": (lambda: LearnedLRP(with_rule("conv2", 1)), TypeError, r"module 'conv2' has the rule 1; .*own"),
     "a rule that changes a norm": (
         lambda: explain(with_rule("norm", GammaRule())),
         LearnpropError,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,6 +175,63 @@ def test_weight_norm_does_not_protect_a_layer() -> None:
     for normed in (nn.utils.parametrizations.weight_norm(nn.Linear(6, 4, bias=False)), old_weight_norm()):
         model = nn.Sequential(normed)
         assert not torch.allclose(randomized(model)(inputs), model(inputs))
+
+
+def _old(make: Callable[..., nn.Module], **options: Any) -> Callable[[nn.Module], nn.Module]:
+    def normed(layer: nn.Module) -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return make(layer, **options)
+
+    return normed
+
+
+REPARAMETRIZED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "weight norm": nn.utils.parametrizations.weight_norm,
+    "spectral norm": nn.utils.parametrizations.spectral_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+    "orthogonal, cayley": partial(nn.utils.parametrizations.orthogonal, orthogonal_map="cayley"),
+    "orthogonal, without base": partial(nn.utils.parametrizations.orthogonal, use_trivialization=False),
+    "two": lambda m: nn.utils.parametrizations.spectral_norm(nn.utils.parametrizations.weight_norm(m)),
+    "older weight norm": _old(nn.utils.weight_norm),
+    "older weight norm of all": _old(nn.utils.weight_norm, dim=None),
+    "older spectral norm": _old(nn.utils.spectral_norm),
+}
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+@pytest.mark.parametrize("name", REPARAMETRIZED)
+def test_reparametrized_layers_are_drawn_through_their_raw_tensors(name: str, used: bool) -> None:
+    norm = REPARAMETRIZED[name]
+    model = nn.Sequential(norm(nn.Conv2d(2, 4, 3)), nn.ReLU(), nn.Flatten(), norm(nn.Linear(144, 3)))
+    inputs, targets = torch.rand(3, 2, 8, 8), torch.tensor([0, 1, 2])
+    if used:
+        model(inputs)  # the older form leaves a weight that is part of a graph, which torch refuses to copy
+    model.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    out = model(inputs)
+    net = randomized(model, seed=1)
+    assert layers_top_down(model, inputs) == ["3", "0"]
+    assert net(inputs).isfinite().all()
+    for old, new in ((model[0], net[0]), (model[3], net[3])):
+        assert (old.weight - new.weight).abs().max() > 1e-2
+        if name.startswith("orthogonal"):
+            product = new.weight @ new.weight.mT
+            torch.testing.assert_close(product, torch.eye(product.shape[-1]).expand_as(product), rtol=0, atol=1e-5)
+        if name.endswith("spectral norm"):
+            assert float(torch.linalg.matrix_norm(new.weight.detach().flatten(1), 2)) == pytest.approx(1, abs=1e-2)
+    assert torch.equal(randomized(model, seed=1)(inputs), net(inputs))
+    score = full_randomization(model, saliency, inputs, targets)
+    assert (score.isfinite() & (score < 0.9)).all()
+    assert parameter_randomization(model, saliency, inputs, targets).similarity.isfinite().all()
+    assert random_logit(model, saliency, inputs, targets, similarity="spearman").isfinite().all()
+    assert torch.equal(model(inputs), out)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def saliency(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    inputs = inputs.clone().requires_grad_()
+    return torch.autograd.grad(model(inputs).gather(1, targets[:, None]).sum(), inputs)[0]
 
 
 def old_weight_norm() -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.plugins.manager import get_manager
+from zennit_rules.names import did_you_mean
 
 __all__ = ["digits_cnn", "load_model", "reference_net", "torchvision_model"]
 
@@ -57,7 +57,7 @@ def torchvision_model(name: str | None, weights: str | None = None, checkpoint: 
     if name is None:
         raise LearnpropError("which torchvision model? Name it as in 'torchvision:resnet18'")
     if name not in known:
-        raise LearnpropError(f"torchvision has no classification model {name!r}{_close(name, known)}")
+        raise LearnpropError(f"torchvision has no classification model {name!r}{did_you_mean(name, known)}")
     if weights is not None and checkpoint is not None:
         raise LearnpropError(f"weights {weights!r} and checkpoint {str(checkpoint)!r} exclude each other")
     if weights is not None:
@@ -112,7 +112,7 @@ def reference_net(
         raise LearnpropError("which reference net? Name it as in 'reference:resnet-digits'")
     if argument not in known:
         raise LearnpropError(
-            f"no reference net {argument!r}{_close(argument, known) or '; choose ' + ', '.join(known)}"
+            f"no reference net {argument!r}{did_you_mean(argument, known) or '; choose ' + ', '.join(known)}"
         )
     if weights is not None:
         raise LearnpropError(f"reference nets have their own weights; leave out {weights!r}")
@@ -208,8 +208,3 @@ def _check_fit(name: str, path: Path, expected: dict[str, Tensor], found: dict[s
 def _some(names: list[str], limit: int = 3) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def _close(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

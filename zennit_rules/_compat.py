@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -25,6 +28,11 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def on_autograd_thread() -> bool:
+    """Whether this thread is one of autograd's own, which run the backward passes on accelerators."""
+    return in_backward() and isinstance(threading.current_thread(), threading._DummyThread)
+
+
 def function_of_node(node: object) -> type | None:
     """The custom autograd Function that made a node; None for nodes of torch's own functions."""
     found: type | None = getattr(type(node), "_forward_cls", None)
@@ -37,6 +45,22 @@ def zennit_hooks(module: torch.nn.Module) -> list[Hook]:
     return [owner for owner in owners if isinstance(owner, Hook)]
 
 
+_HOOK_DICTS = ("_forward_pre_hooks", "_forward_hooks")
+_FLAGS_OF_HOOKS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+
+def without_zennit_hooks(state: dict[str, Any]) -> None:
+    """Take zennit rules out of the attributes of a module; containers that had some are replaced by copies."""
+    for name in _HOOK_DICTS:
+        hooks = state.get(name, {})
+        kept = {key: hook for key, hook in hooks.items() if not isinstance(getattr(hook, "__self__", None), Hook)}
+        if len(kept) < len(hooks):
+            state[name] = type(hooks)(kept)
+            for flags in _FLAGS_OF_HOOKS:
+                ours = state.get(flags, {})
+                state[flags] = type(ours)((k, v) for k, v in ours.items() if k in kept or k not in hooks)
+
+
 def unsupported_model(model: torch.nn.Module) -> str | None:
     """Tell why hooks cannot work on ``model``, or None if they can."""
     if hasattr(model, "_orig_mod"):
@@ -45,6 +69,8 @@ def unsupported_model(model: torch.nn.Module) -> str | None:
         where = f"its module {name!r}" if name else "it"
         if isinstance(module, torch.jit.ScriptModule):
             return f"{where} is a scripted or traced module, which hooks cannot reach: pass the eager model"
+        if isinstance(module, torch.nn.DataParallel) and len(module.device_ids) > 1:
+            return f"{where} is a DataParallel, which runs copies of its module in other threads: pass `model.module`"
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             return f"{where} was compiled (torch.compile), which bypasses hooks: pass the model before compiling"
     return None
@@ -62,8 +88,10 @@ __all__ = [
     "RemovableHandleList",
     "function_of_node",
     "in_backward",
+    "on_autograd_thread",
     "tree_flatten",
     "tree_unflatten",
     "unsupported_model",
+    "without_zennit_hooks",
     "zennit_hooks",
 ]

@@ -25,6 +25,7 @@ from .buffers import buffers_kept
 from .errors import RuleError
 from .interpose import Interposed, interpose
 from .linear_map import LINEAR_TYPES, linear_type
+from .plain_copies import PlainCopies, plain_copies
 from .relevance import relevance_call
 
 Pairs = list[tuple[list[str], str]]
@@ -188,6 +189,7 @@ class MergeBatchNormPairs(NamedMergeBatchNorm):
         super().__init__(name_map)
         self._kept: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
         self._eps = 0.0
+        self._copies: list[PlainCopies] = []
 
     def apply(self, root_module: nn.Module) -> list[MergeBatchNormPairs]:
         """Merge all pairs, or none if that fails.
@@ -217,6 +219,9 @@ class MergeBatchNormPairs(NamedMergeBatchNorm):
         """Merge one norm."""
         self._kept = [(module, _own_tensors(module)) for module in (*linears, batch_norm)]
         self._eps = float(vars(batch_norm)["eps"])
+        for module, tensors in self._kept:
+            plain = {"eps": self._eps} if module is batch_norm else {}
+            self._copies.append(plain_copies(module, partial(_unmerge, _values(tensors), plain)))
         super().register(linears, batch_norm)
         vars(batch_norm)["eps"] = 0.0
 
@@ -225,6 +230,9 @@ class MergeBatchNormPairs(NamedMergeBatchNorm):
         if not self._kept:
             return
         kept, self._kept = self._kept, []
+        for copies in self._copies:
+            copies.remove()
+        self._copies.clear()
         if self.batch_norm_params is not None:
             super().remove()
         for module, tensors in kept:
@@ -238,6 +246,24 @@ class MergeBatchNormPairs(NamedMergeBatchNorm):
 def _own_tensors(module: nn.Module) -> dict[str, Tensor | None]:
     tensors: dict[str, Tensor | None] = {"weight": None, "bias": None}
     return {**tensors, **dict(module.named_buffers(recurse=False)), **dict(module.named_parameters(recurse=False))}
+
+
+def _values(tensors: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Tensors of their own that keep the values of a module's, since zennit may give its tensors others."""
+    return {
+        name: nn.Parameter(tensor.data, tensor.requires_grad) if isinstance(tensor, nn.Parameter)
+        else None if tensor is None else tensor.data
+        for name, tensor in tensors.items()
+    }  # fmt: skip
+
+
+def _unmerge(tensors: dict[str, Tensor | None], plain: dict[str, Any], state: dict[str, Any]) -> None:
+    """Give the attributes of a copy the values from before the merge."""
+    state.update(plain)
+    for kind in ("_parameters", "_buffers"):
+        state[kind] = {name: tensors.get(name, tensor) for name, tensor in state[kind].items()}
+    for name in tensors:
+        state.pop(name, None)  # zennit 1.0.0 puts merged weights there
 
 
 def batch_norm_pairs(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -> Pairs:

@@ -40,7 +40,7 @@ _TINY = 1e-10
 
 def percentile(values: Tensor, q: float) -> Tensor:
     """The q-th percentile of each sample's values ``(B, ...)``, ``(B,)``, linear between two of them."""
-    rows = values.flatten(1)
+    rows = values.reshape(len(values), -1)
     rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
     place = q / 100 * (rows.shape[1] - 1)
     below = math.floor(place)
@@ -101,7 +101,7 @@ class RectGate(nn.Module):
         tau = self.tau(score)
         if not self.temperature:
             return (score > tau).to(score.dtype)
-        flat = score.flatten(1)
+        flat = score.reshape(len(score), -1)
         top = flat.detach().abs().amax(1, keepdim=True)
         top = torch.where(top > 0, top, torch.ones_like(top))  # squares of tiny values would underflow
         mean = (flat / top).square().mean(1, keepdim=True)

@@ -12,7 +12,6 @@ Two environment variables steer it:
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import os
@@ -351,10 +350,10 @@ def _label(name: str, owner: str, version: str) -> str:
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    from zennit_rules.names import did_you_mean  # imports torch, which listings must not wait for
+
     names = sorted(known)
-    close = difflib.get_close_matches(name, names)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"unknown {what} {name!r}; {hint}available: {', '.join(names) or 'none'}"
+    return f"unknown {what} {name!r}{did_you_mean(name, names) or ';'} available: {', '.join(names) or 'none'}"
 
 
 def _plugin_info(plugin: _PluginStatus) -> dict[str, Any]:
@@ -418,6 +417,7 @@ def know_plugins_of(composite: str, gate: str | type) -> None:
     """Load plugins if a composite or gate has a name that is not known yet: it may be one of theirs."""
     from zennit_rules._compat import COMPOSITES
     from zennit_rules.gates import GATES
+    from zennit_rules.registry import SHORT_NAMES
 
-    if composite not in COMPOSITES or (isinstance(gate, str) and gate not in GATES):
+    if composite not in {*COMPOSITES, *SHORT_NAMES} or (isinstance(gate, str) and gate not in GATES):
         get_manager()

@@ -282,7 +282,7 @@ class Step:
 
 def _rounding(maps: tuple[Tensor, ...], v: tuple[Tensor, ...]) -> Tensor:
     """Bound of the rounding error in the gradient of a gate, ``(B,)``: a few eps of ``sum |v r|``, which it adds up."""
-    terms = [(a * b).abs().flatten(1).sum(dim=1) for a, b in zip(maps, v, strict=True)]
+    terms = [(a * b).abs().reshape(len(a), -1).sum(dim=1) for a, b in zip(maps, v, strict=True)]
     return torch.stack(terms).sum(dim=0) * min(_NOISE * torch.finfo(maps[0].dtype).eps, _NOISE_MOST)
 
 

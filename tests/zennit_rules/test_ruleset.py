@@ -397,7 +397,7 @@ class TestLoadRefuses:
             ({"composite": "learned_nothing"}, "'learned_nothing' is unknown"),
             ({"composite": "epsilon_plus"}, "has no trainable rules"),
             ({"config": {"gate": "chanel", "start": "gradient", "pooling": "exact"}}, "unknown gate 'chanel'"),
-            ({"config": {"gate": "channel", "start": "nowhere", "pooling": "exact"}}, "cannot start at 'nowhere'"),
+            ({"config": {"gate": "channel", "start": "nowhere", "pooling": "exact"}}, "unknown start 'nowhere'"),
             ({"sites": []}, "do not fit this rule set"),
             ({"sites": None}, "damaged"),
             ({"config": None}, "damaged"),

@@ -81,7 +81,7 @@ class Gate(nn.Module):
         if len(shape) > 1 and not 0 < channel_dim < len(shape):
             raise RuleError(f"channel_dim {channel_dim} is outside the shape {tuple(shape)} (dimension 0 is the batch)")
         self.start = start
-        self.samples = tuple(shape[:1] or (1,))[0] if self.per_sample else samples
+        self.samples = samples if not self.per_sample else shape[0] if shape else 1
         self.channel_dim = channel_dim
         self.make_parameters(tuple(shape))
 

@@ -1,9 +1,9 @@
 """Copies and pickles of a model in use are those of the plain model.
 
-A model is copied while rules are registered on it by whoever keeps an average of its weights or writes a checkpoint. What
-rules put on a module (a ``forward``, hooks, merged weights) belongs to that module: on the copy nobody could take it off
-again. ``copy`` and ``pickle`` ask an instance for its ``__reduce_ex__`` and ``__deepcopy__``, so that is where the plain
-one is handed out.
+A model is copied while rules are registered on it by whoever keeps an average of its weights or writes a checkpoint.
+What rules put on a module (a ``forward``, hooks, merged weights) belongs to that module: on the copy nobody could take
+it off again. ``copy`` and ``pickle`` ask an instance for its ``__reduce_ex__`` and ``__deepcopy__``, so that is where
+the plain one is handed out.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def plain_copies(module: torch.nn.Module, undo: Undo = lambda state: None) -> Pl
 
     Args:
         module: Module that something is put on; zennit's hooks are left out of its copies in any case.
-        undo: Called with the attributes of a copy to be, which it turns into those of the plain module. Containers among
-            them are shared with the module and must be replaced, not changed.
+        undo: Called with the attributes of a copy to be, which it turns into those of the plain module. Containers
+            among them are shared with the module and must be replaced, not changed.
 
     Returns:
         A handle with ``remove()``.

@@ -401,7 +401,7 @@ class RuleSet:
             rules = cls._from_document(document, tensors)
         except RuleError as error:
             raise RuleError(
-                f"{path} is damaged, or made with a plugin or version that is not here: {error}; save the rule set again"
+                f"{path} is damaged, or needs a plugin or version that is not here: {error}; save the rule set again"
             ) from error
         except Exception as error:  # whatever it is that a document makes gates and options raise: the file is at fault
             raise RuleError(f"{path} is damaged ({error!r}); save the rule set again") from error
@@ -450,7 +450,8 @@ class RuleSet:
             wanted = shapes
         if wanted != shapes:
             raise RuleError(
-                f"a gate at site {site.name!r} of shape {site.shape} has parameters of shapes {wanted}, the file {shapes}"
+                f"the gate at site {site.name!r} of shape {site.shape} has parameters of shapes {wanted}, "
+                f"the file {shapes}"
             )
         gate = self._composite.make_gate(self.config, site, samples)
         return gate.to(dtype=next((tensor.dtype for tensor in tensors.values()), torch.float32))

@@ -75,7 +75,7 @@ def read(path: Path, config: Mapping[str, Any]) -> TrainingState:
     """
     try:
         document, tensors = rule_file.read(path, _KEY, "a checkpoint")
-        version = document.get("format_version")
+        version = document["format_version"]
         if version == FORMAT_VERSION:
             return _state(path, document, tensors, config)
     except CheckpointError:
@@ -84,9 +84,7 @@ def read(path: Path, config: Mapping[str, Any]) -> TrainingState:
         raise CheckpointError(f"{path} is no checkpoint, or damaged (it {error}); delete it to begin anew") from error
     except Exception as error:  # whatever a changed document makes its readers raise: the file is at fault
         raise CheckpointError(f"{path} is no checkpoint, or damaged ({error!r}); delete it to begin anew") from error
-    raise CheckpointError(
-        f"{path} has format {version!r}, this version reads {FORMAT_VERSION}; delete it to begin anew"
-    )
+    raise CheckpointError(f"{path} has format {version}, this version reads {FORMAT_VERSION}; delete it to begin anew")
 
 
 def _state(

@@ -1,7 +1,7 @@
 """Files of tensors with a document: written whole, and read only if they are whole.
 
-A safetensors file whose metadata has a document in JSON, and a checksum of that and of all tensors. Files from before
-there was one are read without it.
+A safetensors file whose metadata has a document in JSON, and in that a checksum of its other fields and all tensors.
+Files from before there was one are read without it.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ def write(path: Path, key: str, document: Mapping[str, Any], tensors: Mapping[st
     """
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(document)
+    signed = json.dumps({**json.loads(text), _CHECKSUM: _checksum(text, kept)})
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
-        temporary.write_bytes(save(kept, metadata={key: text, _CHECKSUM: _checksum(text, kept)}))
+        temporary.write_bytes(save(kept, metadata={key: signed}))
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -75,7 +76,7 @@ def read(path: Path, key: str, what: str) -> tuple[dict[str, Any], dict[str, Ten
         raise FileFault(f"is damaged ({error!r})") from error
     if not isinstance(document, dict):
         raise FileFault(f"is damaged (its document is a {type(document).__name__})")
-    if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(metadata[key], tensors):
+    if _CHECKSUM in document and document.pop(_CHECKSUM) != _checksum(json.dumps(document), tensors):
         raise FileFault("is damaged (its contents do not have the checksum that it was written with)")
     return document, tensors
 

@@ -417,7 +417,7 @@ class RuleSet:
         rule_file.check_tensors(tensors)
         rules = cls(document["composite"], _checked_config(document["composite"], document["config"]))
         stored = _by_site(tensors)
-        for fields in document["sites"]:
+        for fields in _listed(document["sites"]):
             site = _site(fields)
             if site.name in rules._sites:
                 raise RuleError(f"site {site.name!r} is there twice")
@@ -430,7 +430,7 @@ class RuleSet:
         rules.closed = True
         rules.architecture, rules.weights = _text(document["architecture"]), _text(document["weights"])
         rules.training = {**document["training"]}
-        rules._coverage = Coverage(tuple(_row(fields) for fields in document["coverage"]))
+        rules._coverage = Coverage(tuple(map(_row, _listed(document["coverage"]))))
         return rules
 
     def _stored_gate(self, site: Site, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -491,7 +491,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except rule_file.FileFault as error:
         raise RuleError(f"{path} {error}; save the rule set again") from error
     version = document.get("format_version")
-    if isinstance(version, bool) or not isinstance(version, int):
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise RuleError(f"{path} is damaged (its format version is {version!r}); save the rule set again")
     if version > FORMAT_VERSION:
         raise RuleError(
@@ -520,8 +520,8 @@ def _checked_config(composite: Any, config: Any) -> dict[str, Any]:
     odd = sorted(options.keys() - set(known))
     if odd or not isinstance(options.get("per_sample", False), bool):
         raise RuleError(f"the configuration has {odd or 'per_sample=' + repr(options['per_sample'])}")
-    composite_class(composite)(**options)  # checks the others
-    return dict(config)
+    checked = composite_class(composite)(**options).rules.config  # with options that came after the file
+    return {**checked, **({"fusion": config["fusion"]} if "fusion" in config else {})}
 
 
 def _kinds() -> set[str]:
@@ -545,7 +545,9 @@ def _site(fields: Any) -> Site:
         raise RuleError(f"site {site.name!r} has the shape {site.shape}")
     if site.kind not in _kinds():
         raise RuleError(f"site {site.name!r} is of the unknown kind {site.kind!r}")
-    if type(site.channel_dim) is not int or not -1 <= site.channel_dim < max(len(site.shape), 1):
+    if type(site.channel_dim) is not int or not min(len(site.shape), 1) - 1 <= site.channel_dim < max(
+        len(site.shape), 1
+    ):
         raise RuleError(f"site {site.name!r} of shape {site.shape} has its channels in dimension {site.channel_dim!r}")
     return site
 
@@ -556,8 +558,14 @@ def _row(fields: Any) -> CoverageRow:
     return row
 
 
+def _listed(values: Any) -> list[Any]:
+    if not isinstance(values, list):
+        raise TypeError(f"{values!r} should be a list")
+    return values
+
+
 def _strings(values: Any) -> list[str]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+    if not all(isinstance(value, str) for value in _listed(values)):
         raise TypeError(f"{values!r} should be texts")
     return values
 

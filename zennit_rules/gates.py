@@ -103,11 +103,12 @@ class Gate(nn.Module):
         samples = "" if self.samples is None else f", samples={self.samples}"
         return f"start={self.start!r}{samples}"
 
-    def _rows(self, shape: tuple[int, ...]) -> int:
-        return 1 if self.samples is None or not shape else shape[0]
+    def _rows(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Size of the first dimension of parameters; none where the site is one number."""
+        return (1,) if shape and self.samples is None else shape[:1]
 
     def _channel_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (self._rows(shape), *(n if d == self.channel_dim else 1 for d, n in enumerate(shape) if d))
+        return (*self._rows(shape), *(n if d == self.channel_dim else 1 for d, n in enumerate(shape) if d))
 
 
 class PlainGate(Gate):
@@ -201,7 +202,7 @@ class QuadrantGate(Gate):
 
     def make_parameters(self, shape: tuple[int, ...]) -> None:
         """Four raw values per channel (or layer): ``raw`` is ``(4, 1, C, 1, 1)``."""
-        weights = (self._rows(shape), *(1 for _ in shape[1:])) if self._per_layer else self._channel_shape(shape)
+        weights = (*self._rows(shape), *(1 for _ in shape[1:])) if self._per_layer else self._channel_shape(shape)
         self.raw = nn.Parameter(torch.zeros((4, *weights)))
 
     @property
@@ -267,7 +268,7 @@ class FeatureGate(Gate):
         if self.uses_position:
             ones = (1,) * len(shape[1:])
             # Two leading dimensions, as in ``raw``: samples are counted in the same one.
-            self.raw_position = nn.Parameter(torch.zeros((1, 5 if self.contrast else 3, self._rows(shape), *ones)))
+            self.raw_position = nn.Parameter(torch.zeros((1, 5 if self.contrast else 3, *self._rows(shape), *ones)))
 
     def forward(self, z: Tensor, g: Tensor, h: Tensor | None = None) -> tuple[Weight, Weight]:
         """See `Gate.forward`; ``h`` is the contrast signal, or None where there is none yet."""

@@ -72,11 +72,12 @@ def read(path: Path, key: str, what: str) -> tuple[dict[str, Any], dict[str, Ten
         raise FileFault(f"is a safetensors file but not {what}: it lacks the {key!r} metadata")
     try:
         document = json.loads(metadata[key])
-    except (ValueError, RecursionError) as error:
-        raise FileFault(f"is damaged ({error!r})") from error
-    if not isinstance(document, dict):
-        raise FileFault(f"is damaged (its document is a {type(document).__name__})")
-    if _CHECKSUM in document and document.pop(_CHECKSUM) != _checksum(json.dumps(document), tensors):
+        if not isinstance(document, dict):
+            raise FileFault(f"is damaged (its document is a {type(document).__name__})")
+        whole = _CHECKSUM not in document or document.pop(_CHECKSUM) == _checksum(json.dumps(document), tensors)
+    except (ValueError, TypeError, RuntimeError) as error:  # RecursionError is a RuntimeError
+        raise error if isinstance(error, FileFault) else FileFault(f"is damaged ({error!r})") from error
+    if not whole:
         raise FileFault("is damaged (its contents do not have the checksum that it was written with)")
     return document, tensors
 

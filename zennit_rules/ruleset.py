@@ -171,18 +171,18 @@ class RuleSet:
             self._sites[name] = site
             return self._gates[name]
         shared = self._shared.pop(name, None)
-        if shared is not None and getattr(gate, "samples", None) != z.shape[0]:
+        if shared is not None and z.ndim and getattr(gate, "samples", None) != z.shape[0]:
             gate = self._gates[name] = self._expanded(shared, self._sites[name], z.shape[0])
         self._check_shape(self._sites[name], z, gate)
         reference = next(gate.parameters(), None)
         return gate if reference is None or reference.device == z.device else gate.to(z.device)
 
     def _samples(self, site: Site) -> int | None:
-        return site.shape[0] if self.config.get("per_sample") else None
+        return site.shape[0] if self.config.get("per_sample") and site.shape else None
 
     def _check_shape(self, site: Site, z: Tensor, gate: nn.Module) -> None:
         samples = getattr(gate, "samples", None)
-        if samples is not None and samples not in (1, z.shape[0]):
+        if samples is not None and samples not in (1, *z.shape[:1]):
             raise RuleError(
                 f"site {site.name!r} holds parameters for each of {samples} samples, but got a batch of {z.shape[0]}: "
                 "rules learned per sample belong to those samples; build with a shared gate "
@@ -190,9 +190,9 @@ class RuleSet:
             )
         c = site.channel_dim
         whole = getattr(gate, "per_sample", False)
-        same = (
-            tuple(z.shape[1:]) == site.shape[1:] if whole else z.ndim == len(site.shape) and z.shape[c] == site.shape[c]
-        )
+        same = z.ndim == len(site.shape)
+        if same and z.ndim > 1:  # else there are no channels: a value per sample, or one for all
+            same = tuple(z.shape[1:]) == site.shape[1:] if whole else z.shape[c] == site.shape[c]
         if not same:
             raise RuleError(
                 f"site {site.name!r} was built for shape {site.shape} (channels in dimension {c}), "
@@ -259,7 +259,7 @@ class RuleSet:
 
     def _expanded(self, shared: nn.Module, site: Site, rows: int) -> nn.Module:
         """A gate with ``rows`` copies of a shared gate's parameters; notes the site's new shape."""
-        site = replace(site, shape=(rows, *site.shape[1:]))
+        site = replace(site, shape=(rows, *site.shape[1:]) if site.shape else ())
         gate = self._composite.make_gate(self.config, site, rows)
         reference = next(shared.parameters(), None)
         gate = gate if reference is None else gate.to(reference)

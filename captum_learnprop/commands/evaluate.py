@@ -57,6 +57,16 @@ class Seeds(click.ParamType):
         return seeds
 
 
+class Family(click.Choice):
+    """A composite, by its name or a short one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The full name."""
+        from zennit_rules.registry import SHORT_NAMES  # imports torch, which --help must not wait for
+
+        return super().convert(SHORT_NAMES.get(value, value), param, ctx)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the command line asked for."""
@@ -82,7 +92,7 @@ class Plan:
 @click.option("--model", multiple=True, type=click.Choice(MODELS), help="Reference net; all by default. Repeatable.")
 @click.option("--scenes", multiple=True, type=click.Choice(SCENES), help="Scene family; all by default. Repeatable.")
 @click.option(
-    "--composite", multiple=True, type=click.Choice(COMPOSITES),
+    "--composite", multiple=True, type=Family(COMPOSITES),
     help="Family of trained rules; all by default. Repeatable.",
 )  # fmt: skip
 @click.option("--method", multiple=True, help="Method, as in the tables; all by default. Repeatable.")

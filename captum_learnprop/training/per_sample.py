@@ -185,7 +185,7 @@ def _warn_of_mixed_samples(rules: RuleSet, samples: int) -> None:
 
     A first dimension of 1 is what parameters have that are shared over the batch.
     """
-    mixed = [s.name for s in rules.sites if s.shape[0] != 1 and s.shape[0] % samples]
+    mixed = [s.name for s in rules.sites if s.shape and s.shape[0] != 1 and s.shape[0] % samples]
     if mixed:
         warnings.warn(
             f"the first dimension of site {mixed[0]!r} ({len(mixed)} such sites) does not count the {samples} samples: "

@@ -81,7 +81,7 @@ class RuleSet:
         Args:
             model: The model; it is run once and left as it was.
             example_inputs: What the model takes, batch first: a tensor ``(B, ...)`` or a tuple of arguments.
-            composite: Name of a registered composite.
+            composite: Name of a registered composite, or a short one such as ``"lrp"`` (see `registry.SHORT_NAMES`).
             gate: Name or class of a gate; the composite's own choice by default.
             start: ``"gradient"``, ``"deconvnet"`` or ``"guided_backprop"``; the composite's own choice by default.
             pooling: ``"exact"`` leaves max-pools alone; ``"soft"`` gives each a `PoolGate`.
@@ -520,6 +520,8 @@ def _checked_config(composite: Any, config: Any) -> dict[str, Any]:
     odd = sorted(options.keys() - set(known))
     if odd or not isinstance(options.get("per_sample", False), bool):
         raise RuleError(f"the configuration has {odd or 'per_sample=' + repr(options['per_sample'])}")
+    if not {"gate", "start", "pooling"} <= options.keys():
+        raise RuleError(f"the configuration {options} lacks gate, start or pooling")
     checked = composite_class(composite)(**options).rules.config  # with options that came after the file
     return {**checked, **({"fusion": config["fusion"]} if "fusion" in config else {})}
 

@@ -59,7 +59,7 @@ class LearnedPropagation(GradientAttribution):
         model: The model; returned untouched from every call.
         composite: Name of a trainable composite: ``"learned_gradient"``, ``"learned_guided_backprop"``,
             ``"learned_epsilon_gamma_box"`` (LRP), ``"learned_deeplift"``, ``"learned_transformer"`` or
-            ``"learned_attnlrp"``.
+            ``"learned_attnlrp"``; or a short one: ``"gates"``, ``"guided_backprop"``, ``"lrp"``, ``"deeplift"``, ...
         rules: A `RuleSet`, or the path of a saved one.
         gate: Name or class of the gates to learn: ``"element"``, ``"position"``, ``"channel"``, ``"quadrant"``,
             ``"feature"``.

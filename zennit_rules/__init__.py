@@ -19,7 +19,7 @@ from .gates import ChannelGate, ElementGate, FeatureGate, Gate, PositionGate, Qu
 from .linear import LearnedAlphaBeta, LearnedBox, LearnedEpsilon, LearnedGamma
 from .pooling import LearnedMaxPool, PoolGate
 from .rect_grad import ProportionalPool, RectGate, RectGrad, RectGradComposite
-from .registry import composite_class, register_composite
+from .registry import composite_class, composite_name, register_composite
 from .relevance import unkept_nodes
 from .rescale import LearnedRescale, RescaleMaxPool, RescaleSoftmax, reference_pass
 from .ruleset import RuleSet
@@ -72,6 +72,7 @@ __all__ = [
     "batch_norm_pairs",
     "canonizers_for",
     "composite_class",
+    "composite_name",
     "explaining",
     "reference_pass",
     "register_composite",

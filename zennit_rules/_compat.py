@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -28,6 +29,11 @@ DisableTorchFunction = torch._C.DisableTorchFunction
 def in_backward() -> bool:
     """Whether autograd is running a backward pass in this thread."""
     return torch._C._current_graph_task_id() != -1
+
+
+def on_autograd_thread() -> bool:
+    """Whether this thread is one of autograd's own, which run the backward passes on accelerators."""
+    return in_backward() and isinstance(threading.current_thread(), threading._DummyThread)
 
 
 def function_of_node(node: object) -> type | None:
@@ -80,6 +86,22 @@ def one_gradient_at_a_time(backward: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+_HOOK_DICTS = ("_forward_pre_hooks", "_forward_hooks")
+_FLAGS_OF_HOOKS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+
+def without_zennit_hooks(state: dict[str, Any]) -> None:
+    """Take zennit rules out of the attributes of a module; containers that had some are replaced by copies."""
+    for name in _HOOK_DICTS:
+        hooks = state.get(name, {})
+        kept = {key: hook for key, hook in hooks.items() if not isinstance(getattr(hook, "__self__", None), Hook)}
+        if len(kept) < len(hooks):
+            state[name] = type(hooks)(kept)
+            for flags in _FLAGS_OF_HOOKS:
+                ours = state.get(flags, {})
+                state[flags] = type(ours)((k, v) for k, v in ours.items() if k in kept or k not in hooks)
+
+
 def unsupported_model(model: torch.nn.Module) -> str | None:
     """Tell why hooks cannot work on ``model``, or None if they can."""
     if hasattr(model, "_orig_mod"):
@@ -88,6 +110,8 @@ def unsupported_model(model: torch.nn.Module) -> str | None:
         where = f"its module {name!r}" if name else "it"
         if isinstance(module, torch.jit.ScriptModule):
             return f"{where} is a scripted or traced module, which hooks cannot reach: pass the eager model"
+        if isinstance(module, torch.nn.DataParallel) and len(module.device_ids) > 1:
+            return f"{where} is a DataParallel, which runs copies of its module in other threads: pass `model.module`"
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             return f"{where} was compiled (torch.compile), which bypasses hooks: pass the model before compiling"
     return None
@@ -106,10 +130,12 @@ __all__ = [
     "active_transform",
     "function_of_node",
     "in_backward",
+    "on_autograd_thread",
     "one_gradient_at_a_time",
     "shape_of_node",
     "tree_flatten",
     "tree_unflatten",
     "unsupported_model",
+    "without_zennit_hooks",
     "zennit_hooks",
 ]

@@ -38,6 +38,7 @@ from .errors import RuleError, RuleWarning
 from .interpose import Interposed, interpose
 from .linear_canonizer import LINEAR_TYPES, LinearCanonizer, linear_functions
 from .linear_map import is_linear_function
+from .plain_copies import PlainCopies, plain_copies
 from .relevance import node_name, nodes_without_rule, relevance_call
 from .sites import is_leaf
 from .written_attention import ATTENTION, attention_of
@@ -266,6 +267,7 @@ class MergeBatchNormPairs(NamedMergeBatchNorm):
         super().__init__(name_map)
         self._kept: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
         self._eps = 0.0
+        self._copies: list[PlainCopies] = []
 
     def apply(self, root_module: nn.Module) -> list[MergeBatchNormPairs]:
         """Merge all pairs, or none if that fails.
@@ -295,6 +297,9 @@ class MergeBatchNormPairs(NamedMergeBatchNorm):
         """Merge one norm."""
         self._kept = [(module, _own_tensors(module)) for module in (*linears, batch_norm)]
         self._eps = float(vars(batch_norm)["eps"])
+        for module, tensors in self._kept:
+            plain = {"eps": self._eps} if module is batch_norm else {}
+            self._copies.append(plain_copies(module, partial(_unmerge, _values(tensors), plain)))
         super().register(linears, batch_norm)
         vars(batch_norm)["eps"] = 0.0
 
@@ -303,6 +308,9 @@ class MergeBatchNormPairs(NamedMergeBatchNorm):
         if not self._kept:
             return
         kept, self._kept = self._kept, []
+        for copies in self._copies:
+            copies.remove()
+        self._copies.clear()
         if self.batch_norm_params is not None:
             super().remove()
         for module, tensors in kept:
@@ -316,6 +324,24 @@ class MergeBatchNormPairs(NamedMergeBatchNorm):
 def _own_tensors(module: nn.Module) -> dict[str, Tensor | None]:
     tensors: dict[str, Tensor | None] = {"weight": None, "bias": None}
     return {**tensors, **dict(module.named_buffers(recurse=False)), **dict(module.named_parameters(recurse=False))}
+
+
+def _values(tensors: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Tensors of their own that keep the values of a module's, since zennit may give its tensors others."""
+    return {
+        name: nn.Parameter(tensor.data, tensor.requires_grad) if isinstance(tensor, nn.Parameter)
+        else None if tensor is None else tensor.data
+        for name, tensor in tensors.items()
+    }  # fmt: skip
+
+
+def _unmerge(tensors: dict[str, Tensor | None], plain: dict[str, Any], state: dict[str, Any]) -> None:
+    """Give the attributes of a copy the values from before the merge."""
+    state.update(plain)
+    for kind in ("_parameters", "_buffers"):
+        state[kind] = {name: tensors.get(name, tensor) for name, tensor in state[kind].items()}
+    for name in tensors:
+        state.pop(name, None)  # zennit 1.0.0 puts merged weights there
 
 
 def batch_norm_pairs(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -> Pairs:

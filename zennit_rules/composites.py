@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock, get_ident
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from .coverage import Coverage, LinearWork, unreached_nodes, why_unreached
 from .dependence import Inputs
 from .errors import RuleError
 from .gates import STARTS, gate_class
+from .names import did_you_mean
+from .plain_copies import plain_copies
 from .pooling import LearnedMaxPool, PoolGate
 from .registry import composite_class, register_composite
 from .ruleset import RuleSet
@@ -26,12 +29,16 @@ from .streams import Streams
 
 POOLINGS = ("exact", "soft")
 
+_registering = RLock()
+"""One thread at a time: whether a composite is free is asked and answered in one go."""
+
 
 class LearnedComposite(LayerMapComposite):
     """A gate at every activation, starting at a textbook rule.
 
     A composite is used like any of zennit's: ``with composite.context(model): ...``. Its parameters live in
-    ``composite.rules``; without ``rules`` they are made as the first forward pass meets the sites.
+    ``composite.rules``; without ``rules`` they are made as the first forward pass meets the sites, for each model that
+    it is registered on anew, and ``composite.rules`` are those of the last one.
 
     Args:
         gate: Name or class of the gates.
@@ -77,8 +84,11 @@ class LearnedComposite(LayerMapComposite):
     ) -> None:
         self.strangers = rules is None or not isinstance(rules, RuleSet)  # not yet checked against a model's weights
         self._verified: weakref.ref[nn.Module] | None = None
+        self._thread = 0
         rules = self.default_rules if rules is None else rules
+        self._opened: weakref.WeakKeyDictionary[nn.Module, RuleSet] | None = None  # for composites without rules
         if rules is None:
+            self._opened = weakref.WeakKeyDictionary()
             rules = self._open_rules(gate, start, pooling, gate_options, rule_options, per_sample)
         elif not isinstance(rules, RuleSet):
             rules = RuleSet.load(rules)
@@ -150,7 +160,8 @@ class LearnedComposite(LayerMapComposite):
         given = dict(rule_options or {})
         for option in given.keys() - cls.default_options.keys():
             known = ", ".join(cls.default_options) or "none"
-            raise RuleError(f"{cls.__name__} has no rule option {option!r}; it has: {known}")
+            hint = did_you_mean(option, cls.default_options)
+            raise RuleError(f"{cls.__name__} has no rule option {option!r}; it has: {known}{hint}")
         return {**cls.default_options, **given}
 
     @classmethod
@@ -199,9 +210,10 @@ class LearnedComposite(LayerMapComposite):
         start = self.default_start if start is None else start
         known = gate_class(gate)
         if start not in STARTS:
-            raise RuleError(f"unknown start {start!r}; choose one of {', '.join(STARTS)}")
+            raise RuleError(f"unknown start {start!r}; choose one of {', '.join(STARTS)}{did_you_mean(start, STARTS)}")
         if pooling not in POOLINGS:
-            raise RuleError(f"unknown pooling {pooling!r}; choose one of {', '.join(POOLINGS)}")
+            hint = did_you_mean(pooling, POOLINGS)
+            raise RuleError(f"unknown pooling {pooling!r}; choose one of {', '.join(POOLINGS)}{hint}")
         config = {
             "gate": known.name or known,
             "start": start,
@@ -220,20 +232,41 @@ class LearnedComposite(LayerMapComposite):
         """Register on a model; undone by ``remove()``, and at once if something fails on the way.
 
         Raises:
-            RuleError: If the rules belong to another model; rules that came from a file are checked against its
-                weights too.
+            RuleError: If the rules belong to another model, where rules that came from a file are checked against its
+                weights too; or if another thread has registered the composite.
         """
-        known = self._verified is not None and self._verified() is module
-        if not self.rules.closed and not self.rules.sites:  # open: belongs to the first model whose sites it meets
-            self.rules.architecture = fingerprint.architecture(module)
-        elif not known:
-            self.rules.check_model(module, check_weights=self.strangers)
+        with _registering:
+            if self.handles and self._thread != get_ident():
+                raise RuleError(
+                    f"this {type(self).__name__} is registered on a model by another thread; give each thread one of "
+                    "its own, for rules that exist: rules.composite()"
+                )
+            self._thread = get_ident()
+            try:
+                self._take_rules(module)
+                super().register(module)
+            except BaseException:
+                self.remove()
+                raise
+
+    def _take_rules(self, module: nn.Module) -> None:
+        """Check the rules against a model; a composite that was given none has some for each model."""
+        if self._verified is not None and self._verified() is module:
+            return
+        if self._opened is not None:
+            self.rules = self._opened_for(module, self._opened)
+        self.rules.check_model(module, check_weights=self.strangers)
         self._verified = weakref.ref(module)
-        try:
-            super().register(module)
-        except BaseException:
-            self.remove()
-            raise
+
+    def _opened_for(self, module: nn.Module, opened: MutableMapping[nn.Module, RuleSet]) -> RuleSet:
+        if module in opened:
+            return opened[module]
+        rules = RuleSet(type(self), self.rules.config) if self.rules.sites else self.rules
+        for other in [one for one, of in opened.items() if of is rules]:  # met no site there
+            del opened[other]
+        rules.architecture = fingerprint.architecture(module)
+        opened[module] = rules
+        return rules
 
     @contextmanager
     def recorded(self, model: nn.Module) -> Iterator[LearnedComposite]:
@@ -312,7 +345,10 @@ class _FunctionalSwitch(Hook):
 
     def register(self, module: nn.Module) -> RemovableHandleList:
         """Register on the model and return the handles."""
-        return RemovableHandleList([RemovableHandle(self), module.register_forward_pre_hook(self.pre_forward)])
+        hooked = module.register_forward_pre_hook(self.pre_forward)
+        # All modules: a layer map may put rules of zennit where none of ours are.
+        copies = [plain_copies(each) for each in module.modules()]
+        return RemovableHandleList([RemovableHandle(self), hooked, *copies])
 
 
 class LearnedGradient(LearnedComposite):

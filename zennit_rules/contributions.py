@@ -317,18 +317,19 @@ class BoxGate(nn.Module):
         channels = shape[channel_dim]
         bounds = []
         for name, value in (("low", low), ("high", high)):
-            given = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
+            given = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().flatten()
             if given.numel() not in (1, channels) or not bool(given.isfinite().all()):
                 raise RuleError(f"{name} must be a finite number, or one for each of {channels} channels: {value!r}")
-            bounds.append(given.expand(channels).repeat(samples or 1, 1))
+            bounds.append(given)
         if not bool((bounds[0] < bounds[1]).all()):
             raise RuleError(f"low must be below high, got low={low!r}, high={high!r}")
         self.raw = nn.Parameter(torch.zeros(samples or 1, 1))
-        for name, bound in zip(("low", "high"), bounds, strict=True):
+        for name, given in zip(("low", "high"), bounds, strict=True):
+            bound = torch.zeros(samples or 1, channels, dtype=torch.float64).copy_(given)
             if learn_bounds:
-                setattr(self, name, nn.Parameter(bound.clone()))
+                setattr(self, name, nn.Parameter(bound))
             else:
-                self.register_buffer(name, bound.clone())
+                self.register_buffer(name, bound)
 
     low: Tensor
     high: Tensor

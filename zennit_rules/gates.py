@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import RuleError
+from .names import did_you_mean
 
 STARTS = ("gradient", "deconvnet", "guided_backprop")
 
@@ -52,7 +53,8 @@ class Gate(nn.Module):
         start: Rule the gate equals while its raw parameters are 0: ``"gradient"``, ``"deconvnet"`` or
             ``"guided_backprop"``.
         samples: None shares the parameters over samples; a number gives each of that many samples its own.
-        channel_dim: Dimension of ``shape`` that counts channels; 1 for ``(B, C, H, W)``, 2 for tokens ``(B, N, C)``.
+        channel_dim: Dimension of ``shape`` that counts channels; 1 for ``(B, C, H, W)``, 2 for tokens ``(B, N, C)``. It
+            says nothing where there is none: a shape ``(B,)`` has a single channel.
 
     Raises:
         RuleError: For an unknown start or a channel dimension outside the shape.
@@ -74,11 +76,12 @@ class Gate(nn.Module):
     ) -> None:
         super().__init__()
         if start not in STARTS:
-            raise RuleError(f"{type(self).__name__} cannot start at {start!r}; choose one of {', '.join(STARTS)}")
-        if not 0 < channel_dim < max(len(shape), 2):
+            hint = did_you_mean(start, STARTS)
+            raise RuleError(f"{type(self).__name__} cannot start at {start!r}; choose one of {', '.join(STARTS)}{hint}")
+        if len(shape) > 1 and not 0 < channel_dim < len(shape):
             raise RuleError(f"channel_dim {channel_dim} is outside the shape {tuple(shape)} (dimension 0 is the batch)")
         self.start = start
-        self.samples = shape[0] if self.per_sample else samples
+        self.samples = samples if not self.per_sample else shape[0] if shape else 1
         self.channel_dim = channel_dim
         self.make_parameters(tuple(shape))
 
@@ -100,11 +103,12 @@ class Gate(nn.Module):
         samples = "" if self.samples is None else f", samples={self.samples}"
         return f"start={self.start!r}{samples}"
 
-    def _rows(self, shape: tuple[int, ...]) -> int:
-        return 1 if self.samples is None else shape[0]
+    def _rows(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Size of the first dimension of parameters; none where the site is one number."""
+        return (1,) if shape and self.samples is None else shape[:1]
 
     def _channel_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (self._rows(shape), *(n if d == self.channel_dim else 1 for d, n in enumerate(shape) if d))
+        return (*self._rows(shape), *(n if d == self.channel_dim else 1 for d, n in enumerate(shape) if d))
 
 
 class PlainGate(Gate):
@@ -162,7 +166,7 @@ class PositionGate(ScaledGate):
 
     def make_parameters(self, shape: tuple[int, ...]) -> None:
         """One raw value per position."""
-        self.raw = nn.Parameter(torch.zeros([1 if d == self.channel_dim else n for d, n in enumerate(shape)]))
+        self.raw = nn.Parameter(torch.zeros([1 if d and d == self.channel_dim else n for d, n in enumerate(shape)]))
 
 
 class ChannelGate(ScaledGate):
@@ -198,7 +202,7 @@ class QuadrantGate(Gate):
 
     def make_parameters(self, shape: tuple[int, ...]) -> None:
         """Four raw values per channel (or layer): ``raw`` is ``(4, 1, C, 1, 1)``."""
-        weights = (self._rows(shape), *(1 for _ in shape[1:])) if self._per_layer else self._channel_shape(shape)
+        weights = (*self._rows(shape), *(1 for _ in shape[1:])) if self._per_layer else self._channel_shape(shape)
         self.raw = nn.Parameter(torch.zeros((4, *weights)))
 
     @property
@@ -262,9 +266,9 @@ class FeatureGate(Gate):
         """Two times four (or six) raw values per channel; three (or five) per layer for positions."""
         self.raw = nn.Parameter(torch.zeros((2, 6 if self.contrast else 4, *self._channel_shape(shape))))
         if self.uses_position:
-            ones = (1,) * (len(shape) - 1)
+            ones = (1,) * len(shape[1:])
             # Two leading dimensions, as in ``raw``: samples are counted in the same one.
-            self.raw_position = nn.Parameter(torch.zeros((1, 5 if self.contrast else 3, self._rows(shape), *ones)))
+            self.raw_position = nn.Parameter(torch.zeros((1, 5 if self.contrast else 3, *self._rows(shape), *ones)))
 
     def forward(self, z: Tensor, g: Tensor, h: Tensor | None = None) -> tuple[Weight, Weight]:
         """See `Gate.forward`; ``h`` is the contrast signal, or None where there is none yet."""
@@ -288,7 +292,10 @@ class FeatureGate(Gate):
         total = raw[0]
         for index, signal in ((1, g), (3, h if self.contrast else None)):
             if signal is not None:
-                relevance = _squash((active * signal.to(g.dtype)).sum(dim=self.channel_dim, keepdim=True))
+                relevance = active * signal.to(g.dtype)
+                if g.ndim > 1:
+                    relevance = relevance.sum(dim=self.channel_dim, keepdim=True)
+                relevance = _squash(relevance)
                 total = total + raw[index] * relevance + raw[index + 1] * self._around(relevance)
         return 1 + torch.tanh(total)
 
@@ -325,5 +332,5 @@ def gate_class(gate: str | type[Gate]) -> type[Gate]:
     if isinstance(gate, type) and issubclass(gate, Gate):
         return gate
     if not isinstance(gate, str) or gate not in GATES:
-        raise RuleError(f"unknown gate {gate!r}; known: {', '.join(sorted(GATES))}")
+        raise RuleError(f"unknown gate {gate!r}; known: {', '.join(sorted(GATES))}{did_you_mean(gate, GATES)}")
     return GATES[gate]

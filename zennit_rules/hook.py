@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._compat import DisableTorchFunction, Hook, RemovableHandle, RemovableHandleList
 from .interpose import interpose
+from .plain_copies import plain_copies
 from .sites import recorder
 from .streams import Streams
 
@@ -112,14 +113,18 @@ class SiteCall:
         Returns:
             Gradient of the loss to the signal that arrived, and to the gate's parameters by name.
         """
-        names, parameters = zip(*self.gate.named_parameters(), strict=True)
+        parameters = dict(self.gate.named_parameters())
+        nothing = tangent.new_zeros(self.shape), {n: torch.zeros_like(p) for n, p in parameters.items()}
         if self.g is None:  # nothing that reaches the output
-            return tangent.new_zeros(self.shape), {n: torch.zeros_like(p) for n, p in self.gate.named_parameters()}
+            return nothing
         with torch.enable_grad():
             g = self.g.detach().requires_grad_()
             passed = self.signal(self.saved, g)
-            gradients = torch.autograd.grad(passed, (g, *parameters), tangent.to(passed.dtype), materialize_grads=True)
-        return gradients[0], dict(zip(names, gradients[1:], strict=True))
+            if not passed.requires_grad:  # nothing is passed on, whatever arrives
+                return nothing
+            towards = (g, *parameters.values())
+            gradients = torch.autograd.grad(passed, towards, tangent.to(passed.dtype), materialize_grads=True)
+        return gradients[0], dict(zip(parameters, gradients[1:], strict=True))
 
 
 class SiteHook(Hook):
@@ -162,7 +167,8 @@ class SiteHook(Hook):
     def register(self, module: nn.Module) -> RemovableHandleList:
         """Register on ``module`` and return the handles."""
         self.active = True
-        handles = [RemovableHandle(self), module.register_forward_pre_hook(self.pre_forward)]
+        hooked = module.register_forward_pre_hook(self.pre_forward)
+        handles = [RemovableHandle(self), hooked, plain_copies(module)]
         if self.applies(module):
             handles.append(interpose(module, partial(self._around, module)))
         return RemovableHandleList(handles)

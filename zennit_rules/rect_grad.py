@@ -38,9 +38,14 @@ _TINY = 1e-10
 """Beside the mean of a window, as published."""
 
 
+def _rows(values: Tensor) -> Tensor:
+    """One row for each sample of ``(B, ...)``; a single number is a sample of its own."""
+    return values.reshape(*(values.shape[:1] or (1,)), -1)
+
+
 def percentile(values: Tensor, q: float) -> Tensor:
     """The q-th percentile of each sample's values ``(B, ...)``, ``(B,)``, linear between two of them."""
-    rows = values.flatten(1)
+    rows = _rows(values)
     rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
     place = q / 100 * (rows.shape[1] - 1)
     below = math.floor(place)
@@ -101,7 +106,7 @@ class RectGate(nn.Module):
         tau = self.tau(score)
         if not self.temperature:
             return (score > tau).to(score.dtype)
-        flat = score.flatten(1)
+        flat = _rows(score)
         top = flat.detach().abs().amax(1, keepdim=True)
         top = torch.where(top > 0, top, torch.ones_like(top))  # squares of tiny values would underflow
         mean = (flat / top).square().mean(1, keepdim=True)

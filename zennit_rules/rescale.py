@@ -117,7 +117,7 @@ class References:
             RuleError: If it has another shape.
         """
         found = self._seen.get(name if self._name_call is not None else "")
-        if found is not None and (found.shape[1:] != z.shape[1:] or found.shape[0] not in (1, z.shape[0])):
+        if found is not None and (found.shape[1:] != z.shape[1:] or found.shape[:1] not in ((1,), z.shape[:1])):
             raise RuleError(
                 f"at site {name!r} the input has shape {tuple(z.shape)}, the baseline {tuple(found.shape)}: "
                 "give a baseline that takes the same way through the model"

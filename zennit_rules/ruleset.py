@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from . import fingerprint
+from . import fingerprint, rule_file
 from .buffers import buffers_kept
 from .coverage import Coverage, CoverageRow, check_reach
 from .errors import RuleError
-from .registry import composite_class
+from .hook import SiteHook
+from .registry import composite_class, composite_name
 from .sites import Site
 from .streams import Fusion
 
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
     from .composites import LearnedComposite
 
 FORMAT_VERSION = 1
+_KEY = "captum-learnprop"
+_COMPOSITE_KINDS = ("activation", "pooling", "linear", "first", "softmax", "norm", "product")
 FUSION = "(fusion)"
 """Stands for a site in the names of the fusion's parameters."""
 
@@ -46,7 +46,7 @@ class RuleSet:
 
     def __init__(self, composite: str | type[LearnedComposite], config: Mapping[str, Any] | None = None) -> None:
         self._composite = composite_class(composite) if isinstance(composite, str) else composite
-        self.composite_name = composite if isinstance(composite, str) else composite.name
+        self.composite_name = composite_name(composite) if isinstance(composite, str) else composite.name
         self.config: dict[str, Any] = dict(config or {})
         self.closed = False
         self.reach_checked = False  # whether somebody has said already which functions have no rule
@@ -81,7 +81,7 @@ class RuleSet:
         Args:
             model: The model; it is run once and left as it was.
             example_inputs: What the model takes, batch first: a tensor ``(B, ...)`` or a tuple of arguments.
-            composite: Name of a registered composite.
+            composite: Name of a registered composite, or a short one such as ``"lrp"`` (see `registry.SHORT_NAMES`).
             gate: Name or class of a gate; the composite's own choice by default.
             start: ``"gradient"``, ``"deconvnet"`` or ``"guided_backprop"``; the composite's own choice by default.
             pooling: ``"exact"`` leaves max-pools alone; ``"soft"`` gives each a `PoolGate`.
@@ -169,18 +169,18 @@ class RuleSet:
             self._sites[name] = site
             return self._gates[name]
         shared = self._shared.pop(name, None)
-        if shared is not None and getattr(gate, "samples", None) != z.shape[0]:
+        if shared is not None and z.ndim and getattr(gate, "samples", None) != z.shape[0]:
             gate = self._gates[name] = self._expanded(shared, self._sites[name], z.shape[0])
         self._check_shape(self._sites[name], z, gate)
         reference = next(gate.parameters(), None)
         return gate if reference is None or reference.device == z.device else gate.to(z.device)
 
     def _samples(self, site: Site) -> int | None:
-        return site.shape[0] if self.config.get("per_sample") else None
+        return site.shape[0] if self.config.get("per_sample") and site.shape else None
 
     def _check_shape(self, site: Site, z: Tensor, gate: nn.Module) -> None:
         samples = getattr(gate, "samples", None)
-        if samples is not None and samples not in (1, z.shape[0]):
+        if samples is not None and samples not in (1, *z.shape[:1]):
             raise RuleError(
                 f"site {site.name!r} holds parameters for each of {samples} samples, but got a batch of {z.shape[0]}: "
                 "rules learned per sample belong to those samples; build with a shared gate "
@@ -188,9 +188,9 @@ class RuleSet:
             )
         c = site.channel_dim
         whole = getattr(gate, "per_sample", False)
-        same = (
-            tuple(z.shape[1:]) == site.shape[1:] if whole else z.ndim == len(site.shape) and z.shape[c] == site.shape[c]
-        )
+        same = z.ndim == len(site.shape)
+        if same and z.ndim > 1:  # else there are no channels: a value per sample, or one for all
+            same = tuple(z.shape[1:]) == site.shape[1:] if whole else z.shape[c] == site.shape[c]
         if not same:
             raise RuleError(
                 f"site {site.name!r} was built for shape {site.shape} (channels in dimension {c}), "
@@ -257,7 +257,7 @@ class RuleSet:
 
     def _expanded(self, shared: nn.Module, site: Site, rows: int) -> nn.Module:
         """A gate with ``rows`` copies of a shared gate's parameters; notes the site's new shape."""
-        site = replace(site, shape=(rows, *site.shape[1:]))
+        site = replace(site, shape=(rows, *site.shape[1:]) if site.shape else ())
         gate = self._composite.make_gate(self.config, site, rows)
         reference = next(shared.parameters(), None)
         gate = gate if reference is None else gate.to(reference)
@@ -350,7 +350,7 @@ class RuleSet:
             The path.
 
         Raises:
-            RuleError: For an open rule set, or a folder that does not exist.
+            RuleError: For an open rule set, parameters that are not finite, or a folder that does not exist.
         """
         if not self.closed:
             raise RuleError("an open rule set has no fixed sites to save; make it with RuleSet.build")
@@ -376,14 +376,11 @@ class RuleSet:
             "training": self.training,
             "coverage": [] if self._coverage is None else [vars(row) for row in self._coverage.rows],
         }
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        temporary = path.with_name(f".{uuid4().hex}.part")
         try:
-            temporary.write_bytes(save(tensors, metadata={"captum-learnprop": json.dumps(document)}))
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+            rule_file.check_tensors(self.state_dict())
+        except ValueError as error:
+            raise RuleError(f"cannot write {path}: parameter {error}, which no map can be made of") from error
+        rule_file.write(path, _KEY, document, self.state_dict())
         return path
 
     @classmethod
@@ -396,15 +393,19 @@ class RuleSet:
             check_weights: Refuse a model of the same architecture with other weights, if the file knows them.
 
         Raises:
-            RuleError: Missing, truncated or foreign file, newer format, unknown composite or gate, another model, or
-                something that is no path.
+            RuleError: Missing, truncated, changed or foreign file, newer format, unknown composite or gate, another
+                model, or something that is no path.
         """
         if not isinstance(path, (str, os.PathLike)):
             raise RuleError(f"rules must be a RuleSet or the path of one, got {type(path).__name__}")
         document, tensors = _read(Path(path))
         try:
             rules = cls._from_document(document, tensors)
-        except (KeyError, TypeError, AttributeError) as error:
+        except RuleError as error:
+            raise RuleError(
+                f"{path} is damaged, or needs a plugin or version that is not here: {error}; save the rule set again"
+            ) from error
+        except Exception as error:  # whatever it is that a document makes gates and options raise: the file is at fault
             raise RuleError(f"{path} is damaged ({error!r}); save the rule set again") from error
         if model is not None:
             rules.check_model(model, check_weights=check_weights)
@@ -415,22 +416,47 @@ class RuleSet:
 
     @classmethod
     def _from_document(cls, document: dict[str, Any], tensors: dict[str, Tensor]) -> RuleSet:
-        rules = cls(document["composite"], document["config"])
-        for fields in document["sites"]:
-            site = Site(**{**fields, "shape": tuple(fields["shape"])})
+        rule_file.check_tensors(tensors)
+        rules = cls(document["composite"], _checked_config(document["composite"], document["config"]))
+        stored = _by_site(tensors)
+        for fields in _listed(document["sites"]):
+            site = _site(fields)
+            if site.name in rules._sites:
+                raise RuleError(f"site {site.name!r} is there twice")
             rules._sites[site.name] = site
-            gate = rules._composite.make_gate(rules.config, site, rules._samples(site))
-            own = {n.split("::")[1]: t for n, t in tensors.items() if n.startswith(f"{site.name}::")}
-            dtype = next((t.dtype for t in own.values()), torch.float32)
-            rules._gates[site.name] = gate.to(dtype=dtype)
+            rules._gates[site.name] = rules._stored_gate(site, stored.get(site.name, {}))
         if "fusion" in rules.config:
-            rules._fuse(list(rules.config["fusion"])).to(dtype=tensors[f"{FUSION}::raw"].dtype)
+            fused = [rules._sites[name].name for name in _strings(rules.config["fusion"])]
+            rules._fuse(fused).to(dtype=tensors[f"{FUSION}::raw"].dtype)
         rules.load_state_dict(tensors)
         rules.closed = True
-        rules.architecture, rules.weights = document["architecture"], document["weights"]
-        rules.training = document["training"]
-        rules._coverage = Coverage(tuple(CoverageRow(**row) for row in document["coverage"]))
+        rules.architecture, rules.weights = _text(document["architecture"]), _text(document["weights"])
+        rules.training = {**document["training"]}
+        rules._coverage = Coverage(tuple(map(_row, _listed(document["coverage"]))))
         return rules
+
+    def _stored_gate(self, site: Site, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The gate of a site in a file.
+
+        Raises:
+            RuleError: If its parameters would have other names or shapes than those in the file, before any memory is
+                taken for them.
+        """
+        samples = self._samples(site)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        try:
+            with torch.device("meta"):
+                planned = self._composite.make_gate(self.config, site, samples)
+            wanted = {name: tuple(tensor.shape) for name, tensor in _named(planned)}
+        except (NotImplementedError, RuntimeError):  # a gate whose making needs values
+            wanted = shapes
+        if wanted != shapes:
+            raise RuleError(
+                f"the gate at site {site.name!r} of shape {site.shape} has parameters of shapes {wanted}, "
+                f"the file {shapes}"
+            )
+        gate = self._composite.make_gate(self.config, site, samples)
+        return gate.to(dtype=next((tensor.dtype for tensor in tensors.values()), torch.float32))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RuleSet:
         """Move all parameters in place and return the rule set."""
@@ -445,9 +471,13 @@ def _leaf(value: Any) -> Any:
     return value
 
 
+def _named(gate: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from gate.named_parameters()
+    yield from gate.named_buffers()
+
+
 def _tensors(gate: nn.Module) -> Iterator[Tensor]:
-    yield from gate.parameters()
-    yield from gate.buffers()
+    return (tensor for _, tensor in _named(gate))
 
 
 def _parameter_dtype(z: Tensor) -> torch.dtype:
@@ -459,21 +489,90 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise RuleError(f"no rule set at {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise RuleError(f"{path} is truncated or no safetensors file ({error}); save the rule set again") from error
-    if "captum-learnprop" not in metadata:
-        raise RuleError(f"{path} is a safetensors file but not a rule set: it lacks the 'captum-learnprop' metadata")
-    try:
-        document = json.loads(metadata["captum-learnprop"])
-        newer = document["format_version"] > FORMAT_VERSION
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise RuleError(f"{path} is damaged ({error!r}); save the rule set again") from error
-    if newer:
+        document, tensors = rule_file.read(path, _KEY, "a rule set")
+    except rule_file.FileFault as error:
+        raise RuleError(f"{path} {error}; save the rule set again") from error
+    version = document.get("format_version")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise RuleError(f"{path} is damaged (its format version is {version!r}); save the rule set again")
+    if version > FORMAT_VERSION:
         raise RuleError(
-            f"{path} has format {document['format_version']}, newer than this version reads ({FORMAT_VERSION}): "
-            "upgrade captum-learnprop"
+            f"{path} has format {version}, newer than this version reads ({FORMAT_VERSION}): upgrade captum-learnprop"
         )
     return document, tensors
+
+
+def _by_site(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        site, _, name = key.rpartition("::")
+        found.setdefault(site, {})[name] = tensor
+    return found
+
+
+def _checked_config(composite: Any, config: Any) -> dict[str, Any]:
+    """The configuration in a file.
+
+    Raises:
+        TypeError: If it is none.
+        RuleError: For options that the composite does not have, or out of range.
+    """
+    known = ("gate", "start", "pooling", "gate_options", "rule_options", "per_sample")
+    options = {name: value for name, value in config.items() if name != "fusion"}
+    odd = sorted(options.keys() - set(known))
+    if odd or not isinstance(options.get("per_sample", False), bool):
+        raise RuleError(f"the configuration has {odd or 'per_sample=' + repr(options['per_sample'])}")
+    if not {"gate", "start", "pooling"} <= options.keys():
+        raise RuleError(f"the configuration {options} lacks gate, start or pooling")
+    checked = composite_class(composite)(**options).rules.config  # with options that came after the file
+    return {**checked, **({"fusion": config["fusion"]} if "fusion" in config else {})}
+
+
+def _kinds() -> set[str]:
+    """Kinds of sites: those that composites of this package name, and those of all hooks."""
+    hooks: list[type[SiteHook]] = [SiteHook]
+    for hook in hooks:
+        hooks.extend(hook.__subclasses__())
+    return {*_COMPOSITE_KINDS, *(hook.kind for hook in hooks if hook.kind)}
+
+
+def _site(fields: Any) -> Site:
+    """A site as a file has it.
+
+    Raises:
+        TypeError: If it is none.
+        RuleError: If a value is out of range.
+    """
+    site = Site(**{**fields, "shape": tuple(fields["shape"])})
+    _strings([site.name, site.kind, site.function])
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in site.shape):
+        raise RuleError(f"site {site.name!r} has the shape {site.shape}")
+    if site.kind not in _kinds():
+        raise RuleError(f"site {site.name!r} is of the unknown kind {site.kind!r}")
+    if type(site.channel_dim) is not int or not min(len(site.shape), 1) - 1 <= site.channel_dim < max(
+        len(site.shape), 1
+    ):
+        raise RuleError(f"site {site.name!r} of shape {site.shape} has its channels in dimension {site.channel_dim!r}")
+    return site
+
+
+def _row(fields: Any) -> CoverageRow:
+    row = CoverageRow(**fields)
+    _strings([getattr(row, field.name) for field in dataclass_fields(row) if field.type == "str"])
+    return row
+
+
+def _listed(values: Any) -> list[Any]:
+    if not isinstance(values, list):
+        raise TypeError(f"{values!r} should be a list")
+    return values
+
+
+def _strings(values: Any) -> list[str]:
+    if not all(isinstance(value, str) for value in _listed(values)):
+        raise TypeError(f"{values!r} should be texts")
+    return values
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else _strings([value])[0]

@@ -18,7 +18,6 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +35,7 @@ from ._compat import (
 )
 from .dependence import current, forward_pass
 from .errors import RuleError
-from .interpose import Interposed, has_own_forward, interpose
+from .interpose import Interposed, has_own_forward, interpose, warn_of_other_threads
 
 ElementWise = Callable[[Tensor], Tensor]
 
@@ -331,7 +330,6 @@ class SiteTracker(Canonizer):
         self._calls: dict[str, int] = {}
         self._stack: list[_Frame] = []
         self._channel_last: dict[int, weakref.ref[Tensor]] = {}
-        self._thread = 0
 
     def apply(self, root_module: nn.Module) -> list[SiteTracker]:
         """Track ``root_module``; zennit calls this when a composite is registered."""
@@ -362,6 +360,7 @@ class SiteTracker(Canonizer):
 
     def remove(self) -> None:
         """Undo everything; harmless when nothing is registered."""
+        warn_of_other_threads(self._handles)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -461,11 +460,8 @@ class SiteTracker(Canonizer):
 
     def _run_root(self, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._stack:  # a model that calls itself
-            if self._thread != get_ident():
-                raise RuleError("rules are applied to a model that two threads run at once; give each thread a copy")
             return call_next(*args, **kwargs)
         _refuse_transforms()
-        self._thread = get_ident()
         self._calls.clear()
         self._channel_last.clear()
         root = self.root() if self.root is not None else None

@@ -13,7 +13,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zennit_rules import LearnedComposite, RuleError, RuleSet, composite_class, explaining
+from zennit_rules import LearnedComposite, RuleError, RuleSet, composite_class, composite_name, explaining
 from zennit_rules import attribute as propagate
 from zennit_rules.buffers import buffers_kept
 from zennit_rules.interpose import is_interposed
@@ -59,7 +59,7 @@ class LearnedPropagation(GradientAttribution):
         model: The model; returned untouched from every call.
         composite: Name of a trainable composite: ``"learned_gradient"``, ``"learned_guided_backprop"``,
             ``"learned_epsilon_gamma_box"`` (LRP), ``"learned_deeplift"``, ``"learned_transformer"`` or
-            ``"learned_attnlrp"``.
+            ``"learned_attnlrp"``; or a short one: ``"gates"``, ``"guided_backprop"``, ``"lrp"``, ``"deeplift"``, ...
         rules: A `RuleSet`, or the path of a saved one.
         gate: Name or class of the gates to learn: ``"element"``, ``"position"``, ``"channel"``, ``"quadrant"``,
             ``"feature"``.
@@ -92,11 +92,11 @@ class LearnedPropagation(GradientAttribution):
             )
         super().__init__(model)
         self.model = model
-        self.composite = composite
         self.options: dict[str, Any] = {
             "gate": gate, "start": start, "pooling": pooling, "rule_options": rule_options,
         }  # fmt: skip
         know_plugins_of(composite, gate)
+        self.composite = composite_name(composite)
         if rules is None:
             composite_class(composite)(**self.options)  # names are checked here rather than at the first call
         else:
@@ -104,7 +104,11 @@ class LearnedPropagation(GradientAttribution):
             self._refuse_other_options(rules)
             self.composite = rules.composite_name
         self.rules = rules
-        self._given = None if rules is None else rules.composite()
+
+    @property
+    def _given(self) -> LearnedComposite | None:
+        """The given rules as a composite: one for each call, since a composite is on one model at a time."""
+        return None if self.rules is None else self.rules.composite()
 
     def _refuse_other_options(self, rules: RuleSet) -> None:
         """Options that differ from their defaults must be those of the given rule set."""

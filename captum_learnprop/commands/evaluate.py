@@ -60,6 +60,16 @@ class Seeds(click.ParamType):
         return seeds
 
 
+class Family(OneOf):
+    """A composite, by its name or a short one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The full name."""
+        from zennit_rules.registry import SHORT_NAMES  # imports torch, which --help must not wait for
+
+        return super().convert(SHORT_NAMES.get(value, value), param, ctx)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the command line asked for."""
@@ -85,7 +95,7 @@ class Plan:
 @click.option("--model", multiple=True, type=OneOf(MODELS), help="Reference net; all by default. Repeatable.")
 @click.option("--scenes", multiple=True, type=OneOf(SCENES), help="Scene family; all by default. Repeatable.")
 @click.option(
-    "--composite", multiple=True, type=OneOf(COMPOSITES),
+    "--composite", multiple=True, type=Family(COMPOSITES),
     help="Family of trained rules; all by default. Repeatable.",
 )  # fmt: skip
 @click.option("--method", multiple=True, help="Method, as in the tables; all by default. Repeatable.")

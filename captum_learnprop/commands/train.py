@@ -355,7 +355,8 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
     default="learned_gradient",
     metavar="NAME",
     help="Rules: learned_gradient, learned_guided_backprop, learned_epsilon_gamma_box (LRP), learned_deeplift, and for "
-    "transformers learned_transformer or learned_attnlrp.",
+    "transformers learned_transformer or learned_attnlrp; or gates, guided_backprop, lrp, deeplift, transformer, "
+    "attnlrp.",
 )
 @click.option(
     "--rule-option",

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.files import write_bytes
+from captum_learnprop.files import replacing
+from zennit_rules import rule_file
 
 FORMAT_VERSION = "1"
+_KEY = "learnprop-checkpoint"
 
 
 class CheckpointError(LearnpropError):
@@ -55,11 +55,7 @@ def write(path: Path, state: TrainingState, config: Mapping[str, Any]) -> None:
         WriteError: no space, no folder, no permission; an earlier checkpoint is kept.
     """
     groups = {"rules": state.rules, "optimizer": state.optimizer, "best": state.best}
-    tensors = {
-        f"{group}|{name}": tensor.detach().cpu().contiguous().clone()
-        for group, members in groups.items()
-        for name, tensor in members.items()
-    }
+    tensors = {f"{group}|{name}": tensor for group, members in groups.items() for name, tensor in members.items()}
     document = {
         "format_version": FORMAT_VERSION,
         "config": config,
@@ -69,7 +65,8 @@ def write(path: Path, state: TrainingState, config: Mapping[str, Any]) -> None:
         "waited": state.waited,
         "rows": state.rows,
     }
-    write_bytes(path, save(tensors, metadata={"learnprop-checkpoint": json.dumps(document)}))
+    with replacing(path) as temporary:
+        rule_file.write(temporary, _KEY, document, tensors)
 
 
 def read(path: Path, config: Mapping[str, Any]) -> TrainingState:
@@ -79,15 +76,22 @@ def read(path: Path, config: Mapping[str, Any]) -> TrainingState:
         CheckpointError: damaged, of another format, or of a run with other options (they are named).
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        document = json.loads(metadata["learnprop-checkpoint"])
-        newer = document["format_version"] != FORMAT_VERSION
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is no checkpoint, or damaged ({error}); delete it to begin anew") from error
-    if newer:
-        raise CheckpointError(f"{path} has format {document['format_version']}, this version reads {FORMAT_VERSION}")
+        document, tensors = rule_file.read(path, _KEY, "a checkpoint")
+        version = document["format_version"]
+        if version == FORMAT_VERSION:
+            return _state(path, document, tensors, config)
+    except CheckpointError:
+        raise
+    except rule_file.FileFault as error:
+        raise CheckpointError(f"{path} is no checkpoint, or damaged (it {error}); delete it to begin anew") from error
+    except Exception as error:  # whatever a changed document makes its readers raise: the file is at fault
+        raise CheckpointError(f"{path} is no checkpoint, or damaged ({error!r}); delete it to begin anew") from error
+    raise CheckpointError(f"{path} has format {version}, this version reads {FORMAT_VERSION}; delete it to begin anew")
+
+
+def _state(
+    path: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> TrainingState:
     stored, wanted = document["config"], json.loads(json.dumps(config))
     odd = sorted(name for name in {*stored, *wanted} if stored.get(name) != wanted.get(name))
     if odd:
@@ -99,10 +103,22 @@ def read(path: Path, config: Mapping[str, Any]) -> TrainingState:
     for key, tensor in tensors.items():
         group, name = key.split("|", 1)
         groups[group][name] = tensor
+    rule_file.check_tensors({key: tensor for key, tensor in tensors.items() if tensor.is_floating_point()})
     return TrainingState(
-        step=document["step"], best_step=document["best_step"], best_loss=document["best_loss"],
-        waited=document["waited"], rows=document["rows"], **groups,
-    )  # fmt: skip
+        step=_number(document, "step", int),
+        best_step=_number(document, "best_step", int),
+        best_loss=_number(document, "best_loss", (int, float)),
+        waited=_number(document, "waited", int),
+        rows=[dict(row) for row in document["rows"]],
+        **groups,
+    )
+
+
+def _number(document: Mapping[str, Any], name: str, kind: Any) -> Any:
+    value = document[name]
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r}")
+    return value
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

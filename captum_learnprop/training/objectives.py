@@ -97,7 +97,7 @@ class Agreement:
         """Loss of each sample, ``(B,)``."""
         loss = self._distance(result)
         for mask in result.masks:
-            loss = loss + self.area * mask.flatten(1).mean(dim=1)
+            loss = loss + self.area * mask.reshape(len(mask), -1).mean(dim=1)
             if self.total_variation:
                 loss = loss + self.total_variation * total_variation(mask[:, 0] if mask.ndim > 2 else mask)
         return loss

@@ -185,7 +185,7 @@ def _warn_of_mixed_samples(rules: RuleSet, samples: int) -> None:
 
     A first dimension of 1 is what parameters have that are shared over the batch.
     """
-    mixed = [s.name for s in rules.sites if s.shape[0] != 1 and s.shape[0] % samples]
+    mixed = [s.name for s in rules.sites if s.shape and s.shape[0] != 1 and s.shape[0] % samples]
     if mixed:
         warnings.warn(
             f"the first dimension of site {mixed[0]!r} ({len(mixed)} such sites) does not count the {samples} samples: "
@@ -282,7 +282,7 @@ class Step:
 
 def _rounding(maps: tuple[Tensor, ...], v: tuple[Tensor, ...]) -> Tensor:
     """Bound of the rounding error in the gradient of a gate, ``(B,)``: a few eps of ``sum |v r|``, which it adds up."""
-    terms = [(a * b).abs().flatten(1).sum(dim=1) for a, b in zip(maps, v, strict=True)]
+    terms = [(a * b).abs().reshape(len(a), -1).sum(dim=1) for a, b in zip(maps, v, strict=True)]
     return torch.stack(terms).sum(dim=0) * min(_NOISE * torch.finfo(maps[0].dtype).eps, _NOISE_MOST)
 
 

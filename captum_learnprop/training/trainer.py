@@ -32,7 +32,7 @@ from captum_learnprop.training.quantities import quantity as quantity_named
 from captum_learnprop.training.random_nets import random_nets
 from captum_learnprop.training.rule_maps import RuleMaps
 from captum_learnprop.training.terms import Batch, Objective, OcclusionRegression, Term
-from zennit_rules import LearnedEpsilonGammaBox, RuleSet, composite_class, fingerprint
+from zennit_rules import LearnedEpsilonGammaBox, RuleSet, composite_class, composite_name, fingerprint
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
@@ -257,6 +257,7 @@ class RuleTrainer:
             raise FitError(f"RuleTrainer needs an nn.Module whose layers it can reach, got {type(model).__name__}")
         self.model = model
         know_plugins_of(composite, gate)
+        composite = composite_name(composite)
         if gate_options is None:
             gate_options = FEATURE_OPTIONS if getattr(gate, "name", gate) == "feature" else {}
         self.build_options: dict[str, Any] = {

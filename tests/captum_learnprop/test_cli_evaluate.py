@@ -130,7 +130,7 @@ def test_composites_decide_which_trained_rules_are_compared(tmp_path: Path, monk
     result = invoke(*arguments, "--composite", "learned_deeplift", "--composite", "learned_gradient")
     assert result.exit_code == 1
     assert "unknown method 'LRP, untrained'" in result.output
-    result = invoke(*arguments, "--composite", "learned_epsilon_gamma_box")
+    result = invoke(*arguments, "--composite", "lrp")
     assert result.exit_code == 0, result.output
     text = (tmp_path / "table.md").read_text()
     families = text.split("## Hand-made and trained members of each family")[1].split("## vgg, pairs")[0]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import captum.attr
 import pytest
 import torch
 from rule_nets import GATE_NAMES, NETS, STARTS, images, one_hot, randomise, twin
-from torch import Tensor
+from torch import Tensor, nn
 from zennit.attribution import Gradient
 from zennit.composites import COMPOSITES
 
 import zennit_rules as zr
+from captum_learnprop import LearnedPropagation
 from zennit_rules.gates import GATES, gate_class
 
-SHAPES = {"image": ((2, 3, 4, 5), 1), "vector": ((2, 6), 1), "tokens": ((2, 4, 6), 2), "volume": ((2, 3, 2, 3, 4), 1)}
+SHAPES = {
+    "image": ((2, 3, 4, 5), 1), "vector": ((2, 6), 1), "tokens": ((2, 4, 6), 2), "volume": ((2, 3, 2, 3, 4), 1),
+    "values": ((5,), 0), "values, channels in 1": ((5,), 1),
+}  # fmt: skip
 SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda z: (z > 0).double(),
     "sigmoid": lambda z: torch.exp(-z) / (1 + torch.exp(-z)) ** 2,
@@ -226,6 +232,71 @@ def test_scale_follows_its_parameter() -> None:
 def test_errors(make: Callable[[], object], message: str) -> None:
     with pytest.raises(zr.RuleError, match=message):
         make()
+
+
+ONE_DIMENSIONAL = {"element": (5,), "position": (5,), "channel": (1,), "quadrant": (4, 1), "feature": (2, 4, 1)}
+"""Shapes of parameters at a site ``(5,)``, whose samples have one channel each."""
+
+
+class Flat(nn.Module):
+    """Inputs, activations and outputs ``(B,)``, and an activation of a number that all samples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.scale = nn.ReLU(), nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(2 * x - 1) + torch.tanh(x) * torch.sigmoid(self.scale)
+
+
+class TestOneDimension:
+    @pytest.mark.parametrize("name", GATE_NAMES)
+    def test_parameters(self, name: str) -> None:
+        for channel_dim in (0, 1):
+            gate = gate_class(name)((5,), channel_dim=channel_dim)
+            assert gate.raw.shape == ONE_DIMENSIONAL[name]
+        each = gate_class(name)((5,), samples=5)
+        assert each.raw.shape[each.sample_dim] == 5
+
+    @pytest.mark.parametrize("name", GATE_NAMES)
+    @pytest.mark.parametrize("composite", ["gates", "guided_backprop", "lrp", "deeplift", "attnlrp", "rect_grad"])
+    def test_rules(self, composite: str, name: str, tmp_path: Path) -> None:
+        model, x = Flat().double().eval(), torch.randn(5, dtype=torch.float64)
+        gate = None if composite == "rect_grad" else name
+        rules = zr.RuleSet.build(model, x, composite, gate=gate)
+        with torch.no_grad():
+            for parameter in rules.parameters():
+                parameter.uniform_(0, 0.5)
+        found = LearnedPropagation(model, rules=rules).attribute(x)
+        assert found.shape == (5,)
+        read = zr.RuleSet.load(rules.save(tmp_path / "r.safetensors", model), model)
+        assert torch.equal(LearnedPropagation(model, rules=read).attribute(x), found)
+        if name not in ("element", "position"):  # each sample for itself, whatever the batch
+            singles = [LearnedPropagation(model, rules=rules).attribute(row) for row in x.split(1)]
+            torch.testing.assert_close(torch.cat(singles), found)
+
+    @pytest.mark.parametrize("name", GATE_NAMES)
+    def test_learning(self, name: str) -> None:
+        model, x = Flat().double().eval(), torch.randn(5, dtype=torch.float64)
+        method = LearnedPropagation(model, gate=name)
+        leaf = x.clone().requires_grad_()
+        (plain,) = torch.autograd.grad(model(leaf).sum(), leaf)
+        torch.testing.assert_close(method.attribute(x, n_steps=0), plain)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = method.attribute(x, n_steps=2)
+        singles = [method.attribute(row, n_steps=2) for row in x.split(1)]
+        torch.testing.assert_close(torch.cat(singles), found)
+
+    def test_position_and_contrast(self) -> None:
+        gate = zr.FeatureGate((5,), position=True, contrast=True)
+        with torch.no_grad():
+            for parameter in gate.parameters():
+                parameter.normal_()
+        z, g, h = torch.randn(3, 5)
+        together = torch.stack(gate(z, g, h))
+        alone = [torch.stack(gate(*row)) for row in zip(z.split(1), g.split(1), h.split(1), strict=True)]
+        torch.testing.assert_close(torch.cat(alone, 1), together)
 
 
 def test_registering_a_gate_again_does_nothing() -> None:

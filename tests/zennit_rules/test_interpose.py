@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -225,6 +228,28 @@ class TestCompat:
             assert [type(found) for found in _compat.zennit_hooks(relu)] == [_compat.Hook]
         assert _compat.zennit_hooks(relu) == []
 
+    def test_attributes_without_hooks(self) -> None:
+        relu, mine = nn.ReLU(), lambda module, args: None
+        relu.register_forward_pre_hook(mine)
+        with _compat.LayerMapComposite([(nn.ReLU, _compat.Hook())]).context(nn.Sequential(relu)):
+            state, before = dict(vars(relu)), len(relu._forward_pre_hooks)
+            _compat.without_zennit_hooks(state)
+            assert list(state["_forward_pre_hooks"].values()) == [mine]
+            assert not state["_forward_hooks"]
+            assert len(relu._forward_pre_hooks) == before == 2  # those of the module are another container
+
+    def test_on_autograd_thread(self) -> None:
+        assert not _compat.on_autograd_thread()
+        seen: list[Any] = []
+
+        def dummy() -> None:  # as on a thread that C++ started: Python knows none, and makes one up
+            seen.append(type(threading.current_thread()))
+
+        _thread.start_new_thread(dummy, ())
+        while not seen:
+            time.sleep(0.001)
+        assert seen == [threading._DummyThread]
+
     def test_named_merge(self) -> None:
         model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, eps=0.0)).eval()
         model[1].running_mean.fill_(0.5)
@@ -275,8 +300,8 @@ class TestCompat:
         assert set(_compat.__all__) == {
             "COMPOSITES", "Canonizer", "Composite", "DisableTorchFunction", "Hook", "LayerMapComposite",
             "NamedMergeBatchNorm", "RemovableHandle", "RemovableHandleList", "active_transform",
-            "function_of_node", "in_backward", "one_gradient_at_a_time", "shape_of_node", "tree_flatten",
-            "tree_unflatten", "unsupported_model", "zennit_hooks",
+            "function_of_node", "in_backward", "on_autograd_thread", "one_gradient_at_a_time", "shape_of_node",
+            "tree_flatten", "tree_unflatten", "unsupported_model", "without_zennit_hooks", "zennit_hooks",
         }  # fmt: skip
 
 

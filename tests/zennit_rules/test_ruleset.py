@@ -326,6 +326,7 @@ class TestLoadRefuses:
         with safe_open(path, framework="pt") as file:
             document = json.loads(file.metadata()[KEY])
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a mapping)
+        del document["sha256"]  # as in files from before there was one, whose documents are checked by themselves
         document |= changes
         for key, value in changes.items():
             if value is None:
@@ -397,7 +398,7 @@ class TestLoadRefuses:
             ({"composite": "learned_nothing"}, "'learned_nothing' is unknown"),
             ({"composite": "epsilon_plus"}, "has no trainable rules"),
             ({"config": {"gate": "chanel", "start": "gradient", "pooling": "exact"}}, "unknown gate 'chanel'"),
-            ({"config": {"gate": "channel", "start": "nowhere", "pooling": "exact"}}, "cannot start at 'nowhere'"),
+            ({"config": {"gate": "channel", "start": "nowhere", "pooling": "exact"}}, "unknown start 'nowhere'"),
             ({"sites": []}, "do not fit this rule set"),
             ({"sites": None}, "damaged"),
             ({"config": None}, "damaged"),

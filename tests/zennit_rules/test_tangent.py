@@ -369,3 +369,39 @@ def test_a_gate_may_be_updated_while_pulling() -> None:
         tape.pull((v,), on_site)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     torch.autograd.grad(out, x, seed)  # the pass can be used again with the new parameters
+
+
+class Silent(zr.Gate):
+    """Passes nothing on, whatever arrives."""
+
+    def make_parameters(self, shape: tuple[int, ...]) -> None:
+        """None."""
+
+    def forward(self, z: Tensor, g: Tensor) -> tuple[float, float]:
+        return 0.0, 0.0
+
+
+@pytest.mark.parametrize("gate", ["none", Silent])
+@pytest.mark.parametrize("start", STARTS)
+def test_gates_without_parameters(gate: Any, start: str) -> None:
+    """Beside gates that have some: the tangent of the output is that of double backward, and of the loss to those."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 2))
+    model, x = model.double().eval(), torch.rand(2, 1, 8, 8, dtype=torch.double, requires_grad=True)
+    composite = zr.LearnedGradient(gate, start, "soft")
+    with composite.recorded(model), record((x,)) as tape:
+        out = model(x)
+    tape.finish(out)
+    assert tape.unsupported is None
+    with torch.no_grad():
+        for parameter in composite.rules.parameters():
+            parameter.fill_(0.3)
+    found: dict[str, dict[str, Tensor]] = {}
+    (r,) = torch.autograd.grad(out[:, 0].sum(), x, retain_graph=True)
+    tangent = tape.pull((v := torch.randn_like(x),), lambda call, given: found.__setitem__(call.name, given))
+    (live,) = torch.autograd.grad(out[:, 0].sum(), x, create_graph=True)
+    wanted = torch.autograd.grad(live, composite.parameters(), v, materialize_grads=True)
+    assert found["1"] == {}
+    assert found["3"] == {}
+    torch.testing.assert_close(list(found["2"].values()), list(wanted))
+    torch.testing.assert_close((r * v).sum(), tangent[:, 0].sum())

@@ -658,9 +658,9 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "unknown start": (lambda: LearnedPropagation(net(), start="lrp"), RuleError, r"unknown start 'lrp'.*deconvnet"),
     "unknown pooling": (lambda: LearnedPropagation(net(), pooling="max"), RuleError, r"unknown pooling 'max'.*soft"),
     "unknown composite": (
-        lambda: LearnedPropagation(net(), composite="lrp"),
+        lambda: LearnedPropagation(net(), composite="lpr"),
         RuleError,
-        r"composite 'lrp' is unknown.*learned_gradient",
+        r"composite 'lpr' is unknown.*learned_gradient.*did you mean 'lrp'",
     ),
     "composite without rules": (
         lambda: LearnedPropagation(net(), composite="epsilon_plus"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LearnpropError", "PluginError", "PluginWarning", "TargetError"]
+__all__ = ["InputWarning", "LearnpropError", "PluginError", "PluginWarning", "TargetError"]
 
 
 class LearnpropError(ValueError):
@@ -15,6 +15,10 @@ class TargetError(LearnpropError, AssertionError, IndexError):
 
 class PluginError(LearnpropError):
     """A plugin, or the name of something a plugin provides, is not usable."""
+
+
+class InputWarning(UserWarning):
+    """Inputs can be explained, but look like none that the model was trained on."""
 
 
 class PluginWarning(UserWarning):

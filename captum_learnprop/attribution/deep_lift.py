@@ -23,7 +23,9 @@ from zennit_rules.interpose import is_interposed
 
 from .._compat import _call_custom_attribution_func, _format_output, compute_gradients
 from ..errors import LearnpropError
-from ..training.per_sample import finite, select
+from ..forward import output_of, shapes_told
+from ..scalars import plain
+from ..targets import finite, select
 from .checked_inputs import checked_inputs, leaves_of
 from .given_rules import given_rules
 from .learned import TensorOrTuple
@@ -77,6 +79,7 @@ class LearnedDeepLift(GradientAttribution):
                 f"multiply_by_inputs must be True or False, got {type(multiply_by_inputs).__name__}; "
                 "rules are passed by name: LearnedDeepLift(model, rules=rules)"
             )
+        eps = plain(eps)
         if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
             raise LearnpropError(f"eps must be a finite number of at least 0, got {eps!r}")
         super().__init__(model)
@@ -175,7 +178,7 @@ class LearnedDeepLift(GradientAttribution):
         if baselines is None:
             composite.baselines = (composite.baseline,) * len(inputs)
             return composite
-        given = baselines if isinstance(baselines, tuple) else (baselines,)
+        given = tuple(map(plain, baselines)) if isinstance(baselines, tuple) else (plain(baselines),)
         if len(given) != len(inputs):
             raise LearnpropError(
                 f"{len(given)} baselines were given for {len(inputs)} inputs; pass a tuple with one for each"
@@ -201,9 +204,10 @@ class LearnedDeepLift(GradientAttribution):
             if self.gradient_func is not compute_gradients:  # a Neuron* class explains a neuron instead
                 if create_graph:
                     raise LearnpropError("create_graph=True cannot pass through a replaced gradient_func")
-                maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
+                with shapes_told(self.model, leaves):
+                    maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
                 return tuple(m.detach() for m in composite.finish(maps, leaves))
-            output = self.forward_func(*leaves, *additional)
+            output = output_of(self.forward_func, leaves, additional, model=self.model)
             selected = finite(select(output, target))
             if not composite.rules.sites and unreached_nodes(output):
                 composite.rules.close(self.model, output)  # a linear model needs no rule, this one does
@@ -214,7 +218,9 @@ class LearnedDeepLift(GradientAttribution):
         self, inputs: tuple[Tensor, ...], baselines: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...]
     ) -> Tensor:
         """``F(inputs) - F(baselines)``, ``(B,)``."""
-        ends = [select(self.forward_func(*x, *additional), target) for x in (inputs, baselines)]
+        ends = [
+            select(output_of(self.forward_func, x, additional, model=self.model), target) for x in (inputs, baselines)
+        ]
         return ends[0] - ends[1]
 
 

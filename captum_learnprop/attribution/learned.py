@@ -21,10 +21,13 @@ from zennit_rules.interpose import is_interposed
 from .._compat import _format_output, compute_gradients
 from ..errors import LearnpropError
 from ..evaluation.maps import finished
+from ..forward import output_of, shapes_told
 from ..plugins import know_plugins_of
+from ..scalars import plain, plain_options
+from ..targets import finite, select
 from ..training.masks import Mask, MaxMask
 from ..training.objectives import Agreement, Objective
-from ..training.per_sample import Descent, OriginalPass, Step, finite, learn, select
+from ..training.per_sample import Descent, OriginalPass, Step, learn
 from .checked_inputs import checked_inputs, leaves_of
 from .given_rules import given_rules
 
@@ -94,7 +97,7 @@ class LearnedPropagation(GradientAttribution):
         self.model = model
         self.composite = composite
         self.options: dict[str, Any] = {
-            "gate": gate, "start": start, "pooling": pooling, "rule_options": rule_options,
+            "gate": gate, "start": start, "pooling": pooling, "rule_options": plain_options(rule_options),
         }  # fmt: skip
         know_plugins_of(composite, gate)
         if rules is None:
@@ -109,14 +112,14 @@ class LearnedPropagation(GradientAttribution):
     def _refuse_other_options(self, rules: RuleSet) -> None:
         """Options that differ from their defaults must be those of the given rule set."""
         given = {"composite": self.composite, **self.options}
-        plain = {
+        usual = {
             "composite": "learned_gradient", "gate": "element", "start": None, "pooling": "exact", "rule_options": None,
         }  # fmt: skip
         for option, value in given.items():
             has: Any = rules.composite_name if option == "composite" else rules.config.get(option)
             if option == "rule_options" and value is not None:
                 has = {name: one for name, one in (has or {}).items() if name in value}
-            if value != plain[option] and (getattr(value, "name", "") or value) != has:
+            if value != usual[option] and (getattr(value, "name", "") or value) != has:
                 raise RuleError(f"{option}={value!r} was given, but the rule set has {has!r}; leave {option} out")
 
     @log_usage()
@@ -159,7 +162,7 @@ class LearnedPropagation(GradientAttribution):
             LearnpropError: For empty, non-finite or integer inputs, arguments the model does not take, and the like.
             RuleError: If the model has no site, or is compiled or scripted.
         """
-        steps = self._steps(n_steps, create_graph)
+        steps, seed = self._steps(n_steps, create_graph), plain(seed)
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
         leaves = leaves_of(tensors, create_graph=create_graph)
         draws = steps > 0 or any(module.training for module in self.model.modules())  # objectives and dropout do
@@ -197,6 +200,7 @@ class LearnedPropagation(GradientAttribution):
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def _steps(self, n_steps: int | None, create_graph: bool) -> int:
+        n_steps = plain(n_steps)
         if n_steps is None:
             n_steps = DEFAULT_STEPS if self.rules is None else 0
         if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 0:
@@ -222,7 +226,8 @@ class LearnedPropagation(GradientAttribution):
                         "gradient_func was replaced (by a Neuron* or Layer* class, say), but relevance starts at the "
                         "output"
                     )
-                maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
+                with shapes_told(self.model, leaves):
+                    maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
                 self._check_reach(composite, None)
                 return tuple(part.detach() for part in composite.finish(maps, leaves))
             return self._explain(composite, leaves, target, additional, create_graph)[0]
@@ -231,7 +236,7 @@ class LearnedPropagation(GradientAttribution):
         self, composite: Any, leaves: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...], create_graph: bool
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Maps by a composite that is registered on the model, and the explained entries of the output ``(B,)``."""
-        output = self.forward_func(*leaves, *additional)
+        output = output_of(self.forward_func, leaves, additional, model=self.model)
         self._check_reach(composite, output)
         selected = finite(select(output, target))
         (seed,) = torch.autograd.grad(selected.sum(), output, retain_graph=True)
@@ -257,6 +262,7 @@ class LearnedPropagation(GradientAttribution):
             raise LearnpropError(
                 "gradient_func was replaced (by a Neuron* or Layer* class): rules cannot be learned for it; pass rules="
             )
+        lr = plain(lr)
         if lr is not None and not 0 < lr < float("inf"):
             raise LearnpropError(f"lr must be positive and finite, got {lr}")
         for name, value in (("objective", objective), ("mask", mask)):
@@ -276,7 +282,7 @@ class LearnedPropagation(GradientAttribution):
             )
 
         def forward(masked: tuple[Tensor, ...]) -> Tensor:
-            return self.forward_func(*masked, *additional)
+            return output_of(self.forward_func, masked, additional, model=self.model)
 
         step = Step(
             original,

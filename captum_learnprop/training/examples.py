@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from captum_learnprop.forward import output_of
 from captum_learnprop.training.data import DataError, Labels
 from captum_learnprop.training.distributed import Processes
 from captum_learnprop.training.occlusion import generator_of, measure_drops, random_boxes
@@ -305,7 +306,8 @@ class _Store:
 
     @torch.no_grad()
     def _outputs(self, images: Tensor, first: int) -> Tensor:
-        outputs = torch.cat([self.model(part) for part in images.to(self.device).split(self.what.internal_batch_size)])
+        parts = images.to(self.device).split(self.what.internal_batch_size)
+        outputs = torch.cat([output_of(self.model, (part,)) for part in parts])
         if outputs.ndim != 2:
             raise DataError(f"the model must return (B, classes), it returned {tuple(outputs.shape)}; wrap it")
         bad = ~outputs.isfinite().all(1)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.evaluation.maps import smooth
+from captum_learnprop.evaluation.maps import per_axis, smooth
 
 BLUR = 1 / 8
-"""Standard deviation of ``"blur"`` as a share of the shorter side: parts of objects are gone, the light stays."""
+"""Standard deviation of ``"blur"`` as a share of the sides (see `per_axis`): parts of objects are gone, the light
+stays."""
 
 NOISE = 0.5
 """Largest standard deviation of ``"noise"`` as a share of each channel's range; as in occlusion regression."""
@@ -60,8 +61,8 @@ def mean(inputs: Tensor, draw: FillDraw) -> Tensor:
 
 
 def blur(inputs: Tensor, draw: FillDraw) -> Tensor:
-    """The input after a Gaussian blur of `BLUR` times the shorter side."""
-    return smooth(inputs.flatten(0, 1), BLUR * min(inputs.shape[2:])).reshape(inputs.shape)
+    """The input after a Gaussian blur of `BLUR` times the sides (see `per_axis`)."""
+    return smooth(inputs.flatten(0, 1), per_axis(BLUR, inputs.shape[2:])).reshape(inputs.shape)
 
 
 def colour(inputs: Tensor, draw: FillDraw) -> Tensor:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_learnprop.targets import select
 from captum_learnprop.training.batch import Batch
 from captum_learnprop.training.masks import Mask
 from captum_learnprop.training.objectives import MaskedPass, Objective
-from captum_learnprop.training.per_sample import select
 from captum_learnprop.training.terms import Term
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import LearnpropError
+from ..scalars import plain_fields
 from .masks import total_variation
 
 DISTANCES = ("auto", "cross_entropy", "kl", "relative")
@@ -75,6 +76,7 @@ class Agreement:
     baseline: float | str | Callable[[Tensor], Tensor] = 0.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.distance not in DISTANCES:
             raise LearnpropError(f"Agreement(distance={self.distance!r}): choose one of {', '.join(DISTANCES)}")
         if isinstance(self.baseline, str) and self.baseline != "noise":

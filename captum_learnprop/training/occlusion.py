@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.forward import output_of
 from captum_learnprop.training.quantities import Quantity
 
 REGION_SIDES = (1 / 16, 1 / 2)
@@ -69,8 +70,8 @@ def measure_drops(
     regions = box_regions(boxes, image.shape[1:]).to(image.device)
     fills = random_fills(len(boxes), tuple(image.shape), low, high, generator).to(image)
     changed = torch.where(regions[:, None], fills, image[None])
-    after = torch.cat([model(part) for part in changed.split(internal_batch_size)])
-    before = model(image[None])
+    after = torch.cat([output_of(model, (part,)) for part in changed.split(internal_batch_size)])
+    before = output_of(model, (image[None],))
     drops = [
         quantity(before, target.reshape(1)) - quantity(after, target.expand(len(after)))
         for target in targets.to(image.device)

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from captum_learnprop.scalars import plain, plain_fields
 from captum_learnprop.training.batch import Batch as Batch
 from captum_learnprop.training.batch import ObjectiveError as ObjectiveError
 from captum_learnprop.training.fills import fill_names, random_fill
@@ -72,6 +73,7 @@ class Objective:
     terms: tuple[tuple[float, Term], ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", tuple((plain(weight), term) for weight, term in self.terms))
         if not self.terms:
             raise ObjectiveError("an objective needs at least one term, e.g. OcclusionRegression()")
         for weight, term in self.terms:
@@ -187,6 +189,7 @@ class OcclusionRegression(Term):
     needs_deletions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         _check(self, "distance", ("pearson", "cosine"))
         if not 0 <= self.density <= 1:
             raise ObjectiveError(f"density must be in [0, 1], got {self.density}")
@@ -239,6 +242,7 @@ class MaskedTerm(Term):
     exclude: tuple[str, ...] = ("zero", "blur")
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         fill_names(self.fill, self.exclude)
         if self.area is None:
             return

@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.maps import SIGNS
+from captum_learnprop.forward import training_mode
 from captum_learnprop.plugins import know_plugins_of
+from captum_learnprop.scalars import plain, plain_fields, plain_options
 from captum_learnprop.training import checkpoint as checkpoints
 from captum_learnprop.training.data import DataError, read_batches, repeats_its_order
 from captum_learnprop.training.distributed import Processes, processes
@@ -50,7 +52,7 @@ class Usual:
 
     Attributes:
         sign: How an attribution becomes a map.
-        smoothing: Of maps, as a fraction of the image's shorter side.
+        smoothing: Of maps, as a fraction of the sides (see `per_axis`).
         lr: First learning rate.
         density: Of the occlusion regression.
     """
@@ -135,6 +137,7 @@ class Options:
     precision: str | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name, low in (("steps", 1), ("batch_size", 1), ("validate_every", 1), ("internal_batch_size", 1)):
             if getattr(self, name) < low:
                 raise FitError(f"{name} must be at least {low}, got {getattr(self, name)}")
@@ -204,8 +207,8 @@ class RuleTrainer:
             ``"log_probability"``, ``"log_sigmoid"``, ``"contrastive_logit"``.
         sign: how an attribution becomes a map, see `evaluation.maps.reduce_channels`; by default ``"absolute"``, and
             ``"signed"`` for LRP.
-        smoothing: Gaussian smoothing of maps, as a fraction of the image's shorter side, by default 0.025, and none for
-            LRP. Use the rules with the same; ``rules.training`` keeps it.
+        smoothing: Gaussian smoothing of maps, as a fraction of the sides (see `evaluation.maps.per_axis`), by default
+            0.025, and none for LRP; none for tables. Use the rules with the same; ``rules.training`` keeps it.
         steps: optimiser steps (Adam).
         batch_size: rows per step, over all processes; a row is one image with one target.
         lr: first learning rate, by default 0.03, and 0.01 for LRP.
@@ -261,8 +264,8 @@ class RuleTrainer:
             gate_options = FEATURE_OPTIONS if getattr(gate, "name", gate) == "feature" else {}
         self.build_options: dict[str, Any] = {
             "composite": composite, "gate": gate, "start": start, "pooling": pooling,
-            "gate_options": dict(gate_options), "fusion": fusion,
-            "rule_options": composite_class(composite).checked_options(rule_options),
+            "gate_options": plain_options(gate_options), "fusion": fusion,
+            "rule_options": composite_class(composite).checked_options(plain_options(rule_options)),
         }  # fmt: skip
         defaults = usual(composite)
         sign, lr = defaults.sign if sign is None else sign, defaults.lr if lr is None else lr
@@ -315,12 +318,9 @@ class RuleTrainer:
         Warns:
             TrainingWarning: a loss that is not finite later on; the best rules so far are returned.
         """
-        training = [name or "it" for name, module in self.model.named_modules() if module.training]
-        if training:
-            raise FitError(
-                f"the model is in training mode (module {training[0]}), where samples of a batch depend on each other; "
-                "call model.eval()"
-            )
+        if (said := training_mode(self.model, strict=True)) is not None:
+            raise FitError(said)
+        targets_per_image, validation, checkpoint_every = map(plain, (targets_per_image, validation, checkpoint_every))
         self._check_folders(checkpoint, log_dir, examples_dir)
         if targets not in (PREDICTED, LABELS):
             raise FitError(f"unknown targets {targets!r}; choose {PREDICTED!r} or {LABELS!r}")

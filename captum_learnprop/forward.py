@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -160,7 +161,7 @@ def _said(output: Any) -> str:
 def training_mode(model: Any, *, strict: bool = False) -> str | None:
     """A sentence for models in training mode, None for others.
 
-    A module counts if its forward pass asks for ``self.training`` (dropout, batch norm, stochastic depth, their like
+    A module counts if its methods ask for ``self.training`` (dropout, batch norm, stochastic depth, their like
     in any library) and the chance that it keeps for that is not 0.
 
     Args:
@@ -177,13 +178,23 @@ def training_mode(model: Any, *, strict: bool = False) -> str | None:
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
-    code = getattr(getattr(type(module), "forward", None), "__code__", None)
-    if code is None or "training" not in code.co_names:
+    if not _asks_for_mode(type(module)):
         return False
     if isinstance(module, nn.modules.batchnorm._NormBase) and not module.track_running_stats:
         return False  # statistics of the batch in either mode
     chances = [vars(module)[name] for name in _CHANCES if isinstance(vars(module).get(name), (int, float))]
     return any(chances) if chances else True
+
+
+@cache
+def _asks_for_mode(kind: type) -> bool:
+    """Whether a method of a class of modules, beside those that set it, reads ``self.training``."""
+    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        for name, method in vars(base).items():
+            code = getattr(method, "__code__", None)
+            if code is not None and "training" in code.co_names and name not in ("__init__", "train", "eval"):
+                return True
+    return False
 
 
 def warn_of_training(model: Any) -> None:

@@ -177,12 +177,12 @@ class LearnedPropagation(GradientAttribution):
         """Maps by shared rules, with the sign and the smoothing they were trained with.
 
         Args:
-            inputs: ``(B, C, *spatial)``.
+            inputs: ``(B, C, *spatial)``, or a table ``(B, F)``.
             target: see `attribute`.
             additional_forward_args: see `attribute`.
 
         Returns:
-            ``(B, *spatial)``: one value per position; higher is more relevant.
+            ``(B, *spatial)``: one value per position; of a table ``(B, F)``. Higher is more relevant.
 
         Raises:
             LearnpropError: without rules that a `RuleTrainer` made, or for several inputs.
@@ -190,8 +190,8 @@ class LearnedPropagation(GradientAttribution):
         summary = {} if self.rules is None else self.rules.training
         if "sign" not in summary or "smoothing" not in summary:
             raise LearnpropError("maps() needs rules= that RuleTrainer made, which keep how their maps were finished")
-        if not isinstance(inputs, Tensor) or inputs.ndim < 3:
-            raise LearnpropError("maps() needs one input (B, C, *spatial); use attribute()")
+        if not isinstance(inputs, Tensor) or inputs.ndim < 2:
+            raise LearnpropError("maps() needs one input (B, C, *spatial) or (B, F); use attribute()")
         attribution = self.attribute(inputs, target, additional_forward_args)
         return finished(attribution, summary["sign"], summary["smoothing"])
 

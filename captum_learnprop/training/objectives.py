@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import LearnpropError
-from ..scalars import plain_fields
+from ..scalars import plain, plain_fields
 from .masks import total_variation
 
 DISTANCES = ("auto", "cross_entropy", "kl", "relative")
@@ -144,7 +144,7 @@ def _class_index(r: MaskedPass) -> Tensor | None:
     """The target as class indices ``(B,)``, or None where outputs or target are of another kind."""
     if r.masked.ndim != 2 or r.masked.shape[1] < 2:
         return None
-    target = r.target
+    target = plain(r.target)
     if isinstance(target, (list, Tensor)):
         target = torch.as_tensor(target) if not (isinstance(target, list) and isinstance(target[0], tuple)) else None
     elif isinstance(target, int):

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from captum_learnprop.training.fills import fill_names, random_fill
 from captum_learnprop.training.map_similarity import COMPRESSIONS, SIMILARITIES, compress
 from captum_learnprop.training.masks import AreaMask, MaxMask, total_variation
 from captum_learnprop.training.occlusion import region_mass
+
+AnyMask = TypeVar("AnyMask", AreaMask, MaxMask)
 
 
 class Term(ABC):
@@ -254,12 +256,13 @@ class MaskedTerm(Term):
 
     def _masks(self, batch: Batch) -> Tensor:
         """``(B, *spatial)`` in [0, 1]."""
-        if self.area is None or not isinstance(self.mask, AreaMask):
-            return self.mask.of_maps(batch.maps)
+        mask = _without_space(self.mask) if batch.table else self.mask
+        if self.area is None or not isinstance(mask, AreaMask):
+            return mask.of_maps(batch.maps)
         if not isinstance(self.area, tuple):
-            return self.mask.of_maps(batch.maps, self.area)
+            return mask.of_maps(batch.maps, self.area)
         low, high = self.area
-        return self.mask.of_maps(batch.maps, low + (high - low) * batch.uniform())
+        return mask.of_maps(batch.maps, low + (high - low) * batch.uniform())
 
     def _kept(self, batch: Batch, masks: Tensor, neutral: float) -> Tensor:
         """Share of the quantity that inputs masked by ``(B, *spatial)`` keep, ``(B,)`` in [0, 1].
@@ -273,7 +276,8 @@ class MaskedTerm(Term):
             floor = batch.quantity(batch.model(fill), batch.targets)
             effect = top - floor
             counts = effect > LEAST_EFFECT * (top.abs() + floor.abs())
-        masked = fill + masks[:, None].to(fill.dtype) * (batch.inputs - fill)
+        weights = masks if batch.table else masks[:, None]
+        masked = fill + weights.to(fill.dtype) * (batch.inputs - fill)
         found = batch.quantity(batch.model(masked), batch.targets)
         share = ((found - floor) / torch.where(counts, effect, 1.0)).clamp(0, 1)
         return torch.where(counts, share, neutral)
@@ -322,7 +326,8 @@ class Area(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         """``(B,)`` in [0, 1]."""
-        return self.mask.of_maps(batch.maps).flatten(1).mean(1)
+        mask = _without_space(self.mask) if batch.table else self.mask
+        return mask.of_maps(batch.maps).flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
@@ -342,6 +347,8 @@ class TotalVariation(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         """``(B,)``, at least 0."""
+        if batch.table:
+            raise ObjectiveError("TotalVariation compares neighbours, which features of a table (B, F) have not")
         return total_variation(self.mask.of_maps(batch.maps))
 
 
@@ -435,6 +442,11 @@ MASKS: dict[str, Callable[..., Any]] = {"AreaMask": AreaMask, "MaxMask": MaxMask
 def _check(term: Term, option: str, choices: tuple[str, ...]) -> None:
     if (value := getattr(term, option)) not in choices:
         raise ObjectiveError(f"unknown {option} {value!r} of {type(term).__name__}; choose one of {', '.join(choices)}")
+
+
+def _without_space(mask: AnyMask) -> AnyMask:
+    """The mask for features, which have no neighbours to be smoothed over."""
+    return replace(mask, sigma=0.0)
 
 
 def _needs_max_mask(term: Term, mask: object) -> None:

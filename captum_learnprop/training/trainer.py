@@ -29,7 +29,7 @@ from captum_learnprop.training.log import TrainingLog
 from captum_learnprop.training.masked_input import MaskedInput
 from captum_learnprop.training.masks import Mask, MaxMask
 from captum_learnprop.training.objectives import Objective as MaskedObjective
-from captum_learnprop.training.occlusion import box_regions, generator_of
+from captum_learnprop.training.occlusion import generator_of, regions_of
 from captum_learnprop.training.quantities import quantity as quantity_named
 from captum_learnprop.training.random_nets import random_nets
 from captum_learnprop.training.rule_maps import RuleMaps
@@ -187,7 +187,8 @@ class RuleTrainer:
     ours, the training form of sensitivity-n (Ancona et al., ICLR 2018) and infidelity (Yeh et al., NeurIPS 2019).
 
     Args:
-        model: in evaluation mode; maps images ``(B, C, *spatial)`` to ``(B, classes)``. It comes back untouched.
+        model: in evaluation mode; maps images ``(B, C, *spatial)``, or tables ``(B, F)``, to ``(B, classes)``. It comes
+            back untouched.
         composite: name of a trainable composite: ``"learned_gradient"``, ``"learned_guided_backprop"``,
             ``"learned_epsilon_gamma_box"`` (LRP), ``"learned_deeplift"``, and for transformers
             ``"learned_transformer"`` or ``"learned_attnlrp"``.
@@ -295,7 +296,8 @@ class RuleTrainer:
         """Train, and return the rules with the lowest validation loss.
 
         Args:
-            data: images ``(N, C, *spatial)``, a pair of images and labels, a `Dataset` or a `DataLoader`.
+            data: images ``(N, C, *spatial)`` (sequences and volumes too) or a table ``(N, F)``; a pair of those and
+                labels, a `Dataset` or a `DataLoader`. Of a table random features are deleted, and nothing is smoothed.
             targets: ``"predicted"``, the model's own highest classes; or ``"labels"``, those of the data.
             targets_per_image: how many classes of each image are explained.
             validation: share of the images that are held out, 0 for none; or data of their own.
@@ -672,7 +674,7 @@ class _Run:
             model=self.maps.plain,
             explain=recorded.explain,
             draws=Draws(self.options.seed, step, places),
-            regions=box_regions(rows["boxes"], tuple(inputs.shape[2:])) if "boxes" in rows else None,
+            regions=regions_of(rows["boxes"], tuple(inputs.shape[1:])) if "boxes" in rows else None,
             drops=rows.get("drops"),
             explain_randomized=explain_randomized if self.random_maps else None,
         )

@@ -10,7 +10,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -186,7 +185,6 @@ def _depends_on_mode(module: nn.Module) -> bool:
     return any(chances) if chances else True
 
 
-@cache
 def _asks_for_mode(kind: type) -> bool:
     """Whether a method of a class of modules, beside those that set it, reads ``self.training``."""
     for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:

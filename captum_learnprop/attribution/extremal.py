@@ -280,7 +280,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         changed: list[Perturbation] = [
             perturbation_of(perturbation, x, end, seed or 0) for x, end in zip(tensors, ends, strict=True)
         ]
-        warn_of_small_changes(tensors, changed)
+        weak = warn_of_small_changes(tensors, changed)
 
         def masked(masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
             inputs = tuple(change(mask, samples, streams) for change, mask in zip(changed, masks, strict=True))
@@ -292,6 +292,7 @@ class ExtremalPerturbation(PerturbationAttribution):
             tuple(changed),
             Parts([space.shape for space in spaces], [x.dim() > 2 for x in tensors], seed or 0) if parts else None,
             draws,
+            weak,
         )  # fmt: skip
         return tensors, rows
 

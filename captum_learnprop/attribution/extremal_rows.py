@@ -81,6 +81,7 @@ class Rows:
         perturbations: begin to draw anew with every search; rewards in results are means over `DRAWS` of them.
         parts: of the masks, drawn at every step of a search; None for whole masks.
         draws_per_step: rewards that a step is the mean of.
+        weak: samples that a warning has named already, ``(B,)``; None for none.
     """
 
     masked: Masked
@@ -94,6 +95,7 @@ class Rows:
     perturbations: tuple[Perturbation, ...] = ()
     parts: Parts | None = None
     draws_per_step: int = 1
+    weak: Tensor | None = None
 
     def of(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor, draw: int | None = None) -> Tensor:
         """Reward of the variant ``(R,)``: of whole masks, or of the parts that are drawn for a draw of a step. A row
@@ -242,7 +244,8 @@ class Rows:
             neutral=found.neutral.reshape(grid),
             parameters=tuple(each.reshape(*grid, *each.shape[1:]) for each in found.parameters),
         )
-        warn_of_neutral(result.neutral.any(1))
+        neutral = result.neutral.any(1)
+        warn_of_neutral(neutral if self.weak is None else neutral & ~self.weak)
         return result
 
 
@@ -272,11 +275,12 @@ def warn_of_neutral(samples: Tensor) -> None:
 
 
 @torch.no_grad()
-def warn_of_small_changes(inputs: Sequence[Tensor], perturbations: Sequence[Perturbation]) -> None:
-    """Name the samples of inputs ``(B, ...)`` of which a perturbation everywhere removes next to nothing.
+def warn_of_small_changes(inputs: Sequence[Tensor], perturbations: Sequence[Perturbation]) -> Tensor:
+    """Name the samples of inputs ``(B, ...)`` of which a perturbation everywhere removes next to nothing: ``(B,)``.
 
     The signal is what deviates from the mean of each channel, or, without space, of the features. A constant has none.
     """
+    found = torch.zeros(len(inputs[0]), dtype=torch.bool, device=inputs[0].device)
     for number, (x, one) in enumerate(zip(inputs, perturbations, strict=True)):
         everyone = torch.arange(len(x), device=x.device)
         nothing = x.new_zeros(len(x), *(x.shape[2:] if x.dim() > 2 else x.shape[1:]), dtype=mask_type(x))
@@ -287,6 +291,7 @@ def warn_of_small_changes(inputs: Sequence[Tensor], perturbations: Sequence[Pert
         signal = (rows - rows.mean(-1, keepdim=True)).reshape(len(x), -1)
         removed, signal = (torch.linalg.vector_norm(each.double(), dim=1) for each in (removed, signal))
         weak = removed < LEAST_REMOVED * signal
+        found |= weak
         if bool(weak.any()):
             least = float((removed / signal)[weak].min())
             named = weak.nonzero()[:, 0].tolist()[:8]
@@ -297,6 +302,7 @@ def warn_of_small_changes(inputs: Sequence[Tensor], perturbations: Sequence[Pert
                 NeutralMaskWarning,
                 stacklevel=5,
             )
+    return found
 
 
 def mask_type(inputs: Tensor) -> torch.dtype:

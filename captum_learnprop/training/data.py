@@ -38,10 +38,10 @@ def read_batches(data: Any, *, batch_size: int = 32, labelled: bool = True) -> I
     for images, labels in _raw_batches(data, batch_size, labelled):
         if images.ndim < 2 or not images.is_floating_point():
             raise DataError(
-                "training images must be floating-point (B, C, *spatial), or a table (B, F), got "
-                f"{images.dtype} {tuple(images.shape)}"
+                f"training images must be floating-point (B, C, *spatial), got {images.dtype} {tuple(images.shape)}; "
+                "tables (B, F)"
             )
-        if not count:
+        if not count and len(images):
             warn_of_bytes((images,), stacklevel=2)
         shape = tuple(images.shape[1:]) if shape is None else shape
         if tuple(images.shape[1:]) != shape:

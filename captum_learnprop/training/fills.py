@@ -63,15 +63,7 @@ def mean(inputs: Tensor, draw: FillDraw) -> Tensor:
 
 
 def blur(inputs: Tensor, draw: FillDraw) -> Tensor:
-    """The input after a Gaussian blur of `BLUR` times the sides (see `per_axis`).
-
-    Raises:
-        FillError: of a table, whose features have no neighbours.
-    """
-    if inputs.dim() < 3:
-        raise FillError(
-            "fill 'blur' needs neighbours, which features of a table have not; exclude=('blur',) leaves it out"
-        )
+    """The input after a Gaussian blur of `BLUR` times the sides (see `per_axis`); tables have none."""
     return smooth(inputs.flatten(0, 1), per_axis(BLUR, inputs.shape[2:])).reshape(inputs.shape)
 
 
@@ -153,6 +145,8 @@ def random_fill(
     """
     if inputs.dim() < 2:
         raise FillError(f"inputs must be (B, C, *spatial) or (B, F), got {tuple(inputs.shape)}")
+    if inputs.dim() == 2 and "blur" in names:
+        raise FillError("fill 'blur' needs neighbours, which features of a table (B, F) do not have: exclude it")
     kind = (uniform() * len(names)).long().clamp(max=len(names) - 1)
     channels = inputs.shape[1]
     draw = FillDraw(uniform(channels), uniform(), normal(*inputs.shape[1:]))

@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +25,6 @@ from captum_learnprop.training.fills import fill_names, random_fill
 from captum_learnprop.training.map_similarity import COMPRESSIONS, SIMILARITIES, compress
 from captum_learnprop.training.masks import AreaMask, MaxMask, total_variation
 from captum_learnprop.training.occlusion import region_mass
-
-AnyMask = TypeVar("AnyMask", AreaMask, MaxMask)
 
 
 class Term(ABC):
@@ -444,7 +442,7 @@ def _check(term: Term, option: str, choices: tuple[str, ...]) -> None:
         raise ObjectiveError(f"unknown {option} {value!r} of {type(term).__name__}; choose one of {', '.join(choices)}")
 
 
-def _without_space(mask: AnyMask) -> AnyMask:
+def _without_space(mask: AreaMask | MaxMask) -> AreaMask | MaxMask:
     """The mask for features, which have no neighbours to be smoothed over."""
     return replace(mask, sigma=0.0)
 

@@ -42,6 +42,7 @@ def output_of(
     additional: tuple[Any, ...] = (),
     *,
     model: Any = None,
+    known: str = "",
 ) -> Tensor:
     """Run a model and return its output as one tensor ``(B, ...)``.
 
@@ -50,13 +51,14 @@ def output_of(
         inputs: ``(B, ...)`` each.
         additional: Further positional arguments.
         model: What errors are about; ``forward`` by default.
+        known: What else is known of the shape that the model takes, for the error.
 
     Raises:
         TargetError: If the output holds no single tensor, see `tensor_of`.
         LearnpropError: If the model does not take inputs of that shape.
     """
     model = forward if model is None else model
-    with shapes_told(model, inputs):
+    with shapes_told(model, inputs, known):
         output = forward(*inputs, *additional)
     return with_batch(tensor_of(output, model), inputs[0].shape[0])
 
@@ -87,7 +89,7 @@ def with_batch(output: Tensor, samples: int) -> Tensor:
 
 
 @contextmanager
-def shapes_told(model: Any, inputs: tuple[Tensor, ...]) -> Iterator[None]:
+def shapes_told(model: Any, inputs: tuple[Tensor, ...], known: str = "") -> Iterator[None]:
     """What a model raises because of the shape of its inputs is raised as an error that says which shape it takes.
 
     Raises:
@@ -105,7 +107,7 @@ def shapes_told(model: Any, inputs: tuple[Tensor, ...]) -> Iterator[None]:
         if took == shapes or not _ABOUT_SHAPES.search(said):
             raise
         given = ", ".join(str(tuple(x.shape)) for x in inputs)
-        hints = "; ".join(_hints(model, inputs[0], took)) or "check the size that it was made for"
+        hints = "; ".join(_hints(model, inputs[0], took)) or known or "check the size that it was made for"
         raise LearnpropError(f"{name_of(model)} does not take inputs of shape {given}: {hints} ({said})") from error
     if isinstance(model, nn.Module):
         _TOOK[model] = _shapes(inputs)

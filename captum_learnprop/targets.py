@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zennit_rules.scalars import plain
+
 from ._compat import _select_targets
 from .errors import LearnpropError, TargetError
 from .forward import tensor_of
-from .scalars import plain
 
 
 def select(output: Any, target: Any) -> Tensor:

@@ -22,9 +22,9 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from zennit_rules.interpose import interposed
+from zennit_rules.scalars import plain
 
 from ..errors import LearnpropError
-from ..scalars import plain
 from .rewards import rows_of_target
 from .suffix import Suffix
 from .token_attribution import TokenAttribution, check_output, dot

@@ -20,14 +20,14 @@ from zennit_rules import attribute as propagate
 from zennit_rules.buffers import buffers_kept
 from zennit_rules.coverage import unreached_nodes
 from zennit_rules.interpose import is_interposed
+from zennit_rules.scalars import plain
 
 from .._compat import _call_custom_attribution_func, _format_output, compute_gradients
 from ..errors import LearnpropError
 from ..forward import output_of, shapes_told
-from ..scalars import plain
 from ..targets import finite, select
 from .checked_inputs import checked_inputs, leaves_of
-from .given_rules import given_rules
+from .given_rules import built_at, given_rules
 from .learned import TensorOrTuple
 
 
@@ -207,7 +207,7 @@ class LearnedDeepLift(GradientAttribution):
                 with shapes_told(self.model, leaves):
                     maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
                 return tuple(m.detach() for m in composite.finish(maps, leaves))
-            output = output_of(self.forward_func, leaves, additional, model=self.model)
+            output = output_of(self.forward_func, leaves, additional, model=self.model, known=built_at(self.rules))
             selected = finite(select(output, target))
             if not composite.rules.sites and unreached_nodes(output):
                 composite.rules.close(self.model, output)  # a linear model needs no rule, this one does

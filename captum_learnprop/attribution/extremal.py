@@ -13,12 +13,12 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from zennit_rules.buffers import buffers_kept
+from zennit_rules.scalars import plain
 
 from .._compat import _format_output
 from ..errors import LearnpropError
 from ..evaluation.maps import per_axis, smooth
 from ..forward import output_of
-from ..scalars import plain
 from .checked_inputs import checked_inputs
 from .extremal_rows import (
     ExtremalMasks,

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from zennit_rules.scalars import plain
+
 from ..errors import LearnpropError
-from ..scalars import plain
 from .mask_parts import Parts
 from .mask_search import Found, search
 from .mask_spaces import MaskSpace

@@ -11,8 +11,9 @@ from captum.attr import LayerAttribution, PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from zennit_rules.scalars import plain
+
 from ..errors import LearnpropError
-from ..scalars import plain
 from .checked_inputs import checked_inputs
 from .extremal import DEFAULT_STEPS, quiet
 from .extremal_rows import Rows, areas_of, check_options, checked_areas, mask_type

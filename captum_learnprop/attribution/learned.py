@@ -17,19 +17,19 @@ from zennit_rules import LearnedComposite, RuleError, RuleSet, composite_class
 from zennit_rules import attribute as propagate
 from zennit_rules.buffers import buffers_kept
 from zennit_rules.interpose import is_interposed
+from zennit_rules.scalars import plain, plain_options
 
 from .._compat import _format_output, compute_gradients
 from ..errors import LearnpropError
 from ..evaluation.maps import finished
 from ..forward import output_of, shapes_told
 from ..plugins import know_plugins_of
-from ..scalars import plain, plain_options
 from ..targets import finite, select
 from ..training.masks import Mask, MaxMask
 from ..training.objectives import Agreement, Objective
 from ..training.per_sample import Descent, OriginalPass, Step, learn
 from .checked_inputs import checked_inputs, leaves_of
-from .given_rules import given_rules
+from .given_rules import built_at, given_rules
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 
@@ -236,7 +236,7 @@ class LearnedPropagation(GradientAttribution):
         self, composite: Any, leaves: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...], create_graph: bool
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Maps by a composite that is registered on the model, and the explained entries of the output ``(B,)``."""
-        output = output_of(self.forward_func, leaves, additional, model=self.model)
+        output = output_of(self.forward_func, leaves, additional, model=self.model, known=built_at(self.rules))
         self._check_reach(composite, output)
         selected = finite(select(output, target))
         (seed,) = torch.autograd.grad(selected.sum(), output, retain_graph=True)

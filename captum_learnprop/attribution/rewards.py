@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zennit_rules.scalars import plain
+
 from ..errors import LearnpropError
-from ..scalars import plain
 from ..targets import select
 
 Reward = Callable[[Tensor, Any], Tensor]

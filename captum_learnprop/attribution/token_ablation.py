@@ -10,9 +10,9 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from zennit_rules.interpose import interposed
+from zennit_rules.scalars import plain
 
 from ..errors import LearnpropError
-from ..scalars import plain
 from .attention_weights import attention_weights
 from .rewards import rows_of_target
 from .suffix import Suffix

@@ -22,7 +22,7 @@ from torch import Tensor
 from captum_learnprop.evaluation.baselines import Baseline, fill_values
 from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.forward import output_of, warn_of_training
-from captum_learnprop.scalars import plain_fields
+from zennit_rules.scalars import plain_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

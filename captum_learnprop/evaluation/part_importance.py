@@ -15,6 +15,7 @@ from torch import Tensor
 from captum_learnprop.evaluation.faithfulness import OUTPUTS
 from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.forward import output_of, warn_of_training
+from zennit_rules.scalars import plain
 
 
 @torch.no_grad()
@@ -49,6 +50,7 @@ def part_drops(
         raise MapError(f"targets must be int64 of shape ({count},), got {targets.dtype} of {tuple(targets.shape)}")
     if output not in OUTPUTS:
         raise MapError(f"unknown output {output!r}; choose one of {', '.join(OUTPUTS)}")
+    internal_batch_size = plain(internal_batch_size)
     if internal_batch_size < 1:
         raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
     warn_of_training(model)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zennit_rules.scalars import plain, plain_fields
+
 from ..errors import LearnpropError
-from ..scalars import plain, plain_fields
 from .masks import total_variation
 
 DISTANCES = ("auto", "cross_entropy", "kl", "relative")

@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from captum_learnprop.scalars import plain, plain_fields
 from captum_learnprop.training.batch import Batch as Batch
 from captum_learnprop.training.batch import ObjectiveError as ObjectiveError
 from captum_learnprop.training.fills import fill_names, random_fill
 from captum_learnprop.training.map_similarity import COMPRESSIONS, SIMILARITIES, compress
 from captum_learnprop.training.masks import AreaMask, MaxMask, total_variation
 from captum_learnprop.training.occlusion import region_mass
+from zennit_rules.scalars import plain, plain_fields
 
 
 class Term(ABC):

@@ -19,7 +19,6 @@ from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.maps import SIGNS
 from captum_learnprop.forward import training_mode
 from captum_learnprop.plugins import know_plugins_of
-from captum_learnprop.scalars import plain, plain_fields, plain_options
 from captum_learnprop.training import checkpoint as checkpoints
 from captum_learnprop.training.data import DataError, read_batches, repeats_its_order
 from captum_learnprop.training.distributed import Processes, processes
@@ -35,6 +34,7 @@ from captum_learnprop.training.random_nets import random_nets
 from captum_learnprop.training.rule_maps import RuleMaps
 from captum_learnprop.training.terms import Batch, Objective, OcclusionRegression, Term
 from zennit_rules import LearnedEpsilonGammaBox, RuleSet, composite_class, fingerprint
+from zennit_rules.scalars import plain, plain_fields, plain_options
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),

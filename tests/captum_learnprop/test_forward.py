@@ -209,6 +209,15 @@ def test_what_else_is_known_of_a_shape() -> None:
         cl.LearnedLRP(net()).attribute(torch.rand(2, 1, 20, 20), 1)
 
 
+@pytest.mark.parametrize("method", [cl.LearnedPropagation, cl.LearnedDeepLift, cl.LearnedLRP])
+def test_given_rules_say_where_they_were_built(method: Any) -> None:
+    name = {cl.LearnedDeepLift: "learned_deeplift", cl.LearnedLRP: LRP}.get(method, "learned_gradient")
+    model = net()
+    rules = zr.RuleSet.build(model, images(), name, gate="channel")
+    with pytest.raises(cl.LearnpropError, match=r"its rules were built where '\d' had the shape \(2, \d, \d+, \d+\)"):
+        method(model, rules=rules).attribute(torch.rand(2, 1, 20, 20), target=1)
+
+
 def test_errors_that_are_not_about_shapes_pass() -> None:
     class Fails(nn.Module):
         def __init__(self, error: Exception) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import captum_learnprop as cl
 import zennit_rules as zr
 from captum_learnprop.evaluation import deletion
-from captum_learnprop.scalars import plain, plain_options
 
 KINDS: dict[str, Callable[[float], Any]] = {
     "tensor": torch.tensor,
@@ -32,18 +31,6 @@ def net() -> nn.Module:
 
 def images() -> Tensor:
     return torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-@every_kind
-def test_plain(kind: Callable[[float], Any]) -> None:
-    for value in (3, 0.5, True):
-        found = plain(kind(value))
-        assert found == value
-        assert type(found) in (type(value), int if type(value) is bool else type(value), float)
-    several = [torch.ones(1), np.ones(2), [1], "a", None]
-    assert all(plain(value) is value for value in several)
-    assert plain_options({"a": kind(2), "b": "c"}) == {"a": 2, "b": "c"}
-    assert plain_options(None) is None
 
 
 AREAS: dict[str, tuple[Callable[[float], Any], int]] = {

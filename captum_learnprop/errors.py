@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["LearnpropError", "PluginError", "PluginWarning", "PropagationRuleError", "TargetError", "did_you_mean"]
+__all__ = [
+    "InputWarning", "LearnpropError", "PluginError", "PluginWarning", "PropagationRuleError", "TargetError",
+    "did_you_mean",
+]  # fmt: skip
 
 
 class LearnpropError(ValueError):
@@ -22,6 +25,10 @@ class PropagationRuleError(LearnpropError, TypeError):
 
 class PluginError(LearnpropError):
     """A plugin, or the name of something a plugin provides, is not usable."""
+
+
+class InputWarning(UserWarning):
+    """Inputs can be explained, but look like none that the model was trained on."""
 
 
 class PluginWarning(UserWarning):

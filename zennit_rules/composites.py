@@ -24,6 +24,7 @@ from .plain_copies import plain_copies
 from .pooling import LearnedMaxPool, PoolGate
 from .registry import composite_class, register_composite
 from .ruleset import RuleSet
+from .scalars import plain_options
 from .sites import ACTIVATION_TYPES, POOLING_TYPES, Site, SiteTracker
 from .streams import Streams
 
@@ -157,7 +158,7 @@ class LearnedComposite(LayerMapComposite):
         """
         if rule_options is not None and not isinstance(rule_options, Mapping):
             raise RuleError(f"rule_options must be a mapping such as {{'gamma': 0.25}}, got {rule_options!r}")
-        given = dict(rule_options or {})
+        given = plain_options(rule_options) or {}
         for option in given.keys() - cls.default_options.keys():
             known = ", ".join(cls.default_options) or "none"
             hint = did_you_mean(option, cls.default_options)

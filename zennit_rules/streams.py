@@ -183,7 +183,7 @@ class Fusion(nn.Module):
             and len(site.shape) == len(shape)
             and site.channel_dim == 1
             and site.shape[0] == shape[0]
-            and min(site.shape[2:]) > 1
+            and max(site.shape[2:]) > 1
         ]
         if not fitting:
             raise RuleError("fusion needs activations (B, C, *spatial) with more than one position; there is none")

@@ -22,6 +22,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from zennit_rules.interpose import interposed
+from zennit_rules.scalars import plain
 
 from ..errors import LearnpropError
 from .rewards import rows_of_target
@@ -321,6 +322,8 @@ class SmoothCDAM(_Repeated):
             prefix_scores: See there.
         """
         check_output(output, mode)
+        n_samples, noise_level, seed = plain(n_samples), plain(noise_level), plain(seed)
+        internal_batch_size = plain(internal_batch_size)
         _at_least_one(n_samples=n_samples, internal_batch_size=internal_batch_size)
         if noise_level < 0:
             raise LearnpropError(f"noise_level is a share of the tokens' range, at least 0, got {noise_level!r}")
@@ -382,6 +385,8 @@ class IntegratedCDAM(_Repeated):
             prefix_scores: See there.
         """
         check_output(output, mode)
+        n_steps, noise_level, seed = plain(n_steps), plain(noise_level), plain(seed)
+        internal_batch_size = plain(internal_batch_size)
         _at_least_one(n_steps=n_steps, internal_batch_size=internal_batch_size)
         if form not in FORMS:
             raise LearnpropError(f"unknown form {form!r}; choose 'integrated' or 'average'")

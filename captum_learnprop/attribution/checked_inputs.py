@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._compat import _format_additional_forward_args, _format_tensor_into_tuples
 from ..errors import LearnpropError
+from ..forward import warn_of_bytes, warn_of_training
 
 
 def leaves_of(inputs: tuple[Tensor, ...], *, create_graph: bool) -> tuple[Tensor, ...]:
@@ -27,6 +28,10 @@ def checked_inputs(
         model: What takes them.
         inputs: ``(B, ...)`` floating-point tensor or tuple of them.
         additional_forward_args: Anything, a tuple of anything, or None.
+
+    Warns:
+        UserWarning: For a model in training mode, see `captum_learnprop.forward.training_mode`.
+        InputWarning: For pixels that are bytes, 0 to 255.
 
     Raises:
         LearnpropError: For inputs that are empty, not finite, no floating-point tensors or of several batch sizes, for
@@ -50,6 +55,8 @@ def checked_inputs(
         if not bool(torch.isfinite(x).all()):
             bad = int((~torch.isfinite(x)).sum())
             raise LearnpropError(f"{where} has {bad} values that are NaN or infinite; clean the input first")
+    warn_of_training(model)
+    warn_of_bytes(tensors)
     sizes = sorted({x.shape[0] for x in tensors})
     if len(sizes) > 1:
         raise LearnpropError(f"inputs have batches of {sizes} samples; dimension 0 must be the same in all")

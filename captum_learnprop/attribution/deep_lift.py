@@ -22,12 +22,14 @@ from zennit_rules.buffers import buffers_kept
 from zennit_rules.completeness import incomplete_nodes, incompleteness
 from zennit_rules.draws import Draws
 from zennit_rules.interpose import is_interposed
+from zennit_rules.scalars import plain
 
 from .._compat import _call_custom_attribution_func, _format_output, compute_gradients
 from ..errors import LearnpropError
-from ..training.per_sample import finite, select
+from ..forward import output_of, shapes_told
+from ..targets import finite, select
 from .checked_inputs import checked_inputs, leaves_of
-from .given_rules import given_rules
+from .given_rules import built_at, given_rules
 from .learned import TensorOrTuple
 
 
@@ -81,6 +83,7 @@ class LearnedDeepLift(GradientAttribution):
                 f"multiply_by_inputs must be True or False, got {type(multiply_by_inputs).__name__}; "
                 "rules are passed by name: LearnedDeepLift(model, rules=rules)"
             )
+        eps = plain(eps)
         if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
             raise LearnpropError(f"eps must be a finite number of at least 0, got {eps!r}")
         super().__init__(model)
@@ -185,7 +188,7 @@ class LearnedDeepLift(GradientAttribution):
         if baselines is None:
             composite.baselines = (composite.baseline,) * len(inputs)
             return composite
-        given = baselines if isinstance(baselines, tuple) else (baselines,)
+        given = tuple(map(plain, baselines)) if isinstance(baselines, tuple) else (plain(baselines),)
         if len(given) != len(inputs):
             raise LearnpropError(
                 f"{len(given)} baselines were given for {len(inputs)} inputs; pass a tuple with one for each"
@@ -212,9 +215,10 @@ class LearnedDeepLift(GradientAttribution):
             if self.gradient_func is not compute_gradients:  # a Neuron* class explains a neuron instead
                 if create_graph:
                     raise LearnpropError("create_graph=True cannot pass through a replaced gradient_func")
-                maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
+                with shapes_told(self.model, leaves):
+                    maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
                 return tuple(m.detach() for m in composite.finish(maps, leaves))
-            output = self.forward_func(*leaves, *additional)
+            output = output_of(self.forward_func, leaves, additional, model=self.model, known=built_at(self.rules))
             selected = finite(select(output, target))
             missed = incomplete_nodes(output, leaves)
             if missed and not composite.has_rules_for_something:
@@ -236,7 +240,7 @@ class LearnedDeepLift(GradientAttribution):
         ends = []
         for given in (inputs, baselines):
             with draws.again():
-                ends.append(select(self.forward_func(*given, *additional), target))
+                ends.append(select(output_of(self.forward_func, given, additional, model=self.model), target))
         return ends[0] - ends[1]
 
 

@@ -13,18 +13,23 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from zennit_rules.buffers import buffers_kept
+from zennit_rules.scalars import plain
 
 from .._compat import _format_output
 from ..errors import LearnpropError
-from ..evaluation.maps import smooth
+from ..evaluation.maps import per_axis, smooth
+from ..forward import output_of
 from .checked_inputs import checked_inputs
 from .extremal_rows import (
     ExtremalMasks,
     NeutralMaskWarning,
     Rows,
+    areas_of,
     check_options,
     checked_areas,
+    mask_type,
     rows_of_arguments,
+    warn_of_small_changes,
 )
 from .learned import seeded
 from .mask_parts import Parts
@@ -135,12 +140,12 @@ class ExtremalPerturbation(PerturbationAttribution):
                 others are there. With few draws a mask may keep to one piece.
             draws: Rewards that each step is the mean of, where parts or ``"noise"`` are drawn; each costs a pass. Each
                 area draws numbers of its own.
-            soften: Standard deviation of a Gaussian that finished masks are smoothed by, as a fraction of the shorter
-                side. Where a mask ends is less certain than where it is: a mean over areas ranks pixels better if
-                masks end softly. Masks without space stay as they are; so do those of ``return_masks``.
+            soften: Standard deviation of a Gaussian that finished masks are smoothed by, as a fraction of the sides
+                (see `per_axis`). Where a mask ends is less certain than where it is: a mean over areas ranks pixels
+                better if masks end softly. Masks without space stay as they are; so do those of ``return_masks``.
             n_steps: Steps at most; rows whose mask no longer gets better leave earlier.
-            step: Distance of the mask's grid cells, as a fraction of the shorter side.
-            sigma: Width of the mask's kernel, as a fraction of the shorter side.
+            step: Distance of the mask's grid cells, as a fraction of the sides (see `per_axis`); at least one pixel.
+            sigma: Width of the mask's kernel, as a fraction of the sides (see `per_axis`).
             internal_batch_size: Rows (sample and area; twice as many inputs for ``"dual"``) that run together.
             seed: Of ``"noise"`` and ``parts``, and for models that draw random numbers; 0 by default.
             show_progress: Draw a progress bar.
@@ -155,6 +160,8 @@ class ExtremalPerturbation(PerturbationAttribution):
             TargetError: If the target does not fit the output.
             LearnpropError: For options out of range, inputs that are not finite, and the like.
         """
+        n_steps, step, sigma, soften, draws = map(plain, (n_steps, step, sigma, soften, draws))
+        internal_batch_size, seed = plain(internal_batch_size), plain(seed)
         tensors, rows = self._rows(
             inputs, target, additional_forward_args, variant, reward, perturbation, baselines, n_steps, step, sigma,
             internal_batch_size, seed, parts=parts, draws=draws,
@@ -166,7 +173,7 @@ class ExtremalPerturbation(PerturbationAttribution):
             found = rows.masks(
                 wanted.expand(len(tensors[0]), -1), n_steps, show_progress=show_progress, describe="extremal masks"
             )
-        several = isinstance(areas, (Sequence, Tensor)) and not (isinstance(areas, Tensor) and areas.dim() == 0)
+        _, several = areas_of(areas)
         masks = tuple(
             _softened(mask, soften) if x.dim() > 2 else mask for x, mask in zip(tensors, found.masks, strict=True)
         )
@@ -223,6 +230,8 @@ class ExtremalPerturbation(PerturbationAttribution):
         Raises:
             LearnpropError: For options out of range.
         """
+        share, halvings, n_steps, step, sigma = map(plain, (share, halvings, n_steps, step, sigma))
+        internal_batch_size, seed = plain(internal_batch_size), plain(seed)
         if not share > 0:
             raise LearnpropError(f"share must be above 0, got {share!r}")
         if isinstance(halvings, bool) or not isinstance(halvings, int) or halvings < 0:
@@ -260,7 +269,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         """Checked inputs and the rows to search."""
         if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
             raise LearnpropError(f"draws must be an integer of at least 1, got {draws!r}")
-        check_options(self.model, variant, n_steps, internal_batch_size)
+        check_options(variant, n_steps, internal_batch_size)
         given, additional = checked_inputs(self.model, inputs, additional_forward_args)
         tensors = tuple(x.detach() for x in given)
         like = tensors[0].new_empty(0, dtype=mask_type(tensors[0]))
@@ -271,17 +280,19 @@ class ExtremalPerturbation(PerturbationAttribution):
         changed: list[Perturbation] = [
             perturbation_of(perturbation, x, end, seed or 0) for x, end in zip(tensors, ends, strict=True)
         ]
+        weak = warn_of_small_changes(tensors, changed)
 
         def masked(masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
             inputs = tuple(change(mask, samples, streams) for change, mask in zip(changed, masks, strict=True))
-            output: Tensor = self.forward_func(*inputs, *rows_of_arguments(additional, samples, len(tensors[0])))
-            return output
+            own = rows_of_arguments(additional, samples, len(tensors[0]))
+            return output_of(self.forward_func, inputs, own, model=self.model)
 
         rows = Rows(
             masked, spaces, len(tensors[0]), like, target, reward_of(reward), variant, internal_batch_size,
             tuple(changed),
             Parts([space.shape for space in spaces], [x.dim() > 2 for x in tensors], seed or 0) if parts else None,
             draws,
+            weak,
         )  # fmt: skip
         return tensors, rows
 
@@ -293,11 +304,6 @@ def quiet(model: Any, seed: int | None) -> Iterator[None]:
     draws = module is None or any(each.training for each in module.modules())
     with seeded(seed) if draws else nullcontext(), nullcontext() if module is None else buffers_kept(module):
         yield
-
-
-def mask_type(inputs: Tensor) -> torch.dtype:
-    """Masks are float64 for inputs that are, else float32: half precision cannot tell their values apart."""
-    return torch.promote_types(inputs.dtype, torch.float32)
 
 
 def space_of(inputs: Tensor, step: float, sigma: float, like: Tensor) -> MaskSpace:
@@ -351,8 +357,8 @@ def _narrowed(
 
 
 def _softened(masks: Tensor, sigma: float) -> Tensor:
-    """Masks ``(B, A, *spatial)`` smoothed by a fraction of the shorter side."""
-    return smooth(masks.flatten(0, 1), sigma * min(masks.shape[2:])).reshape(masks.shape)
+    """Masks ``(B, A, *spatial)`` smoothed by a fraction of the sides (see `per_axis`)."""
+    return smooth(masks.flatten(0, 1), per_axis(sigma, masks.shape[2:])).reshape(masks.shape)
 
 
 def _chosen(which: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
+
+from zennit_rules.scalars import plain
 
 from ..errors import LearnpropError
 from .mask_parts import Parts
@@ -27,8 +30,12 @@ Masked = Callable[[tuple[Tensor, ...], Tensor, Tensor], Tensor]
 """``(masks of each input (R, *shape), samples (R,), streams (R,)) -> output of the model (R, ...)``."""
 
 
+LEAST_REMOVED = 0.05
+"""Share of a sample's signal: a perturbation that removes less where the mask is 0 leaves a mask nothing to choose."""
+
+
 class NeutralMaskWarning(UserWarning):
-    """The output of some samples does not depend on the mask: theirs is the same everywhere."""
+    """A mask of some samples says nothing: their output does not depend on it, or their input hardly does."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class Rows:
         perturbations: begin to draw anew with every search; rewards in results are means over `DRAWS` of them.
         parts: of the masks, drawn at every step of a search; None for whole masks.
         draws_per_step: rewards that a step is the mean of.
+        weak: samples that a warning has named already, ``(B,)``; None for none.
     """
 
     masked: Masked
@@ -88,6 +96,7 @@ class Rows:
     perturbations: tuple[Perturbation, ...] = ()
     parts: Parts | None = None
     draws_per_step: int = 1
+    weak: Tensor | None = None
 
     def of(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor, draw: int | None = None) -> Tensor:
         """Reward of the variant ``(R,)``: of whole masks, or of the parts that are drawn for a draw of a step. A row
@@ -236,7 +245,8 @@ class Rows:
             neutral=found.neutral.reshape(grid),
             parameters=tuple(each.reshape(*grid, *each.shape[1:]) for each in found.parameters),
         )
-        warn_of_neutral(result.neutral.any(1))
+        neutral = result.neutral.any(1)
+        warn_of_neutral(neutral if self.weak is None else neutral & ~self.weak)
         return result
 
 
@@ -265,15 +275,59 @@ def warn_of_neutral(samples: Tensor) -> None:
         )
 
 
+@torch.no_grad()
+def warn_of_small_changes(inputs: Sequence[Tensor], perturbations: Sequence[Perturbation]) -> Tensor:
+    """Name the samples of inputs ``(B, ...)`` of which a perturbation everywhere removes next to nothing: ``(B,)``.
+
+    The signal is what deviates from the mean of each channel, or, without space, of the features. A constant has none.
+    """
+    found = torch.zeros(len(inputs[0]), dtype=torch.bool, device=inputs[0].device)
+    for number, (x, one) in enumerate(zip(inputs, perturbations, strict=True)):
+        everyone = torch.arange(len(x), device=x.device)
+        nothing = x.new_zeros(len(x), *(x.shape[2:] if x.dim() > 2 else x.shape[1:]), dtype=mask_type(x))
+        with torch.random.fork_rng():  # a user's function may draw
+            removed = (x - one(nothing, everyone)).reshape(len(x), -1)
+        one.restart()
+        rows = x.flatten(2) if x.dim() > 2 else x.reshape(len(x), -1)
+        signal = (rows - rows.mean(-1, keepdim=True)).reshape(len(x), -1)
+        removed, signal = (torch.linalg.vector_norm(each.double(), dim=1) for each in (removed, signal))
+        weak = removed < LEAST_REMOVED * signal
+        found |= weak
+        if bool(weak.any()):
+            least = float((removed / signal)[weak].min())
+            named = weak.nonzero()[:, 0].tolist()[:8]
+            warnings.warn(
+                f"the perturbation removes only {least:.2%} of the signal of samples {named} "
+                f"of input {number} even where the mask is 0, so that their masks say little; choose "
+                "perturbation='noise', 'fade' with baselines=, or a function of your own",
+                NeutralMaskWarning,
+                stacklevel=5,
+            )
+    return found
+
+
+def mask_type(inputs: Tensor) -> torch.dtype:
+    """Masks are float64 for inputs that are, else float32: half precision cannot tell their values apart."""
+    return torch.promote_types(inputs.dtype, torch.float32)
+
+
+def areas_of(areas: Any) -> tuple[list[Any], bool]:
+    """The areas that are asked for, and whether several are: a tensor or an array without dimensions is one number."""
+    areas = plain(areas)
+    if isinstance(areas, (Tensor, np.ndarray)):
+        return areas.flatten().tolist(), True
+    if isinstance(areas, Sequence) and not isinstance(areas, str):
+        return [plain(one) for one in areas], True
+    return [areas], False
+
+
 def checked_areas(areas: Any, like: Tensor) -> Tensor:
     """Areas in (0, 1) as a tensor ``(A,)`` in float64.
 
     Raises:
         LearnpropError: For none, or one out of range.
     """
-    given = list(areas) if isinstance(areas, (Sequence, Tensor)) and not isinstance(areas, str) else [areas]
-    if isinstance(areas, Tensor):
-        given = areas.flatten().tolist()
+    given, _ = areas_of(areas)
     if not given:
         raise LearnpropError("areas is empty: give at least one share of the input in (0, 1)")
     for area in given:
@@ -282,8 +336,8 @@ def checked_areas(areas: Any, like: Tensor) -> Tensor:
     return torch.tensor([float(area) for area in given], dtype=torch.float64, device=like.device)
 
 
-def check_options(model: Any, variant: str, n_steps: int, internal_batch_size: int | None) -> None:
-    """Raise a `LearnpropError` for options out of range; warn of a model in training mode."""
+def check_options(variant: str, n_steps: int, internal_batch_size: int | None) -> None:
+    """Raise a `LearnpropError` for options out of range."""
     if variant not in VARIANTS:
         raise LearnpropError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
     for name, value in (("n_steps", n_steps), ("internal_batch_size", internal_batch_size)):
@@ -291,16 +345,6 @@ def check_options(model: Any, variant: str, n_steps: int, internal_batch_size: i
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise LearnpropError(f"{name} must be an integer of at least 1, got {value!r}")
-    if isinstance(model, nn.Module) and any(
-        module.training and isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd))
-        for module in model.modules()
-    ):
-        warnings.warn(
-            "the model is in training mode: dropout and batch norms make masks of a sample depend on chance and on the "
-            "batch; call model.eval() first",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def rows_of_arguments(additional: tuple[Any, ...], samples: Tensor, batch: int) -> tuple[Any, ...]:

@@ -9,6 +9,14 @@ from torch import nn
 from zennit_rules import LearnedComposite, RuleError, RuleSet, composite_class
 
 
+def built_at(rules: RuleSet | None) -> str:
+    """What a rule set knows of the shape that its model took when it was built; nothing without rules."""
+    if rules is None or not rules.sites:
+        return ""
+    site = rules.sites[0]
+    return f"its rules were built where {site.name!r} had the shape {tuple(site.shape)}"
+
+
 def given_rules(
     rules: RuleSet | str | Path, model: nn.Module, method: str, *composites: type[LearnedComposite]
 ) -> RuleSet:

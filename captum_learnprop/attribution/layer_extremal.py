@@ -11,10 +11,12 @@ from captum.attr import LayerAttribution, PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from zennit_rules.scalars import plain
+
 from ..errors import LearnpropError
 from .checked_inputs import checked_inputs
-from .extremal import DEFAULT_STEPS, mask_type, quiet
-from .extremal_rows import Rows, check_options, checked_areas
+from .extremal import DEFAULT_STEPS, quiet
+from .extremal_rows import Rows, areas_of, check_options, checked_areas, mask_type
 from .mask_spaces import SIGMA, STEP, FreeMasks, MaskSpace, SmoothMasks
 from .rewards import Reward, reward_of
 from .suffix import Suffix
@@ -78,7 +80,7 @@ class LayerExtremalPerturbation(LayerAttribution, PerturbationAttribution):
         additional_forward_args: Any = None,
         *,
         masks: str = "channels",
-        areas: float | Sequence[float] = 0.1,
+        areas: float | Sequence[float] | Tensor = 0.1,
         variant: str = "preserve",
         reward: str | Reward = "logit",
         baselines: float | Tensor = 0.0,
@@ -119,13 +121,14 @@ class LayerExtremalPerturbation(LayerAttribution, PerturbationAttribution):
         """
         if masks not in KINDS:
             raise LearnpropError(f"unknown masks {masks!r}; choose 'channels' or 'spatial'")
-        check_options(self.model, variant, n_steps, internal_batch_size)
+        n_steps, internal_batch_size, seed = map(plain, (n_steps, internal_batch_size, seed))
+        check_options(variant, n_steps, internal_batch_size)
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
         with quiet(self.model, seed):
             suffix = Suffix(self.model, self.layer, (*(x.detach() for x in tensors), *additional))
             activation = suffix.activation
             like = activation.new_empty(0, dtype=mask_type(activation))
-            space = _space(masks, activation, step, sigma, like, suffix.name)
+            space = _space(masks, activation, plain(step), plain(sigma), like, suffix.name)
             wanted = _shares(areas, space, like)
             fading = torch.as_tensor(baselines, dtype=activation.dtype, device=activation.device)
 
@@ -138,7 +141,7 @@ class LayerExtremalPerturbation(LayerAttribution, PerturbationAttribution):
             found = rows.masks(
                 wanted.expand(len(activation), -1), n_steps, show_progress=show_progress, describe="extremal channels"
             )
-        several = isinstance(areas, (Sequence, Tensor))
+        _, several = areas_of(areas)
         (result,) = found.masks
         result = result if several or masks == "spatial" else result[:, 0]
         return (result, found) if return_masks else result
@@ -206,13 +209,13 @@ def _space(masks: str, activation: Tensor, step: float, sigma: float, like: Tens
 
 def _shares(areas: Any, space: MaskSpace, like: Tensor) -> Tensor:
     """Areas of masks, of which whole numbers count values."""
-    given = list(areas) if isinstance(areas, Sequence) and not isinstance(areas, str) else [areas]
+    given, _ = areas_of(areas)
     size = torch.Size(space.shape).numel()
     for number in given:
         if isinstance(number, int) and not isinstance(number, bool) and not 1 <= number < size:
             raise LearnpropError(f"areas as numbers of channels or places are between 1 and {size - 1}, got {number}")
     shares = [one / size if isinstance(one, int) and not isinstance(one, bool) else one for one in given]
-    return checked_areas(areas if isinstance(areas, Tensor) else shares, like)
+    return checked_areas(shares, like)
 
 
 def _faded(activation: Tensor, mask: Tensor, baseline: Tensor, masks: str) -> Tensor:

@@ -17,16 +17,19 @@ from zennit_rules import LearnedComposite, RuleError, RuleSet, composite_class, 
 from zennit_rules import attribute as propagate
 from zennit_rules.buffers import buffers_kept
 from zennit_rules.interpose import is_interposed
+from zennit_rules.scalars import plain, plain_options
 
 from .._compat import _format_output, compute_gradients
 from ..errors import LearnpropError
 from ..evaluation.maps import finished
+from ..forward import output_of, shapes_told
 from ..plugins import know_plugins_of
+from ..targets import finite, select
 from ..training.masks import Mask, MaxMask
 from ..training.objectives import Agreement, Objective
-from ..training.per_sample import Descent, OriginalPass, Step, finite, learn, select
+from ..training.per_sample import Descent, OriginalPass, Step, learn
 from .checked_inputs import checked_inputs, leaves_of
-from .given_rules import given_rules
+from .given_rules import built_at, given_rules
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 
@@ -93,7 +96,7 @@ class LearnedPropagation(GradientAttribution):
         super().__init__(model)
         self.model = model
         self.options: dict[str, Any] = {
-            "gate": gate, "start": start, "pooling": pooling, "rule_options": rule_options,
+            "gate": gate, "start": start, "pooling": pooling, "rule_options": plain_options(rule_options),
         }  # fmt: skip
         know_plugins_of(composite, gate)
         self.composite = composite_name(composite)
@@ -113,14 +116,14 @@ class LearnedPropagation(GradientAttribution):
     def _refuse_other_options(self, rules: RuleSet) -> None:
         """Options that differ from their defaults must be those of the given rule set."""
         given = {"composite": self.composite, **self.options}
-        plain = {
+        usual = {
             "composite": "learned_gradient", "gate": "element", "start": None, "pooling": "exact", "rule_options": None,
         }  # fmt: skip
         for option, value in given.items():
             has: Any = rules.composite_name if option == "composite" else rules.config.get(option)
             if option == "rule_options" and value is not None:
                 has = {name: one for name, one in (has or {}).items() if name in value}
-            if value != plain[option] and (getattr(value, "name", "") or value) != has:
+            if value != usual[option] and (getattr(value, "name", "") or value) != has:
                 raise RuleError(f"{option}={value!r} was given, but the rule set has {has!r}; leave {option} out")
 
     @log_usage()
@@ -163,7 +166,7 @@ class LearnedPropagation(GradientAttribution):
             LearnpropError: For empty, non-finite or integer inputs, arguments the model does not take, and the like.
             RuleError: If the model has no site, or is compiled or scripted.
         """
-        steps = self._steps(n_steps, create_graph)
+        steps, seed = self._steps(n_steps, create_graph), plain(seed)
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
         leaves = leaves_of(tensors, create_graph=create_graph)
         draws = steps > 0 or any(module.training for module in self.model.modules())  # objectives and dropout do
@@ -178,12 +181,12 @@ class LearnedPropagation(GradientAttribution):
         """Maps by shared rules, with the sign and the smoothing they were trained with.
 
         Args:
-            inputs: ``(B, C, *spatial)``.
+            inputs: ``(B, C, *spatial)``, or a table ``(B, F)``.
             target: see `attribute`.
             additional_forward_args: see `attribute`.
 
         Returns:
-            ``(B, *spatial)``: one value per position; higher is more relevant.
+            ``(B, *spatial)``: one value per position; of a table ``(B, F)``. Higher is more relevant.
 
         Raises:
             LearnpropError: without rules that a `RuleTrainer` made, or for several inputs.
@@ -191,8 +194,8 @@ class LearnedPropagation(GradientAttribution):
         summary = {} if self.rules is None else self.rules.training
         if "sign" not in summary or "smoothing" not in summary:
             raise LearnpropError("maps() needs rules= that RuleTrainer made, which keep how their maps were finished")
-        if not isinstance(inputs, Tensor) or inputs.ndim < 3:
-            raise LearnpropError("maps() needs one input (B, C, *spatial); use attribute()")
+        if not isinstance(inputs, Tensor) or inputs.ndim < 2:
+            raise LearnpropError("maps() needs one input (B, C, *spatial) or (B, F); use attribute()")
         attribution = self.attribute(inputs, target, additional_forward_args)
         return finished(attribution, summary["sign"], summary["smoothing"])
 
@@ -201,6 +204,7 @@ class LearnedPropagation(GradientAttribution):
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def _steps(self, n_steps: int | None, create_graph: bool) -> int:
+        n_steps = plain(n_steps)
         if n_steps is None:
             n_steps = DEFAULT_STEPS if self.rules is None else 0
         if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 0:
@@ -226,7 +230,8 @@ class LearnedPropagation(GradientAttribution):
                         "gradient_func was replaced (by a Neuron* or Layer* class, say), but relevance starts at the "
                         "output"
                     )
-                maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
+                with shapes_told(self.model, leaves):
+                    maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
                 self._check_reach(composite, None, leaves)
                 return tuple(part.detach() for part in composite.finish(maps, leaves))
             return self._explain(composite, leaves, target, additional, create_graph)[0]
@@ -235,7 +240,7 @@ class LearnedPropagation(GradientAttribution):
         self, composite: Any, leaves: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...], create_graph: bool
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Maps by a composite that is registered on the model, and the explained entries of the output ``(B,)``."""
-        output = self.forward_func(*leaves, *additional)
+        output = output_of(self.forward_func, leaves, additional, model=self.model, known=built_at(self.rules))
         self._check_reach(composite, output, leaves)
         selected = finite(select(output, target))
         (seed,) = torch.autograd.grad(selected.sum(), output, retain_graph=True)
@@ -261,6 +266,7 @@ class LearnedPropagation(GradientAttribution):
             raise LearnpropError(
                 "gradient_func was replaced (by a Neuron* or Layer* class): rules cannot be learned for it; pass rules="
             )
+        lr = plain(lr)
         if lr is not None and not 0 < lr < float("inf"):
             raise LearnpropError(f"lr must be positive and finite, got {lr}")
         for name, value in (("objective", objective), ("mask", mask)):
@@ -280,7 +286,7 @@ class LearnedPropagation(GradientAttribution):
             )
 
         def forward(masked: tuple[Tensor, ...]) -> Tensor:
-            return self.forward_func(*masked, *additional)
+            return output_of(self.forward_func, masked, additional, model=self.model)
 
         step = Step(
             original,

@@ -16,7 +16,7 @@ from torch import Tensor
 from .streams import Streams
 
 CELLS = 4
-"""Per side of the grid that parts are drawn on."""
+"""Per side of the grid that parts are drawn on; a shorter side has as many as pixels."""
 
 _MODES = ("linear", "bilinear", "trilinear")
 
@@ -67,7 +67,7 @@ class Parts:
 
     def _pair(self, shape: tuple[int, ...], spatial: bool, share: Tensor, generator: torch.Generator) -> list[Tensor]:
         """A field of a shape and one with the other cells."""
-        cells = [CELLS] * len(shape) if spatial else list(shape)
+        cells = [min(CELLS, n) for n in shape] if spatial else list(shape)
         chance = torch.rand(1, 1, *cells, generator=generator)
         both = [(each < share).float() for each in (chance, 1 - chance)]
         if not spatial:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import LearnpropError
+from ..evaluation.maps import per_axis
 from .max_convolution import max_convolution, pixels_of_tiles, window
 
 STEP, SIGMA = 1 / 28, 3 / 32
-"""Fractions of the shorter side: distance of the cells of a smooth mask, and width of its kernel."""
+"""Fractions of the sides (see `per_axis`): distance of the cells of a smooth mask, and width of its kernel."""
 
 
 class MaskSpace(ABC):
@@ -53,8 +54,8 @@ class SmoothMasks(MaskSpace):
 
     Args:
         shape: pixels.
-        step: distance of cells as a fraction of the shorter side; at least one pixel.
-        sigma: width of the kernel as a fraction of the shorter side.
+        step: distance of cells as a fraction of the sides (see `per_axis`); at least one pixel.
+        sigma: width of the kernel as a fraction of the sides (see `per_axis`).
         like: gives type and device of the parameters.
 
     Raises:
@@ -67,14 +68,14 @@ class SmoothMasks(MaskSpace):
         for name, value in (("step", step), ("sigma", sigma)):
             if not 0 < value <= 1:
                 raise LearnpropError(f"{name} is a fraction of the input's side in (0, 1], got {value!r}")
-        side = min(shape)
-        pixels = max(1, math.floor(step * side + 0.5))
-        tiles = window(len(shape), pixels, max(sigma * side, 0.5 * pixels))
+        pixels = tuple(max(1, math.floor(one + 0.5)) for one in per_axis(step, shape))
+        widths = tuple(max(one, 0.5 * n) for one, n in zip(per_axis(sigma, shape), pixels, strict=True))
+        tiles = window(pixels, widths)
         self.window = tiles.like(like)
         self.shape = shape
-        self.cells = tuple(math.ceil(n / pixels) + 2 * tiles.reach for n in shape)
-        self.share = float(pixels ** len(shape))
-        ones = like.new_ones(1, *(1 + 2 * tiles.reach for _ in shape))
+        self.cells = tuple(math.ceil(n / p) + 2 * reach for n, p, reach in zip(shape, pixels, tiles.reach, strict=True))
+        self.share = float(math.prod(pixels))
+        ones = like.new_ones(1, *(1 + 2 * reach for reach in tiles.reach))
         self._full = max_convolution(ones, self.window).reshape(1, -1, *[1] * len(shape))
 
     def masks(self, parameters: Tensor) -> Tensor:

@@ -35,16 +35,16 @@ class Window:
     """Weights of the cells around each pixel of a tile.
 
     Attributes:
-        step: pixels between cells.
-        reach: cells of the window to each side.
+        step: pixels between cells, by dimension.
+        reach: cells of the window to each side, by dimension.
         offsets: ``(taps, dims)``, cells relative to the tile's own.
-        weights: ``(taps, step ** dims)``, by pixel of the tile in row-major order; no tap has zeros alone.
+        weights: ``(taps, prod(step))``, by pixel of the tile in row-major order; no tap has zeros alone.
         active: for each tap the pixels of the tile, first and last + 1, outside of which its weights are zeros.
-        idle: ``(step ** dims, 1)``, how many cells of the window are not active there: each counts ``e^0`` to the sum.
+        idle: ``(prod(step), 1)``, how many cells of the window are not active there: each counts ``e^0`` to the sum.
     """
 
-    step: int
-    reach: int
+    step: tuple[int, ...]
+    reach: tuple[int, ...]
     offsets: tuple[tuple[int, ...], ...]
     weights: Tensor
     active: tuple[tuple[int, int], ...]
@@ -61,29 +61,34 @@ def kernel(distance: Tensor, sigma: float) -> Tensor:
     return 0.5 * (1.0 + torch.cos(math.pi * share))
 
 
-def window(dims: int, step: int, sigma: float) -> Window:
-    """The window of a kernel ``sigma`` pixels wide over cells every ``step`` pixels, in float64."""
-    centre = (step - 1) / 2
-    reach = math.floor((END * sigma + centre) / step)
-    phases = torch.cartesian_prod(*[torch.arange(step, dtype=torch.float64)] * dims).reshape(-1, dims) - centre
+def window(step: tuple[int, ...], sigma: tuple[float, ...]) -> Window:
+    """The window of a kernel ``sigma`` pixels wide over cells every ``step`` pixels, by dimension, in float64."""
+    dims = len(step)
+    centre = torch.tensor([(one - 1) / 2 for one in step], dtype=torch.float64)
+    reach = tuple(math.floor((END * s + (n - 1) / 2) / n) for n, s in zip(step, sigma, strict=True))
+    pixels = torch.cartesian_prod(*(torch.arange(one, dtype=torch.float64) for one in step))
+    phases = pixels.reshape(-1, dims) - centre
+    # Distances count in pixels of the widest axis.
+    widest = max(sigma)
+    unit = torch.tensor([widest / one for one in sigma], dtype=torch.float64)
     offsets, weights, active = [], [], []
-    square = list(itertools.product(range(-reach, reach + 1), repeat=dims))
+    square = list(itertools.product(*(range(-one, one + 1) for one in reach)))
     for offset in square:
-        away = phases - step * torch.tensor(offset, dtype=torch.float64)
-        tile = kernel(torch.linalg.vector_norm(away, dim=1), sigma)
+        away = phases - torch.tensor([n * o for n, o in zip(step, offset, strict=True)], dtype=torch.float64)
+        tile = kernel(torch.linalg.vector_norm(away * unit, dim=1), widest)
         used = (tile > NOTHING).nonzero()[:, 0].tolist()
         if used:
             offsets.append(offset)
             weights.append(tile)
             active.append((used[0], used[-1] + 1))
-    idle = torch.full((step**dims, 1), float(len(square)), dtype=torch.float64)
+    idle = torch.full((math.prod(step), 1), float(len(square)), dtype=torch.float64)
     for first, last in active:
         idle[first:last] -= 1
     return Window(step, reach, tuple(offsets), torch.stack(weights), tuple(active), idle)
 
 
 def max_convolution(cells: Tensor, tiles: Window) -> Tensor:
-    """Masks ``(K, tiles, step ** dims)`` flattened over space from cells ``(K, *grid)`` in [0, 1].
+    """Masks ``(K, tiles, prod(step))`` flattened over space from cells ``(K, *grid)`` in [0, 1].
 
     Differentiable once. Keeps one value and one sum per pixel for the backward pass and computes the rest again.
 
@@ -92,18 +97,18 @@ def max_convolution(cells: Tensor, tiles: Window) -> Tensor:
         tiles: the window; its weights have the type and device of ``cells``.
 
     Returns:
-        ``(K, step ** dims, *tiles)``: pixels of a tile first; see `pixels_of_tiles`.
+        ``(K, prod(step), *tiles)``: pixels of a tile first; see `pixels_of_tiles`.
     """
     result: Tensor = _MaxConvolution.apply(cells, tiles)
     return result
 
 
-def pixels_of_tiles(masks: Tensor, step: int) -> Tensor:
-    """``(K, step ** dims, *tiles)`` as ``(K, *(tiles * step))``."""
+def pixels_of_tiles(masks: Tensor, step: tuple[int, ...]) -> Tensor:
+    """``(K, prod(step), *tiles)`` as ``(K, *(tiles * step))``."""
     dims = masks.dim() - 2
-    split = masks.reshape(len(masks), *[step] * dims, *masks.shape[2:])
+    split = masks.reshape(len(masks), *step, *masks.shape[2:])
     order = [0, *itertools.chain.from_iterable((1 + dims + d, 1 + d) for d in range(dims))]
-    return split.permute(order).reshape(len(masks), *(step * n for n in masks.shape[2:]))
+    return split.permute(order).reshape(len(masks), *(s * n for s, n in zip(step, masks.shape[2:], strict=True)))
 
 
 class _MaxConvolution(torch.autograd.Function):
@@ -161,7 +166,7 @@ class _MaxConvolution(torch.autograd.Function):
 
 
 def _tiles_of(cells: Tensor, tiles: Window) -> tuple[int, ...]:
-    return tuple(n - 2 * tiles.reach for n in cells.shape[1:])
+    return tuple(n - 2 * reach for n, reach in zip(cells.shape[1:], tiles.reach, strict=True))
 
 
 def _blocks(cells: Tensor, size: int) -> list[slice]:
@@ -169,12 +174,12 @@ def _blocks(cells: Tensor, size: int) -> list[slice]:
     return [slice(start, start + each) for start in range(0, len(cells), each)]
 
 
-def _view(cells: Tensor, offset: tuple[int, ...], reach: int, shape: tuple[int, ...]) -> Tensor:
-    for dim, (o, n) in enumerate(zip(offset, shape, strict=True)):
-        cells = cells.narrow(1 + dim, reach + o, n)
+def _view(cells: Tensor, offset: tuple[int, ...], reach: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    for dim, (o, r, n) in enumerate(zip(offset, reach, shape, strict=True)):
+        cells = cells.narrow(1 + dim, r + o, n)
     return cells
 
 
-def _shifted(cells: Tensor, offset: tuple[int, ...], reach: int, shape: tuple[int, ...]) -> Tensor:
+def _shifted(cells: Tensor, offset: tuple[int, ...], reach: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
     """Cells at an offset from each tile: ``(K, 1, tiles)``."""
     return _view(cells, offset, reach, shape).reshape(len(cells), 1, -1)

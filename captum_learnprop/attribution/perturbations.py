@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import LearnpropError
-from ..evaluation.maps import smooth
+from ..evaluation.maps import per_axis, smooth
 from .streams import Streams
 
 STRONGEST = 0.5
@@ -19,7 +19,7 @@ STRONGEST = 0.5
 
 LEVELS = 8
 BLUR_SIGMA = 20 / 224
-"""Of the strongest blur, as a fraction of the shorter side."""
+"""Of the strongest blur, as a fraction of the sides (see `per_axis`)."""
 
 
 class Perturbation(ABC):
@@ -80,10 +80,13 @@ class Blur(Perturbation):
     """
 
     def __init__(self, inputs: Tensor) -> None:
-        sigma = BLUR_SIGMA * min(inputs.shape[2:])
         exact = inputs if inputs.dtype is torch.float64 else inputs.float()
         flat = exact.flatten(0, 1)
-        levels = [smooth(flat, sigma * (1 - n / (LEVELS - 1))).reshape(inputs.shape) for n in range(LEVELS)]
+        sigmas = per_axis(BLUR_SIGMA, inputs.shape[2:])
+        levels = [
+            smooth(flat, [sigma * (1 - n / (LEVELS - 1)) for sigma in sigmas]).reshape(inputs.shape)
+            for n in range(LEVELS)
+        ]
         self.dtype, self.shape = inputs.dtype, tuple(inputs.shape[1:])
         # Channels last, so that a pixel of a level is one row of a table.
         self.table = torch.stack(levels, 1).flatten(3).transpose(2, 3).reshape(-1, inputs.shape[1])

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zennit_rules.scalars import plain
+
 from ..errors import LearnpropError
-from ..training.per_sample import select
+from ..targets import select
 
 Reward = Callable[[Tensor, Any], Tensor]
 """``(output (R, ...), target of these rows) -> (R,)``, differentiable."""
@@ -58,6 +60,7 @@ def reward_of(reward: str | Reward) -> Reward:
 
 def rows_of_target(target: Any, rows: Tensor) -> Any:
     """The target of some rows, by captum's conventions: lists and tensors of more than one entry go by sample."""
+    target = plain(target)
     if isinstance(target, Tensor) and target.numel() > 1:
         return target[rows.to(target.device)]
     if isinstance(target, list):

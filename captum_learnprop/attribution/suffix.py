@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from zennit_rules.interpose import interposed
 
 from ..errors import LearnpropError
+from ..forward import output_of, tensor_of, with_batch
 
 
 @dataclass
@@ -99,7 +100,7 @@ class Suffix:
             return run
 
         with interposed(self._others, around), readers:
-            output = self.model(*self.inputs)
+            output = output_of(self.model, self.inputs[:1], self.inputs[1:])
         readers.note(output)
         if len(calls) != 1:
             raise LearnpropError(
@@ -144,8 +145,8 @@ class Suffix:
 
         used = [module for module in self._others if self._kept[module].values]
         with interposed(used, around):
-            output: Tensor = self.model(*map(rows, self.inputs))
-        return output
+            output = self.model(*map(rows, self.inputs))
+        return with_batch(tensor_of(output, self.model), len(samples))
 
 
 class _Readers(TorchFunctionMode):

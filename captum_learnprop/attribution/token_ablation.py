@@ -10,6 +10,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from zennit_rules.interpose import interposed
+from zennit_rules.scalars import plain
 
 from ..errors import LearnpropError
 from .attention_weights import attention_weights
@@ -65,6 +66,7 @@ class TokenAblation(TokenAttribution, PerturbationAttribution):
             LearnpropError: If the model cannot do without a token.
         """
         check_output(output, mode)
+        internal_batch_size = plain(internal_batch_size)
         if internal_batch_size is not None and internal_batch_size < 1:
             raise LearnpropError(f"internal_batch_size must be at least 1, got {internal_batch_size!r}")
         with self._opened(inputs, additional_forward_args) as (given, anatomy, place), torch.no_grad():

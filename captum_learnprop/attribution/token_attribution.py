@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zennit_rules.buffers import buffers_kept
 
 from ..errors import LearnpropError
-from ..training.per_sample import select
+from ..targets import select
 from .checked_inputs import checked_inputs
 from .tokens import Anatomy, TensorOutput, anatomy_of
 

@@ -19,6 +19,7 @@ from zennit_rules.interpose import interposed
 from zennit_rules.written_attention import ATTENTION, SOFTMAX
 
 from ..errors import LearnpropError
+from ..forward import shapes_told, tensor_of, with_batch
 
 MOST_PREFIX = 16
 """More tokens than this before the patches are not guessed."""
@@ -254,16 +255,12 @@ class TensorOutput(nn.Module):
 
     def forward(self, *inputs: Any) -> Tensor:
         """Output for the inputs of the model."""
-        output = self.model(*inputs)
+        with shapes_told(self.model, inputs[:1]):
+            output = self.model(*inputs)
         for name in ("logits", "image_embeds", "pooler_output"):
             if isinstance(getattr(output, name, None), Tensor):
                 return getattr(output, name)
         if isinstance(getattr(output, "last_hidden_state", None), Tensor):
             hidden: Tensor = output.last_hidden_state
             return hidden[:, 0]
-        if not isinstance(output, Tensor):
-            raise LearnpropError(
-                f"{type(self.model).__name__} returns a {type(output).__name__} without logits; wrap it in a module "
-                "that returns a tensor"
-            )
-        return output
+        return with_batch(tensor_of(output, self.model), len(inputs[0]))

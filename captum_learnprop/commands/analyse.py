@@ -56,6 +56,7 @@ def run(request: Request) -> Analysis:
 
     from captum_learnprop.evaluation.analysis import analyse
     from captum_learnprop.files import WriteError, check_folder, write_text
+    from captum_learnprop.forward import output_of
     from captum_learnprop.plot import alignment_curves, save_figure
 
     check_folder(request.out)
@@ -64,7 +65,7 @@ def run(request: Request) -> Analysis:
     model = load(request)
     images = _images(request, model).to(request.device)
     with torch.no_grad():
-        predicted = torch.cat([model(part).argmax(1) for part in images.split(request.batch_size)])
+        predicted = torch.cat([output_of(model, (part,)).argmax(1) for part in images.split(request.batch_size)])
     targets = predicted if request.target is None else torch.full_like(predicted, request.target)
     rules = [_rule(name, model, images[: request.batch_size]) for name in request.rules or RULES]
     analysis = analyse(

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from captum_learnprop.evaluation.backward_rules import BackwardRule
 from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.evaluation.reparametrized import copied
+from captum_learnprop.forward import output_of
 from zennit_rules import RuleSet
 from zennit_rules.linear_map import DenseMap, LinearOperands
 from zennit_rules.linear_watch import linear_calls_watched
@@ -104,7 +105,7 @@ class _Pass:
             token = recorder.set(self.points)
             try:
                 with torch.enable_grad():
-                    self.output: Tensor = model(self.leaf)
+                    self.output = output_of(model, (self.leaf,))
             finally:
                 recorder.reset(token)
         except BaseException:

@@ -24,6 +24,7 @@ from captum_learnprop.evaluation.backward_rules import BackwardRule
 from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.evaluation.randomization import full_randomization, parameter_randomization
 from captum_learnprop.evaluation.similarity import spearman
+from captum_learnprop.forward import output_of
 
 LOW, HIGH = 0.15, 0.5
 """A map whose correlation with those of re-initialised nets is up to the first depends on the weights, above the second
@@ -156,7 +157,7 @@ def analyse(
         raise MapError("nothing to analyse: give at least one rule")
     if others is None:
         with torch.no_grad():
-            output = torch.cat([model(part) for part in inputs.split(internal_batch_size)])
+            output = torch.cat([output_of(model, (part,)) for part in inputs.split(internal_batch_size)])
         others = output.scatter(1, targets[:, None], -torch.inf).argmax(1)
     shared: dict[str, Any] = {"internal_batch_size": internal_batch_size}
     reports = []

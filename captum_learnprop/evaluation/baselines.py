@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.evaluation.maps import MapError, smooth
+from zennit_rules.scalars import plain
 
 Baseline = float | Tensor | str | Callable[[Tensor], Tensor]
 """A number; a tensor that broadcasts to the inputs; a name in `BASELINES`; or a function of the inputs that gives such
@@ -52,7 +53,7 @@ def fill_values(baseline: Baseline, inputs: Tensor, seed: int = 0) -> Tensor:
 
 def normal_draws(shape: tuple[int, ...], like: Tensor, seed: int) -> Tensor:
     """Standard normal numbers that depend on the shape and the seed alone, with the type and device of a tensor."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(like)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(plain(seed)), dtype=torch.float64).to(like)
 
 
 def _zero(inputs: Tensor, seed: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from captum_learnprop.evaluation.localization import grid_pointing
 from captum_learnprop.evaluation.maps import MapError, reduce_channels
 from captum_learnprop.evaluation.randomization import Attribute
+from captum_learnprop.forward import output_of
 
 
 class DiFull(nn.Module):
@@ -45,7 +46,7 @@ class DiFull(nn.Module):
 
     def forward(self, mosaics: Tensor) -> Tensor:
         """Outputs ``(B, cells^2 * classes)`` of mosaics ``(B, C, cells * H, cells * W)``."""
-        outputs: Tensor = self.model(split(mosaics, self.cells))
+        outputs = output_of(self.model, (split(mosaics, self.cells),))
         return outputs.reshape(len(mosaics), -1)
 
 
@@ -113,7 +114,7 @@ def difull_score(
         raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
     disconnected = DiFull(model, cells)
     with torch.no_grad():
-        classes = model(images[:1]).shape[1]
+        classes = output_of(model, (images[:1],)).shape[1]
     if not ((targets >= 0) & (targets < classes)).all():
         raise MapError(f"targets must be classes 0 to {classes - 1}, got {targets.tolist()}")
     place = torch.arange(len(images), device=images.device)

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from captum_learnprop.evaluation.baselines import Baseline, fill_values
 from captum_learnprop.evaluation.maps import MapError
+from captum_learnprop.forward import output_of, warn_of_training
+from zennit_rules.scalars import plain_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -60,6 +62,7 @@ class _Options:
     internal_batch_size: int = 256
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.output not in OUTPUTS:
             raise MapError(f"unknown output {self.output!r}; choose one of {', '.join(OUTPUTS)}")
         if self.relative and self.output == "logit":
@@ -208,11 +211,12 @@ def target_curve(
     Raises:
         MapError: the outputs are not ``(n, classes)``, or a target is not one of the classes.
     """
+    warn_of_training(model)
     sample = torch.arange(len(targets), device=targets.device).repeat_interleave(points)
     point = torch.arange(points, device=targets.device).repeat(len(targets))
     values: list[Tensor] = []
     for rows, steps in zip(sample.split(internal_batch_size), point.split(internal_batch_size), strict=True):
-        outputs = model(changed(rows, steps))
+        outputs = output_of(model, (changed(rows, steps),))
         if outputs.dim() != 2 or len(outputs) != len(rows):
             raise MapError(f"the model must give (B, classes), got {tuple(outputs.shape)} for B = {len(rows)}")
         if not values and not ((targets >= 0) & (targets < outputs.shape[1])).all():

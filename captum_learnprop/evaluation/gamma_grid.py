@@ -220,7 +220,7 @@ def search(
         grid: the settings.
         examples: training images with their deletions, see `RuleTrainer.measure`.
         budget: attribution passes.
-        smoothing: of maps, as a fraction of the image's shorter side.
+        smoothing: of maps, as a fraction of the sides (see `per_axis`).
         term: the objective.
         seed: of the rows, and of the settings where not all can be tried.
         known: an interrupted search with the same arguments, which is gone on with.

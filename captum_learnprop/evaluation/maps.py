@@ -6,6 +6,8 @@ reduced and how much a map is smoothed changes every score: compare methods unde
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +16,9 @@ from captum_learnprop.errors import LearnpropError
 
 SIGNS = ("absolute", "positive", "signed")
 """Ways to reduce channels, see `reduce_channels`."""
+
+SHORT = 0.5
+"""Of the longest side: an axis that is shorter is no axis of the same picture."""
 
 
 class MapError(LearnpropError):
@@ -39,22 +44,43 @@ def reduce_channels(attribution: Tensor, sign: str = "absolute") -> Tensor:
     raise MapError(f"unknown sign {sign!r}; choose one of {', '.join(SIGNS)}")
 
 
-def smooth(maps: Tensor, sigma: float) -> Tensor:
+def per_axis(fraction: float, spatial: Sequence[int]) -> tuple[float, ...]:
+    """A fraction of the sides of an input, in pixels, for each axis of ``spatial``.
+
+    Axes of about one length count pixels of one kind, those of a picture, and share a scale: a fraction of the shortest
+    of them. An axis of less than `SHORT` times the longest is of another kind (electrodes beside samples in time, the
+    slices of a stack): its scale is a fraction of its own side, and it does not change those of the others.
+    """
+    longest = max(spatial)
+    common = min(side for side in spatial if side >= SHORT * longest)
+    return tuple(fraction * min(side, common) for side in spatial)
+
+
+def smooth(maps: Tensor, sigma: float | Sequence[float]) -> Tensor:
     """Gaussian smoothing of maps ``(B, *spatial)`` by ``sigma`` pixels, differentiable; 0 leaves them as they are.
 
-    The kernel reaches 3 sigma; beyond the border the border's values are repeated.
+    The kernel reaches 3 sigma; beyond the border the border's values are repeated. An axis of length 1 stays.
+
+    Args:
+        maps: ``(B, *spatial)``.
+        sigma: of all axes, or of each, see `per_axis`.
+
+    Raises:
+        MapError: a sigma is negative, or there is not one per axis.
     """
-    if sigma < 0:
-        raise MapError(f"sigma must be at least 0 pixels, got {sigma}")
-    radius = int(3 * sigma + 0.5)
-    if radius == 0:
-        return maps
-    span = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
-    kernel = torch.exp(-0.5 * (span / sigma) ** 2)
-    kernel = (kernel / kernel.sum())[None, None]
-    for dim in range(1, maps.dim()):
+    axes = maps.shape[1:]
+    sigmas = [sigma] * len(axes) if not isinstance(sigma, Sequence) else list(sigma)
+    if len(sigmas) != len(axes) or not all(one >= 0 for one in sigmas):
+        raise MapError(f"sigma must be at least 0 pixels, one for all or for each of {tuple(axes)}, got {sigma}")
+    for dim, (one, side) in enumerate(zip(sigmas, axes, strict=True), start=1):
+        radius = int(3 * one + 0.5)
+        if radius == 0 or side == 1:
+            continue
+        span = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
+        kernel = torch.exp(-0.5 * (span / one) ** 2)
+        kernel = (kernel / kernel.sum())[None, None]
         rows = maps.movedim(dim, -1)
-        padded = F.pad(rows.reshape(-1, 1, rows.shape[-1]), (radius, radius), mode="replicate")
+        padded = F.pad(rows.reshape(-1, 1, side), (radius, radius), mode="replicate")
         maps = F.conv1d(padded, kernel).reshape(rows.shape).movedim(-1, dim)
     return maps
 
@@ -62,9 +88,13 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 def finished(attribution: Tensor, sign: str, smoothing: float) -> Tensor:
     """The map ``(B, *spatial)`` of an attribution ``(B, C, *spatial)``, differentiable.
 
+    Features of a table ``(B, F)`` have no channels and no neighbours: the map is ``(B, F)``, and not smoothed.
+
     Args:
         attribution: signed.
         sign: see `reduce_channels`.
-        smoothing: sigma of `smooth` as a fraction of the shorter side.
+        smoothing: sigma of `smooth` as a fraction of the sides, see `per_axis`.
     """
-    return smooth(reduce_channels(attribution, sign), smoothing * min(attribution.shape[2:]))
+    if attribution.dim() == 2:
+        return reduce_channels(attribution[:, None], sign)
+    return smooth(reduce_channels(attribution, sign), per_axis(smoothing, attribution.shape[2:]))

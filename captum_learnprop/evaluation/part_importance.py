@@ -14,6 +14,8 @@ from torch import Tensor
 
 from captum_learnprop.evaluation.faithfulness import OUTPUTS
 from captum_learnprop.evaluation.maps import MapError
+from captum_learnprop.forward import output_of, warn_of_training
+from zennit_rules.scalars import plain
 
 
 @torch.no_grad()
@@ -48,12 +50,14 @@ def part_drops(
         raise MapError(f"targets must be int64 of shape ({count},), got {targets.dtype} of {tuple(targets.shape)}")
     if output not in OUTPUTS:
         raise MapError(f"unknown output {output!r}; choose one of {', '.join(OUTPUTS)}")
+    internal_batch_size = plain(internal_batch_size)
     if internal_batch_size < 1:
         raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
+    warn_of_training(model)
     shown = torch.cat([images[:, None], without], 1)
     asked = targets.repeat_interleave(shown.shape[1])
     values = [
-        OUTPUTS[output](model(rows)).gather(1, classes[:, None])[:, 0]
+        OUTPUTS[output](output_of(model, (rows,))).gather(1, classes[:, None])[:, 0]
         for rows, classes in zip(
             shown.flatten(0, 1).split(internal_batch_size), asked.split(internal_batch_size), strict=True
         )

@@ -21,6 +21,7 @@ from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.evaluation.reinitialization import layers_top_down, randomized
 from captum_learnprop.evaluation.reparametrized import copied
 from captum_learnprop.evaluation.similarity import SIMILARITIES
+from captum_learnprop.forward import output_of
 
 Attribute = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(model, inputs (B, C, H, W), targets (B,)) -> attribution (B, H, W) or (B, C, H, W)``, for example
@@ -298,7 +299,7 @@ def _noisy(inputs: Tensor, level: float, seed: int, draw: int) -> Tensor:
 def _other_classes(model: nn.Module, inputs: Tensor, targets: Tensor, seed: int) -> Tensor:
     """A class other than the target, ``(B,)``, which depends on the target and the seed alone."""
     with torch.no_grad():
-        classes = copied(model).eval()(inputs[:1]).shape[1]
+        classes = output_of(copied(model).eval(), (inputs[:1],)).shape[1]
     if classes < 2 or not ((targets >= 0) & (targets < classes)).all():
         raise MapError(f"targets must be among at least 2 classes, got {targets.tolist()} of {classes}")
     steps = torch.randint(1, classes, (classes,), generator=torch.Generator().manual_seed(seed)).to(targets.device)

@@ -23,6 +23,7 @@ from captum_learnprop.evaluation.faithfulness import (
     target_curve,
 )
 from captum_learnprop.evaluation.maps import MapError
+from zennit_rules.scalars import plain
 
 PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 """Shares of pixels that are removed."""
@@ -100,6 +101,7 @@ def road_curve(
 ) -> Tensor:
     """The target's quantity at each percentage, ``(B, len(percentages))``; see `road`."""
     require_maps(inputs, maps, targets)
+    noise, internal_batch_size = plain(noise), plain(internal_batch_size)
     require_batch_size(internal_batch_size)
     counts = _counts(percentages, inputs[0, 0].numel()).to(inputs.device)
     if order not in ORDERS:

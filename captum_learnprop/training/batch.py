@@ -21,7 +21,7 @@ class Batch:
     """What a term may use: ``B`` rows of one training step, or of a chunk of it; each an image with a target.
 
     Attributes:
-        inputs: ``(B, C, *spatial)``, detached.
+        inputs: ``(B, C, *spatial)``, detached; or a table ``(B, F)``, whose ``*spatial`` below is ``F``.
         targets: ``(B,)`` int64.
         maps: ``(B, *spatial)``, reduced and smoothed, by the current rules and differentiable in them.
         outputs: ``(B, classes)``, the model's output for ``inputs``, detached.
@@ -50,8 +50,8 @@ class Batch:
     explain_randomized: Callable[[], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        count, spatial = self.inputs.shape[0], self.inputs.shape[2:]
-        if self.inputs.dim() < 3 or self.maps.shape != (count, *spatial):
+        count, spatial = self.inputs.shape[0], self.inputs.shape[1 if self.table else 2 :]
+        if self.inputs.dim() < 2 or self.maps.shape != (count, *spatial):
             raise ObjectiveError(
                 f"inputs {tuple(self.inputs.shape)} and maps {tuple(self.maps.shape)} must be (B, C, *spatial) and "
                 "(B, *spatial)"
@@ -74,6 +74,11 @@ class Batch:
                 f"regions {tuple(self.regions.shape)} and drops {tuple(self.drops.shape)} must be (B, D, *spatial) and "
                 f"(B, D) with B = {count} and spatial = {tuple(spatial)}"
             )
+
+    @property
+    def table(self) -> bool:
+        """Whether the inputs are features ``(B, F)``, which have neither channels nor neighbours."""
+        return self.inputs.dim() == 2
 
     def uniform(self, *shape: int) -> Tensor:
         """``(B, *shape)``, uniform in [0, 1), in dtype and on device of the maps; see `Draws`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.forward import warn_of_bytes
 
 Labels = Tensor | None
 """Class indices ``(B,)`` or ``(B, K)``, or None where the data have none."""
@@ -20,11 +21,12 @@ class DataError(LearnpropError):
 
 
 def read_batches(data: Any, *, batch_size: int = 32, labelled: bool = True) -> Iterator[tuple[Tensor, Labels]]:
-    """Images ``(B, C, *spatial)`` and their labels, in the order of the data.
+    """Images ``(B, C, *spatial)``, or rows of a table ``(B, F)``, and their labels, in the order of the data.
 
     Args:
-        data: images ``(N, C, *spatial)``; a pair of images and labels; a map-style or iterable data set whose items
-            are an image ``(C, *spatial)`` or begin with an image and a label; or a `DataLoader` of such batches.
+        data: images ``(N, C, *spatial)`` or a table ``(N, F)``; a pair of images and labels; a map-style or iterable
+            data set whose items are an image ``(C, *spatial)`` or begin with an image and a label; or a `DataLoader` of
+            such batches.
         batch_size: images per batch; a loader has its own.
         labelled: read labels too; without them, they may be of any kind.
 
@@ -34,10 +36,13 @@ def read_batches(data: Any, *, batch_size: int = 32, labelled: bool = True) -> I
     shape: tuple[int, ...] | None = None
     count = 0
     for images, labels in _raw_batches(data, batch_size, labelled):
-        if images.ndim < 3 or not images.is_floating_point():
+        if images.ndim < 2 or not images.is_floating_point():
             raise DataError(
-                f"training images must be floating-point (B, C, *spatial), got {images.dtype} {tuple(images.shape)}"
+                f"training images must be floating-point (B, C, *spatial), got {images.dtype} {tuple(images.shape)}; "
+                "tables (B, F)"
             )
+        if not count and len(images):
+            warn_of_bytes((images,), stacklevel=2)
         shape = tuple(images.shape[1:]) if shape is None else shape
         if tuple(images.shape[1:]) != shape:
             raise DataError(_differ(count, tuple(images.shape[1:]), shape))

@@ -1,4 +1,4 @@
-"""Examples: training images with their targets and, if asked for, what random deletions cost each target.
+"""Examples: training images (or rows of a table) with their targets and what random deletions cost each target.
 
 The model is evaluated once per image and deletion, before training. Regions are kept as boxes, so that an image of any
 size with 48 deletions takes two kilobytes beside its pixels; images are kept in memory, or in a folder of safetensors
@@ -22,9 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from captum_learnprop.forward import output_of
 from captum_learnprop.training.data import DataError, Labels
 from captum_learnprop.training.distributed import Processes
-from captum_learnprop.training.occlusion import generator_of, measure_drops, random_boxes
+from captum_learnprop.training.occlusion import generator_of, measure_drops, random_regions
 from captum_learnprop.training.quantities import Quantity
 from zennit_rules import fingerprint
 
@@ -105,7 +106,7 @@ class Examples:
 
     def rows(self, index: Tensor) -> dict[str, Tensor]:
         """The rows ``index`` (R,): ``inputs`` (R, C, *spatial), ``targets`` (R,), and, where there are deletions,
-        ``boxes`` (R, D, boxes, dims, 2) and ``drops`` (R, D)."""
+        ``boxes`` (R, D, boxes, dims, 2), of tables (R, D, F) bool, and ``drops`` (R, D)."""
         found = [self._row(*divmod(row, self.targets_per_image)) for row in index.tolist()]
         return {name: torch.stack([row[name] for row in found]) for name in found[0]}
 
@@ -283,14 +284,15 @@ class _Store:
         tensors = {"images": images.contiguous(), "targets": targets}
         if not self.what.deletions:
             return tensors
-        boxes, drops = [], torch.zeros(len(images), self.what.targets_per_image, self.what.deletions)
+        count = self.what.deletions
+        kept, drops = [], torch.zeros(len(images), self.what.targets_per_image, count)
         for index, image in enumerate(images):
             generator = generator_of(self.what.seed, first + index)
-            boxes.append(random_boxes(self.what.deletions, tuple(image.shape[1:]), generator))
+            kept.append(random_regions(count, tuple(image.shape), generator))
             if (first + index) % self.processes.world != self.processes.rank:
                 continue
             drops[index] = measure_drops(
-                self.model, image.to(self.device), targets[index].to(self.device), boxes[-1].to(self.device),
+                self.model, image.to(self.device), targets[index].to(self.device), kept[-1].to(self.device),
                 self.what.quantity, low=low, high=high, generator=generator,
                 internal_batch_size=self.what.internal_batch_size,
             ).cpu()  # fmt: skip
@@ -301,11 +303,12 @@ class _Store:
                 f"the model's output is NaN or infinite for a deletion of image {first + int(bad.nonzero()[0])}: "
                 "check the weights and the range of the images"
             )
-        return {**tensors, "boxes": torch.stack(boxes), "drops": drops}
+        return {**tensors, "boxes": torch.stack(kept), "drops": drops}
 
     @torch.no_grad()
     def _outputs(self, images: Tensor, first: int) -> Tensor:
-        outputs = torch.cat([self.model(part) for part in images.to(self.device).split(self.what.internal_batch_size)])
+        parts = images.to(self.device).split(self.what.internal_batch_size)
+        outputs = torch.cat([output_of(self.model, (part,)) for part in parts])
         if outputs.ndim != 2:
             raise DataError(f"the model must return (B, classes), it returned {tuple(outputs.shape)}; wrap it")
         bad = ~outputs.isfinite().all(1)

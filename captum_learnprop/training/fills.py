@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.evaluation.maps import smooth
+from captum_learnprop.evaluation.maps import per_axis, smooth
 
 BLUR = 1 / 8
-"""Standard deviation of ``"blur"`` as a share of the shorter side: parts of objects are gone, the light stays."""
+"""Standard deviation of ``"blur"`` as a share of the sides (see `per_axis`): parts of objects are gone, the light
+stays."""
 
 NOISE = 0.5
 """Largest standard deviation of ``"noise"`` as a share of each channel's range; as in occlusion regression."""
@@ -34,6 +35,8 @@ class FillDraw:
         colour: ``(B, C)``, uniform in [0, 1).
         strength: ``(B,)``, uniform in [0, 1).
         noise: ``(B, C, *spatial)``, standard normal.
+
+    Of a table, C is the number of features.
     """
 
     colour: Tensor
@@ -55,17 +58,20 @@ def zero(inputs: Tensor, draw: FillDraw) -> Tensor:
 
 
 def mean(inputs: Tensor, draw: FillDraw) -> Tensor:
-    """Each channel's mean over space."""
+    """Each channel's mean over space; of a table each row's mean."""
     return inputs.mean(_space(inputs), keepdim=True).expand_as(inputs)
 
 
 def blur(inputs: Tensor, draw: FillDraw) -> Tensor:
-    """The input after a Gaussian blur of `BLUR` times the shorter side."""
-    return smooth(inputs.flatten(0, 1), BLUR * min(inputs.shape[2:])).reshape(inputs.shape)
+    """The input after a Gaussian blur of `BLUR` times the sides (see `per_axis`); tables have none."""
+    return smooth(inputs.flatten(0, 1), per_axis(BLUR, inputs.shape[2:])).reshape(inputs.shape)
 
 
 def colour(inputs: Tensor, draw: FillDraw) -> Tensor:
-    """One random colour, each channel uniform between its lowest and highest value in the input."""
+    """One random colour, each channel uniform between its lowest and highest value in the input.
+
+    Each feature of a table is uniform between the lowest and highest value of its row.
+    """
     low, high = _range(inputs)
     return (low + (high - low) * _broadcast(draw.colour, inputs)).expand_as(inputs)
 
@@ -79,6 +85,8 @@ def noise(inputs: Tensor, draw: FillDraw) -> Tensor:
 
 def shuffle(inputs: Tensor, draw: FillDraw) -> Tensor:
     """The input's pixels in random order: its colours without its shapes. Channels stay together."""
+    if inputs.dim() == 2:
+        return inputs.gather(1, draw.noise.argsort(1))
     order = draw.noise[:, :1].flatten(2).argsort(2).expand(-1, inputs.shape[1], -1)
     return inputs.flatten(2).gather(2, order).reshape(inputs.shape)
 
@@ -133,10 +141,12 @@ def random_fill(
         normal: shape -> ``(B, *shape)`` standard normal, as `Batch.normal`.
 
     Raises:
-        FillError: inputs without space.
+        FillError: inputs without features, or a fill that they cannot have.
     """
-    if inputs.dim() < 3:
-        raise FillError(f"inputs must be (B, C, *spatial), got {tuple(inputs.shape)}")
+    if inputs.dim() < 2:
+        raise FillError(f"inputs must be (B, C, *spatial) or (B, F), got {tuple(inputs.shape)}")
+    if inputs.dim() == 2 and "blur" in names:
+        raise FillError("fill 'blur' needs neighbours, which features of a table (B, F) do not have: exclude it")
     kind = (uniform() * len(names)).long().clamp(max=len(names) - 1)
     channels = inputs.shape[1]
     draw = FillDraw(uniform(channels), uniform(), normal(*inputs.shape[1:]))
@@ -149,7 +159,7 @@ def random_fill(
 
 
 def _space(inputs: Tensor) -> tuple[int, ...]:
-    return tuple(range(2, inputs.dim()))
+    return tuple(range(2, inputs.dim())) or (1,)  # features are compared with those of the same row
 
 
 def _range(inputs: Tensor) -> tuple[Tensor, Tensor]:

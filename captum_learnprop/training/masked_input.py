@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_learnprop.targets import select
 from captum_learnprop.training.batch import Batch
 from captum_learnprop.training.masks import Mask
 from captum_learnprop.training.objectives import MaskedPass, Objective
-from captum_learnprop.training.per_sample import select
 from captum_learnprop.training.terms import Term
 
 
@@ -30,7 +30,7 @@ class MaskedInput(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         """``(B,)``."""
-        mask = self.mask(batch.maps[:, None])
+        mask = self.mask(batch.maps if batch.table else batch.maps[:, None])
         # Such an objective draws from the global generator, one draw for all rows: seeded by the step, so that chunks
         # of a step see the same.
         with torch.random.fork_rng(devices=[batch.inputs.device] if batch.inputs.is_cuda else []):

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zennit_rules.scalars import plain_fields
+
 from ..errors import LearnpropError
-from ..evaluation.maps import smooth
+from ..evaluation.maps import per_axis, smooth
 
 Mask = Callable[[Tensor], Tensor]
 
@@ -36,7 +38,7 @@ class MaxMask:
 
     Args:
         reduce: ``"max"`` (the LPR-reconstruction's), ``"sum"`` or ``"positive"``.
-        sigma: Gaussian smoothing of ``r`` over space, as a fraction of the input's shorter side; 0 for none.
+        sigma: Gaussian smoothing of ``r`` over space, as a fraction of the sides (see `per_axis`); 0 for none.
         power: Exponent applied to ``r / max(r)``.
 
     Raises:
@@ -49,6 +51,7 @@ class MaxMask:
     power: float = 1.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.reduce not in ("max", "sum", "positive"):
             raise MaskError(f"MaxMask(reduce={self.reduce!r}): choose 'max', 'sum' or 'positive'")
         if not self.sigma >= 0 or not self.power > 0:
@@ -85,7 +88,8 @@ class AreaMask:
         temperature: Softness of the edge in the unit above; towards 0 the mask is binary and has no gradient.
         reduce: How the channels of an attribution become a strength: ``"max"`` for ``max_c |a|``, ``"sum"`` for ``sum_c
             |a|``, ``"positive"`` for ``sum_c max(a, 0)``, ``"signed"`` for ``sum_c a``. Maps are used as they are.
-        sigma: Gaussian smoothing of the strength over space before, as a fraction of the shorter side; 0 for none.
+        sigma: Gaussian smoothing of the strength over space before, as a fraction of the sides (see `per_axis`); 0 for
+            none.
 
     Raises:
         MaskError: For an option out of range.
@@ -98,6 +102,7 @@ class AreaMask:
     sigma: float = 0.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.reduce not in ("max", "sum", "positive", "signed"):
             raise MaskError(f"AreaMask(reduce={self.reduce!r}): choose 'max', 'sum', 'positive' or 'signed'")
         if not 0 < self.area < 1:
@@ -214,8 +219,8 @@ def _strength(attribution: Tensor, reduce: str, sigma: float) -> Tensor:
 
 
 def _low_pass(maps: Tensor, sigma: float) -> Tensor:
-    """Maps ``(B, *spatial)`` smoothed by ``sigma``, a fraction of the shorter side."""
-    return smooth(maps, sigma * min(maps.shape[1:])) if sigma else maps
+    """Maps ``(B, *spatial)`` smoothed by ``sigma``, a fraction of the sides (see `per_axis`)."""
+    return smooth(maps, per_axis(sigma, maps.shape[1:])) if sigma else maps
 
 
 def _raised(ratio: Tensor, power: float) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zennit_rules.scalars import plain, plain_fields
+
 from ..errors import LearnpropError
 from .masks import total_variation
 
@@ -75,6 +77,7 @@ class Agreement:
     baseline: float | str | Callable[[Tensor], Tensor] = 0.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.distance not in DISTANCES:
             raise LearnpropError(f"Agreement(distance={self.distance!r}): choose one of {', '.join(DISTANCES)}")
         if isinstance(self.baseline, str) and self.baseline != "noise":
@@ -142,7 +145,7 @@ def _class_index(r: MaskedPass) -> Tensor | None:
     """The target as class indices ``(B,)``, or None where outputs or target are of another kind."""
     if r.masked.ndim != 2 or r.masked.shape[1] < 2:
         return None
-    target = r.target
+    target = plain(r.target)
     if isinstance(target, (list, Tensor)):
         target = torch.as_tensor(target) if not (isinstance(target, list) and isinstance(target[0], tuple)) else None
     elif isinstance(target, int):

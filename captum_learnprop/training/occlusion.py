@@ -1,4 +1,4 @@
-"""Occlusion: what a model loses when random parts of an image are removed.
+"""Occlusion: what a model loses when random parts of an image, or of the features of a table, are removed.
 
 For each training image a set of random regions is removed once, without gradient, and the drop of the explained
 quantity is kept. A map is good when its mass inside a region correlates with the drop, over the regions of one image
@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.forward import output_of
 from captum_learnprop.training.quantities import Quantity
 
 REGION_SIDES = (1 / 16, 1 / 2)
-"""Range of the side of a box, as a share of the image's side, drawn log-uniformly: from a stroke to an object."""
+"""Range of the side of a box, as a share of the image's side, drawn log-uniformly: from a stroke to an object. Of the
+features of a table, which have no order, the share that is removed."""
 
 MAX_BOXES = 4
 """A region is a union of 1 to this many boxes of one scale: one box alone cannot tell parts from wholes."""
@@ -53,29 +55,44 @@ def measure_drops(
     generator: torch.Generator,
     internal_batch_size: int = 256,
 ) -> Tensor:
-    """What each target of one image loses by each deletion: ``(K, D)`` float32.
+    """What each target of one image, or row of a table, loses by each deletion: ``(K, D)`` float32.
 
     Args:
         model: maps images to ``(B, classes)``, in evaluation mode.
-        image: ``(C, *spatial)``.
+        image: ``(C, *spatial)``, or the features ``(F,)``.
         targets: ``(K,)`` int64; they share the deletions, and with them the passes of the model.
-        boxes: ``(D, boxes, dims, 2)``, see `random_boxes`.
+        boxes: D regions as `random_regions` draws them.
         quantity: what is explained, see `quantities`.
-        low: ``(C,)`` lowest value of a fill, per channel.
+        low: ``(C,)`` lowest value of a fill, per channel; ``(F,)`` of a table.
         high: ``(C,)`` highest.
         generator: of the fills.
         internal_batch_size: how many changed images go through the model together.
     """
-    regions = box_regions(boxes, image.shape[1:]).to(image.device)
-    fills = random_fills(len(boxes), tuple(image.shape), low, high, generator).to(image)
-    changed = torch.where(regions[:, None], fills, image[None])
-    after = torch.cat([model(part) for part in changed.split(internal_batch_size)])
-    before = model(image[None])
+    regions = regions_of(boxes, tuple(image.shape)).to(image.device)
+    fills = random_fills(len(regions), tuple(image.shape), low, high, generator).to(image)
+    changed = torch.where(regions[:, None] if image.dim() > 1 else regions, fills, image[None])
+    after = torch.cat([output_of(model, (part,)) for part in changed.split(internal_batch_size)])
+    before = output_of(model, (image[None],))
     drops = [
         quantity(before, target.reshape(1)) - quantity(after, target.expand(len(after)))
         for target in targets.to(image.device)
     ]
     return torch.stack(drops).float()
+
+
+def random_regions(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Regions of an image ``(C, *spatial)``, see `random_boxes`, or of the features ``(F,)``, see `random_features`."""
+    return random_features(count, shape[0], generator) if len(shape) == 1 else random_boxes(count, shape[1:], generator)
+
+
+def regions_of(boxes: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """What `random_regions` gave, ``(..., D, *)``, as ``(..., D, *spatial)`` or ``(..., D, F)`` bool.
+
+    Args:
+        boxes: boxes, which take little memory, or features, which are regions as they are.
+        shape: of an image ``(C, *spatial)``, or of a row of a table ``(F,)``.
+    """
+    return boxes if len(shape) == 1 else box_regions(boxes, shape[1:])
 
 
 def random_boxes(count: int, spatial: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -103,6 +120,17 @@ def random_boxes(count: int, spatial: tuple[int, ...], generator: torch.Generato
     return torch.stack([start, length * used[..., None]], dim=3).int()
 
 
+def random_features(count: int, features: int, generator: torch.Generator) -> Tensor:
+    """Regions of the features of a table, which have no order: ``(count, features)`` bool, none empty.
+
+    Each takes a random share of the features, log-uniform in `REGION_SIDES`, at least one.
+    """
+    low, high = (math.log(side) for side in REGION_SIDES)
+    share = (low + (high - low) * torch.rand(count, 1, generator=generator)).exp()
+    ranks = torch.rand(count, features, generator=generator).argsort(1).argsort(1)
+    return ranks < (share * features).round().clamp(min=1)
+
+
 def box_regions(boxes: Tensor, spatial: tuple[int, ...]) -> Tensor:
     """Pixels inside the boxes ``(..., boxes, dims, 2)``: ``(..., *spatial)`` bool, none empty."""
     region = torch.ones((), dtype=torch.bool, device=boxes.device)
@@ -116,7 +144,8 @@ def box_regions(boxes: Tensor, spatial: tuple[int, ...]) -> Tensor:
 
 
 def random_fills(count: int, shape: tuple[int, ...], low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
-    """What replaces a region: a random colour plus noise, ``(count, C, *spatial)`` in [low, high]."""
+    """What replaces a region: a random colour plus noise, ``(count, C, *spatial)`` in [low, high]; ``(count, F)`` of
+    features, each of which is a channel."""
     ones = (1,) * (len(shape) - 1)
     colour = torch.rand(count, shape[0], *ones, generator=generator)
     strength = 0.5 * torch.rand(count, 1, *ones, generator=generator)
@@ -126,5 +155,5 @@ def random_fills(count: int, shape: tuple[int, ...], low: Tensor, high: Tensor, 
 
 
 def region_mass(maps: Tensor, regions: Tensor) -> Tensor:
-    """Sum of each map ``(B, *spatial)`` inside each of its regions ``(B, D, *spatial)``: ``(B, D)``."""
+    """Sum of each map ``(B, *spatial)``, or ``(B, F)``, inside each of its regions ``(B, D, *spatial)``: ``(B, D)``."""
     return torch.bmm(regions.flatten(2).to(maps.dtype), maps.flatten(1)[..., None])[..., 0]

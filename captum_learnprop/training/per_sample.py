@@ -21,8 +21,9 @@ from zennit_rules import LearnedComposite, RuleSet, RuleWarning, attribute
 from zennit_rules.hook import SiteCall
 from zennit_rules.tangent import record
 
-from .._compat import _select_targets
-from ..errors import LearnpropError, TargetError
+from ..errors import TargetError
+from ..forward import output_of
+from ..targets import finite, select
 from .masks import Mask
 from .objectives import MaskedPass, Objective
 
@@ -34,49 +35,6 @@ _ADJOINT_TOLERANCE_LOW = 1e-2
 # 1 eps of sum |v r|, where real gradients were never seen below 1e5 eps.
 _NOISE = 100
 _NOISE_MOST = 1e-3  # in low precision, eps * _NOISE would silence real gradients
-
-
-def select(output: Any, target: Any) -> Tensor:
-    """The explained entry of each sample, ``(B,)``, by captum's conventions.
-
-    Raises:
-        TargetError: If the output is no tensor, or the target does not fit it.
-    """
-    if not isinstance(output, Tensor):
-        raise TargetError(
-            f"the model returned a {type(output).__name__}; wrap it so that it returns one tensor, batch first"
-        )
-    try:
-        selected = _select_targets(output, target)
-    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        said = str(error).rstrip(".! ") or "out of range"
-        raise TargetError(
-            f"target {target!r} does not fit the model's output of shape {tuple(output.shape)}: "
-            f"{said}. Pass a class index, a list or 1-D tensor with one index per sample, "
-            "or tuples for outputs of more dimensions"
-        ) from error
-    if target is None and selected.numel() != selected.shape[:1].numel():
-        raise TargetError(f"the output has shape {tuple(output.shape)}: pass target= to say which entry is explained")
-    if selected.ndim == 0 or selected.numel() != selected.shape[0]:
-        raise TargetError(
-            f"target {target!r} leaves {tuple(selected.shape)} of the output {tuple(output.shape)}: "
-            "name one entry per sample"
-        )
-    return selected.reshape(-1)
-
-
-def finite(selected: Tensor) -> Tensor:
-    """The explained entries, if they are numbers.
-
-    Raises:
-        LearnpropError: If one is NaN or infinite.
-    """
-    if not bool(torch.isfinite(selected).all()):
-        bad = torch.nonzero(~torch.isfinite(selected)).flatten().tolist()
-        raise LearnpropError(
-            f"the model's output is NaN or infinite for samples {bad[:8]}: check its weights and the input's range"
-        )
-    return selected
 
 
 class OriginalPass:
@@ -103,7 +61,7 @@ class OriginalPass:
         self.fallback: str | None = None
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
             with composite.recorded(model), record(leaves) if composite.linearised else nullcontext() as tape:
-                output = model(*leaves, *additional)
+                output = output_of(model, leaves, additional)
             self.selected = finite(select(output, target))
         self.output: Tensor = output
         if not self.rules.closed:

@@ -8,7 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.maps import finished
-from captum_learnprop.training.per_sample import finite, select
+from captum_learnprop.forward import output_of
+from captum_learnprop.targets import finite, select
 from zennit_rules import RuleSet, attribute
 
 
@@ -19,7 +20,7 @@ class RuleMaps:
         model: in evaluation mode; hooked during a forward pass only.
         rules: what propagates, shared by all samples.
         sign: how an attribution becomes a map, see `evaluation.maps.reduce_channels`.
-        smoothing: Gaussian smoothing of the map, as a fraction of the image's shorter side.
+        smoothing: Gaussian smoothing of the map, as a fraction of the sides (see `per_axis`).
         precision: dtype of autocast, or None.
     """
 
@@ -33,7 +34,7 @@ class RuleMaps:
     def plain(self, inputs: Tensor) -> Tensor:
         """The model without rules, in the same precision: ``(B, classes)``."""
         with torch.autocast(inputs.device.type, dtype=self.precision, enabled=self.precision is not None):
-            output: Tensor = self.model(inputs)
+            output = output_of(self.model, (inputs,))
         return _at_least_single(output)
 
     def record(self, inputs: Tensor, *, create_graph: bool) -> RecordedMaps:
@@ -53,7 +54,7 @@ class RecordedMaps:
         self._leaf = inputs.detach().clone().requires_grad_()
         plain = sdpa_kernel(SDPBackend.MATH)  # the fused kernels have no second derivative
         with torch.enable_grad(), plain, self._autocast(), maps._composite.recorded(maps.model):
-            self._live: Tensor = maps.model(self._leaf)
+            self._live = output_of(maps.model, (self._leaf,))
         if not self._live.requires_grad:
             raise LearnpropError("the model's output does not depend on its input in a differentiable way")
         self.output = _at_least_single(self._live.detach())

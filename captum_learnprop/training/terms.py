@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +24,7 @@ from captum_learnprop.training.fills import fill_names, random_fill
 from captum_learnprop.training.map_similarity import COMPRESSIONS, SIMILARITIES, compress
 from captum_learnprop.training.masks import AreaMask, MaxMask, total_variation
 from captum_learnprop.training.occlusion import region_mass
+from zennit_rules.scalars import plain, plain_fields
 
 
 class Term(ABC):
@@ -72,6 +73,7 @@ class Objective:
     terms: tuple[tuple[float, Term], ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", tuple((plain(weight), term) for weight, term in self.terms))
         if not self.terms:
             raise ObjectiveError("an objective needs at least one term, e.g. OcclusionRegression()")
         for weight, term in self.terms:
@@ -187,6 +189,7 @@ class OcclusionRegression(Term):
     needs_deletions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         _check(self, "distance", ("pearson", "cosine"))
         if not 0 <= self.density <= 1:
             raise ObjectiveError(f"density must be in [0, 1], got {self.density}")
@@ -239,6 +242,7 @@ class MaskedTerm(Term):
     exclude: tuple[str, ...] = ("zero", "blur")
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         fill_names(self.fill, self.exclude)
         if self.area is None:
             return
@@ -250,12 +254,13 @@ class MaskedTerm(Term):
 
     def _masks(self, batch: Batch) -> Tensor:
         """``(B, *spatial)`` in [0, 1]."""
-        if self.area is None or not isinstance(self.mask, AreaMask):
-            return self.mask.of_maps(batch.maps)
+        mask = _without_space(self.mask) if batch.table else self.mask
+        if self.area is None or not isinstance(mask, AreaMask):
+            return mask.of_maps(batch.maps)
         if not isinstance(self.area, tuple):
-            return self.mask.of_maps(batch.maps, self.area)
+            return mask.of_maps(batch.maps, self.area)
         low, high = self.area
-        return self.mask.of_maps(batch.maps, low + (high - low) * batch.uniform())
+        return mask.of_maps(batch.maps, low + (high - low) * batch.uniform())
 
     def _kept(self, batch: Batch, masks: Tensor, neutral: float) -> Tensor:
         """Share of the quantity that inputs masked by ``(B, *spatial)`` keep, ``(B,)`` in [0, 1].
@@ -269,7 +274,8 @@ class MaskedTerm(Term):
             floor = batch.quantity(batch.model(fill), batch.targets)
             effect = top - floor
             counts = effect > LEAST_EFFECT * (top.abs() + floor.abs())
-        masked = fill + masks[:, None].to(fill.dtype) * (batch.inputs - fill)
+        weights = masks if batch.table else masks[:, None]
+        masked = fill + weights.to(fill.dtype) * (batch.inputs - fill)
         found = batch.quantity(batch.model(masked), batch.targets)
         share = ((found - floor) / torch.where(counts, effect, 1.0)).clamp(0, 1)
         return torch.where(counts, share, neutral)
@@ -318,7 +324,8 @@ class Area(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         """``(B,)`` in [0, 1]."""
-        return self.mask.of_maps(batch.maps).flatten(1).mean(1)
+        mask = _without_space(self.mask) if batch.table else self.mask
+        return mask.of_maps(batch.maps).flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
@@ -338,6 +345,8 @@ class TotalVariation(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         """``(B,)``, at least 0."""
+        if batch.table:
+            raise ObjectiveError("TotalVariation compares neighbours, which features of a table (B, F) have not")
         return total_variation(self.mask.of_maps(batch.maps))
 
 
@@ -431,6 +440,11 @@ MASKS: dict[str, Callable[..., Any]] = {"AreaMask": AreaMask, "MaxMask": MaxMask
 def _check(term: Term, option: str, choices: tuple[str, ...]) -> None:
     if (value := getattr(term, option)) not in choices:
         raise ObjectiveError(f"unknown {option} {value!r} of {type(term).__name__}; choose one of {', '.join(choices)}")
+
+
+def _without_space(mask: AreaMask | MaxMask) -> AreaMask | MaxMask:
+    """The mask for features, which have no neighbours to be smoothed over."""
+    return replace(mask, sigma=0.0)
 
 
 def _needs_max_mask(term: Term, mask: object) -> None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.maps import SIGNS
+from captum_learnprop.forward import training_mode
 from captum_learnprop.plugins import know_plugins_of
 from captum_learnprop.training import checkpoint as checkpoints
 from captum_learnprop.training.data import DataError, read_batches, repeats_its_order
@@ -27,12 +28,13 @@ from captum_learnprop.training.log import TrainingLog
 from captum_learnprop.training.masked_input import MaskedInput
 from captum_learnprop.training.masks import Mask, MaxMask
 from captum_learnprop.training.objectives import Objective as MaskedObjective
-from captum_learnprop.training.occlusion import box_regions, generator_of
+from captum_learnprop.training.occlusion import generator_of, regions_of
 from captum_learnprop.training.quantities import quantity as quantity_named
 from captum_learnprop.training.random_nets import random_nets
 from captum_learnprop.training.rule_maps import RuleMaps
 from captum_learnprop.training.terms import Batch, Objective, OcclusionRegression, Term
 from zennit_rules import LearnedEpsilonGammaBox, RuleSet, composite_class, composite_name, fingerprint
+from zennit_rules.scalars import plain, plain_fields, plain_options
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
@@ -50,7 +52,7 @@ class Usual:
 
     Attributes:
         sign: How an attribution becomes a map.
-        smoothing: Of maps, as a fraction of the image's shorter side.
+        smoothing: Of maps, as a fraction of the sides (see `per_axis`).
         lr: First learning rate.
         density: Of the occlusion regression.
     """
@@ -135,6 +137,7 @@ class Options:
     precision: str | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name, low in (("steps", 1), ("batch_size", 1), ("validate_every", 1), ("internal_batch_size", 1)):
             if getattr(self, name) < low:
                 raise FitError(f"{name} must be at least {low}, got {getattr(self, name)}")
@@ -184,7 +187,8 @@ class RuleTrainer:
     ours, the training form of sensitivity-n (Ancona et al., ICLR 2018) and infidelity (Yeh et al., NeurIPS 2019).
 
     Args:
-        model: in evaluation mode; maps images ``(B, C, *spatial)`` to ``(B, classes)``. It comes back untouched.
+        model: in evaluation mode; maps images ``(B, C, *spatial)``, or tables ``(B, F)``, to ``(B, classes)``. It comes
+            back untouched.
         composite: name of a trainable composite: ``"learned_gradient"``, ``"learned_guided_backprop"``,
             ``"learned_epsilon_gamma_box"`` (LRP), ``"learned_deeplift"``, and for transformers
             ``"learned_transformer"`` or ``"learned_attnlrp"``.
@@ -204,8 +208,8 @@ class RuleTrainer:
             ``"log_probability"``, ``"log_sigmoid"``, ``"contrastive_logit"``.
         sign: how an attribution becomes a map, see `evaluation.maps.reduce_channels`; by default ``"absolute"``, and
             ``"signed"`` for LRP.
-        smoothing: Gaussian smoothing of maps, as a fraction of the image's shorter side, by default 0.025, and none for
-            LRP. Use the rules with the same; ``rules.training`` keeps it.
+        smoothing: Gaussian smoothing of maps, as a fraction of the sides (see `evaluation.maps.per_axis`), by default
+            0.025, and none for LRP; none for tables. Use the rules with the same; ``rules.training`` keeps it.
         steps: optimiser steps (Adam).
         batch_size: rows per step, over all processes; a row is one image with one target.
         lr: first learning rate, by default 0.03, and 0.01 for LRP.
@@ -262,8 +266,8 @@ class RuleTrainer:
             gate_options = FEATURE_OPTIONS if getattr(gate, "name", gate) == "feature" else {}
         self.build_options: dict[str, Any] = {
             "composite": composite, "gate": gate, "start": start, "pooling": pooling,
-            "gate_options": dict(gate_options), "fusion": fusion,
-            "rule_options": composite_class(composite).checked_options(rule_options),
+            "gate_options": plain_options(gate_options), "fusion": fusion,
+            "rule_options": composite_class(composite).checked_options(plain_options(rule_options)),
         }  # fmt: skip
         defaults = usual(composite)
         sign, lr = defaults.sign if sign is None else sign, defaults.lr if lr is None else lr
@@ -293,7 +297,8 @@ class RuleTrainer:
         """Train, and return the rules with the lowest validation loss.
 
         Args:
-            data: images ``(N, C, *spatial)``, a pair of images and labels, a `Dataset` or a `DataLoader`.
+            data: images ``(N, C, *spatial)`` (sequences and volumes too) or a table ``(N, F)``; a pair of those and
+                labels, a `Dataset` or a `DataLoader`. Of a table random features are deleted, and nothing is smoothed.
             targets: ``"predicted"``, the model's own highest classes; or ``"labels"``, those of the data.
             targets_per_image: how many classes of each image are explained.
             validation: share of the images that are held out, 0 for none; or data of their own.
@@ -316,12 +321,9 @@ class RuleTrainer:
         Warns:
             TrainingWarning: a loss that is not finite later on; the best rules so far are returned.
         """
-        training = [name or "it" for name, module in self.model.named_modules() if module.training]
-        if training:
-            raise FitError(
-                f"the model is in training mode (module {training[0]}), where samples of a batch depend on each other; "
-                "call model.eval()"
-            )
+        if (said := training_mode(self.model, strict=True)) is not None:
+            raise FitError(said)
+        targets_per_image, validation, checkpoint_every = map(plain, (targets_per_image, validation, checkpoint_every))
         self._check_folders(checkpoint, log_dir, examples_dir)
         if targets not in (PREDICTED, LABELS):
             raise FitError(f"unknown targets {targets!r}; choose {PREDICTED!r} or {LABELS!r}")
@@ -673,7 +675,7 @@ class _Run:
             model=self.maps.plain,
             explain=recorded.explain,
             draws=Draws(self.options.seed, step, places),
-            regions=box_regions(rows["boxes"], tuple(inputs.shape[2:])) if "boxes" in rows else None,
+            regions=regions_of(rows["boxes"], tuple(inputs.shape[1:])) if "boxes" in rows else None,
             drops=rows.get("drops"),
             explain_randomized=explain_randomized if self.random_maps else None,
         )

@@ -403,7 +403,7 @@ class TestErrors:
             def forward(self, x: Tensor) -> dict[str, Tensor]:
                 return {"scores": self.inner(x)}
 
-        with pytest.raises(cl.LearnpropError, match="returns a dict without logits"):
+        with pytest.raises(cl.LearnpropError, match="Odd returned a dict with 'scores'"):
             cl.CDAM(Odd()).attribute(images(), 1)
 
 

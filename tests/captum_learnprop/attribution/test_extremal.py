@@ -386,7 +386,7 @@ def test_what_cannot_be_done_is_said(options: dict[str, Any], message: str) -> N
 def test_a_model_in_training_mode_is_named_and_comes_back_as_it_was() -> None:
     model, x = net().train(), torch.randn(2, 2, 16, 16)
     before = snapshot(model, x)
-    with pytest.warns(UserWarning, match=r"call model.eval\(\) first"):
+    with pytest.warns(UserWarning, match=r"call model.eval\(\)"):
         cl.ExtremalPerturbation(model).attribute(x, 1, n_steps=3)
     assert_untouched(before, model, x)
 

@@ -573,7 +573,7 @@ class NoSite(nn.Module):
 
 class Dictionary(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"logits": torch.relu(x.flatten(1))}
+        return {"scores": torch.relu(x.flatten(1))}
 
 
 class Constant(nn.Module):
@@ -689,7 +689,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "output no tensor": (
         lambda: LearnedPropagation(Dictionary()).attribute(batch(), 0),
         TargetError,
-        r"returned a dict; wrap it",
+        r"returned a dict with .scores., .* wrap the model",
     ),
     "output without gradient": (
         lambda: LearnedPropagation(Constant()).attribute(batch(), 0),

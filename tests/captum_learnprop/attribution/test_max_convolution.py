@@ -20,40 +20,48 @@ from captum_learnprop.attribution.max_convolution import (
 )
 
 
-def by_definition(cells: Tensor, tiles: Window, sigma: float) -> Tensor:
-    """Loops over pixels and all cells of the square window."""
-    dims, step, reach = cells.dim() - 1, tiles.step, tiles.reach
-    shape = [(n - 2 * reach) * step for n in cells.shape[1:]]
+def by_definition(cells: Tensor, tiles: Window, sigma: tuple[float, ...]) -> Tensor:
+    """Loops over pixels and all cells of the rectangular window."""
+    step, reach = tiles.step, tiles.reach
+    shape = [(n - 2 * r) * s for n, r, s in zip(cells.shape[1:], reach, step, strict=True)]
     out = torch.empty(len(cells), *shape, dtype=cells.dtype)
     for pixel in itertools.product(*map(range, shape)):
         v = []
-        for offset in itertools.product(range(-reach, reach + 1), repeat=dims):
-            cell = [p // step + o for p, o in zip(pixel, offset, strict=True)]
-            centre = [c * step + (step - 1) / 2 for c in cell]
-            weight = kernel(torch.tensor(math.dist(pixel, centre), dtype=torch.float64), sigma)
-            v.append(weight * cells[(slice(None), *(c + reach for c in cell))])
+        for offset in itertools.product(*(range(-r, r + 1) for r in reach)):
+            cell = [p // s + o for p, s, o in zip(pixel, step, offset, strict=True)]
+            away = [(p - (c * s + (s - 1) / 2)) / w for p, c, s, w in zip(pixel, cell, step, sigma, strict=True)]
+            weight = kernel(torch.tensor(math.hypot(*away), dtype=torch.float64), 1.0)
+            v.append(weight * cells[(slice(None), *(c + r for c, r in zip(cell, reach, strict=True)))])
         values = torch.stack(v)
         out[(slice(None), *pixel)] = (values * torch.softmax(SHARPNESS * values, 0)).sum(0)
     return out
 
 
 @pytest.mark.parametrize(
-    ("dims", "step", "sigma", "shape"),
-    [(1, 3, 5.0, (4,)), (2, 2, 3.0, (3, 2)), (2, 1, 1.7, (4, 5)), (3, 2, 1.5, (2, 1, 2))],
+    ("step", "sigma", "shape"),
+    [
+        ((3,), (5.0,), (4,)),
+        ((2, 2), (3.0, 3.0), (3, 2)),
+        ((1, 1), (1.7, 1.7), (4, 5)),
+        ((2, 2, 2), (1.5, 1.5, 1.5), (2, 1, 2)),
+        ((1, 3), (0.5, 4.0), (1, 3)),
+        ((2, 1), (2.5, 1.2), (2, 4)),
+    ],
 )
 def test_equals_its_definition_and_has_its_derivative(
-    dims: int, step: int, sigma: float, shape: tuple[int, ...]
+    step: tuple[int, ...], sigma: tuple[float, ...], shape: tuple[int, ...]
 ) -> None:
-    tiles = window(dims, step, sigma)
-    cells = torch.rand(2, *(n + 2 * tiles.reach for n in shape), dtype=torch.float64, requires_grad=True)
+    tiles = window(step, sigma)
+    grid = (n + 2 * reach for n, reach in zip(shape, tiles.reach, strict=True))
+    cells = torch.rand(2, *grid, dtype=torch.float64, requires_grad=True)
     ours = pixels_of_tiles(max_convolution(cells, tiles), step)
     torch.testing.assert_close(ours, by_definition(cells, tiles, sigma), atol=1e-12, rtol=1e-10)
     assert torch.autograd.gradcheck(lambda c: max_convolution(c, tiles), (cells,))
 
 
 def test_several_blocks_of_rows_give_what_each_gives_alone() -> None:
-    tiles = window(2, 2, 4.0).like(torch.zeros(1))
-    cells = torch.rand(5, 60 + 2 * tiles.reach, 60 + 2 * tiles.reach, requires_grad=True)
+    tiles = window((2, 2), (4.0, 4.0)).like(torch.zeros(1))
+    cells = torch.rand(5, *(60 + 2 * reach for reach in tiles.reach), requires_grad=True)
     seed = torch.randn(5, 4, 60, 60)
     together = max_convolution(cells, tiles)
     (gradient,) = torch.autograd.grad(together, cells, seed)

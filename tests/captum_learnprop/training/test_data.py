@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from captum_learnprop.errors import InputWarning
 from captum_learnprop.training.data import DataError, read_batches, repeats_its_order
 
 IMAGES = torch.rand(7, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -142,7 +143,7 @@ def other(index: int, image: Tensor) -> list[Tensor]:
         ([], "data are empty"),
         (Stream([]), "data are empty"),
         (IMAGES.long(), r"floating-point \(B, C, \*spatial\), got torch.int64"),
-        (torch.rand(4, 3), r"floating-point .* got torch.float32 \(2, 3\)"),
+        (torch.rand(4), r"floating-point .* got torch.float32 \(2,\); tables \(B, F\)"),
         (other(5, IMAGES[5, :, :3]), r"image 5 is \(3, 3, 4\), the first \(3, 4, 4\); resize"),
         (Stream(other(6, IMAGES[6, :1])), r"image 6 is \(1, 4, 4\), the first"),
         (DataLoader(other(5, IMAGES[5, :, :3]), batch_size=3), "images of the loader differ in size"),  # type: ignore[arg-type]
@@ -160,6 +161,19 @@ def other(index: int, image: Tensor) -> list[Tensor]:
 def test_errors(data: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         list(read_batches(data, batch_size=2))
+
+
+def test_a_table_is_read_row_by_row() -> None:
+    table = torch.rand(5, 3)
+    assert torch.equal(torch.cat([rows for rows, _ in read_batches(table, batch_size=2)]), table)
+    assert torch.equal(torch.cat([rows for rows, _ in read_batches(list(table), batch_size=2)]), table)
+
+
+def test_images_of_bytes_are_named_once() -> None:
+    data = torch.randint(0, 256, (6, 3, 9, 9)).float()
+    with pytest.warns(InputWarning, match="divide by 255") as caught:
+        list(read_batches(data, batch_size=2))
+    assert len(caught) == 1
 
 
 def test_other_errors_of_a_loader_are_its_own() -> None:

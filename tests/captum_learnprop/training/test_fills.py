@@ -140,9 +140,36 @@ def test_bad_names(fills: Any, exclude: tuple[str, ...], message: str) -> None:
         fill_names(fills, exclude)
 
 
-def test_features_have_no_space_to_fill() -> None:
-    with pytest.raises(FillError, match=r"\(B, C, \*spatial\), got \(2, 5\)"):
+def test_features_of_a_table_are_filled_from_their_own_row() -> None:
+    table = torch.randn(3, 40)
+    draw = numbers(table)
+    low, high = table.aminmax(dim=1, keepdim=True)
+    found = {name: FILLS[name](table, draw) for name in FILLS if name != "blur"}
+    for name, fill in found.items():
+        assert fill.shape == table.shape
+        assert name == "zero" or bool(((low - 1e-5 <= fill) & (fill <= high + 1e-5)).all())
+    torch.testing.assert_close(found["colour"], low + (high - low) * draw.colour)
+    torch.testing.assert_close(found["mean"], table.mean(1, keepdim=True).expand(3, 40))
+    assert torch.equal(found["shuffle"].sort(1).values, table.sort(1).values)
+    assert not torch.equal(found["shuffle"], table)
+    some = tuple(name for name in FILLS if name != "blur")
+    both = filled(table, Draws(0, 0, range(3)), some)
+    assert torch.equal(filled(table[1:], Draws(0, 0, [1, 2]), some), both[1:])
+
+
+def test_features_have_no_neighbours_to_blur() -> None:
+    with pytest.raises(FillError, match=r"'blur' needs neighbours, .* \(B, F\).* exclude it"):
         filled(torch.rand(2, 5), Draws(0, 0, range(2)))
+    with pytest.raises(FillError, match=r"got \(2,\)"):
+        filled(torch.rand(2), Draws(0, 0, range(2)), ("zero",))
+
+
+def test_the_blur_of_a_thin_axis() -> None:
+    flat = torch.randn(2, 1, 32, 32)
+    one = FILLS["blur"](flat[:, :, None], numbers(flat[:, :, None]))
+    torch.testing.assert_close(one[:, :, 0], FILLS["blur"](flat, numbers(flat)))
+    signals = torch.randn(2, 1, 4, 400)
+    assert FILLS["blur"](signals, numbers(signals)).std() < 0.5 * signals.std()
 
 
 # -- random numbers --------------------------------------------------------------------------------------------------

@@ -40,8 +40,8 @@ def test_select(shape: tuple[int, ...], target: Any, expected: list[float]) -> N
 @pytest.mark.parametrize(
     ("output", "target", "message"),
     [
-        ({"logits": torch.ones(2, 3)}, 0, r"returned a dict; wrap it"),
-        ((torch.ones(2, 3),), 0, r"returned a tuple; wrap it"),
+        ({"scores": torch.ones(2, 3)}, 0, r"returned a dict with 'scores', .* wrap the model"),
+        ((torch.ones(2, 3),), 0, r"returned a tuple of 1 \(\(2, 3\)\), .* wrap the model"),
         (torch.ones(2, 3), 3, r"target 3 .*\(2, 3\).*class index"),
         (torch.ones(2, 3), [0], r"target \[0\] .*one index per sample"),
         (torch.ones(2, 3), None, r"shape \(2, 3\): pass target="),

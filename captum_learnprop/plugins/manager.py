@@ -1,7 +1,8 @@
 """Finding, checking and handing out what plugins provide.
 
 The loader is our own and not ``pluggy.load_setuptools_entrypoints``, where one failing import ends the
-program. Here a faulty plugin is left out as a whole, and a warning names it, its distribution and the error.
+program. Here a faulty plugin is left out as a whole, and a warning names it, its distribution and the error. A record
+whose factory cannot be what it says is left out when gates and composites are installed, or by `PluginManager.check`.
 
 Two environment variables steer it:
 

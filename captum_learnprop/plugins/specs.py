@@ -7,7 +7,7 @@ with :data:`hookimpl`, and is named by an entry point in the group ``captum_lear
     my_plugin = "my_package.plugin"
 
 Every hook takes no argument and returns (or yields) records. A record's factory may be a lazy
-``"package.module:attribute"`` string: then listing the plugin imports nothing heavy. Hooks will grow by added
+``"package.module:attribute"`` string: then loading the plugin imports nothing heavy. Hooks will grow by added
 arguments only; an implementation may accept fewer than the specification lists.
 """
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
-from captum_learnprop import plot
+from captum_learnprop import files, plot
 from captum_learnprop.cli import cli
 from captum_learnprop.commands import evaluate
 from captum_learnprop.evaluation import reference_nets
@@ -248,3 +250,56 @@ def test_means_over_families_are_of_all_families(tmp_path: Path, monkeypatch: py
     assert drawn[0]["points"] == [
         ("whole", pytest.approx(0.5), pytest.approx(0.0707, abs=1e-4)), ("single", pytest.approx(0.7), 0.0),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (("--model", "vg"), "'vgg'"),
+        (("--scenes", "digit"), "'digits'"),
+        (("--composite", "learned_deplift"), "'learned_deeplift'"),
+        (("--method", "saliencie"), "'saliency'"),
+        (("--metric", "pointing gam"), "'pointing game'"),
+    ],
+)
+def test_did_you_mean(given: tuple[str, ...], meant: str, tmp_path: Path) -> None:
+    result = invoke(*given, "--out", tmp_path)
+    assert result.exit_code in (1, 2)
+    assert f"; did you mean {meant}" in result.stderr
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = invoke("--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "evaluate is one of 2 processes (WORLD_SIZE=2)" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("taken", range(5))
+def test_a_full_disk_keeps_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+    left = taken
+
+    def fsync(number: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    few = ("--model", "vgg", "--scenes", "patch", "--questions", 2, "--method", "intensity", "--method", "random",
+           "--metric", "rank accuracy", "--out", tmp_path)  # fmt: skip
+    monkeypatch.setattr(reference_nets, "load", tiny)
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    result = invoke(*few)
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(kept) == taken
+    if taken == 4:  # two cells, results and table
+        assert result.exit_code == 0
+        return
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("error: cannot write ")
+    told = f"No space left on device; {taken} of 2 cells are kept in" if taken < 2 else "all 2 cells are kept in"
+    assert told in result.stderr
+    left = 100
+    again = invoke(*few, *(["--report-only"] if taken >= 2 else []))
+    assert again.exit_code == 0, again.output

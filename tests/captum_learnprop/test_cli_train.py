@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import re
@@ -21,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from captum_learnprop import LearnpropError, models, plugins
+from captum_learnprop import LearnpropError, files, models, plugins
 from captum_learnprop.attribution.learned import LearnedPropagation
 from captum_learnprop.cli import cli
 from captum_learnprop.commands import _objective
@@ -533,6 +534,66 @@ def test_a_full_disk_at_the_end_costs_no_step(images: Path, tmp_path: Path, monk
     monkeypatch.setattr(RuleSet, "save", save)
     assert train(images, out, "--resume", str(run)).exit_code == 0
     assert RuleSet.load(out).training["steps_done"] == 4
+
+
+def test_a_full_disk_on_the_way_costs_the_checkpoint_alone(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    out, run = tmp_path / "rules.safetensors", tmp_path / "run.safetensors"
+    result = train(images, out, "--resume", str(run), "--log-dir", str(tmp_path / "log"))
+    assert result.exit_code == 0, result.output
+    assert f"cannot write the checkpoint {run}: cannot write {run}: No space left on device" in result.stderr
+    assert "cannot draw" in result.stderr
+    assert RuleSet.load(out).training["steps_done"] == 4
+    assert not run.exists()
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
+
+
+def test_names_of_files_may_be_as_long_as_the_disk_allows(images: Path, tmp_path: Path) -> None:
+    out, run = tmp_path / ("r" * 243 + ".safetensors"), tmp_path / ("s" * 255)
+    (images / "00.png").rename(images / ("x" * 251 + ".png"))
+    (images / "01.png").rename(images / "\udcff.png")
+    result = train(images, out, "--resume", str(run))
+    assert result.exit_code == 0, result.output
+    assert "warning: cannot write" not in result.stderr
+    assert out.is_file()
+    assert run.is_file()
+
+
+def test_what_is_no_file_is_left_out(images: Path, tmp_path: Path) -> None:
+    os.mkfifo(images / "pipe.png")
+    (images / "dangling.png").symlink_to("nowhere")
+    result = train(images, tmp_path / "rules.safetensors")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[:2] == [
+        "warning: skipped dangling.png: is a link to nothing",
+        "warning: skipped pipe.png: is a pipe and no regular file",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "meant"),
+    [
+        ("--objective", "Sufficency", "'Sufficiency'"),
+        ("--objective", "Sufficiency(aera=0.2)", "'area'"),
+        ("--objective", "Sufficiency(mask=MaxMsk())", "'MaxMask'"),
+        ("--objective", "Sufficiency(mask=MaxMask(sigmaa=0.1))", "'sigma'"),
+        ("--objective", "plian", "'plain'"),
+        ("--quantity", "logits", "'logit'"),
+        ("--sign", "absolut", "'absolute'"),
+        ("--precision", "bfloat", "'bfloat16'"),
+        ("--target", "label_from_folder", "'label-from-folder'"),
+        ("--model", "tinny", "'tiny'"),
+    ],
+)
+def test_did_you_mean(images: Path, tmp_path: Path, option: str, value: str, meant: str) -> None:
+    result = train(images, tmp_path / "rules.safetensors", option, value)
+    assert result.exit_code in (1, 2)
+    assert f"did you mean {meant}" in result.stderr
 
 
 class TestMistakes:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from captum_learnprop import files
+from captum_learnprop.cli import cli
 from captum_learnprop.commands import demo
 from captum_learnprop.commands._threads import threads
 from captum_learnprop.evaluation import deletion, digits_net, make_scenes
@@ -116,3 +121,44 @@ def test_threads_are_given_back() -> None:
     with threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 3])
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+    names = ["figure.png", "table.csv", "results.json", "rules.safetensors"]
+
+    def save(path: Path, model: object) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fsync(number: int) -> None:
+        if len(list(tmp_path.glob("out/[!.]*"))) == taken:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(demo, "learn", lambda *_: (SimpleNamespace(training={}, save=save), {}))
+    for name in ("methods", "table"):
+        monkeypatch.setattr(demo, name, lambda *_: [])
+    for name in ("format_table", "summary"):
+        monkeypatch.setattr(demo, name, lambda *_: "")
+    for name in ("draw", "write_csv", "write_json"):
+        monkeypatch.setattr(demo, name, lambda *given: files.write_text(given[-1], "whole"))
+    result = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path / "out"), "--scenes", "1"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: cannot write {tmp_path / 'out' / names[taken]}: ")
+    assert "No space left on device; make room, or name another --out, and run again" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names[:taken])
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "demo is one of 2 processes (WORLD_SIZE=2)" in result.stderr
+
+
+def test_a_place_that_cannot_be_written_to_is_told_first(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    result = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path / "a" / "b")])
+    assert result.exit_code == 1
+    assert "is a file; name a folder" in result.stderr

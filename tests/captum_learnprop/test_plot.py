@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from captum_learnprop.files import WriteError
 from captum_learnprop.plot import (
     CostQuality,
     PlotError,
@@ -210,3 +212,19 @@ def test_training_curves_of_short_logs(tmp_path: Path) -> None:
     for rows in ([], [{"loss": 1.0}]):
         with pytest.raises(PlotError, match="nothing to draw: a training log"):
             training_curves(rows)
+
+
+def test_an_unknown_format(tmp_path: Path) -> None:
+    with pytest.raises(PlotError, match=r"unknown format '\.pgn', known: .*; did you mean '\.png'"):
+        save_figure(Figure(), tmp_path / "a.pgn")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match=r"cannot write .*a\.PNG: No space left on device"):
+        save_figure(Figure(), tmp_path / "a.PNG")
+    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 import zennit_rules as zr
+from captum_learnprop import files
 from captum_learnprop.cli import cli
 from captum_learnprop.evaluation import make_scenes, reference_nets
 from captum_learnprop.evaluation.analysis import Analysis, RuleReport, analyse, verdicts
@@ -134,3 +137,41 @@ class TestCommand:
         )
         assert result.exit_code == 1
         assert "Traceback" not in result.output
+
+    def test_a_misspelled_rule(self, tmp_path: Path) -> None:
+        result = CliRunner().invoke(cli, ["analyse", "--rules", "gradeint", "--count", "1", "--out", str(tmp_path)])
+        assert result.exit_code == 1
+        assert result.stderr.endswith("; did you mean 'gradient'?\n")
+
+    def test_several_processes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        result = CliRunner().invoke(cli, ["analyse", "--out", str(tmp_path)])
+        assert result.exit_code == 2
+        assert "analyse is one of 4 processes" in result.stderr
+
+    def test_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, analysis: Analysis) -> None:
+        def fsync(number: int) -> None:
+            if (tmp_path / "analysis.json").exists():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(files.os, "fsync", fsync)
+        monkeypatch.setattr("captum_learnprop.evaluation.analysis.analyse", lambda *_, **__: analysis)
+        result = CliRunner().invoke(cli, ["analyse", "--count", "1", "--rules", "gradient", "--out", str(tmp_path)])
+        assert result.exit_code == 1
+        assert result.stderr == (
+            f"error: cannot write {tmp_path / 'analysis.md'}: No space left on device; 2 rules were analysed: make "
+            "room, or name another --out, and run again\n"
+        )
+        assert [path.name for path in tmp_path.iterdir()] == ["analysis.json"]
+
+    def test_what_is_no_file(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.png")
+        (tmp_path / "broken.png").write_text("no image")
+        result = CliRunner().invoke(
+            cli, ["analyse", "--images", str(tmp_path), "--size", "64", "--out", str(tmp_path / "out")]
+        )
+        assert result.exit_code == 1
+        assert result.stderr.splitlines()[:2] == [
+            "skipped pipe.png: is a pipe and no regular file",
+            "skipped broken.png: cannot read image broken.png: cannot identify image file",
+        ]

@@ -85,7 +85,7 @@ def test_an_instance_with_a_forward_of_its_own_keeps_it() -> None:
 def test_coverage_is_kept_in_the_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return F.relu(F.rrelu(x)).clamp(0, 6)
+            return F.relu(F.rrelu(x, training=True)).clamp(0, 6)
 
     model = Odd()
     rules = zr.RuleSet.build(model, torch.randn(2, 3))

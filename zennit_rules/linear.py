@@ -32,6 +32,7 @@ class GatedLinear(torch.autograd.Function):
         """Value of the layer, unchanged by the rule."""
         ctx.call = call
         out, call.given = call.given, None
+        assert out is not None
         ctx.save_for_backward(*call.remember(x), MARKER)
         return out
 
@@ -268,7 +269,7 @@ class LinearRule(SiteHook):
 
     def copy(self) -> LinearRule:
         """A hook that shares the gate."""
-        return type(self)(gate=self.gate)  # type: ignore[call-arg]
+        return type(self)(gate=self.gate)
 
     def applies(self, module: nn.Module) -> bool:
         """Any module may call a linear function."""

@@ -451,6 +451,7 @@ _SUM = {"self": "added", "input": "added", "mat": "a", "mat1": "a", "batch1": "a
 
 def _functions() -> Iterator[tuple[Any, _Function]]:
     yield F.linear, _Function(("input", "weight", "added"), _linear, F.linear, _BIAS)
+    function: Any
     for function in {F.bilinear, torch.bilinear}:
         yield function, _Function(("input1", "input2", "weight", "added"), _bilinear, F.bilinear, _BIAS)
     yield torch.einsum, _Function(("equation",), _einsum, torch.einsum)

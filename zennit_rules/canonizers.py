@@ -40,7 +40,6 @@ from .linear_canonizer import LINEAR_TYPES, LinearCanonizer, linear_functions
 from .linear_map import is_linear_function
 from .plain_copies import PlainCopies, plain_copies
 from .relevance import node_name, nodes_without_rule, relevance_call
-from .sites import is_leaf
 from .written_attention import ATTENTION, attention_of
 
 Pairs = list[tuple[list[str], str]]
@@ -448,7 +447,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def _is_mergeable_linear(module: Any) -> bool:
     """Whether the module is a layer of torch with a weight of its own, which zennit can scale."""
-    if not isinstance(module, LINEAR_TYPES) or not is_leaf(module) or module._modules:
+    if not isinstance(module, LINEAR_TYPES):
         return False
     if isinstance(module, _TRANSPOSED_TYPES) and module.groups > 1:  # zennit scales the wrong channels
         return False

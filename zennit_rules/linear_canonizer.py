@@ -16,7 +16,6 @@ from ._compat import Canonizer
 from .errors import RuleError
 from .linear_map import ConvolutionMap, DenseMap, LinearOperands, TransposedConvolutionMap
 from .linear_watch import LinearWatch, linear_calls_watched
-from .sites import is_leaf
 
 LINEAR_TYPES = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -108,7 +107,7 @@ def linear_functions(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[dict[st
             stand_in = _stand_in(operands)
             if stand_in is not None:
                 calls[name] = stand_in
-        elif operands.weight is not module._parameters.get("weight") or not is_leaf(module) or module._modules:
+        elif operands.weight is not module._parameters.get("weight"):
             wrong[name.partition("#")[0]] = (
                 f"{type(module).__name__} makes its weights of others, which zennit's rules change instead"
             )

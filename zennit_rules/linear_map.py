@@ -68,7 +68,8 @@ class LinearMap:
         sides = list(zip(pads[-2::-2], pads[::-2], strict=True))
         sizes = x.shape[x.ndim - len(sides) :]
         cut = [slice(max(before, 0), n - max(after, 0)) for (before, after), n in zip(sides, sizes, strict=True)]
-        return x[(..., *cut)]
+        inside: tuple[Any, ...] = (..., *cut)
+        return x[inside]
 
     def channel_dim(self, out: Tensor) -> int:
         """Dimension of an output that counts channels."""

@@ -194,7 +194,7 @@ class AttributionStore:
         """
         first = self.load(images[0])
         path = self.folder / HDF5
-        with _hdf5(path) as file:
+        with _hdf5(path) as (file, disk):
             file.attrs["options"] = json.dumps(self.options)
             count = len(images)
             file.create_dataset("attribution", (count, *first.attribution.shape), dtype=np.float32)
@@ -213,6 +213,7 @@ class AttributionStore:
                 file["attribution"][row] = stored.attribution.numpy()
                 file["prediction"][row] = stored.prediction.numpy()
                 file["label"][row] = stored.target
+                disk.check()
         return path
 
     def write_dataset(
@@ -232,12 +233,13 @@ class AttributionStore:
             class_names: name of each class.
         """
         first = pixels(images[0])
-        with _hdf5(self.folder / DATASET) as file:
+        with _hdf5(self.folder / DATASET) as (file, disk):
             file.create_dataset("data", (len(images), *first.shape), dtype=np.float32)
             file.create_dataset("label", (len(images),), dtype=np.uint16)
             for row, image in enumerate(images):
                 file["data"][row] = pixels(image).numpy()
                 file["label"][row] = self.load(image).target
+                disk.check()
         # ViRelAy asks for a WordNet id by which an analysis may name a class; the class number serves.
         labels = [{"index": i, "word_net_id": str(i), "name": name} for i, name in enumerate(class_names)]
         self._write_text(LABEL_MAP, json.dumps(labels, indent=1, ensure_ascii=False))
@@ -317,40 +319,64 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 @contextmanager
-def _hdf5(path: Path) -> Iterator[Any]:
-    """An HDF5 file to fill, which gets its name when it is whole."""
+def _hdf5(path: Path) -> Iterator[tuple[Any, _Disk]]:
+    """An HDF5 file to fill, which gets its name when it is whole; ask the disk now and then whether it is full."""
     h5py = require_h5py()
     with replacing(path) as temporary, _Disk(temporary, "w+") as disk:
-        try:
-            with h5py.File(disk, "w") as file:
-                yield file
-        finally:
-            if disk.error is not None:
-                raise disk.error
+        with h5py.File(disk, "w") as file:
+            yield file, disk
+        disk.check()
 
 
 class _Disk(io.FileIO):
-    """A file that keeps the disk's error for later: HDF5 crashes the process some time after it meets one."""
+    """A file that seems to take everything: HDF5 crashes the process some time after it meets an error of the disk.
 
-    error: OSError | None = None
+    What could not be written is kept, since HDF5 crashes too when it does not find what it has written.
+    """
+
+    def __init__(self, path: Path, mode: str) -> None:
+        super().__init__(path, mode)
+        self._error: OSError | None = None
+        self._kept: list[tuple[int, bytes]] = []
+
+    def check(self) -> None:
+        """Raise what the disk said, if it is full; better soon, since the rest is kept in memory."""
+        if self._error is not None:
+            raise self._error
 
     def write(self, data: Any) -> int:
-        """Write all of it, or nothing more once that has failed."""
-        left = memoryview(data).cast("B")
-        size = len(left)
+        """Write all of it, or keep it."""
+        whole = memoryview(data).cast("B")
+        start, done = self.tell(), 0
         try:
-            while len(left) and self.error is None:
-                left = left[super().write(left) :]
+            while done < len(whole) and self._error is None:
+                done += super().write(whole[done:])
         except OSError as error:
-            self.error = error
-        return size
+            self._error = error
+        if done < len(whole):
+            self._kept.append((start + done, bytes(whole[done:])))
+            self.seek(start + len(whole))
+        return len(whole)
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what was written, wherever it is."""
+        view = memoryview(buffer).cast("B")
+        start = self.tell()
+        view[:] = bytes(len(view))
+        super().readinto(view)
+        for place, data in self._kept:
+            first, last = max(place, start), min(place + len(data), start + len(view))
+            if first < last:
+                view[first - start : last - start] = data[first - place : last - place]
+        self.seek(start + len(view))
+        return len(view)
 
     def truncate(self, size: int | None = None) -> int:
         """Cut off or extend the file."""
         try:
             return super().truncate(size)
         except OSError as error:
-            self.error = self.error or error
+            self._error = self._error or error
             return size or 0
 
 

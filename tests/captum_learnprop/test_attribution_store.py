@@ -368,7 +368,7 @@ class TestFullDisk:
         for number, image in enumerate(images):
             store.save(image, stored(number, shape=(3, 40, 40)), OVERLAY)
         before = everything_below(tmp_path / "out")
-        for size in (1_000, 60_000):
+        for size in (0, 1_000, 4_000, 60_000):
             with files_of_at_most(size), pytest.raises(WriteError, match=r"attributions\.h5: File too large"):
                 store.write_hdf5(images)
         assert everything_below(tmp_path / "out") == before

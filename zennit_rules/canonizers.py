@@ -40,7 +40,7 @@ from .linear_canonizer import LINEAR_TYPES, LinearCanonizer, linear_functions
 from .linear_map import is_linear_function
 from .plain_copies import PlainCopies, plain_copies
 from .relevance import node_name, nodes_without_rule, relevance_call
-from .written_attention import ATTENTION, attention_of
+from .steps import steps_of
 
 Pairs = list[tuple[list[str], str]]
 
@@ -232,9 +232,10 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = NotImplemented
-        if not self._alone and func in ATTENTION and torch.is_grad_enabled():
+        steps = steps_of(func, tuple(args), kwargs or {}) if not self._alone and torch.is_grad_enabled() else None
+        if steps is not None:
             with self:
-                return attention_of(func, tuple(args), kwargs or {})
+                return steps()
         if not self._alone:
             out = relevance_call(func, args, kwargs, self._registration.active, self._registration.stabilizer)
         return func(*args, **(kwargs or {})) if out is NotImplemented else out

@@ -23,13 +23,13 @@ from .errors import RuleError
 from .gates import Weight
 from .hook import SiteHook
 from .linear import GatedLinear, LinearCall, ruled
-from .linear_map import ConvolutionMap, LinearOperands, function_name, in_steps, is_linear_function, linear_operands
+from .linear_map import ConvolutionMap, LinearOperands, function_name, is_linear_function, linear_operands
 from .registry import register_composite
 from .relevance import PRODUCTS, relevance_call, unkept_nodes
 from .ruleset import RuleSet
 from .sites import ACTIVATION_TYPES, Site, recorder
+from .steps import steps_of
 from .work import linear_work
-from .written_attention import ATTENTION, attention_of
 
 FIRSTS = ("box", "conv")
 _LINEAR_NODES = ("Convolution", "Addmm", "Mm", "Bmm", "Baddbmm", "Embedding")
@@ -276,11 +276,12 @@ class LearnedEpsilonGammaBox(LearnedComposite):
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function called in the model's forward pass; NotImplemented if relevance passes it as it is."""
         options = self.rules.config["rule_options"]
+        parts = steps_of(func, args, kwargs) if torch.is_grad_enabled() else None
+        if parts is not None:
+            with self.tracker.written_out():
+                return parts()
         if is_linear_function(func):
             return self._linear(func, args, kwargs)
-        if func in ATTENTION and torch.is_grad_enabled():
-            with self.tracker.written_out():
-                return attention_of(func, args, kwargs)
         if func is F.batch_norm and options["merge"]:
             merged = self._merged(*args, **kwargs)
             if merged is not None:
@@ -296,10 +297,6 @@ class LearnedEpsilonGammaBox(LearnedComposite):
 
     def _linear(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A linear function, which is a site if one of its operands depends on the input."""
-        steps = in_steps(func, args, kwargs, depends_on_input) if torch.is_grad_enabled() else None
-        if steps is not None:
-            with self.tracker.written_out():
-                return steps()
         site = self.tracker.linear_call(function_name(func))  # each call counts, whatever it depends on today
         with DisableTorchFunction():
             operands = linear_operands(func, args, kwargs, depends_on_input) if torch.is_grad_enabled() else None

@@ -257,6 +257,27 @@ PRODUCTS = frozenset(function for function, handled in _HANDLED.items() if handl
 """Matrix products, which have a rule for two operands that depend on the input."""
 
 
+def in_parts(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
+    """A sum and a product in one call, as the two calls that it stands for; None for any other function."""
+    parts = _PARTS.get(func)
+    if parts is None or kwargs.get("out") is not None:
+        return None
+    given = dict(zip(("input", "tensor1", "tensor2"), args, strict=False)) | dict(kwargs)
+    value = given.get("value", 1)
+
+    def run() -> Tensor:
+        product: Tensor = parts(given["tensor1"], given["tensor2"])
+        total: Tensor = given["input"] + (product if value == 1 else value * product)
+        return total
+
+    return run
+
+
+_PARTS: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
+    torch.addcmul: torch.mul, Tensor.addcmul: torch.mul, torch.addcdiv: torch.div, Tensor.addcdiv: torch.div,
+}  # fmt: skip
+
+
 # Of the first and the second operand of a sum, given alpha.
 _COEFFICIENTS: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
     "plus": (lambda alpha: 1, lambda alpha: alpha),
@@ -469,5 +490,7 @@ def keeps_relevance(node: Any, parents: list[bool]) -> bool:
     return name in RELEVANCE_KEEPING
 
 
-__all__ = ["PRODUCTS", "RELEVANCE_KEEPING", "depends_on_input", "keeps_relevance", "node_name", "nodes_from_input",
-           "nodes_without_rule", "relevance_call", "share", "unkept_nodes"]  # fmt: skip
+__all__ = [
+    "PRODUCTS", "RELEVANCE_KEEPING", "depends_on_input", "in_parts", "keeps_relevance", "node_name", "nodes_from_input",
+    "nodes_without_rule", "relevance_call", "share", "unkept_nodes",
+]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,13 +19,21 @@ from torch.nn.utils.parametrize import register_parametrization
 from untouched import assert_untouched, snapshot
 from zennit.attribution import Gradient
 from zennit.canonizers import Canonizer
-from zennit.composites import Composite, EpsilonPlus, LayerMapComposite, layer_map_base
+from zennit.composites import (
+    Composite,
+    EpsilonAlpha2Beta1,
+    EpsilonGammaBox,
+    EpsilonPlus,
+    LayerMapComposite,
+    layer_map_base,
+)
 from zennit.core import Hook
 from zennit.rules import Epsilon, Gamma, ReLUGuidedBackprop
 from zennit.torchvision import ResNetCanonizer
 from zennit.types import Linear
 
 import zennit_rules as zr
+from zennit_rules import RuleWarning
 from zennit_rules.canonizers import MergeBatchNormPairs, SkipCanonizer, batch_norm_pairs, canonizers_for
 
 TINY = 1e-14
@@ -469,3 +478,117 @@ class TestSkipCanonizer:
     def test_stabilizer(self, stabilizer: float) -> None:
         with pytest.raises(zr.RuleError, match="at least 0"):
             SkipCanonizer(stabilizer)
+
+
+# -- linear functions ------------------------------------------------------------------------------------------------
+
+
+class Modules(nn.Module):
+    """A net by modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ConvTranspose2d(4, 4, 3, groups=2)
+        self.norm, self.c, self.d = nn.BatchNorm2d(4), nn.Linear(4, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.b(F.relu(self.a(x)))))
+        return self.d(F.relu(self.c(x.mean((2, 3)))))
+
+
+class Functions(nn.Module):
+    """The same net by functions."""
+
+    def __init__(self, net: Modules) -> None:
+        super().__init__()
+        self.norm = net.norm
+        self.weights = nn.ParameterDict(
+            {name.replace(".", "_"): p for name, p in net.named_parameters() if not name.startswith("norm")}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weights
+        x = F.relu(F.conv2d(x, w.a_weight, padding="same"))
+        x = F.relu(self.norm(F.conv_transpose2d(x, w.b_weight, w.b_bias, groups=2))).mean((2, 3))
+        return F.linear(F.relu(torch.addmm(w.c_bias, x, w.c_weight.t())), w.d_weight, w.d_bias)
+
+
+class TestLinearFunctions:
+    @pytest.mark.parametrize(
+        "composite", [EpsilonPlus, EpsilonAlpha2Beta1, partial(EpsilonGammaBox, low=-4.0, high=4.0)]
+    )
+    def test_have_the_rules_of_modules(self, composite: Any) -> None:
+        modules = prepare(Modules())
+        functions, x = Functions(modules).eval(), images().detach()  # type: ignore[arg-type]
+        before = snapshot(functions, x)
+        found = canonizers_for(functions, x)
+        expected = attribute(modules, composite(canonizers=[SkipCanonizer()]), x)[1]
+        assert_untouched(before, functions, x)
+        for _ in range(2):
+            relevance = attribute(functions, composite(canonizers=found), x)[1]
+            torch.testing.assert_close(relevance, expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
+        with composite(canonizers=found).context(functions):
+            torch.testing.assert_close(functions(x.clone().requires_grad_()), modules(x), rtol=0, atol=1e-12)
+        assert_untouched(before, functions, x)
+
+    def test_attention_in_one_call_has_the_rules_of_its_steps(self) -> None:
+        class Attention(nn.Module):
+            def __init__(self, steps: bool) -> None:
+                super().__init__()
+                self.qkv, self.head, self.steps = nn.Linear(6, 18), nn.Linear(6, 5), steps
+
+            def forward(self, x: Tensor) -> Tensor:
+                q, k, v = self.qkv(x).chunk(3, -1)
+                if self.steps:
+                    return self.head((((q * 6**-0.5) @ k.transpose(-2, -1)).softmax(-1) @ v).mean(1))
+                return self.head(F.scaled_dot_product_attention(q, k, v).mean(1))
+
+        whole, steps = (prepare(Attention(flag)) for flag in (False, True))
+        steps.load_state_dict(whole.state_dict())
+        x = torch.randn(2, 4, 6, dtype=torch.float64)
+        expected = attribute(steps, EpsilonPlus(canonizers=canonizers_for(steps, x)), x)[1]
+        found = attribute(whole, EpsilonPlus(canonizers=canonizers_for(whole, x)), x)[1]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
+
+    def test_names_layers_that_make_their_weights_of_others(self) -> None:
+        class Standardised(nn.Conv2d):
+            def forward(self, x: Tensor) -> Tensor:
+                return F.conv2d(x, self.weight - self.weight.mean(), self.bias)
+
+        model = prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Standardised(4, 4, 3), nn.Flatten()))
+        with pytest.warns(RuleWarning, match=r"do not reach everything.*'2': Standardised makes its weights of others"):
+            canonizers_for(model, images().detach())
+
+    def test_names_functions_without_a_rule(self) -> None:
+        class Odd(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.fc = nn.Linear(4, 5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.fc(torch.cumprod(x, 1))
+
+        with pytest.warns(RuleWarning, match="1 x CumprodBackward0: relevance passes by the plain gradient"):
+            canonizers_for(prepare(Odd()), torch.rand(2, 4, dtype=torch.float64) + 0.5)
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda x: torch.addcmul(x[:, :2], x[:, 2:4], x[:, 4:], value=2.0),
+            lambda x: torch.addcdiv(x[:, :2], x[:, 2:4], 1 + x[:, 4:]),
+            lambda x: F.lp_pool1d(x[:, None], 2.0, 3).flatten(1),
+            lambda x: torch.addmm(x[:, :2], x[:, 2:], torch.ones(4, 2, dtype=x.dtype)),
+        ],
+    )
+    def test_sums_in_one_call_conserve(self, function: Any) -> None:
+        class Called(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return function(x)
+
+        model, x = Called(), torch.rand(3, 6, dtype=torch.float64)
+        leaf = x.clone().requires_grad_()
+        with Composite(canonizers=canonizers_for(model, x)).context(model):
+            out = model(leaf)
+            (relevance,) = torch.autograd.grad(out, leaf, out.detach())
+        torch.testing.assert_close(out.detach(), function(x), rtol=1e-12, atol=0)
+        torch.testing.assert_close(relevance.sum(1), out.detach().sum(1), rtol=1e-5, atol=0)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from ._compat import tree_flatten
+from ._compat import DisableTorchFunction, tree_flatten
 
 
 class Dependence:
@@ -41,7 +41,7 @@ class Dependence:
     def add(self, x: Tensor) -> None:
         """Count one more tensor as an input."""
         if x.requires_grad:
-            self._known[get_gradient_edge(x).node] = True
+            self._known[_node(x)] = True
 
     def cover(self, outputs: Any, inputs: Any) -> None:
         """Count what a layer computes from its inputs to its outputs as covered."""
@@ -58,8 +58,7 @@ class Dependence:
         """Whether ``x`` depends on the inputs."""
         if not x.requires_grad:
             return False
-        node = x.grad_fn
-        return self.of_node(get_gradient_edge(x).node if node is None else node)
+        return self.of_node(_node(x))
 
     def of_node(self, node: Any) -> bool:
         """Whether the value of an autograd node depends on the inputs."""
@@ -101,6 +100,14 @@ Inputs = Iterable[Tensor] | Dependence | None
 
 _explained: ContextVar[tuple[Tensor, ...] | None] = ContextVar("_explained", default=None)
 _current: ContextVar[Dependence | None] = ContextVar("_current", default=None)
+
+
+def _node(x: Tensor) -> Any:
+    """The autograd node that a tensor which requires gradients stands for."""
+    if x.grad_fn is not None:
+        return x.grad_fn
+    with DisableTorchFunction():  # torch finds that of a leaf by a view, which is no call of the model's
+        return get_gradient_edge(x).node
 
 
 @contextmanager

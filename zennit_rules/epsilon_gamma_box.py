@@ -23,6 +23,7 @@ from .errors import RuleError
 from .gates import Weight
 from .hook import SiteHook
 from .linear import GatedLinear, LinearCall, ruled
+from .linear_canonizer import LINEAR_TYPES
 from .linear_map import ConvolutionMap, LinearOperands, function_name, is_linear_function, linear_operands
 from .registry import register_composite
 from .relevance import PRODUCTS, relevance_call, unkept_nodes
@@ -59,6 +60,14 @@ class LearnedPass(LearnedActivation):
     """
 
     call_type: ClassVar[type[ActivationCall]] = PassCall
+
+
+class _Claim(SiteHook):
+    """Marks a module whose linear function has a rule of the composite, so that no later one of a mix takes it."""
+
+    def applies(self, module: nn.Module) -> bool:
+        """The work is done where the function is called."""
+        return False
 
 
 class LearnedEpsilonGammaBox(LearnedComposite):
@@ -133,9 +142,12 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         stabilizer: float | None = None,
         zero_params: str | list[str] | None = None,
         first_map: list[Any] | None = None,
+        gate_options: Mapping[str, Any] | None = None,
         rule_options: Mapping[str, Any] | None = None,
+        per_sample: bool = False,
         rules: RuleSet | str | Path | None = None,
-        **options: Any,
+        layer_map: list[Any] | None = None,
+        canonizers: list[Any] | None = None,
     ) -> None:
         named = {"low": low, "high": high, "epsilon": epsilon, "gamma": gamma, "stabilizer": stabilizer}
         own = {name: value for name, value in named.items() if value is not None}
@@ -146,7 +158,10 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         if rule_options is None or isinstance(rule_options, Mapping):
             rule_options = _merged_options(own, rule_options or {})
         self._first_map = list(first_map or [])
-        super().__init__(gate, start, pooling, rule_options=rule_options or None, rules=rules, **options)
+        super().__init__(
+            gate, start, pooling, gate_options=gate_options, rule_options=rule_options or None, per_sample=per_sample,
+            rules=rules, layer_map=layer_map, canonizers=canonizers,
+        )  # fmt: skip
 
     def mapping(self, ctx: dict[str, Any], name: str, module: nn.Module) -> Hook | None:
         """Hook of a module; the first that fits ``first_map`` has the one from there."""
@@ -222,7 +237,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
     def templates(self) -> list[tuple[tuple[type, ...], Hook]]:
         """See `LearnedComposite.templates`."""
         pools = super().templates()[1:]
-        return [(ACTIVATION_TYPES, LearnedPass(self)), *pools]
+        return [(LINEAR_TYPES, _Claim(self)), (ACTIVATION_TYPES, LearnedPass(self)), *pools]
 
     def register(self, module: nn.Module) -> None:
         """See `LearnedComposite.register`."""

@@ -14,6 +14,7 @@ from zennit_rules.contributions import ContributionGate, EpsilonGate, GammaGate,
 from zennit_rules.dependence import depends_on_input
 from zennit_rules.interpose import interpose
 from zennit_rules.linear import LinearCall
+from zennit_rules.linear_canonizer import LINEAR_TYPES
 from zennit_rules.relevance import RelevanceCall, Signals, relevance_call, share
 from zennit_rules.sites import POOLING_TYPES, is_pooling
 
@@ -27,10 +28,6 @@ from .._compat import (
 )
 from ..errors import LearnpropError, PropagationRuleError
 
-LINEAR_TYPES = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
-"""Modules that are linear layers whatever their forward is: what they call has the rule."""
 KNOWN = (EpsilonRule, GammaRule, Alpha1_Beta0_Rule, IdentityRule)
 
 

@@ -413,7 +413,7 @@ def test_functions_that_nobody_has_a_rule_for_are_named() -> None:
             return torch.special.erfcx(super().forward(x))
 
     model, x = net(Odd), batch()
-    with pytest.warns(RuleWarning, match=r"functions of Odd by the plain gradient.*1 x SpecialErfcx"):
+    with pytest.warns(RuleWarning, match=r"functions of Odd have no rule.*1 x SpecialErfcx.*by the plain gradient"):
         LearnedLRP(model).attribute(x, target=0)
     LearnedLRP(net(Functional)).attribute(x, target=0)
 

@@ -375,6 +375,7 @@ class RuleSet:
             "weights": self.weights,
             "training": self.training,
             "coverage": [] if self._coverage is None else [vars(row) for row in self._coverage.rows],
+            "coverage_share": None if self._coverage is None else self._coverage.share,
         }
         try:
             rule_file.check_tensors(self.state_dict())

@@ -497,6 +497,8 @@ def _summary(request: Request, result: Result) -> Iterator[str]:
         f"rules of {len(rules.sites)} sites, {sum(p.numel() for p in rules.parameters())} numbers, learned from "
         f"{training['training_rows']} rows in {training['steps_done']} steps, {result.seconds:.0f} s in all"
     )
+    if any(row.is_linear for row in rules.coverage().rows):
+        yield f"{rules.coverage().share:.1%} of the net's multiply-adds have a rule"
     if training["stopped"] is not None:
         yield f"stopped early: {training['stopped']}"
     if training["validation_loss"] is None:

@@ -58,6 +58,7 @@ class RuleReport:
         full_absolute: the same of maps of absolute values, which the outlines of the image alone make alike.
         redraws: rank correlation of the map's absolute values with the image's distance from its mean colour.
         verdicts: in plain words: weights, class, input.
+        share: of the net's multiply-adds, how much has a rule; 1 where linear functions need none.
     """
 
     rule: str
@@ -72,6 +73,7 @@ class RuleReport:
     full_absolute: float
     redraws: float
     verdicts: dict[str, str]
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class Analysis:
             lines.append(f"| {one.rule} | " + " | ".join(_number(value) for value in numbers) + " |")
         lines.append("")
         for one in self.reports:
-            lines += [f"## {one.rule}", "", *(f"* {text}" for text in one.verdicts.values()), ""]
+            reach = f"{one.share:.1%} of the net's multiply-adds have a rule"
+            lines += [f"## {one.rule}", "", *(f"* {text}" for text in (*one.verdicts.values(), reach)), ""]
         lines += [
             "Columns: rank correlation with the maps of re-initialised nets (0 is best), signed and of absolute "
             "values; cosine between the maps of two classes (1 says nothing of the class); cosine with the input; rank "
@@ -214,6 +217,7 @@ def _report(
         full_absolute=full_absolute,
         redraws=redraws,
         verdicts={},
+        share=rule.rules.coverage().share,
     )
     return RuleReport(**{**vars(report), "verdicts": verdicts(report)})
 

@@ -270,7 +270,7 @@ def in_steps(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], depends: 
 
     def steps() -> Any:
         value = _FUNCTIONS[func].product(**rest)
-        summand = added.reshape(-1, *(1,) * (value.ndim - 2)) if func in _CONVOLUTION_FUNCTIONS else added
+        summand = added.reshape(-1, *(1,) * (value.ndim - 2)) if func in CONVOLUTION_FUNCTIONS else added
         return (value if alpha == 1 else alpha * value) + (summand if beta == 1 else beta * summand)
 
     return steps
@@ -441,7 +441,7 @@ class _Function:
     other_names: dict[str, str] = field(default_factory=dict)
 
 
-_CONVOLUTION_FUNCTIONS = (*_CONVOLUTIONS, *_TRANSPOSED_CONVOLUTIONS)
+CONVOLUTION_FUNCTIONS = (*_CONVOLUTIONS, *_TRANSPOSED_CONVOLUTIONS)
 _CHAINS = (torch.linalg.multi_dot, torch.chain_matmul)
 _BIAS = {"bias": "added"}
 _PAIR = {"self": "a", "input": "a", "tensor1": "a", "other": "b", "mat2": "b", "vec": "b", "vec2": "b", "tensor": "b",
@@ -485,5 +485,5 @@ def _summed_products(a: Tensor, b: Tensor) -> Tensor:
 
 _FUNCTIONS: dict[Any, _Function] = dict(_functions())
 
-__all__ = ["Contraction", "ConvolutionMap", "DenseMap", "LinearMap", "LinearOperands", "TransposedConvolutionMap",
+__all__ = ["CONVOLUTION_FUNCTIONS", "Contraction", "ConvolutionMap", "DenseMap", "LinearMap", "LinearOperands", "TransposedConvolutionMap",
            "function_name", "in_steps", "is_linear_function", "linear_operands"]  # fmt: skip

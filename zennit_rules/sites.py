@@ -27,15 +27,17 @@ from torch.overrides import TorchFunctionMode
 
 from ._compat import (
     Canonizer,
+    DisableTorchFunction,
     RemovableHandleList,
     active_transform,
     in_backward,
     unsupported_model,
     zennit_hooks,
 )
-from .dependence import current, forward_pass
+from .dependence import current, depends_on_input, forward_pass
 from .errors import RuleError
 from .interpose import Interposed, has_own_forward, interpose, warn_of_other_threads
+from .linear_map import CONVOLUTION_FUNCTIONS, DenseMap, is_linear_function, linear_operands
 
 ElementWise = Callable[[Tensor], Tensor]
 
@@ -211,6 +213,7 @@ _CHANNEL_KEEPING = {
     Tensor.__radd__,
     Tensor.__iadd__,
 }
+_RESHAPING = {Tensor.view, Tensor.reshape, torch.reshape}
 
 
 def _as_module(
@@ -260,6 +263,10 @@ class _FunctionalCalls(TorchFunctionMode):
             out = self.tracker.on_call(func, tuple(args), kwargs)
         if out is NotImplemented:
             out = func(*args, **kwargs)
+        if func in _RESHAPING and out.ndim > 1 and args and out.shape[-1:] == args[0].shape[-1:]:
+            return self.tracker.follow_channels(func, out, args[:1])
+        if is_linear_function(func):
+            self.tracker.note_channels(func, out, args, kwargs)
         return self.tracker.follow_channels(func, out, args) if func in _CHANNEL_KEEPING else out
 
 
@@ -433,6 +440,15 @@ class SiteTracker(Canonizer):
         if isinstance(out, Tensor) and (func is F.linear or any(self._has_channels_last(a) for a in args)):
             self._channel_last[id(out)] = weakref.ref(out)
         return out
+
+    def note_channels(self, func: Any, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note where a linear function but ``F.linear`` has its channels, if that is the last dimension."""
+        if func is F.linear or func in CONVOLUTION_FUNCTIONS or not isinstance(out, Tensor) or out.ndim < 2:
+            return
+        with DisableTorchFunction():
+            operands = linear_operands(func, args, kwargs, depends_on_input)
+        if isinstance(operands and operands.map, DenseMap):
+            self._channel_last[id(out)] = weakref.ref(out)
 
     def _has_channels_last(self, z: Any) -> bool:
         made = self._channel_last.get(id(z))

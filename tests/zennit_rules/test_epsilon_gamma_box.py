@@ -19,6 +19,7 @@ from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus
 from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 
 import zennit_rules as zr
+from captum_learnprop import LearnedPropagation
 
 NAME = "learned_epsilon_gamma_box"
 FEATURES = {"position": True}
@@ -110,7 +111,11 @@ def reused() -> nn.Module:
     return prepare(Reused())
 
 
-ALL: dict[str, Callable[[], nn.Module]] = {**NETS, "reused": reused}
+def functions() -> nn.Module:
+    return prepare(Written("functions"))
+
+
+ALL: dict[str, Callable[[], nn.Module]] = {**NETS, "reused": reused, "functions": functions}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -302,6 +307,26 @@ def test_attention_in_one_call_has_the_rules_of_its_steps() -> None:
     assert rules.coverage().complete, str(rules.coverage())
     assert rules.coverage().share == 1.0
     assert_close(maps(whole, x, rules.composite()), maps(steps, x, build(steps, x).composite()))
+
+
+def test_a_product_with_an_argument_that_is_no_input_today() -> None:
+    class Cross(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6, bias=False), nn.Parameter(torch.randn(5, 6))
+
+        def forward(self, x: Tensor, other: Tensor) -> Tensor:
+            return ((self.a(x) @ other) @ other.transpose(1, 2) @ self.b.t()).mean(1)
+
+    model = prepare(Cross())
+    x, other = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 6, 6, dtype=torch.float64)
+    rules = zr.RuleSet.build(model, (x, other), NAME, gate="none")
+    one = LearnedPropagation(model, rules=rules).attribute(x, 1, other)
+    two = LearnedPropagation(model, rules=rules).attribute(x, 1, other.clone().requires_grad_())
+    assert_close(one, two)
+    torch.testing.assert_close(one.sum((1, 2)), model(x, other)[:, 1], rtol=1e-3, atol=0)
+    both = LearnedPropagation(model, rules=rules).attribute((x, other), 1)
+    torch.testing.assert_close(both[0].sum((1, 2)) + both[1].sum((1, 2)), model(x, other)[:, 1], rtol=1e-3, atol=0)
 
 
 def test_weights_that_are_called_functionally_are_no_inputs() -> None:

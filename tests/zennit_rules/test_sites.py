@@ -519,3 +519,28 @@ def test_functional_prelu_takes_the_weight_of_its_call() -> None:
         (found,) = torch.autograd.grad(model(x), x, seed)
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
     assert set(model.state_dict()) == names
+
+
+class OneByOne(nn.Module):
+    """Hugging Face's Conv1D: a linear layer by ``addmm`` of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], 6)
+
+
+@pytest.mark.parametrize("layer", [OneByOne, lambda: lambda x: x @ torch.ones(4, 6), lambda: nn.Linear(4, 6)])
+def test_channels_of_tokens_come_last_whoever_computes_them(layer: Any) -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.gelu(self.layer(x)).mean(1)
+
+    (site,) = zr.RuleSet.build(Tokens(), torch.randn(2, 3, 4)).sites
+    assert (site.shape, site.channel_dim) == ((2, 3, 6), 2)

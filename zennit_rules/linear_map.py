@@ -485,5 +485,7 @@ def _summed_products(a: Tensor, b: Tensor) -> Tensor:
 
 _FUNCTIONS: dict[Any, _Function] = dict(_functions())
 
-__all__ = ["CONVOLUTION_FUNCTIONS", "Contraction", "ConvolutionMap", "DenseMap", "LinearMap", "LinearOperands", "TransposedConvolutionMap",
-           "function_name", "in_steps", "is_linear_function", "linear_operands"]  # fmt: skip
+__all__ = [
+    "CONVOLUTION_FUNCTIONS", "Contraction", "ConvolutionMap", "DenseMap", "LinearMap", "LinearOperands",
+    "TransposedConvolutionMap", "function_name", "in_steps", "is_linear_function", "linear_operands",
+]  # fmt: skip

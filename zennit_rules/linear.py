@@ -23,6 +23,9 @@ from .hook import MARKER, SiteCall, SiteHook
 from .linear_map import LinearMap, LinearOperands, is_linear_function, linear_operands
 from .sites import recorder
 
+_UNGATED = nn.Identity()
+"""Stands for the gate of a call until that is found."""
+
 
 class GatedLinear(torch.autograd.Function):
     """A linear layer whose backward pass is a rule; see `activation.GatedSite`."""
@@ -70,7 +73,7 @@ class LinearCall(SiteCall):
     """
 
     def __init__(self, hook: SiteHook, operands: LinearOperands, value: Tensor) -> None:
-        super().__init__(hook, operands.map.name, nn.Identity())
+        super().__init__(hook, operands.map.name, _UNGATED)
         self.map = operands.map
         self.weight = operands.weight.detach()
         self.bias = None if operands.bias is None else operands.bias.detach()

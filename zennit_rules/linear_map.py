@@ -484,8 +484,10 @@ def _summed_products(a: Tensor, b: Tensor) -> Tensor:
 
 
 _FUNCTIONS: dict[Any, _Function] = dict(_functions())
+WITH_SUMMANDS = frozenset(f for f, known in _FUNCTIONS.items() if "added" in known.names) | frozenset(_CHAINS)
+"""Functions that `in_steps` may take apart."""
 
 __all__ = [
-    "CONVOLUTION_FUNCTIONS", "Contraction", "ConvolutionMap", "DenseMap", "LinearMap", "LinearOperands",
-    "TransposedConvolutionMap", "function_name", "in_steps", "is_linear_function", "linear_operands",
+    "CONVOLUTION_FUNCTIONS", "WITH_SUMMANDS", "Contraction", "ConvolutionMap", "DenseMap", "LinearMap",
+    "LinearOperands", "TransposedConvolutionMap", "function_name", "in_steps", "is_linear_function", "linear_operands",
 ]  # fmt: skip

@@ -276,6 +276,8 @@ def in_parts(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Cal
 _PARTS: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
     torch.addcmul: torch.mul, Tensor.addcmul: torch.mul, torch.addcdiv: torch.div, Tensor.addcdiv: torch.div,
 }  # fmt: skip
+SUMS_OF_PRODUCTS = frozenset(_PARTS)
+"""Functions that `in_parts` takes apart."""
 
 
 # Of the first and the second operand of a sum, given alpha.
@@ -491,6 +493,6 @@ def keeps_relevance(node: Any, parents: list[bool]) -> bool:
 
 
 __all__ = [
-    "PRODUCTS", "RELEVANCE_KEEPING", "depends_on_input", "in_parts", "keeps_relevance", "node_name", "nodes_from_input",
-    "nodes_without_rule", "relevance_call", "share", "unkept_nodes",
+    "PRODUCTS", "RELEVANCE_KEEPING", "SUMS_OF_PRODUCTS", "depends_on_input", "in_parts", "keeps_relevance", "node_name",
+    "nodes_from_input", "nodes_without_rule", "relevance_call", "share", "unkept_nodes",
 ]  # fmt: skip

@@ -537,6 +537,8 @@ class SiteTracker(Canonizer):
 
     def _has_other_rule(self, module: nn.Module) -> bool:
         """Whether somebody else's hook has the whole module."""
+        if not module._forward_pre_hooks:
+            return False
         return is_leaf(module) and not all(map(self.is_ours, zennit_hooks(module)))
 
 

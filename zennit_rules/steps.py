@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from .dependence import depends_on_input
-from .linear_map import in_steps
-from .relevance import in_parts
+from .linear_map import WITH_SUMMANDS, in_steps
+from .relevance import SUMS_OF_PRODUCTS, in_parts
 from .written_attention import ATTENTION, attention_of
 
 
@@ -18,9 +18,13 @@ def steps_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callab
     Those are attention in one call, matrix products with a summand that depends on the input, chains of products, and
     ``addcmul`` and its like.
     """
+    if func not in _STEPPED:
+        return None
     if func in ATTENTION:
         return partial(attention_of, func, args, kwargs)
     return in_steps(func, args, kwargs, depends_on_input) or in_parts(func, args, kwargs)
 
+
+_STEPPED = ATTENTION | WITH_SUMMANDS | SUMS_OF_PRODUCTS
 
 __all__ = ["steps_of"]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -34,6 +34,7 @@ from ._compat import DisableTorchFunction, function_of_node, tree_flatten, tree_
 from .contributions import stabilized
 from .dependence import Inputs, after_pass, depends_on_input
 from .draws import Draws
+from .spellings import spellings
 
 Signals = list[Tensor | None]
 Rule = Callable[["RelevanceCall", tuple[Tensor, ...], Tensor], Signals]
@@ -222,19 +223,6 @@ class _Handled:
     inplace: bool = False
 
 
-def _spellings(name: str) -> Iterator[tuple[Any, Any, bool]]:
-    """Every function of that name, the one beside it, and whether it is in place."""
-    for owner in (F, torch, Tensor):
-        beside = getattr(owner, name, None)
-        if beside is None:
-            continue
-        plain = name.startswith("__i")
-        yield beside, getattr(owner, f"__{name[3:]}", None) if plain else beside, plain
-        written = getattr(owner, f"{name}_", None)
-        if written is not None and not name.startswith("__"):
-            yield written, beside, True
-
-
 def _table() -> dict[Any, _Handled]:
     families = {
         "pass": _ELEMENT_WISE, "share": _SHARED, "plus": _PLUS, "minus": _MINUS, "reversed": _MINUS_REVERSED,
@@ -244,7 +232,7 @@ def _table() -> dict[Any, _Handled]:
     table = {function: _Handled("pass", function) for function in _NORMALISATIONS}
     for family, names in families.items():
         for name in names:
-            for function, beside, inplace in _spellings(name):
+            for function, beside, inplace in spellings(name):
                 table[function] = _Handled(family, beside, inplace)
     table[torch.linalg.matmul] = _Handled("matrix", torch.linalg.matmul)
     return table

@@ -19,7 +19,7 @@ gradient; `completeness` says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import combinations
@@ -34,6 +34,7 @@ from .changes import Change, layer_norm_of, normalized, sigmoid_of
 from .dependence import depends_on_input
 from .hook import MARKER
 from .rescale import References, in_reference_pass, logarithmic_mean
+from .spellings import OWNERS, spellings
 
 Signals = Sequence[Tensor | None]
 Rule = Callable[["FunctionCall", tuple[Tensor, ...], tuple[Tensor, ...], Tensor], Signals]
@@ -440,22 +441,9 @@ _RULES: dict[str, Rule] = {
     "quadratic": _quadratic, "root": _root, "highest": _extremum, "lowest": partial(_extremum, lowest=True),
     "choice": _choice, "logsumexp": _logsumexp, **{name: _made_of(written) for name, written in _MADE.items()},
 }  # fmt: skip
-_OWNERS = (F, torch, Tensor, torch.special, torch.linalg)
+_OWNERS = (*OWNERS, torch.special, torch.linalg)
 _SEVERAL = frozenset(("times", "product", "choice"))
 """Families whose calls with one tensor beside parameters are linear."""
-
-
-def _spellings(name: str) -> Iterator[tuple[Any, Any, bool]]:
-    """Every function of that name, the one beside it, and whether it is in place."""
-    for owner in _OWNERS:
-        beside = getattr(owner, name, None)
-        if beside is None:
-            continue
-        plain = name.startswith("__i")
-        yield beside, getattr(owner, f"__{name[3:]}", None) if plain else beside, plain
-        written = getattr(owner, f"{name}_", None)
-        if written is not None and not name.startswith("__"):
-            yield written, beside, True
 
 
 def _table() -> dict[Any, _Known]:
@@ -463,7 +451,7 @@ def _table() -> dict[Any, _Known]:
         function: _Known(family, name, beside, inplace)
         for family, names in _FAMILIES.items()
         for name in names
-        for function, beside, inplace in _spellings(name)
+        for function, beside, inplace in spellings(name, _OWNERS)
     }
 
 

@@ -4,7 +4,8 @@ A rule divides relevance among the operands of a call that depend on the input; 
 tensors those are cannot be told from ``requires_grad`` or `nn.Parameter`: weights require gradients as inputs do, an
 input that is being optimised may be a parameter, and ``torch.func.functional_call`` passes weights as plain tensors.
 So each forward pass says where it starts: at the inputs that `explaining` names, or else at those arguments of the
-model that require gradients. What has these in its graph depends on them.
+model that require gradients. What has these in its graph depends on them. A pass on whole numbers (tokens) starts at
+their embeddings.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
@@ -30,7 +31,10 @@ class Dependence:
 
     Attributes:
         covered: Nodes inside layers that have somebody else's rule.
+        starts_at_embeddings: Whether embeddings of whole numbers are what is explained, since numbers cannot be.
     """
+
+    starts_at_embeddings: ClassVar[bool] = False
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
         self._known: dict[Any, bool] = {}
@@ -84,7 +88,9 @@ class Dependence:
 
 
 class _LeafDependence(Dependence):
-    """Outside of a pass nobody says where it starts: at whatever leaf is no parameter."""
+    """Where nobody says where a pass starts: at whatever leaf is no parameter, and at embeddings of numbers."""
+
+    starts_at_embeddings = True
 
     def __init__(self) -> None:
         super().__init__(())
@@ -137,7 +143,8 @@ def forward_pass(arguments: Any, *, within: bool = False) -> Iterator[Dependence
         yield going_on
         return
     given = _explained.get()
-    found = Dependence(_tensors(arguments) if given is None else given)
+    starts = [x for x in (_tensors(arguments) if given is None else given) if x.requires_grad]
+    found = Dependence(starts) if starts else _LeafDependence()
     token = _current.set(found)
     try:
         yield found

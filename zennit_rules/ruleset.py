@@ -113,7 +113,8 @@ class RuleSet:
         leaves = tuple(_leaf(a) for a in args)
         with buffers_kept(model), instance.context(model), torch.enable_grad():
             output = model(*leaves)
-        rules.close(model, output, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
+            inputs = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad] or [*instance.tracker.embedded]
+        rules.close(model, output, inputs)
         if fusion:
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
             rules._fuse(Fusion.choose(rules.sites, tensors)).to(tensors[0].device, _parameter_dtype(tensors[0]))

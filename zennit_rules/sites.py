@@ -263,6 +263,9 @@ class _FunctionalCalls(TorchFunctionMode):
             out = self.tracker.on_call(func, tuple(args), kwargs)
         if out is NotImplemented:
             out = func(*args, **kwargs)
+        if func is F.embedding and current().starts_at_embeddings:
+            current().add(out)
+            self.tracker.embedded.append(out)
         if func in _RESHAPING and out.ndim > 1 and args and out.shape[-1:] == args[0].shape[-1:]:
             return self.tracker.follow_channels(func, out, args[:1])
         if is_linear_function(func):
@@ -323,6 +326,7 @@ class SiteTracker(Canonizer):
         on_output: Called with the output of each forward pass.
         is_ours: Tells the hooks of the composite, whose modules call functions with rules of their own, from those of
             others, which have the whole module.
+        embedded: What the last pass started at, if that was on whole numbers.
     """
 
     def __init__(self, on_functional: Callable[[nn.Module, str], RemovableHandleList | None] | None = None) -> None:
@@ -330,6 +334,7 @@ class SiteTracker(Canonizer):
         self.on_call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None = None
         self.on_output: Callable[[Any], None] | None = None
         self.is_ours: Callable[[Any], bool] = lambda hook: True
+        self.embedded: list[Tensor] = []
         self.paths: dict[int, str] = {}
         self.root: weakref.ref[nn.Module] | None = None
         self._handles: list[Interposed | RemovableHandleList] = []
@@ -372,6 +377,7 @@ class SiteTracker(Canonizer):
             handle.remove()
         self._handles.clear()
         self._stand_ins.clear()
+        self.embedded.clear()
         self.paths.clear()
         self.root = None
 
@@ -480,6 +486,7 @@ class SiteTracker(Canonizer):
         _refuse_transforms()
         self._calls.clear()
         self._channel_last.clear()
+        self.embedded.clear()
         root = self.root() if self.root is not None else None
         assert root is not None
         served = _served.get()

@@ -329,6 +329,39 @@ def test_a_product_with_an_argument_that_is_no_input_today() -> None:
     torch.testing.assert_close(both[0].sum((1, 2)) + both[1].sum((1, 2)), model(x, other)[:, 1], rtol=1e-3, atol=0)
 
 
+class Text(nn.Module):
+    """Tokens, or their embeddings, to classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(9, 6), nn.Embedding(5, 6)
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = tokens if tokens.is_floating_point() else self.words(tokens)
+        x = x + self.places(torch.arange(x.shape[1]))
+        return self.b(F.relu(self.a(x)).mean(1))
+
+
+def test_a_pass_on_whole_numbers_starts_at_their_embeddings() -> None:
+    model = prepare(Text()).requires_grad_()
+    tokens, caught = torch.tensor([[1, 3, 2], [0, 8, 4]]), []
+    rules = build(model, tokens)
+    assert [site.name for site in rules.sites if site.kind == "linear"] == ["a", "b"]
+    assert rules.coverage().share == 1.0
+    model.words.register_forward_hook(lambda module, args, out: caught.append(out))
+    with rules.applied(model):
+        out = model(tokens)
+        (found,) = torch.autograd.grad(out, caught[0], out.detach() * one_hot(out))
+    leaf = model.words(tokens).detach().requires_grad_()
+    with rules.applied(model), zr.explaining([leaf]):
+        out = model(leaf)
+        (alone,) = torch.autograd.grad(out, leaf, out.detach() * one_hot(out))
+    whole = leaf.detach() + model.places(torch.arange(3)).detach()  # places are embeddings of numbers, too
+    torch.testing.assert_close(found, alone * leaf.detach() / whole, rtol=1e-3, atol=1e-4)
+    assert float(found.abs().max()) > 1e-2
+
+
 def test_weights_that_are_called_functionally_are_no_inputs() -> None:
     model, x = resnet(), images(2).detach()
     rules = build(model, x)

@@ -106,7 +106,7 @@ class LearnedComposite(LayerMapComposite):
         self.rules: RuleSet = rules
         self.streams = Streams(fused=rules.fusion is not None)
         self.tracker = SiteTracker(self._hook_functional)
-        self.tracker.is_ours = self._is_ours
+        self.tracker.is_ours = self._leaves_functions
         self.functional_hooks: weakref.WeakSet[Hook] = weakref.WeakSet()
         self.prepare()
         super().__init__(
@@ -297,9 +297,14 @@ class LearnedComposite(LayerMapComposite):
         """Count a call without a gate (see `hook.GateProvider`)."""
         self.tracker.call_site(module)
 
-    def _is_ours(self, hook: Hook) -> bool:
-        """Whether a hook leaves the functions that its module calls to this composite."""
-        return self in (getattr(hook, "gate", None), getattr(hook, "composite", None))
+    @staticmethod
+    def _leaves_functions(hook: Hook) -> bool:
+        """Whether a hook leaves the functions that its module calls to the composite that it belongs to.
+
+        Hooks of another composite of this package are those of another thread; they do nothing in this one.
+        """
+        owners = getattr(hook, "gate", None), getattr(hook, "composite", None)
+        return any(isinstance(owner, LearnedComposite) for owner in owners)
 
     def _hook_functional(self, stand_in: nn.Module, path: str) -> RemovableHandleList | None:
         template = self.module_map({}, path, stand_in)

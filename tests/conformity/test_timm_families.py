@@ -32,14 +32,10 @@ FAMILIES: dict[str, int] = {
 """Model and size of the image."""
 
 CONSERVING = {
-    "bias": "zero",
-    "first": "conv",
-    "gamma": 0.25,
-    "negative": "mirrored",
-    "stabilizer": 1e-12,
-    "epsilon": 1e-12,
-}
-"""Rules under which nothing takes relevance away but a softmax, whose rule does not conserve it, and norms' shifts."""
+    "bias": "zero", "first": "conv", "gamma": 0.25, "negative": "mirrored", "stabilizer": 1e-20, "epsilon": 1e-20,
+}  # fmt: skip
+"""Rules under which nothing takes relevance away but a softmax, whose rule does not conserve it. Signals of some random
+nets are so small that a larger stabilizer would."""
 
 
 def net(name: str) -> tuple[nn.Module, Tensor]:
@@ -87,6 +83,8 @@ def test_work_conservation_and_derivatives(name: str, record_property: Any) -> N
         f"{name}: share {coverage.share:.2%}, {len(rules.sites)} sites, relevance / output {shares[0]:.3f}, without "
         f"biases {shares[1]:.6f}{', attends' if attends else ''}"
     )
+    rounding = 1e-14 * float(found.abs().sum() / output.abs())  # where contributions cancel, relevance is large
+    assert attends or abs(shares[1] - 1) <= 1e-6 + rounding
     assert coverage.share == 1.0, str(coverage)
     assert coverage.complete, str(coverage.missed)
 

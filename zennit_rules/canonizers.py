@@ -36,7 +36,7 @@ from .buffers import buffers_kept
 from .dependence import current, forward_pass
 from .errors import RuleError, RuleWarning
 from .interpose import Interposed, interpose
-from .linear_canonizer import LINEAR_TYPES, LinearCanonizer, linear_functions
+from .linear_canonizer import LINEAR_TYPES, LinearCanonizer, linear_functions, own_parameter
 from .linear_map import is_linear_function
 from .plain_copies import PlainCopies, plain_copies
 from .relevance import node_name, nodes_without_rule, relevance_call
@@ -71,13 +71,9 @@ def canonizers_for(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -
     training = any(module.training for module in model.modules())
     with buffers_kept(model), torch.random.fork_rng(enabled=training):
         calls, wrong = linear_functions(model, inputs)
-        found: list[Canonizer] = [
-            *([LinearCanonizer(calls)] if calls else []),
-            SkipCanonizer(),
-            *([MergeBatchNormPairs(pairs)] if pairs else []),
-        ]
+        found: list[Canonizer] = [*([LinearCanonizer(calls)] if calls else []), SkipCanonizer()]
         _warn_of_unreached(model, found, inputs, wrong)
-    return found
+    return [*found, *([MergeBatchNormPairs(pairs)] if pairs else [])]
 
 
 def _warn_of_unreached(
@@ -428,7 +424,7 @@ class _Watch(TorchFunctionMode):
     def _linear(self, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
         self._calls[name] += 1
         used, self._computed = self._computed[-1:], []
-        if not used or used[0][0] is not module._parameters["weight"] or used[0][1] is not module._parameters["bias"]:
+        if not used or any(x is not own_parameter(module, n) for n, x in zip(("weight", "bias"), used[0], strict=True)):
             return  # a forward of its own makes other weights of them
         if not isinstance(module, nn.Linear) or output.ndim == 2:  # a norm's channels are dimension 1
             self._made[id(output)] = (name, output)

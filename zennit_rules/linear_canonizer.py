@@ -107,7 +107,7 @@ def linear_functions(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[dict[st
             stand_in = _stand_in(operands)
             if stand_in is not None:
                 calls[name] = stand_in
-        elif operands.weight is not module._parameters.get("weight"):
+        elif operands.weight is not own_parameter(module, "weight"):
             wrong[name.partition("#")[0]] = (
                 f"{type(module).__name__} makes its weights of others, which zennit's rules change instead"
             )
@@ -117,6 +117,15 @@ def linear_functions(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[dict[st
     with linear_calls_watched(model, look), torch.enable_grad():
         model(*leaves)
     return calls, wrong
+
+
+def own_parameter(module: nn.Module, name: str) -> nn.Parameter | None:
+    """A parameter as the module's forward sees it, which zennit 1.0.0 leaves beside the registered one.
+
+    None if it is made of others, or missing.
+    """
+    found = getattr(module, name, None)
+    return found if isinstance(found, nn.Parameter) else None
 
 
 def _is_float(x: Any) -> bool:
@@ -155,4 +164,4 @@ def _set(module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> nn.Mo
     return module
 
 
-__all__ = ["LINEAR_TYPES", "LinearCanonizer", "linear_functions"]
+__all__ = ["LINEAR_TYPES", "LinearCanonizer", "linear_functions", "own_parameter"]

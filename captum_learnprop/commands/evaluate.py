@@ -8,7 +8,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -208,7 +208,7 @@ def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
     from captum_learnprop.evaluation.summary import to_markdown
     from captum_learnprop.files import write_text
 
-    about = provenance(plan)
+    about = {**provenance(plan), "multiply-adds with a rule of LRP": _reach(dict.fromkeys(row.model for row in rows))}
     facts = "\n".join(f"- {name}: {_words(value)}" for name, value in about.items())
     written = [
         write_text(plan.out / RESULTS, json.dumps(document(rows, about), indent=1) + "\n"),
@@ -216,6 +216,21 @@ def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
     ]
     figure = draw(rows, plan.out / FIGURE, threads=plan.threads)
     return written if figure is None else [*written, figure]
+
+
+def _reach(models: Iterable[str]) -> dict[str, str]:
+    """Share of each net's multiply-adds that LRP has a rule for; less than all of it makes its rows wrong."""
+    import torch
+
+    from captum_learnprop.evaluation.reference_nets import ARCHITECTURES
+    from zennit_rules import RuleSet
+
+    shares = {}
+    for name in ARCHITECTURES.keys() & set(models):
+        net = ARCHITECTURES[name]().eval()
+        rules = RuleSet.build(net, torch.rand(1, 3, 64, 64), "learned_epsilon_gamma_box", gate="none")
+        shares[name] = f"{rules.coverage().share:.1%}"
+    return dict(sorted(shares.items()))
 
 
 def document(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:

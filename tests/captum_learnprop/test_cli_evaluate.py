@@ -73,6 +73,7 @@ def test_writes_results_table_and_figure(small: tuple[Result, Path]) -> None:
     ]  # fmt: skip
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
     document = json.loads((out / "results.json").read_text())
+    assert set(document["multiply-adds with a rule of LRP"].values()) == {"100.0%"}
     assert [(row["model"], row["scenes"], row["method"]) for row in document["rows"][:4]] == [
         ("vgg", "patch", "saliency"), ("vgg", "patch", "intensity"), ("vgg", "patch", "gates, learned"),
         ("vgg", "parts", "saliency"),

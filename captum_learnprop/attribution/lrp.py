@@ -124,7 +124,6 @@ class LearnedLRP(LearnedPropagation):
             kernel,
             composite.context(self.model),
             torch.enable_grad(),
-            torch.enable_grad(),
         ):
             maps, output = self._explain(composite, leaves, target, additional, create_graph)
         if verbose:

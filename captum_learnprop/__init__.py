@@ -11,29 +11,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import evaluation as evaluation
     from . import plugins as plugins
+    from . import scenes as scenes
     from . import training as training
-    from .attribution.attention_maps import AttentionMap as AttentionMap
-    from .attribution.attention_maps import AttentionRollout as AttentionRollout
-    from .attribution.attention_maps import GenericAttention as GenericAttention
-    from .attribution.cdam import CDAM as CDAM
-    from .attribution.cdam import IntegratedCDAM as IntegratedCDAM
-    from .attribution.cdam import SmoothCDAM as SmoothCDAM
-    from .attribution.concepts import Concept as Concept
-    from .attribution.concepts import Embedding as Embedding
-    from .attribution.deep_lift import LearnedDeepLift as LearnedDeepLift
-    from .attribution.extremal import ExtremalArea as ExtremalArea
-    from .attribution.extremal import ExtremalPerturbation as ExtremalPerturbation
-    from .attribution.extremal_rows import ExtremalMasks as ExtremalMasks
-    from .attribution.extremal_rows import NeutralMaskWarning as NeutralMaskWarning
-    from .attribution.guided_backprop import LearnedGuidedBackprop as LearnedGuidedBackprop
-    from .attribution.layer_extremal import LayerExtremalPerturbation as LayerExtremalPerturbation
-    from .attribution.learned import LearnedPropagation as LearnedPropagation
-    from .attribution.lrp import LearnedLRP as LearnedLRP
-    from .attribution.rect_grad import RectGrad as RectGrad
-    from .attribution.stock_lrp import attach_rules as attach_rules
-    from .attribution.stock_lrp import detach_rules as detach_rules
-    from .attribution.token_ablation import TokenAblation as TokenAblation
-    from .attribution.token_attribution import PatchReadingWarning as PatchReadingWarning
+    from .attribution.extremal.inputs import ExtremalArea as ExtremalArea
+    from .attribution.extremal.inputs import ExtremalPerturbation as ExtremalPerturbation
+    from .attribution.extremal.layers import LayerExtremalPerturbation as LayerExtremalPerturbation
+    from .attribution.extremal.rows import ExtremalMasks as ExtremalMasks
+    from .attribution.extremal.rows import NeutralMaskWarning as NeutralMaskWarning
+    from .attribution.rules.attach import attach_rules as attach_rules
+    from .attribution.rules.attach import detach_rules as detach_rules
+    from .attribution.rules.deep_lift import LearnedDeepLift as LearnedDeepLift
+    from .attribution.rules.guided_backprop import LearnedGuidedBackprop as LearnedGuidedBackprop
+    from .attribution.rules.learned import LearnedPropagation as LearnedPropagation
+    from .attribution.rules.lrp import LearnedLRP as LearnedLRP
+    from .attribution.rules.rect_grad import RectGrad as RectGrad
+    from .attribution.tokens.ablation import TokenAblation as TokenAblation
+    from .attribution.tokens.attention_maps import AttentionMap as AttentionMap
+    from .attribution.tokens.attention_maps import AttentionRollout as AttentionRollout
+    from .attribution.tokens.attention_maps import GenericAttention as GenericAttention
+    from .attribution.tokens.cdam import CDAM as CDAM
+    from .attribution.tokens.cdam import IntegratedCDAM as IntegratedCDAM
+    from .attribution.tokens.cdam import SmoothCDAM as SmoothCDAM
+    from .attribution.tokens.concepts import Concept as Concept
+    from .attribution.tokens.concepts import Embedding as Embedding
+    from .attribution.tokens.token_attribution import PatchReadingWarning as PatchReadingWarning
     from .errors import LearnpropError as LearnpropError
     from .training.masks import AreaMask as AreaMask
     from .training.masks import MaxMask as MaxMask
@@ -51,39 +52,39 @@ _HOMES = {
     "Agreement": "training.objectives",
     "Area": "training.terms",
     "AreaMask": "training.masks",
-    "AttentionMap": "attribution.attention_maps",
-    "AttentionRollout": "attribution.attention_maps",
-    "CDAM": "attribution.cdam",
+    "AttentionMap": "attribution.tokens.attention_maps",
+    "AttentionRollout": "attribution.tokens.attention_maps",
+    "CDAM": "attribution.tokens.cdam",
     "ClassContrast": "training.terms",
-    "Concept": "attribution.concepts",
-    "Embedding": "attribution.concepts",
-    "ExtremalArea": "attribution.extremal",
-    "ExtremalMasks": "attribution.extremal_rows",
-    "ExtremalPerturbation": "attribution.extremal",
-    "GenericAttention": "attribution.attention_maps",
-    "IntegratedCDAM": "attribution.cdam",
-    "LayerExtremalPerturbation": "attribution.layer_extremal",
-    "LearnedDeepLift": "attribution.deep_lift",
-    "LearnedGuidedBackprop": "attribution.guided_backprop",
-    "LearnedLRP": "attribution.lrp",
-    "LearnedPropagation": "attribution.learned",
+    "Concept": "attribution.tokens.concepts",
+    "Embedding": "attribution.tokens.concepts",
+    "ExtremalArea": "attribution.extremal.inputs",
+    "ExtremalMasks": "attribution.extremal.rows",
+    "ExtremalPerturbation": "attribution.extremal.inputs",
+    "GenericAttention": "attribution.tokens.attention_maps",
+    "IntegratedCDAM": "attribution.tokens.cdam",
+    "LayerExtremalPerturbation": "attribution.extremal.layers",
+    "LearnedDeepLift": "attribution.rules.deep_lift",
+    "LearnedGuidedBackprop": "attribution.rules.guided_backprop",
+    "LearnedLRP": "attribution.rules.lrp",
+    "LearnedPropagation": "attribution.rules.learned",
     "LearnpropError": "errors",
     "MaxMask": "training.masks",
     "Necessity": "training.terms",
-    "NeutralMaskWarning": "attribution.extremal_rows",
+    "NeutralMaskWarning": "attribution.extremal.rows",
     "OcclusionRegression": "training.terms",
-    "PatchReadingWarning": "attribution.token_attribution",
+    "PatchReadingWarning": "attribution.tokens.token_attribution",
     "RandomizationContrast": "training.terms",
-    "RectGrad": "attribution.rect_grad",
+    "RectGrad": "attribution.rules.rect_grad",
     "RuleTrainer": "training.trainer",
-    "SmoothCDAM": "attribution.cdam",
+    "SmoothCDAM": "attribution.tokens.cdam",
     "Sufficiency": "training.terms",
-    "TokenAblation": "attribution.token_ablation",
+    "TokenAblation": "attribution.tokens.ablation",
     "TotalVariation": "training.terms",
-    "attach_rules": "attribution.stock_lrp",
-    "detach_rules": "attribution.stock_lrp",
+    "attach_rules": "attribution.rules.attach",
+    "detach_rules": "attribution.rules.attach",
 }
-_ROOMS = ("evaluation", "plugins", "training")
+_ROOMS = ("evaluation", "plugins", "scenes", "training")
 
 __all__ = [
     "CDAM",
@@ -122,6 +123,7 @@ __all__ = [
     "detach_rules",
     "evaluation",
     "plugins",
+    "scenes",
     "training",
 ]
 

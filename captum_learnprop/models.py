@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.plugins.manager import get_manager
+from captum_learnprop.scenes import digits_net, reference_nets
 
 __all__ = ["digits_cnn", "load_model", "reference_net", "torchvision_model"]
 
@@ -83,8 +85,6 @@ def digits_cnn(
     Raises:
         LearnpropError: If an argument or weights are named, or the file is missing or damaged.
     """
-    from captum_learnprop.evaluation import digits_net
-
     if argument is not None or weights is not None:
         raise LearnpropError(f"digits_cnn is one model with its own weights; leave out {argument or weights!r}")
     try:
@@ -107,8 +107,6 @@ def reference_net(
     Raises:
         LearnpropError: If there is no such net, weights are named, or the file is missing or damaged.
     """
-    from captum_learnprop.evaluation import reference_nets
-
     known = [f"{kind}-{task}" for kind in reference_nets.ARCHITECTURES for task in reference_nets.OUTPUT_OF_TASK]
     known += [f"{kind}-{reference_nets.TRANSFORMER_TASK}" for kind in reference_nets.TRANSFORMERS]
     if argument is None:
@@ -193,8 +191,6 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _load(path: Path) -> Any:
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
         return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zennit_rules.scalars import plain
+from zennit_rules._moved import renamed
+from zennit_rules.core.scalars import plain
 
 from ._compat import _select_targets
 from .errors import LearnpropError, TargetError
 from .forward import tensor_of
 
 
-def select(output: Any, target: Any) -> Tensor:
+def select_target(output: Any, target: Any) -> Tensor:
     """The explained entry of each sample, ``(B,)``, by captum's conventions.
 
     Raises:
@@ -40,7 +41,7 @@ def select(output: Any, target: Any) -> Tensor:
     return selected.reshape(-1)
 
 
-def finite(selected: Tensor) -> Tensor:
+def require_finite(selected: Tensor) -> Tensor:
     """The explained entries, if they are numbers.
 
     Raises:
@@ -52,3 +53,6 @@ def finite(selected: Tensor) -> Tensor:
             f"the model's output is NaN or infinite for samples {bad[:8]}: check its weights and the input's range"
         )
     return selected
+
+
+__getattr__ = renamed(__name__, {"select": "select_target", "finite": "require_finite"})

@@ -18,8 +18,9 @@ from captum.attr import DeepLift
 from torch import Tensor, nn
 
 from captum_learnprop import LearnedDeepLift, RuleTrainer
-from captum_learnprop.evaluation import average_precision, make_scenes, reference_nets
-from captum_learnprop.evaluation.maps import finished
+from captum_learnprop.evaluation import average_precision
+from captum_learnprop.maps import postprocess
+from captum_learnprop.scenes import make_scenes, reference_nets
 
 GREY = 0.5
 
@@ -67,7 +68,7 @@ def main(steps: int, scenes: int) -> None:
     click.echo("ranks pixels better; only normalize=True makes them add up again")
     click.echo(f"{'':18} {'precision':>10} {'delta':>10}")
     for when, (maps, delta) in results.items():
-        score = average_precision(finished(maps.detach(), "absolute", 0.025), questions.masks).mean()
+        score = average_precision(postprocess(maps.detach(), "absolute", 0.025), questions.masks).mean()
         click.echo(f"{when:18} {float(score):10.3f} {float(delta.abs().mean()):10.3f}")
 
 

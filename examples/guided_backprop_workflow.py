@@ -18,8 +18,9 @@ from captum.attr import GuidedBackprop, GuidedGradCam
 from torch import Tensor, nn
 
 from captum_learnprop import LearnedGuidedBackprop, RuleTrainer
-from captum_learnprop.evaluation import average_precision, make_scenes, reference_nets
-from captum_learnprop.evaluation.maps import finished
+from captum_learnprop.evaluation import average_precision
+from captum_learnprop.maps import postprocess
+from captum_learnprop.scenes import make_scenes, reference_nets
 
 
 def before(model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,7 +63,7 @@ def main(steps: int, scenes: int) -> None:
     click.echo("average precision of finding the digit that is asked for:")
     for when, found in maps.items():
         for name, attribution in zip(("guided backprop", "Guided Grad-CAM"), found, strict=True):
-            score = average_precision(finished(attribution.detach(), "absolute", 0.025), questions.masks).mean()
+            score = average_precision(postprocess(attribution.detach(), "absolute", 0.025), questions.masks).mean()
             click.echo(f"  {name:16} {when:10} {float(score):.3f}")
 
 

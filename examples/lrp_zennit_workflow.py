@@ -19,8 +19,9 @@ from zennit.attribution import Gradient
 from zennit.composites import EpsilonGammaBox
 
 from captum_learnprop import RuleTrainer
-from captum_learnprop.evaluation import average_precision, make_scenes, reference_nets
-from captum_learnprop.evaluation.maps import finished
+from captum_learnprop.evaluation import average_precision
+from captum_learnprop.maps import postprocess
+from captum_learnprop.scenes import make_scenes, reference_nets
 from zennit_rules import LearnedEpsilonGammaBox
 
 
@@ -58,7 +59,7 @@ def main(steps: int, scenes: int) -> None:
         }
     click.echo("average precision of finding the digit that is asked for:")
     for name, relevance in results.items():
-        score = average_precision(finished(relevance.detach(), "absolute", 0.025), questions.masks).mean()
+        score = average_precision(postprocess(relevance.detach(), "absolute", 0.025), questions.masks).mean()
         click.echo(f"  {name:24} {float(score):.3f}")
 
 

@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captum_learnprop.evaluation.reference_nets import (
+from captum_learnprop.scenes.reference_nets import (
     ARCHITECTURES,
     FORMAT_VERSION,
     OUTPUT_OF_TASK,
@@ -43,7 +43,7 @@ from captum_learnprop.evaluation.reference_nets import (
     load,
     weights_metadata,
 )
-from captum_learnprop.evaluation.scenes import NUM_CLASSES, Scenes, make_scenes
+from captum_learnprop.scenes.scenes import NUM_CLASSES, Scenes, make_scenes
 
 NETS: dict[str, Callable[[float], nn.Module]] = {**ARCHITECTURES, **TRANSFORMERS}
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zennit_rules.sites import recorder
+from zennit_rules.core.sites import recorder
 
 
 def _tensor(t: Tensor) -> dict[str, Any]:

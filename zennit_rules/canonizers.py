@@ -32,15 +32,15 @@ from ._compat import (
     unsupported_model,
     zennit_hooks,
 )
-from .buffers import buffers_kept
-from .dependence import current, forward_pass
+from .core.buffers import buffers_kept
+from .core.dependence import current, forward_pass
+from .core.interpose import Interposed, interpose
+from .core.linear_map import is_linear_function
+from .core.plain_copies import PlainCopies, plain_copies
 from .errors import RuleError, RuleWarning
-from .interpose import Interposed, interpose
 from .linear_canonizer import LINEAR_TYPES, LinearCanonizer, linear_functions, own_parameter
-from .linear_map import is_linear_function
-from .plain_copies import PlainCopies, plain_copies
-from .relevance import node_name, nodes_without_rule, relevance_call
-from .steps import steps_of
+from .rules.relevance import node_name, nodes_without_rule, relevance_call
+from .rules.steps import steps_of
 
 Pairs = list[tuple[list[str], str]]
 
@@ -360,7 +360,7 @@ def batch_norm_pairs(model: nn.Module, example_inputs: Tensor | tuple[Any, ...])
     _refuse_unsupported(model)
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     training = any(module.training for module in model.modules())
-    watch = _Watch(model)
+    watch = _CallWatch(model)
     try:
         with buffers_kept(model), torch.random.fork_rng(enabled=training), torch.no_grad(), watch:
             output = model(*inputs)
@@ -369,7 +369,7 @@ def batch_norm_pairs(model: nn.Module, example_inputs: Tensor | tuple[Any, ...])
     return watch.pairs(output)
 
 
-class _Watch(TorchFunctionMode):
+class _CallWatch(TorchFunctionMode):
     """Who uses the outputs of linear layers in a forward pass."""
 
     def __init__(self, model: nn.Module) -> None:

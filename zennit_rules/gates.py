@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .core.names import did_you_mean
 from .errors import RuleError
-from .names import did_you_mean
 
 STARTS = ("gradient", "deconvnet", "guided_backprop")
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ._compat import Canonizer
+from .core.linear_map import ConvolutionMap, DenseMap, LinearOperands, TransposedConvolutionMap
+from .core.linear_watch import LinearWatch, linear_calls_watched
 from .errors import RuleError
-from .linear_map import ConvolutionMap, DenseMap, LinearOperands, TransposedConvolutionMap
-from .linear_watch import LinearWatch, linear_calls_watched
 
 LINEAR_TYPES = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,

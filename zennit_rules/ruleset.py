@@ -8,22 +8,21 @@ from contextlib import contextmanager
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import fingerprint, rule_file
-from .buffers import buffers_kept
-from .coverage import Coverage, CoverageRow, check_reach
+from . import rule_file
+from .core import fingerprint
+from .core.buffers import buffers_kept
+from .core.coverage import Coverage, CoverageRow, check_reach
+from .core.fusion import Fusion
+from .core.hook import SiteHook
+from .core.protocols import TrainableComposite
+from .core.registry import composite_class, composite_name
+from .core.sites import Site
 from .errors import RuleError
-from .hook import SiteHook
-from .registry import composite_class, composite_name
-from .sites import Site
-from .streams import Fusion
-
-if TYPE_CHECKING:
-    from .composites import LearnedComposite
 
 FORMAT_VERSION = 1
 _KEY = "captum-learnprop"
@@ -44,7 +43,7 @@ class RuleSet:
             ``per_sample``.
     """
 
-    def __init__(self, composite: str | type[LearnedComposite], config: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, composite: str | type[TrainableComposite], config: Mapping[str, Any] | None = None) -> None:
         self._composite = composite_class(composite) if isinstance(composite, str) else composite
         self.composite_name = composite_name(composite) if isinstance(composite, str) else composite.name
         self.config: dict[str, Any] = dict(config or {})
@@ -87,7 +86,7 @@ class RuleSet:
             pooling: ``"exact"`` leaves max-pools alone; ``"soft"`` gives each a `PoolGate`.
             gate_options: Further arguments of the gate, e.g. ``{"per": "layer"}``.
             rule_options: Options of the composite's other rules, e.g. ``{"gamma": 0.25}``; see the composite.
-            fusion: Multiply relevance maps of several depths into the attribution (see `streams.Fusion`).
+            fusion: Multiply relevance maps of several depths into the attribution (see `core.fusion.Fusion`).
             per_sample: Give each sample of the batch its own parameters.
 
         Raises:
@@ -200,12 +199,12 @@ class RuleSet:
 
     # -- using -------------------------------------------------------------------------------------------------------
 
-    def composite(self, canonizers: list[Any] | None = None) -> LearnedComposite:
+    def composite(self, canonizers: list[Any] | None = None) -> TrainableComposite:
         """A zennit composite that propagates by these rules, e.g. for ``zennit.attribution.Gradient``."""
         return self._composite(rules=self, canonizers=canonizers)
 
     @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[LearnedComposite]:
+    def applied(self, model: nn.Module) -> Iterator[TrainableComposite]:
         """Let every gradient of ``model`` be propagated by these rules inside the context.
 
         Yields:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zennit_rules.scalars import plain
+from zennit_rules.core.scalars import plain
 
 from ..errors import LearnpropError
-from ..targets import select
+from ..targets import select_target
 
 Reward = Callable[[Tensor, Any], Tensor]
 """``(output (R, ...), target of these rows) -> (R,)``, differentiable."""
@@ -19,12 +19,12 @@ Reward = Callable[[Tensor, Any], Tensor]
 
 def logit(output: Tensor, target: Any) -> Tensor:
     """The target's entry of the output as it is."""
-    return select(output, target)
+    return select_target(output, target)
 
 
 def contrastive(output: Tensor, target: Any) -> Tensor:
     """``y_c - max_{c' != c} y_c'``."""
-    own = select(output, target)
+    own = select_target(output, target)
     if output.dim() != 2 or output.shape[1] < 2:
         raise LearnpropError(f"reward='contrastive' compares classes, but the output is {tuple(output.shape)}")
     others = torch.zeros_like(output, dtype=torch.bool).scatter_(1, _indices(output, target)[:, None], True)
@@ -34,10 +34,10 @@ def contrastive(output: Tensor, target: Any) -> Tensor:
 def probability(output: Tensor, target: Any) -> Tensor:
     """Softmax over classes; the sigmoid of a model with one output."""
     if output.dim() == 1 or output.shape[1:] == (1,):
-        return select(output, target).sigmoid()
+        return select_target(output, target).sigmoid()
     if output.dim() != 2:
         raise LearnpropError(f"reward='probability' needs outputs (B, classes), got {tuple(output.shape)}")
-    return select(output.softmax(1), target)
+    return select_target(output.softmax(1), target)
 
 
 REWARDS: dict[str, Reward] = {"logit": logit, "contrastive": contrastive, "probability": probability}

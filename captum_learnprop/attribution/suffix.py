@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from zennit_rules.interpose import interposed
+from zennit_rules.core.interpose import interposed
 
 from ..errors import LearnpropError
 from ..forward import output_of, tensor_of, with_batch

@@ -1,0 +1,1 @@
+"""The commands of ``learnprop``, one file each; a file is imported when its command is asked for."""

@@ -91,7 +91,7 @@ def _images(request: Request, model: nn.Module) -> Tensor:
     from captum_learnprop.images import UnreadableImageError, find_images, read_image
 
     if request.images is None:
-        from captum_learnprop.evaluation.scenes import make_scenes
+        from captum_learnprop.scenes.scenes import make_scenes
 
         return make_scenes("pairs", request.count, split="test", seed=request.seed).images
     preprocessing = preprocessing_of(request)

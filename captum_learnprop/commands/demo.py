@@ -21,8 +21,8 @@ from captum_learnprop.errors import LearnpropError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from captum_learnprop.evaluation.comparison import Method, Result
-    from captum_learnprop.evaluation.scenes import Questions
+    from captum_learnprop.benchmark.comparison import Method, Result
+    from captum_learnprop.scenes.scenes import Questions
     from captum_learnprop.training.trainer import RuleTrainer
     from zennit_rules import RuleSet
 
@@ -87,10 +87,10 @@ def command(ctx: click.Context, **options: Any) -> None:
 
 def run(plan: Plan) -> None:
     """Everything the command does."""
-    from captum_learnprop.evaluation import digits_net
-    from captum_learnprop.evaluation.comparison import choose_treatment, measure
-    from captum_learnprop.evaluation.scenes import make_scenes
+    from captum_learnprop.benchmark.comparison import choose_treatment, measure
     from captum_learnprop.files import WriteError, check_folder
+    from captum_learnprop.scenes import digits_net
+    from captum_learnprop.scenes.scenes import make_scenes
 
     start = time.perf_counter()
     try:
@@ -131,7 +131,7 @@ def run(plan: Plan) -> None:
 
 def learn(model: nn.Module, plan: Plan) -> tuple[RuleSet, dict[str, float]]:
     """Shared rules from scenes of training digits, of which the classifier's own two highest classes are explained."""
-    from captum_learnprop.evaluation.scenes import make_scenes
+    from captum_learnprop.scenes.scenes import make_scenes
 
     images = make_scenes("pairs", TRAINING_SCENES, split="train", seed=plan.seed).images
     click.echo(f"measuring {len(images) * DELETIONS:,} random deletions, then learning from them", err=True)
@@ -156,10 +156,10 @@ def _trainer(model: nn.Module, plan: Plan) -> RuleTrainer:
 
 def methods(model: nn.Module, rules: RuleSet, plan: Plan) -> list[Method]:
     """What is compared: hand-made rules, then learned ones. The learned shared rules have no treatment to choose."""
-    from captum_learnprop.attribution.learned import LearnedPropagation
-    from captum_learnprop.evaluation.comparison import Method, Treatment
-    from captum_learnprop.evaluation.hand_made import hand_made
-    from captum_learnprop.evaluation.scenes import SIZE
+    from captum_learnprop.attribution.rules.learned import LearnedPropagation
+    from captum_learnprop.benchmark.comparison import Method, Treatment
+    from captum_learnprop.benchmark.hand_made import hand_made
+    from captum_learnprop.scenes.scenes import SIZE
 
     def per_sample(images: Tensor, targets: Tensor) -> Tensor:
         return LearnedPropagation(model).attribute(images, targets, n_steps=plan.sample_steps, seed=plan.seed)
@@ -178,7 +178,7 @@ def methods(model: nn.Module, rules: RuleSet, plan: Plan) -> list[Method]:
 def _untrained(model: nn.Module, plan: Plan) -> RuleSet:
     import torch
 
-    from captum_learnprop.evaluation.scenes import SIZE
+    from captum_learnprop.scenes.scenes import SIZE
     from zennit_rules import RuleSet
 
     return RuleSet.build(model, torch.full((1, 3, SIZE, SIZE), 0.5), **_trainer(model, plan).build_options)
@@ -187,7 +187,7 @@ def _untrained(model: nn.Module, plan: Plan) -> RuleSet:
 def table(results: Sequence[Result]) -> list[dict[str, str | float]]:
     """One row per method: scores with standard errors, seconds per image, cost in Saliency calls,
     treatment."""
-    from captum_learnprop.evaluation.comparison import SCORES
+    from captum_learnprop.benchmark.comparison import SCORES
 
     gradient = results[0].seconds
     rows: list[dict[str, str | float]] = []
@@ -203,7 +203,7 @@ def table(results: Sequence[Result]) -> list[dict[str, str | float]]:
 
 def format_table(results: Sequence[Result]) -> str:
     """The table as text; the best of each score is starred."""
-    from captum_learnprop.evaluation.comparison import SCORES
+    from captum_learnprop.benchmark.comparison import SCORES
 
     rows = table(results)
     best = {score: (max if higher else min)(float(row[score]) for row in rows) for score, higher in SCORES.items()}
@@ -222,7 +222,7 @@ def format_table(results: Sequence[Result]) -> str:
 
 def summary(results: Sequence[Result], learning: dict[str, float]) -> str:
     """What the table says about the shared rules, score by score, against the best hand-made rule in each."""
-    from captum_learnprop.evaluation.comparison import SCORES, paired_difference
+    from captum_learnprop.benchmark.comparison import SCORES, paired_difference
 
     named = {result.name: result for result in results}
     learned = named.pop(SHARED)
@@ -282,8 +282,8 @@ def write_json(
     """The table, the scores of every question, and everything that is needed to repeat the run."""
     import torch
 
-    from captum_learnprop.evaluation.digits_net import weights_metadata
     from captum_learnprop.files import write_text
+    from captum_learnprop.scenes.digits_net import weights_metadata
 
     document = {
         "options": {**vars(plan), "out": str(plan.out)},

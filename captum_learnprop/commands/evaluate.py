@@ -25,8 +25,8 @@ from captum_learnprop.files import WriteError, check_folder
 
 # torch takes seconds to import: the help must not wait for it.
 if TYPE_CHECKING:
-    from captum_learnprop.evaluation.benchmark import Suite
-    from captum_learnprop.evaluation.summary import Row
+    from captum_learnprop.benchmark.suite import Suite
+    from captum_learnprop.benchmark.summary import Row
 
 MODELS = ("vgg", "resnet", "inception")
 SCENES = ("digits", "pairs", "grid", "patch", "parts")
@@ -65,7 +65,7 @@ class Family(OneOf):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The full name."""
-        from zennit_rules.registry import SHORT_NAMES  # imports torch, which --help must not wait for
+        from zennit_rules.core.registry import SHORT_NAMES  # imports torch, which --help must not wait for
 
         return super().convert(SHORT_NAMES.get(value, value), param, ctx)
 
@@ -137,8 +137,8 @@ def command(ctx: click.Context, **options: Any) -> None:
 
 def run(plan: Plan) -> None:
     """Everything the command does."""
-    from captum_learnprop.evaluation import benchmark
-    from captum_learnprop.evaluation.summary import summarise
+    from captum_learnprop.benchmark import suite as benchmark
+    from captum_learnprop.benchmark.summary import summarise
 
     suite = suite_of(plan)
     check_folder(plan.out)
@@ -183,7 +183,7 @@ def _unwritten(error: OSError, plan: Plan) -> str:
 
 def suite_of(plan: Plan) -> Suite:
     """The benchmark's suite."""
-    from captum_learnprop.evaluation.benchmark import Suite, default_variants
+    from captum_learnprop.benchmark.suite import Suite, default_variants
 
     options: dict[str, Any] = {} if plan.sample_steps is None else {"sample_steps": plan.sample_steps}
     return Suite(
@@ -205,7 +205,7 @@ def suite_of(plan: Plan) -> Suite:
 
 def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
     """Tables, figure, and everything that is needed to repeat the run."""
-    from captum_learnprop.evaluation.summary import to_markdown
+    from captum_learnprop.benchmark.summary import to_markdown
     from captum_learnprop.files import write_text
 
     about = {**provenance(plan), "multiply-adds with a rule of LRP": _reach(dict.fromkeys(row.model for row in rows))}
@@ -222,7 +222,7 @@ def _reach(models: Iterable[str]) -> dict[str, str]:
     """Share of each net's multiply-adds that LRP has a rule for; less than all of it makes its rows wrong."""
     import torch
 
-    from captum_learnprop.evaluation.reference_nets import ARCHITECTURES
+    from captum_learnprop.scenes.reference_nets import ARCHITECTURES
     from zennit_rules import RuleSet
 
     shares = {}
@@ -235,7 +235,7 @@ def _reach(models: Iterable[str]) -> dict[str, str]:
 
 def document(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
     """The results for JSON; numbers that are not defined are null. Scores of single samples are in the cells."""
-    from captum_learnprop.evaluation.summary import differences
+    from captum_learnprop.benchmark.summary import differences
 
     table = []
     for row in rows:
@@ -274,7 +274,7 @@ def _number(row: Row, mean: float, error: float) -> str:
 
 def draw(rows: Sequence[Row], path: Path, *, threads: int = 1) -> Path | None:
     """Time per image against average precision, one panel per net; None without average precision."""
-    from captum_learnprop.evaluation.summary import LEARNED
+    from captum_learnprop.benchmark.summary import LEARNED
     from captum_learnprop.plot import CostQuality, cost_quality, save_figure
 
     panels = {}

@@ -515,7 +515,7 @@ def _summary(request: Request, result: Result) -> Iterator[str]:
     sign, smoothing = training["sign"], training["smoothing"]
     smoothed = f"smoothed by {smoothing:g} of the shorter side" if smoothing else "not smoothed"
     yield f"maps were {sign} and {smoothed} in training: make yours alike, by"
-    yield f"  captum_learnprop.evaluation.maps.finished(attribution, {sign!r}, {smoothing:g})"
+    yield f"  captum_learnprop.maps.postprocess(attribution, {sign!r}, {smoothing:g})"
 
 
 def _usage(request: Request) -> list[str]:

@@ -1,5 +1,11 @@
-"""Measuring attributions: scenes with known ground truth, and scores of localisation, faithfulness and sanity."""
+"""Measuring attributions: scores of localisation, faithfulness, sanity and alignment, as plain functions."""
 
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from captum_learnprop import scenes
 from captum_learnprop.evaluation.alignment import (
     class_alignment,
     direction_convergence,
@@ -12,7 +18,6 @@ from captum_learnprop.evaluation.backward_rules import BackwardRule, backward_ru
 from captum_learnprop.evaluation.box_sensitivity import box_sensitivity, compactness
 from captum_learnprop.evaluation.conservation import Conservation, conservation, measure_conservation
 from captum_learnprop.evaluation.difull import DiFull, difull_score, mosaic
-from captum_learnprop.evaluation.digits_net import DigitsNet
 from captum_learnprop.evaluation.faithfulness import (
     deletion,
     deletion_curve,
@@ -30,7 +35,6 @@ from captum_learnprop.evaluation.localization import (
     relevance_mass,
     relevance_rank_accuracy,
 )
-from captum_learnprop.evaluation.maps import MapError, reduce_channels, smooth
 from captum_learnprop.evaluation.part_importance import part_correlation, part_drops
 from captum_learnprop.evaluation.quantus import as_quantus_explain_func
 from captum_learnprop.evaluation.randomization import (
@@ -42,25 +46,17 @@ from captum_learnprop.evaluation.randomization import (
     random_logit,
     randomized,
 )
-from captum_learnprop.evaluation.reference_nets import InceptionLike, ResNetLike, VggLike, ViTLike
 from captum_learnprop.evaluation.road import road, road_curve
-from captum_learnprop.evaluation.scenes import Questions, SceneError, Scenes, make_scenes
 from captum_learnprop.evaluation.similarity import spearman, ssim
+from captum_learnprop.maps import MapError, reduce_channels, smooth
+from zennit_rules._moved import keep_old_names
 
 __all__ = [
     "BackwardRule",
     "Conservation",
     "DiFull",
-    "DigitsNet",
-    "InceptionLike",
     "MapError",
     "ParameterRandomization",
-    "Questions",
-    "ResNetLike",
-    "SceneError",
-    "Scenes",
-    "VggLike",
-    "ViTLike",
     "as_quantus_explain_func",
     "average_precision",
     "backward_rule",
@@ -81,7 +77,6 @@ __all__ = [
     "insertion_curve",
     "layers_top_down",
     "lerf_curve",
-    "make_scenes",
     "measure_conservation",
     "morf_curve",
     "morf_lerf_area",
@@ -104,3 +99,34 @@ __all__ = [
     "spearman",
     "ssim",
 ]
+
+keep_old_names(
+    __name__,
+    {
+        "benchmark": "captum_learnprop.benchmark.suite",
+        "comparison": "captum_learnprop.benchmark.comparison",
+        "digits_net": "captum_learnprop.scenes.digits_net",
+        "gamma_grid": "captum_learnprop.benchmark.gamma_grid",
+        "hand_made": "captum_learnprop.benchmark.hand_made",
+        "maps": "captum_learnprop.maps",
+        "reference_nets": "captum_learnprop.scenes.reference_nets",
+        "reinitialization": "captum_learnprop.reinitialization",
+        "reparametrized": "captum_learnprop.reparametrized",
+        "rule_families": "captum_learnprop.benchmark.rule_families",
+        "scene_drawing": "captum_learnprop.scenes.drawing",
+        "scene_objects": "captum_learnprop.scenes.objects",
+        "scenes": "captum_learnprop.scenes.scenes",
+        "scorecard": "captum_learnprop.benchmark.scorecard",
+        "summary": "captum_learnprop.benchmark.summary",
+        "twin": "captum_learnprop.benchmark.twin",
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Scenes and their nets, which were here before they had a room of their own."""
+    if name not in scenes.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    message = f"{__name__}.{name} is captum_learnprop.scenes.{name} now; the old name goes with the next release"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return getattr(scenes, name)

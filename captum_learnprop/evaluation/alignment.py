@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_learnprop.evaluation.backward_rules import BackwardRule
-from captum_learnprop.evaluation.maps import MapError
-from captum_learnprop.evaluation.reparametrized import copied
 from captum_learnprop.forward import output_of
+from captum_learnprop.maps import MapError
+from captum_learnprop.reparametrized import copied
 from zennit_rules import RuleSet
-from zennit_rules.linear_map import DenseMap, LinearOperands
-from zennit_rules.linear_watch import linear_calls_watched
-from zennit_rules.sites import recorder
+from zennit_rules.core.linear_map import DenseMap, LinearOperands
+from zennit_rules.core.linear_watch import linear_calls_watched
+from zennit_rules.core.sites import recorder
 
 PAIRS = 5
 """Random vectors at a layer, of which CSC compares all pairs."""

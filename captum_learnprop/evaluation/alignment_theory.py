@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from captum_learnprop.evaluation.maps import MapError
+from captum_learnprop.maps import MapError
 
 KAPPA = {"ones": 1.0, "uniform": 4 / 3, "exponential": 2.0, "rectified": math.pi}
 """``E[R^2] / E[R]^2`` of coefficients that do not depend on the weights; "rectified" is ``max(N(0, 1), 0)``, the signal

@@ -21,10 +21,10 @@ from captum_learnprop.evaluation.alignment import (
     retained_energy,
 )
 from captum_learnprop.evaluation.backward_rules import BackwardRule
-from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.evaluation.randomization import full_randomization, parameter_randomization
 from captum_learnprop.evaluation.similarity import spearman
 from captum_learnprop.forward import output_of
+from captum_learnprop.maps import MapError
 
 LOW, HIGH = 0.15, 0.5
 """A map whose correlation with those of re-initialised nets is up to the first depends on the weights, above the second

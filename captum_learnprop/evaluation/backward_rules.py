@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_learnprop.attribution.rules.learned import LearnedPropagation
 from captum_learnprop.errors import LearnpropError
-from zennit_rules import LearnedComposite, RuleSet
+from zennit_rules import RuleSet
+from zennit_rules.core.protocols import TrainableComposite
 
 
 @dataclass(frozen=True)
@@ -25,19 +27,17 @@ class BackwardRule:
     name: str
     rules: RuleSet
 
-    def around(self, model: nn.Module) -> AbstractContextManager[LearnedComposite]:
+    def around(self, model: nn.Module) -> AbstractContextManager[TrainableComposite]:
         """Put the rules around the model, or one of the same architecture with other weights."""
         return self.rules.applied(model)
 
-    def seed(self, composite: LearnedComposite, output: Tensor, targets: Tensor) -> Tensor:
+    def seed(self, composite: TrainableComposite, output: Tensor, targets: Tensor) -> Tensor:
         """What the backward pass starts with."""
         chosen = torch.zeros_like(output).scatter_(1, targets[:, None], 1.0)
         return composite.start_signal(output.detach(), chosen)
 
     def attribution(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         """The map ``(B, C, *spatial)``."""
-        from captum_learnprop.attribution.learned import LearnedPropagation  # which needs this room
-
         found: Tensor = LearnedPropagation(model, rules=self.rules).attribute(inputs, target=targets)
         return found
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from captum_learnprop.evaluation.maps import MapError, smooth
-from zennit_rules.scalars import plain
+from captum_learnprop.maps import MapError, smooth
+from zennit_rules.core.scalars import plain
 
 Baseline = float | Tensor | str | Callable[[Tensor], Tensor]
 """A number; a tensor that broadcasts to the inputs; a name in `BASELINES`; or a function of the inputs that gives such

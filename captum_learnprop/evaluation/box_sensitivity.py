@@ -12,8 +12,8 @@ from torch import Tensor
 
 from captum_learnprop.evaluation.baselines import Baseline, fill_values
 from captum_learnprop.evaluation.faithfulness import OUTPUTS, Model, require_batch_size, require_maps, target_curve
-from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.evaluation.similarity import pearson
+from captum_learnprop.maps import MapError
 
 LEVEL = 0.05
 """Share of a map's largest absolute value that counts as nothing."""

@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from zennit.composites import COMPOSITES
 
-from captum_learnprop.evaluation.maps import MapError
+from captum_learnprop.maps import MapError
 from zennit_rules import LearnedEpsilonGammaBox, RuleSet, composite_class
-from zennit_rules.composites import LearnedComposite
-from zennit_rules.contributions import ContributionGate
+from zennit_rules.composites.base import LearnedComposite
+from zennit_rules.rules.contributions import ContributionGate
 
 Makers = tuple[Callable[..., Any], Callable[..., Any]]
 """What makes a composite from ``canonizers=``: by its rules as they are, and with biases that take none."""
@@ -112,8 +113,6 @@ def measure_conservation(
 
 
 def _named(name: str) -> Callable[..., Any]:
-    from zennit.composites import COMPOSITES
-
     # Gates on the gradient conserve nothing.
     known = {one: kind for one, kind in COMPOSITES.items() if _propagates_relevance(kind)}
     if name not in known:

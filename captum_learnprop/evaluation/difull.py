@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_learnprop.evaluation.localization import grid_pointing
-from captum_learnprop.evaluation.maps import MapError, reduce_channels
 from captum_learnprop.evaluation.randomization import Attribute
 from captum_learnprop.forward import output_of
+from captum_learnprop.maps import MapError, reduce_channels
 
 
 class DiFull(nn.Module):

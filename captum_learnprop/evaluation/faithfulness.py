@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.evaluation.baselines import Baseline, fill_values
-from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.forward import output_of, warn_of_training
-from zennit_rules.scalars import plain_fields
+from captum_learnprop.maps import MapError
+from zennit_rules.core.scalars import plain_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

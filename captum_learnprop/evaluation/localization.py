@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_learnprop.evaluation.maps import MapError
+from captum_learnprop.maps import MapError
 
 
 def average_precision(maps: Tensor, masks: Tensor) -> Tensor:

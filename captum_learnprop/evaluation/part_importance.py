@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.evaluation.faithfulness import OUTPUTS
-from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.forward import output_of, warn_of_training
-from zennit_rules.scalars import plain
+from captum_learnprop.maps import MapError
+from zennit_rules.core.scalars import plain
 
 
 @torch.no_grad()

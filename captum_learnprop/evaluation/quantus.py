@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_learnprop.evaluation.maps import MapError, reduce_channels
+from captum_learnprop.maps import MapError, reduce_channels
 
 
 class _Method(Protocol):

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from captum_learnprop.evaluation.baselines import normal_draws
-from captum_learnprop.evaluation.maps import MapError
-from captum_learnprop.evaluation.reinitialization import layers_top_down, randomized
-from captum_learnprop.evaluation.reparametrized import copied
 from captum_learnprop.evaluation.similarity import SIMILARITIES
 from captum_learnprop.forward import output_of
+from captum_learnprop.maps import MapError
+from captum_learnprop.reinitialization import layers_top_down, randomized
+from captum_learnprop.reparametrized import copied
 
 Attribute = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(model, inputs (B, C, H, W), targets (B,)) -> attribution (B, H, W) or (B, C, H, W)``, for example

@@ -22,8 +22,8 @@ from captum_learnprop.evaluation.faithfulness import (
     require_maps,
     target_curve,
 )
-from captum_learnprop.evaluation.maps import MapError
-from zennit_rules.scalars import plain
+from captum_learnprop.maps import MapError
+from zennit_rules.core.scalars import plain
 
 PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 """Shares of pixels that are removed."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_learnprop.evaluation.maps import MapError
+from captum_learnprop.maps import MapError
 
 WINDOW, SIGMA = 11, 1.5
 """Side and standard deviation of the Gaussian window of `ssim`, in pixels."""

@@ -27,28 +27,32 @@ def learnprop_composites() -> Iterable[CompositeRecord]:
     )
     yield CompositeRecord(
         "learned_epsilon_gamma_box",
-        "zennit_rules.epsilon_gamma_box:LearnedEpsilonGammaBox",
+        "zennit_rules.composites:LearnedEpsilonGammaBox",
         "LRP with trainable rules at linear layers and gates at activations",
     )
     yield CompositeRecord(
         "learned_transformer",
-        "zennit_rules.transformer:LearnedTransformer",
+        "zennit_rules.composites:LearnedTransformer",
         "trainable rules of norms, attention, products and activations, started at the gradient",
     )
     yield CompositeRecord(
         "learned_attnlrp",
-        "zennit_rules.transformer:LearnedAttnLRP",
+        "zennit_rules.composites:LearnedAttnLRP",
         "the same, started at AttnLRP",
     )
     yield CompositeRecord(
-        "deep_taylor", "zennit_rules.deep_taylor:DeepTaylor", "z+ at every linear layer and the box rule at the first"
+        "deep_taylor",
+        "zennit_rules.composites:DeepTaylor",
+        "z+ at every linear layer and the box rule at the first",
     )
     yield CompositeRecord(
-        "rect_grad", "zennit_rules.rect_grad:RectGradComposite", "strongest contributions alone, with a soft threshold"
+        "rect_grad",
+        "zennit_rules.composites:RectGradComposite",
+        "strongest contributions alone, with a soft threshold",
     )
     yield CompositeRecord(
         "learned_deeplift",
-        "zennit_rules.deep_lift:LearnedDeepLift",
+        "zennit_rules.composites:LearnedDeepLift",
         "DeepLIFT's rescale rule with trainable gates at every activation",
     )
 
@@ -92,32 +96,32 @@ def learnprop_methods() -> Iterable[MethodRecord]:
     """Our methods, and Captum's own to compare with."""
     yield MethodRecord(
         "learned_propagation",
-        "captum_learnprop.attribution.learned:LearnedPropagation",
+        "captum_learnprop.attribution.rules.learned:LearnedPropagation",
         "backward pass through learned gates, per sample or by a trained rule set",
     )
     yield MethodRecord(
         "learned_guided_backprop",
-        "captum_learnprop.attribution.guided_backprop:LearnedGuidedBackprop",
+        "captum_learnprop.attribution.rules.guided_backprop:LearnedGuidedBackprop",
         "guided backpropagation, functional and reused activations included, or by a trained rule set",
     )
     yield MethodRecord(
         "learned_deeplift",
-        "captum_learnprop.attribution.deep_lift:LearnedDeepLift",
+        "captum_learnprop.attribution.rules.deep_lift:LearnedDeepLift",
         "DeepLIFT, complete for every activation, or by a trained rule set",
     )
     yield MethodRecord(
         "learned_lrp",
-        "captum_learnprop.attribution.lrp:LearnedLRP",
+        "captum_learnprop.attribution.rules.lrp:LearnedLRP",
         "layer-wise relevance propagation on any model, by captum's rules or by a trained rule set",
     )
     yield MethodRecord(
         "extremal_perturbation",
-        "captum_learnprop.attribution.extremal:ExtremalPerturbation",
+        "captum_learnprop.attribution.extremal.inputs:ExtremalPerturbation",
         "smooth mask of a tenth of the input under which the output is highest",
     )
     yield MethodRecord(
         "rect_grad",
-        "captum_learnprop.attribution.rect_grad:RectGrad",
+        "captum_learnprop.attribution.rules.rect_grad:RectGrad",
         "rectified gradients: the strongest contributions at each activation",
     )
     where = "captum_learnprop.attribution"

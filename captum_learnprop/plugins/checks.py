@@ -98,9 +98,7 @@ def _model(name: str, factory: Any) -> None:
 
 
 def _objective(name: str, factory: Any) -> None:
-    from captum_learnprop.training.terms import Term
-
-    if not isinstance(factory, type) or issubclass(factory, Term):
+    if not isinstance(factory, type) or hasattr(factory, "needs_deletions"):  # which every term of training has
         return
     lacking = [name for name in ("__call__", "apply") if not any(name in vars(base) for base in factory.__mro__)]
     if lacking:

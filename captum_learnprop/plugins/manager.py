@@ -510,8 +510,8 @@ def _switched_off(value: str) -> tuple[bool, set[str]]:
 def know_plugins_of(composite: str, gate: str | type) -> None:
     """Load plugins if a composite or gate has a name that is not known yet: it may be one of theirs."""
     from zennit_rules._compat import COMPOSITES
+    from zennit_rules.core.registry import SHORT_NAMES
     from zennit_rules.gates import GATES
-    from zennit_rules.registry import SHORT_NAMES
 
     if composite not in {*COMPOSITES, *SHORT_NAMES} or (isinstance(gate, str) and gate not in GATES):
         get_manager()

@@ -27,7 +27,7 @@ from captum_learnprop.training.data import DataError, Labels
 from captum_learnprop.training.distributed import Processes
 from captum_learnprop.training.occlusion import generator_of, measure_drops, random_regions
 from captum_learnprop.training.quantities import Quantity
-from zennit_rules import fingerprint
+from zennit_rules.core import fingerprint
 
 PREDICTED = "predicted"
 LABELS = "labels"

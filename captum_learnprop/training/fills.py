@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.evaluation.maps import per_axis, smooth
+from captum_learnprop.maps import per_axis, smooth
 
 BLUR = 1 / 8
 """Standard deviation of ``"blur"`` as a share of the sides (see `per_axis`): parts of objects are gone, the light

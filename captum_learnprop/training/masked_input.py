@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_learnprop.targets import select
+from captum_learnprop.targets import select_target
 from captum_learnprop.training.batch import Batch
 from captum_learnprop.training.masks import Mask
-from captum_learnprop.training.objectives import MaskedPass, Objective
+from captum_learnprop.training.objectives import MaskedPass, SampleObjective
 from captum_learnprop.training.terms import Term
 
 
@@ -25,7 +25,7 @@ class MaskedInput(Term):
         mask: turns the map, as an attribution ``(B, 1, *spatial)``, into a mask.
     """
 
-    objective: Objective
+    objective: SampleObjective
     mask: Mask
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -39,7 +39,9 @@ class MaskedInput(Term):
         output = batch.model(masked)
         original, targets = batch.outputs, batch.targets
         return self.objective(
-            MaskedPass(original, output, select(original, targets), select(output, targets), targets, (mask,))
+            MaskedPass(
+                original, output, select_target(original, targets), select_target(output, targets), targets, (mask,)
+            )
         )
 
     def config(self) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zennit_rules.scalars import plain_fields
+from zennit_rules.core.scalars import plain_fields
 
 from ..errors import LearnpropError
-from ..evaluation.maps import per_axis, smooth
+from ..maps import per_axis, smooth
 
 Mask = Callable[[Tensor], Tensor]
 

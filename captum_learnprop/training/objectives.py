@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zennit_rules.scalars import plain, plain_fields
+from zennit_rules._moved import renamed
+from zennit_rules.core.scalars import plain, plain_fields
 
 from ..errors import LearnpropError
 from .masks import total_variation
@@ -39,7 +40,7 @@ class MaskedPass:
     masks: tuple[Tensor, ...]
 
 
-class Objective(Protocol):
+class SampleObjective(Protocol):
     """What per-sample learning needs of an objective."""
 
     def apply(self, inputs: Tensor, mask: Tensor) -> Tensor:
@@ -160,3 +161,6 @@ def _class_index(r: MaskedPass) -> Tensor | None:
 
 def _size(value: Tensor) -> Tensor:
     return value.abs() + torch.finfo(value.dtype).eps ** 0.5
+
+
+__getattr__ = renamed(__name__, {"Objective": "SampleObjective"})

@@ -2,7 +2,7 @@
 
 One step is a backward pass by the current rules, a forward and a backward pass of the masked input, and one
 linearised forward pass that turns the gradient of the loss to the map into the gradient of every gate (see
-`zennit_rules.tangent`). Where the model cannot be linearised, general double backward gives the same gradient.
+`zennit_rules.core.tangent`). Where the model cannot be linearised, general double backward gives the same gradient.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from zennit_rules import LearnedComposite, RuleSet, RuleWarning, attribute
-from zennit_rules.hook import SiteCall
-from zennit_rules.tangent import record
+from zennit_rules import RuleSet, RuleWarning
+from zennit_rules.core.hook import SiteCall
+from zennit_rules.core.protocols import TrainableComposite
+from zennit_rules.core.tangent import record
 
 from ..errors import TargetError
 from ..forward import output_of
-from ..targets import finite, select
+from ..targets import require_finite, select_target
 from .masks import Mask
-from .objectives import MaskedPass, Objective
+from .objectives import MaskedPass, SampleObjective
 
 # A linear map's transpose satisfies <v, A g> = <A' v, g> up to rounding; anything beyond this is a fault.
 _ADJOINT_TOLERANCE = {torch.float64: 1e-8}
@@ -51,7 +52,7 @@ class OriginalPass:
     def __init__(
         self,
         model: nn.Module,
-        composite: LearnedComposite,
+        composite: TrainableComposite,
         leaves: tuple[Tensor, ...],
         target: Any,
         additional: tuple[Any, ...],
@@ -62,7 +63,7 @@ class OriginalPass:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
             with composite.recorded(model), record(leaves) if composite.linearised else nullcontext() as tape:
                 output = output_of(model, leaves, additional)
-            self.selected = finite(select(output, target))
+            self.selected = require_finite(select_target(output, target))
         self.output: Tensor = output
         if not self.rules.closed:
             self.rules.close(model, output, leaves)
@@ -82,8 +83,8 @@ class OriginalPass:
 
     def attributions(self, *, create_graph: bool = False) -> tuple[Tensor, ...]:
         """One backward pass by the current rules; a signed map per leaf."""
-        return attribute(
-            self._composite, self.output, self.leaves, self.seed, create_graph=create_graph, retain_graph=True
+        return self._composite.attribute(
+            self.output, self.leaves, self.seed, create_graph=create_graph, retain_graph=True
         )
 
     def rule_gradients(
@@ -105,7 +106,7 @@ class OriginalPass:
             if self.fallback is not None:
                 warnings.warn(f"learning by double backward: {self.fallback}", RuleWarning, stacklevel=2)
         if self.fallback is None and self.tape is not None:
-            self.tape.pull(v, lambda call, gradients: update(call.name, call.gate, gradients))
+            self.tape.push_forward(v, lambda call, gradients: update(call.name, call.gate, gradients))
             return
         live = self.attributions(create_graph=True)
         names = [name for name, _ in self.rules.named_parameters()]
@@ -125,7 +126,7 @@ class OriginalPass:
 
         assert self.tape is not None
         try:
-            tangent = self.tape.pull(v, ignore)
+            tangent = self.tape.push_forward(v, ignore)
         except (RuntimeError, NotImplementedError, ValueError) as error:
             return f"an operation of the model cannot be linearised ({error})"
         left = sum(float((a.double() * b.double()).sum()) for a, b in zip(maps, v, strict=True))
@@ -214,7 +215,7 @@ class Step:
         forward: Callable[[tuple[Tensor, ...]], Tensor],
         target: Any,
         mask: Mask,
-        objective: Objective,
+        objective: SampleObjective,
         descent: Descent,
     ) -> None:
         self.original, self.forward, self.target = original, forward, target
@@ -229,7 +230,7 @@ class Step:
             live = tuple(m.detach().requires_grad_(update) for m in maps)
             masks = tuple(self.mask(m) for m in live)
             masked = self.forward(tuple(self.objective.apply(x, m) for x, m in zip(self.inputs, masks, strict=True)))
-            selected = select(masked, self.target)
+            selected = select_target(masked, self.target)
             loss = self.objective(MaskedPass(self.output, masked, self.selected, selected, self.target, masks))
             v = torch.autograd.grad(loss.sum(), live, materialize_grads=True) if update else ()
         if update:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from captum_learnprop.reinitialization import randomized
+
 NETS = 4
 """How many nets take turns: a map could learn to differ from a single one."""
 
@@ -19,6 +21,4 @@ def random_nets(model: nn.Module, seed: int, images: Tensor) -> list[nn.Module]:
         seed: of the run.
         images: ``(N, C, *spatial)`` that the statistics of batch norms are measured on.
     """
-    from captum_learnprop.evaluation.randomization import randomized
-
     return [randomized(model, "all", seed=_SEED + NETS * seed + net, recalibrate=images) for net in range(NETS)]

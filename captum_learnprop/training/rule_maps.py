@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.evaluation.maps import finished
 from captum_learnprop.forward import output_of
-from captum_learnprop.targets import finite, select
-from zennit_rules import RuleSet, attribute
+from captum_learnprop.maps import postprocess
+from captum_learnprop.targets import require_finite, select_target
+from zennit_rules import RuleSet
 
 
 class RuleMaps:
@@ -67,13 +67,13 @@ class RecordedMaps:
         """Maps ``(B, *spatial)`` of the targets ``(B,)``."""
         maps = self._maps
         with torch.enable_grad(), self._autocast():
-            selected = finite(select(self._live, targets))
+            selected = require_finite(select_target(self._live, targets))
             (seed,) = torch.autograd.grad(selected.sum(), self._live, retain_graph=True)
-            (attribution,) = attribute(
-                maps._composite, self._live, (self._leaf,), seed, create_graph=self._create_graph, retain_graph=True
+            (attribution,) = maps._composite.attribute(
+                self._live, (self._leaf,), seed, create_graph=self._create_graph, retain_graph=True
             )
         with torch.set_grad_enabled(self._create_graph):
-            return finished(_at_least_single(attribution), maps.sign, maps.smoothing)
+            return postprocess(_at_least_single(attribution), maps.sign, maps.smoothing)
 
 
 def _at_least_single(tensor: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from captum_learnprop.training.fills import fill_names, random_fill
 from captum_learnprop.training.map_similarity import COMPRESSIONS, SIMILARITIES, compress
 from captum_learnprop.training.masks import AreaMask, MaxMask, total_variation
 from captum_learnprop.training.occlusion import region_mass
-from zennit_rules.scalars import plain, plain_fields
+from zennit_rules.core.scalars import plain, plain_fields
 
 
 class Term(ABC):

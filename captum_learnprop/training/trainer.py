@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.evaluation.maps import SIGNS
 from captum_learnprop.forward import training_mode
-from captum_learnprop.plugins import know_plugins_of
+from captum_learnprop.maps import SIGNS
+from captum_learnprop.plugins import get_manager, know_plugins_of
 from captum_learnprop.training import checkpoint as checkpoints
 from captum_learnprop.training.data import DataError, read_batches, repeats_its_order
 from captum_learnprop.training.distributed import Processes, processes
@@ -33,8 +33,10 @@ from captum_learnprop.training.quantities import quantity as quantity_named
 from captum_learnprop.training.random_nets import random_nets
 from captum_learnprop.training.rule_maps import RuleMaps
 from captum_learnprop.training.terms import Batch, Objective, OcclusionRegression, Term
-from zennit_rules import LearnedEpsilonGammaBox, RuleSet, composite_class, composite_name, fingerprint
-from zennit_rules.scalars import plain, plain_fields, plain_options
+from zennit_rules import LearnedEpsilonGammaBox, RuleSet, composite_class, composite_name
+from zennit_rules._moved import renamed
+from zennit_rules.core import fingerprint
+from zennit_rules.core.scalars import plain, plain_fields, plain_options
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
@@ -47,7 +49,7 @@ PRECISIONS: dict[str | None, torch.dtype | None] = {None: None, "float32": None,
 
 
 @dataclass(frozen=True)
-class Usual:
+class TrainingDefaults:
     """How rules of a composite are trained where nothing else is asked for; chosen on validation scenes.
 
     Attributes:
@@ -69,20 +71,20 @@ class Usual:
         return OcclusionRegression(density=self.density)
 
 
-_USUAL = {LearnedEpsilonGammaBox: Usual("signed", 0.0, 0.01, 1.0)}
+_DEFAULTS = {LearnedEpsilonGammaBox: TrainingDefaults("signed", 0.0, 0.01, 1.0)}
 """Relevance says what speaks against a class as well, and is smooth by itself. Average precision on validation scenes
 of the VGG-like net: .88 from positive maps, .90 from signed ones, .92 with density 1; gates diverge at three times the
 learning rate."""
 
 
-def usual(composite: str) -> Usual:
+def training_defaults(composite: str) -> TrainingDefaults:
     """How rules of a composite are trained by default.
 
     Raises:
         RuleError: for an unknown composite.
     """
     known = composite_class(composite)
-    return next((options for base, options in _USUAL.items() if issubclass(known, base)), Usual())
+    return next((options for base, options in _DEFAULTS.items() if issubclass(known, base)), TrainingDefaults())
 
 
 HELD_OUT = 0.2
@@ -194,9 +196,9 @@ class RuleTrainer:
             ``"learned_transformer"`` or ``"learned_attnlrp"``.
         gate: name or class of the gates; they must be shared by all samples (``"channel"``, ``"quadrant"``,
             ``"feature"``), or ``"none"`` where the composite has other rules to learn: those of linear layers in LRP.
-        objective: a `terms.Term` or a weighted sum of them, by default the `terms.OcclusionRegression` of `usual`; an
-            objective of per-sample learning such as `objectives.Agreement`, which judges the masked input; or the name
-            of one, as ``learnprop plugins`` lists them.
+        objective: a `terms.Term` or a weighted sum of them, by default the `terms.OcclusionRegression` of
+            `training_defaults`; an objective of per-sample learning such as `objectives.Agreement`, which judges the
+            masked input; or the name of one, as ``learnprop plugins`` lists them.
         mask: of such a per-sample objective, `masks.MaxMask` by default. Terms hold masks of their own.
         start: rule the gates start at; the composite's own by default.
         pooling: ``"soft"`` learns at max-pools too, ``"exact"`` leaves them their gradient.
@@ -269,7 +271,7 @@ class RuleTrainer:
             "gate_options": plain_options(gate_options), "fusion": fusion,
             "rule_options": composite_class(composite).checked_options(plain_options(rule_options)),
         }  # fmt: skip
-        defaults = usual(composite)
+        defaults = training_defaults(composite)
         sign, lr = defaults.sign if sign is None else sign, defaults.lr if lr is None else lr
         smoothing = defaults.smoothing if smoothing is None else smoothing
         self.objective = _objective(objective, mask, defaults.term)
@@ -790,8 +792,6 @@ def _objective(objective: Any, mask: Mask | None, default: Term) -> Objective:
             )
         return Objective.of(default)
     if isinstance(objective, str):
-        from captum_learnprop.plugins import get_manager
-
         objective = get_manager().create("objective", objective)
     if isinstance(objective, (Term, Objective)):
         if mask is not None:
@@ -802,4 +802,6 @@ def _objective(objective: Any, mask: Mask | None, default: Term) -> Objective:
     return Objective.of(MaskedInput(objective, MaxMask() if mask is None else mask))
 
 
-__all__ = ["FitError", "RuleTrainer", "TrainingWarning", "Usual", "usual"]
+__all__ = ["FitError", "RuleTrainer", "TrainingDefaults", "TrainingWarning", "training_defaults"]
+
+__getattr__ = renamed(__name__, {"usual": "training_defaults", "Usual": "TrainingDefaults"})

@@ -31,7 +31,7 @@ from torchvision.models import get_model
 
 import captum_learnprop as cl
 import zennit_rules as zr
-from captum_learnprop.attribution.learned import DEFAULT_LR, DEFAULT_MASK, DEFAULT_OBJECTIVE
+from captum_learnprop.attribution.rules.learned import DEFAULT_LR, DEFAULT_MASK, DEFAULT_OBJECTIVE
 from captum_learnprop.training.per_sample import Descent, OriginalPass, Step
 
 TARGET = 1

@@ -16,9 +16,10 @@ import argparse
 import torch
 from torch import Tensor
 
-from captum_learnprop.evaluation import average_precision, class_auc, make_scenes, reference_nets
-from captum_learnprop.evaluation.hand_made import hand_made
-from captum_learnprop.evaluation.scenes import Questions
+from captum_learnprop.benchmark.hand_made import hand_made
+from captum_learnprop.evaluation import average_precision, class_auc
+from captum_learnprop.scenes import make_scenes, reference_nets
+from captum_learnprop.scenes.scenes import Questions
 
 METHODS = ("Grad-CAM", "LayerCAM, early layer", "occlusion")
 

@@ -24,20 +24,19 @@ import torch
 from torch import Tensor, nn
 
 import captum_learnprop as cl
+from captum_learnprop.benchmark.hand_made import hand_made
 from captum_learnprop.evaluation import (
     average_precision,
     box_sensitivity,
     class_auc,
     compactness,
     deletion,
-    make_scenes,
     morf_lerf_area,
-    reference_nets,
 )
-from captum_learnprop.evaluation.hand_made import hand_made
-from captum_learnprop.evaluation.maps import SIGNS, finished
-from captum_learnprop.evaluation.scenes import Questions
 from captum_learnprop.evaluation.similarity import pearson
+from captum_learnprop.maps import SIGNS, postprocess
+from captum_learnprop.scenes import make_scenes, reference_nets
+from captum_learnprop.scenes.scenes import Questions
 from zennit_rules import RuleSet
 
 Explain = Callable[[Tensor, Tensor], Tensor]
@@ -89,7 +88,7 @@ def chosen(explain: Explain, questions: Questions) -> tuple[str, float]:
     """Sign and smoothing of the highest average precision."""
     attribution = explain(questions.images, questions.targets)
     options = [(sign, smoothing) for sign in SIGNS for smoothing in SMOOTHINGS]
-    scores = [average_precision(finished(attribution, *option), questions.masks).mean().item() for option in options]
+    scores = [average_precision(postprocess(attribution, *option), questions.masks).mean().item() for option in options]
     return options[scores.index(max(scores))]
 
 
@@ -99,8 +98,8 @@ def score(model: nn.Module, explain: Explain, sign: str, smoothing: float, quest
     start = time.perf_counter()
     attribution = explain(images, targets)
     milliseconds = 1e3 * (time.perf_counter() - start) / len(images)
-    maps = finished(attribution, sign, smoothing)
-    signed = finished(attribution, "signed", smoothing)
+    maps = postprocess(attribution, sign, smoothing)
+    signed = postprocess(attribution, "signed", smoothing)
     values = {
         "AP": average_precision(maps, questions.masks),
         "AUC": class_auc(maps, questions.masks, questions.other_masks),

@@ -138,7 +138,7 @@ class TestReference:
             assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
 
     def test_checkpoint(self) -> None:
-        from captum_learnprop.evaluation.reference_nets import weights_file
+        from captum_learnprop.scenes.reference_nets import weights_file
 
         model = reference_net("vgg-patch", checkpoint=weights_file("vgg", "patch"))
         assert type(model).__name__ == "VggLike"

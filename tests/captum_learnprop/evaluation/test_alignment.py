@@ -15,8 +15,8 @@ from zennit.composites import Convolution, Linear, SpecialFirstLayerMapComposite
 from zennit.rules import ZBox, ZPlus
 
 import zennit_rules as zr
+from captum_learnprop.benchmark.hand_made import hand_made
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.evaluation import make_scenes, reference_nets
 from captum_learnprop.evaluation.alignment import (
     class_alignment,
     cosine,
@@ -36,9 +36,9 @@ from captum_learnprop.evaluation.alignment_theory import (
     simulated_orthogonal,
 )
 from captum_learnprop.evaluation.backward_rules import RULES, backward_rule
-from captum_learnprop.evaluation.hand_made import hand_made
-from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.evaluation.randomization import full_randomization
+from captum_learnprop.maps import MapError
+from captum_learnprop.scenes import make_scenes, reference_nets
 
 
 def net(inplace: bool = False) -> nn.Module:

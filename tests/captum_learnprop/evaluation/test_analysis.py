@@ -15,11 +15,11 @@ from torch import nn
 import zennit_rules as zr
 from captum_learnprop import files
 from captum_learnprop.cli import cli
-from captum_learnprop.evaluation import make_scenes, reference_nets
 from captum_learnprop.evaluation.analysis import Analysis, RuleReport, analyse, verdicts
 from captum_learnprop.evaluation.backward_rules import backward_rule
-from captum_learnprop.evaluation.maps import MapError
+from captum_learnprop.maps import MapError
 from captum_learnprop.plot import PlotError, alignment_curves
+from captum_learnprop.scenes import make_scenes, reference_nets
 
 
 def report(**values: float) -> RuleReport:

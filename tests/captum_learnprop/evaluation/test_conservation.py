@@ -11,7 +11,7 @@ from untouched import assert_untouched, differences, snapshot
 from zennit.composites import EpsilonGammaBox, EpsilonPlus
 
 from captum_learnprop.evaluation import Conservation, conservation, measure_conservation
-from captum_learnprop.evaluation.maps import MapError
+from captum_learnprop.maps import MapError
 from captum_learnprop.plugins import PluginManager
 from zennit_rules import LearnedEpsilonGammaBox, LearnedGradient, RuleSet, canonizers_for
 

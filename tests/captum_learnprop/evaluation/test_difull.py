@@ -10,10 +10,10 @@ from captum.attr import DeepLift, InputXGradient, IntegratedGradients, Saliency
 from torch import nn
 from torch.nn import functional as F
 
-from captum_learnprop.attribution.learned import LearnedPropagation
-from captum_learnprop.evaluation import digits_net
+from captum_learnprop.attribution.rules.learned import LearnedPropagation
 from captum_learnprop.evaluation.difull import DiFull, difull_score, mosaic, split
-from captum_learnprop.evaluation.maps import MapError
+from captum_learnprop.maps import MapError
+from captum_learnprop.scenes import digits_net
 from zennit_rules import RuleSet
 
 METHODS: dict[str, Callable[..., torch.Tensor]] = {

@@ -22,7 +22,7 @@ from captum_learnprop.evaluation.faithfulness import (
     morf_curve,
     morf_lerf_area,
 )
-from captum_learnprop.evaluation.maps import MapError
+from captum_learnprop.maps import MapError
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_learnprop.evaluation import reference_nets
-from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.evaluation.part_importance import part_correlation, part_drops
-from captum_learnprop.evaluation.scene_objects import part_variants
-from captum_learnprop.evaluation.scenes import make_scenes
+from captum_learnprop.maps import MapError
+from captum_learnprop.scenes import reference_nets
+from captum_learnprop.scenes.objects import part_variants
+from captum_learnprop.scenes.scenes import make_scenes
 
 
 def quarters(count: int) -> Tensor:

@@ -23,15 +23,15 @@ import torch
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
 from torch import Tensor, nn
 
-from captum_learnprop.attribution.learned import LearnedPropagation
+from captum_learnprop.attribution.rules.learned import LearnedPropagation
 from captum_learnprop.evaluation.faithfulness import deletion_curve
 from captum_learnprop.evaluation.localization import pointing_game, relevance_mass, relevance_rank_accuracy
-from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.evaluation.quantus import as_quantus_explain_func
 from captum_learnprop.evaluation.randomization import histogram_entropy, random_logit
-from captum_learnprop.evaluation.reinitialization import layers_top_down
 from captum_learnprop.evaluation.road import linear_imputation, road_curve
 from captum_learnprop.evaluation.similarity import spearman, ssim
+from captum_learnprop.maps import MapError
+from captum_learnprop.reinitialization import layers_top_down
 from zennit_rules import RuleSet
 
 

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from untouched import assert_untouched, snapshot
 
 from captum_learnprop.evaluation.baselines import normal_draws
-from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.evaluation.randomization import (
     complexity_rise,
     full_randomization,
@@ -26,8 +25,9 @@ from captum_learnprop.evaluation.randomization import (
     parameter_randomization,
     random_logit,
 )
-from captum_learnprop.evaluation.reinitialization import layers_top_down, randomized
 from captum_learnprop.evaluation.similarity import ssim
+from captum_learnprop.maps import MapError
+from captum_learnprop.reinitialization import layers_top_down, randomized
 
 
 def attribute(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:

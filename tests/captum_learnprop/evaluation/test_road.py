@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from captum_learnprop.evaluation.baselines import normal_draws
-from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.evaluation.road import linear_imputation, road, road_curve
+from captum_learnprop.maps import MapError
 
 
 def slow_imputation(image: np.ndarray, removed: np.ndarray) -> np.ndarray:

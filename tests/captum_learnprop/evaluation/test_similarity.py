@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from captum_learnprop.evaluation.maps import MapError
 from captum_learnprop.evaluation.similarity import SIMILARITIES, average_ranks, pearson, spearman, ssim
+from captum_learnprop.maps import MapError
 
 
 def case(levels: int | None, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:

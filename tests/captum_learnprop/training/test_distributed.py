@@ -16,7 +16,7 @@ import torch
 import zennit_rules as zr
 from captum_learnprop.training.distributed import Processes, processes
 
-HERE = Path(__file__).parent
+NETS = Path(__file__).parents[2] / "nets"
 
 SCRIPT = """
 import sys
@@ -54,7 +54,7 @@ def start(folder: Path, count: int, program: str = SCRIPT) -> list[Path]:
     """Train in ``count`` processes; the rules that each of them ended with."""
     folder.mkdir()
     script = folder / "train.py"
-    script.write_text(program.format(here=str(HERE)))
+    script.write_text(program.format(here=str(NETS)))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
     done = subprocess.run(
         [sys.executable, *launcher, str(script), str(folder)],

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_learnprop.evaluation.maps import smooth
+from captum_learnprop.maps import smooth
 from captum_learnprop.training.draws import Draws
 from captum_learnprop.training.fills import FILLS, NOISE, FillDraw, FillError, fill_names, random_fill
 

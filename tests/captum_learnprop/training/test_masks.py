@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_learnprop import LearnpropError, MaxMask
-from captum_learnprop.evaluation.maps import smooth
+from captum_learnprop.maps import smooth
 from captum_learnprop.training.masks import FLAT, AreaMask, MaskError, total_variation
 
 # One sample, two channels, 1 x 3 pixels.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_learnprop.evaluation.maps import reduce_channels, smooth
+from captum_learnprop.maps import reduce_channels, smooth
 from captum_learnprop.training.map_similarity import correlation
 from captum_learnprop.training.occlusion import (
     MAX_BOXES,

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import captum_learnprop as cl
 import zennit_rules as zr
-from captum_learnprop.evaluation.maps import finished
+from captum_learnprop.maps import postprocess
 from captum_learnprop.training import trainer as trainer_module
 from captum_learnprop.training.checkpoint import CheckpointError
 from captum_learnprop.training.data import DataError
@@ -71,7 +71,7 @@ class TestLearning:
         rows = collect(model, iter([(data, None)]), what, processes=Processes()).rows(torch.arange(6))
         rules = zr.RuleSet.build(model, data, gate="feature", pooling="soft", gate_options={"position": True})
         attribution = cl.LearnedPropagation(model, rules=rules).attribute(data, target=rows["targets"])
-        maps = finished(attribution, "absolute", 0.05)
+        maps = postprocess(attribution, "absolute", 0.05)
         regions = box_regions(rows["boxes"], (16, 16))
         losses = []
         for sample, region, drop in zip(maps, regions, rows["drops"], strict=True):
@@ -579,7 +579,7 @@ class TestErrors:
         rules = fit(model)
         method = cl.LearnedPropagation(model, rules=rules)
         attribution = method.attribute(data, target=1)
-        torch.testing.assert_close(method.maps(data, target=1), finished(attribution, "absolute", 0.05))
+        torch.testing.assert_close(method.maps(data, target=1), postprocess(attribution, "absolute", 0.05))
         with pytest.raises(cl.LearnpropError, match="RuleTrainer"):
             cl.LearnedPropagation(model).maps(data, target=1)
 

@@ -1,0 +1,1 @@
+"""Extremal perturbations: smooth masks of a given area under which the output is highest."""

@@ -1,0 +1,368 @@
+"""ExtremalPerturbation: the smooth mask of a given area under which a model's output is highest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from captum.attr import PerturbationAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from zennit_rules.core.buffers import buffers_kept
+from zennit_rules.core.scalars import plain
+
+from ..._compat import _format_output
+from ...errors import LearnpropError
+from ...forward import output_of
+from ...maps import per_axis, smooth
+from ..checked_inputs import checked_inputs
+from ..rewards import Reward, reward_of
+from ..rules.learned import seeded
+from .mask_parts import Parts
+from .mask_spaces import SIGMA, STEP, FreeMasks, MaskSpace, SmoothMasks
+from .perturbations import Perturbation, perturbation_of
+from .rows import (
+    ExtremalMasks,
+    NeutralMaskWarning,
+    Rows,
+    areas_of,
+    check_options,
+    checked_areas,
+    mask_type,
+    rows_of_arguments,
+    warn_of_small_changes,
+)
+
+DEFAULT_STEPS = 250
+
+SEARCHED_AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
+"""Of the curve that an extremal area is looked for on, before halving."""
+
+
+@dataclass(frozen=True)
+class ExtremalArea:
+    """The smallest area that suffices, and how the output grows with the area.
+
+    Attributes:
+        area: ``(B,)``, share of the input; NaN where no area of the curve suffices.
+        mask: for each input ``(B, 1, *spatial)`` or ``(B, F)``: that of the extremal area, of the largest one where
+            none suffices.
+        curve_areas: ``(B, P)``, ascending.
+        curve: ``(B, P)``: what of the reward is preserved, ``(reward - empty) / (original - empty)``.
+        share: that was asked for.
+    """
+
+    area: Tensor
+    mask: tuple[Tensor, ...]
+    curve_areas: Tensor
+    curve: Tensor
+    share: float
+
+
+class ExtremalPerturbation(PerturbationAttribution):
+    """The smooth mask of a given area that keeps the output highest (or, deleted, lowers it most).
+
+    For each sample and area ``a`` it maximises ``reward(model(x under m))`` over smooth masks ``m`` of area ``a``,
+    all samples and areas in one batch. Smooth masks are maxima of a kernel over a coarse grid (see `max_convolution`);
+    the area is a penalty whose weight grows, in units of how far the output of this sample moves.
+
+    Source: Fong, Patrick and Vedaldi, "Understanding Deep Networks via Extremal Perturbations and Smooth Masks", ICCV
+    2019 (https://arxiv.org/abs/1910.08485). Written from its formulas; the step sizes, the schedule, the scale of the
+    reward, the stop, and the final levelling (values are bent so that the wanted share lies above one half) are ours.
+
+    Warning:
+        A mask is found *against* the model: it can be evidence that only this model sees. It says which region
+        suffices, not what each pixel is worth.
+
+    Args:
+        model: An ``nn.Module`` or any differentiable function of the inputs; returned untouched from every call.
+        multiply_by_inputs: Whether `attribute` returns contributions: masks times what the perturbation takes away
+            where they are 0 (the input minus the baseline, minus its blur, or, for ``"noise"``, minus the median of
+            each channel). A mask says where the evidence is, its contribution what of the input that is, to the pixel.
+    """
+
+    def __init__(self, model: nn.Module | Callable[..., Tensor], multiply_by_inputs: bool = False) -> None:
+        if not callable(model):
+            raise LearnpropError(f"ExtremalPerturbation needs a model or function, got {type(model).__name__}")
+        super().__init__(model)
+        self.model = model
+        self.multiply_by_inputs = multiply_by_inputs
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether `attribute` returns contributions, not masks."""
+        return self.multiply_by_inputs
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        areas: float | Sequence[float] | Tensor = 0.1,
+        variant: str = "preserve",
+        reward: str | Reward = "logit",
+        perturbation: str | Callable[[Tensor, Tensor], Tensor] | None = None,
+        baselines: Any = None,
+        parts: bool = False,
+        draws: int = 1,
+        soften: float = 0.0,
+        n_steps: int = DEFAULT_STEPS,
+        step: float = STEP,
+        sigma: float = SIGMA,
+        internal_batch_size: int | None = None,
+        seed: int | None = None,
+        show_progress: bool = False,
+        return_masks: bool = False,
+    ) -> Any:
+        """Masks of some areas.
+
+        Args:
+            inputs: ``(B, C, *spatial)`` with one to three dimensions of space, ``(B, F)``, or a tuple of them; each
+                input gets a mask of its own, of the same area.
+            target: Explained entry of the output, by captum's conventions.
+            additional_forward_args: Further arguments of the model; tensors with B entries go by sample.
+            areas: Share of the input that a mask keeps, in (0, 1); or several.
+            variant: ``"preserve"``: the output under the mask is high; ``"delete"``: with the mask's area removed it is
+                low; ``"dual"``: both.
+            reward: ``"logit"``, ``"contrastive"`` (above the best other class), ``"probability"``, or a function
+                ``(output (R, ...), target of the rows) -> (R,)``.
+            perturbation: ``"blur"``, ``"fade"`` (to ``baselines``), ``"noise"`` (random colours, drawn anew at every
+                step: the mask cannot rely on its surroundings), or a function ``(inputs (R, ...), masks (R, 1,
+                *spatial)) -> (R, ...)``. None: fade where ``baselines`` are given or the input has no space, else blur.
+            baselines: What fading ends at: number or tensor, or a tuple of one per input; 0 by default.
+            parts: At every step only a random part of the mask counts, so that each piece of it has to help whichever
+                others are there. With few draws a mask may keep to one piece.
+            draws: Rewards that each step is the mean of, where parts or ``"noise"`` are drawn; each costs a pass. Each
+                area draws numbers of its own.
+            soften: Standard deviation of a Gaussian that finished masks are smoothed by, as a fraction of the sides
+                (see `per_axis`). Where a mask ends is less certain than where it is: a mean over areas ranks pixels
+                better if masks end softly. Masks without space stay as they are; so do those of ``return_masks``.
+            n_steps: Steps at most; rows whose mask no longer gets better leave earlier.
+            step: Distance of the mask's grid cells, as a fraction of the sides (see `per_axis`); at least one pixel.
+            sigma: Width of the mask's kernel, as a fraction of the sides (see `per_axis`).
+            internal_batch_size: Rows (sample and area; twice as many inputs for ``"dual"``) that run together.
+            seed: Of ``"noise"`` and ``parts``, and for models that draw random numbers; 0 by default.
+            show_progress: Draw a progress bar.
+            return_masks: Also return an `ExtremalMasks` with realised areas, rewards and steps.
+
+        Returns:
+            Masks in [0, 1] in the container of ``inputs``: ``(B, 1, *spatial)`` for one area, ``(B, A, *spatial)`` for
+            a sequence of A. For inputs ``(B, F)``: ``(B, F)`` for one area, ``(B, A, F)`` for a sequence. With
+            ``multiply_by_inputs``, signed contributions ``(B, C, *spatial)`` or ``(B, A, C, *spatial)``.
+
+        Raises:
+            TargetError: If the target does not fit the output.
+            LearnpropError: For options out of range, inputs that are not finite, and the like.
+        """
+        n_steps, step, sigma, soften, draws = map(plain, (n_steps, step, sigma, soften, draws))
+        internal_batch_size, seed = plain(internal_batch_size), plain(seed)
+        tensors, rows = self._rows(
+            inputs, target, additional_forward_args, variant, reward, perturbation, baselines, n_steps, step, sigma,
+            internal_batch_size, seed, parts=parts, draws=draws,
+        )  # fmt: skip
+        if isinstance(soften, bool) or not isinstance(soften, (int, float)) or not 0 <= soften < 1:
+            raise LearnpropError(f"soften is a fraction of the image's side in [0, 1), got {soften!r}")
+        wanted = checked_areas(areas, tensors[0])
+        with quiet(self.model, seed):
+            found = rows.masks(
+                wanted.expand(len(tensors[0]), -1), n_steps, show_progress=show_progress, describe="extremal masks"
+            )
+        _, several = areas_of(areas)
+        masks = tuple(
+            _softened(mask, soften) if x.dim() > 2 else mask for x, mask in zip(tensors, found.masks, strict=True)
+        )
+        if self.multiply_by_inputs:
+            maps = rows.contributions(masks)
+            maps = maps if several else tuple(each[:, 0] for each in maps)
+        else:
+            maps = tuple(mask if x.dim() > 2 or several else mask[:, 0] for x, mask in zip(tensors, masks, strict=True))
+        formatted = _format_output(isinstance(inputs, tuple), maps)
+        return (formatted, found) if return_masks else formatted
+
+    def extremal_area(
+        self,
+        inputs: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        share: float = 0.9,
+        areas: Sequence[float] = SEARCHED_AREAS,
+        halvings: int = 3,
+        reward: str | Reward = "logit",
+        perturbation: str | Callable[[Tensor, Tensor], Tensor] | None = None,
+        baselines: Any = None,
+        n_steps: int = DEFAULT_STEPS,
+        step: float = STEP,
+        sigma: float = SIGMA,
+        internal_batch_size: int | None = None,
+        seed: int | None = None,
+        show_progress: bool = False,
+    ) -> ExtremalArea:
+        """The smallest area whose preserved output reaches a share of the original.
+
+        The output counts from that of the input perturbed everywhere: an area suffices when ``(reward - empty) >= share
+        (original - empty)``. All areas are tried in one batch; then the gap between the smallest that suffices and the
+        next smaller one is halved for every sample, each time starting from the smallest mask that suffices.
+
+        Args:
+            inputs: see `attribute`; so are the other options.
+            target: see `attribute`.
+            additional_forward_args: see `attribute`.
+            share: of the original reward, above 0.
+            areas: of the curve.
+            halvings: of the gap.
+            reward: see `attribute`.
+            perturbation: see `attribute`.
+            baselines: see `attribute`.
+            n_steps: at most; half as many after each halving.
+            step: see `attribute`.
+            sigma: see `attribute`.
+            internal_batch_size: see `attribute`.
+            seed: see `attribute`.
+            show_progress: see `attribute`.
+
+        Raises:
+            LearnpropError: For options out of range.
+        """
+        share, halvings, n_steps, step, sigma = map(plain, (share, halvings, n_steps, step, sigma))
+        internal_batch_size, seed = plain(internal_batch_size), plain(seed)
+        if not share > 0:
+            raise LearnpropError(f"share must be above 0, got {share!r}")
+        if isinstance(halvings, bool) or not isinstance(halvings, int) or halvings < 0:
+            raise LearnpropError(f"halvings must be an integer of at least 0, got {halvings!r}")
+        tensors, rows = self._rows(
+            inputs, target, additional_forward_args, "preserve", reward, perturbation, baselines, n_steps, step, sigma,
+            internal_batch_size, seed,
+        )  # fmt: skip
+        ladder = checked_areas(areas, tensors[0]).unique()
+        with quiet(self.model, seed):
+            return _narrowed(rows, ladder, share, halvings, n_steps, show_progress)
+
+    def attribute_future(self) -> None:
+        """Not implemented, as in captum's own methods."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+    def _rows(
+        self,
+        inputs: Any,
+        target: Any,
+        additional_forward_args: Any,
+        variant: str,
+        reward: str | Reward,
+        perturbation: Any,
+        baselines: Any,
+        n_steps: int,
+        step: float,
+        sigma: float,
+        internal_batch_size: int | None,
+        seed: int | None,
+        *,
+        parts: bool = False,
+        draws: int = 1,
+    ) -> tuple[tuple[Tensor, ...], Rows]:
+        """Checked inputs and the rows to search."""
+        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+            raise LearnpropError(f"draws must be an integer of at least 1, got {draws!r}")
+        check_options(variant, n_steps, internal_batch_size)
+        given, additional = checked_inputs(self.model, inputs, additional_forward_args)
+        tensors = tuple(x.detach() for x in given)
+        like = tensors[0].new_empty(0, dtype=mask_type(tensors[0]))
+        spaces = tuple(space_of(x, step, sigma, like) for x in tensors)
+        ends = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
+        if len(ends) != len(tensors):
+            raise LearnpropError(f"{len(ends)} baselines for {len(tensors)} inputs; give one for each")
+        changed: list[Perturbation] = [
+            perturbation_of(perturbation, x, end, seed or 0) for x, end in zip(tensors, ends, strict=True)
+        ]
+        weak = warn_of_small_changes(tensors, changed)
+
+        def masked(masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
+            inputs = tuple(change(mask, samples, streams) for change, mask in zip(changed, masks, strict=True))
+            own = rows_of_arguments(additional, samples, len(tensors[0]))
+            return output_of(self.forward_func, inputs, own, model=self.model)
+
+        rows = Rows(
+            masked, spaces, len(tensors[0]), like, target, reward_of(reward), variant, internal_batch_size,
+            tuple(changed),
+            Parts([space.shape for space in spaces], [x.dim() > 2 for x in tensors], seed or 0) if parts else None,
+            draws,
+            weak,
+        )  # fmt: skip
+        return tensors, rows
+
+
+@contextmanager
+def quiet(model: Any, seed: int | None) -> Iterator[None]:
+    """Leaves the model's buffers and torch's random numbers as they were."""
+    module = model if isinstance(model, nn.Module) else None
+    draws = module is None or any(each.training for each in module.modules())
+    with seeded(seed) if draws else nullcontext(), nullcontext() if module is None else buffers_kept(module):
+        yield
+
+
+def space_of(inputs: Tensor, step: float, sigma: float, like: Tensor) -> MaskSpace:
+    """Masks of one input."""
+    if inputs.dim() < 3:
+        return FreeMasks(tuple(inputs.shape[1:]))
+    return SmoothMasks(tuple(inputs.shape[2:]), step, sigma, like)
+
+
+def _narrowed(
+    rows: Rows, ladder: Tensor, share: float, halvings: int, n_steps: int, show_progress: bool
+) -> ExtremalArea:
+    """The ladder of areas, each from the start: a small mask found from a larger one's misses better ones. Then halves,
+    each from the smallest mask that suffices."""
+    wide = rows.masks(ladder.expand(rows.samples, -1), n_steps, show_progress=show_progress, describe="extremal areas")
+    span = wide.original - wide.empty
+    span = torch.where(span == 0, torch.ones_like(span), span)
+
+    def preserved(rewards: Tensor) -> Tensor:
+        return (rewards - wide.empty) / span
+
+    curve = [preserved(rewards) for rewards in wide.rewards.unbind(1)]
+    areas = [area.expand(rows.samples) for area in ladder.unbind()]
+    enough = torch.stack(curve, 1) >= share
+    first = torch.where(enough.any(1), enough.double().argmax(1), len(ladder) - 1)
+    everyone = torch.arange(rows.samples, device=rows.like.device)
+    best = torch.where(enough.any(1), ladder[first], torch.nan)
+    below = torch.where(first > 0, ladder[(first - 1).clamp(min=0)], 0.0)
+    masks = tuple(mask[everyone, first] for mask in wide.masks)
+    start = tuple(each[everyone, first] for each in wide.parameters)
+    for _ in range(halvings if bool(enough.any()) else 0):
+        middle = ((below + best) / 2).nan_to_num(float(ladder[-1]))
+        found = rows.search(everyone, middle, n_steps=max(1, n_steps // 2), start=start)
+        areas.append(middle)
+        curve.append(preserved(found.rewards))
+        suffices = (curve[-1] >= share) & ~best.isnan()
+        best, below = torch.where(suffices, middle, best), torch.where(suffices, below, middle)
+        masks = tuple(_chosen(suffices, new, old) for new, old in zip(found.masks, masks, strict=True))
+        start = tuple(_chosen(suffices, new, old) for new, old in zip(found.parameters, start, strict=True))
+    order = torch.stack(areas, 1).argsort(stable=True, dim=1)
+    return ExtremalArea(
+        area=torch.where(wide.neutral.any(1), torch.nan, best),
+        mask=tuple(
+            mask if isinstance(space, FreeMasks) else mask[:, None]
+            for mask, space in zip(masks, rows.spaces, strict=True)
+        ),
+        curve_areas=torch.stack(areas, 1).gather(1, order),
+        curve=torch.stack(curve, 1).gather(1, order),
+        share=share,
+    )
+
+
+def _softened(masks: Tensor, sigma: float) -> Tensor:
+    """Masks ``(B, A, *spatial)`` smoothed by a fraction of the sides (see `per_axis`)."""
+    return smooth(masks.flatten(0, 1), per_axis(sigma, masks.shape[2:])).reshape(masks.shape)
+
+
+def _chosen(which: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(which.reshape(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+__all__ = ["DEFAULT_STEPS", "ExtremalArea", "ExtremalMasks", "ExtremalPerturbation", "NeutralMaskWarning"]

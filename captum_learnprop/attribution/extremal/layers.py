@@ -1,0 +1,227 @@
+"""LayerExtremalPerturbation: the channels, or the places, of a layer that suffice for a model's output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from captum.attr import LayerAttribution, PerturbationAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from zennit_rules.core.scalars import plain
+
+from ...errors import LearnpropError
+from ..checked_inputs import checked_inputs
+from ..rewards import Reward, reward_of
+from ..suffix import Suffix
+from .inputs import DEFAULT_STEPS, quiet
+from .mask_spaces import SIGMA, STEP, FreeMasks, MaskSpace, SmoothMasks
+from .rows import Rows, areas_of, check_options, checked_areas, mask_type
+
+KINDS = ("channels", "spatial")
+
+
+@dataclass(frozen=True)
+class ChannelSummary:
+    """How often the channels of a layer are in the mask of a class.
+
+    Attributes:
+        mean: mean mask over samples, ``(A, C)``.
+        samples: how many.
+    """
+
+    mean: Tensor
+    samples: int
+
+    def top(self, count: int) -> Tensor:
+        """The channels with the highest mean, ``(A, count)``; ties in the order of channels."""
+        return self.mean.argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+class LayerExtremalPerturbation(LayerAttribution, PerturbationAttribution):
+    """The channels (or the places) of a layer's output that keep the model's output highest.
+
+    A mask ``m (C,)`` multiplies the layer's output ``a``, ``m_c a_c`` (or fades it to ``baselines``), and is found as
+    in `ExtremalPerturbation`; channels have no order, so each has a value of its own. The model is run once; after that
+    only what follows the layer.
+
+    Source: Fong, Patrick and Vedaldi, ICCV 2019, section on channels, as restated in its formulas; see
+    `ExtremalPerturbation`.
+
+    Args:
+        model: contains ``layer``; returned untouched from every call.
+        layer: called once in a forward pass; returns one tensor ``(B, C, ...)``.
+
+    Raises:
+        LearnpropError: If ``model`` is no module.
+    """
+
+    def __init__(self, model: nn.Module, layer: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise LearnpropError(f"LayerExtremalPerturbation needs an nn.Module, got {type(model).__name__}")
+        if not isinstance(layer, nn.Module):
+            raise LearnpropError(f"layer must be a module of the model, got {type(layer).__name__}")
+        LayerAttribution.__init__(self, model, layer)
+        self.model = model
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """False: masks are no contributions."""
+        return False
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        masks: str = "channels",
+        areas: float | Sequence[float] | Tensor = 0.1,
+        variant: str = "preserve",
+        reward: str | Reward = "logit",
+        baselines: float | Tensor = 0.0,
+        n_steps: int = DEFAULT_STEPS,
+        step: float = STEP,
+        sigma: float = SIGMA,
+        internal_batch_size: int | None = None,
+        seed: int | None = None,
+        show_progress: bool = False,
+        return_masks: bool = False,
+    ) -> Any:
+        """Masks of a layer's output.
+
+        Args:
+            inputs: ``(B, ...)`` tensor or tuple of them.
+            target: Explained entry of the output, by captum's conventions.
+            additional_forward_args: Further arguments of the model.
+            masks: ``"channels"`` or ``"spatial"``.
+            areas: Share of the channels or places in (0, 1), or their number (an int of at least 1); or several.
+            variant: see `ExtremalPerturbation.attribute`.
+            reward: see there.
+            baselines: What a masked activation is; broadcasts to the layer's output.
+            n_steps: see there.
+            step: of spatial masks, see there.
+            sigma: of spatial masks, see there.
+            internal_batch_size: see there.
+            seed: see there.
+            show_progress: see there.
+            return_masks: see there.
+
+        Returns:
+            Channels: ``(B, C)`` for one area, ``(B, A, C)`` for a sequence. Places: ``(B, 1, *spatial)`` or
+            ``(B, A, *spatial)``.
+
+        Raises:
+            TargetError: If the target does not fit the output.
+            LearnpropError: For options out of range, or a layer that is not called once.
+        """
+        if masks not in KINDS:
+            raise LearnpropError(f"unknown masks {masks!r}; choose 'channels' or 'spatial'")
+        n_steps, internal_batch_size, seed = map(plain, (n_steps, internal_batch_size, seed))
+        check_options(variant, n_steps, internal_batch_size)
+        tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
+        with quiet(self.model, seed):
+            suffix = Suffix(self.model, self.layer, (*(x.detach() for x in tensors), *additional))
+            activation = suffix.activation
+            like = activation.new_empty(0, dtype=mask_type(activation))
+            space = _space(masks, activation, plain(step), plain(sigma), like, suffix.name)
+            wanted = _shares(areas, space, like)
+            fading = torch.as_tensor(baselines, dtype=activation.dtype, device=activation.device)
+
+            def masked(chosen: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
+                return suffix.run(lambda a: _faded(a, chosen[0], fading, masks), samples)
+
+            rows = Rows(
+                masked, (space,), len(activation), like, target, reward_of(reward), variant, internal_batch_size
+            )
+            found = rows.masks(
+                wanted.expand(len(activation), -1), n_steps, show_progress=show_progress, describe="extremal channels"
+            )
+        _, several = areas_of(areas)
+        (result,) = found.masks
+        result = result if several or masks == "spatial" else result[:, 0]
+        return (result, found) if return_masks else result
+
+    def channel_saliency(self, inputs: Any, masks: Tensor, additional_forward_args: Any = None) -> Tensor:
+        """``sum_c m_c a_c``: where the chosen channels are active.
+
+        Args:
+            inputs: as for `attribute`.
+            masks: of channels, ``(B, C)`` or ``(B, A, C)``.
+            additional_forward_args: as for `attribute`.
+
+        Returns:
+            ``(B, 1, *spatial)`` or ``(B, A, *spatial)``, in the layer's resolution; `LayerAttribution.interpolate`
+            brings it to that of the input.
+        """
+        tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
+        with quiet(self.model, None):
+            activation = Suffix(self.model, self.layer, (*(x.detach() for x in tensors), *additional)).activation
+        chosen = masks[:, None] if masks.dim() == 2 else masks
+        if chosen.dim() != 3 or chosen.shape[::2] != activation.shape[:2]:
+            raise LearnpropError(f"masks {tuple(masks.shape)} are none of the channels of {tuple(activation.shape)}")
+        maps = torch.einsum("bac,bcn->ban", chosen.to(activation), activation.flatten(2))
+        return maps.reshape(*maps.shape[:2], *activation.shape[2:])
+
+    def summary(self, batches: Iterable[Any], target: Any, **options: Any) -> ChannelSummary:
+        """Mean mask of channels over the samples of a class.
+
+        Args:
+            batches: of inputs, as `attribute` takes them.
+            target: of all samples.
+            options: of `attribute`.
+
+        Raises:
+            LearnpropError: Without a batch.
+        """
+        total: Tensor | None = None
+        samples = 0
+        for inputs in batches:
+            found = self.attribute(inputs, target, **{**options, "masks": "channels", "return_masks": False})
+            found = found[:, None] if found.dim() == 2 else found
+            part = found.double().sum(0)
+            total = part if total is None else total + part
+            samples += len(found)
+        if total is None:
+            raise LearnpropError("a summary needs at least one batch of inputs")
+        return ChannelSummary((total / samples).float(), samples)
+
+    def attribute_future(self) -> None:
+        """Not implemented, as in captum's own methods."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+
+def _space(masks: str, activation: Tensor, step: float, sigma: float, like: Tensor, name: str) -> MaskSpace:
+    if activation.dim() < 2 or not activation.is_floating_point():
+        raise LearnpropError(
+            f"layer {name!r} gives {activation.dtype} {tuple(activation.shape)}; it must be real numbers (B, C, ...)"
+        )
+    if masks == "channels":
+        return FreeMasks((activation.shape[1],))
+    if activation.dim() < 3:
+        raise LearnpropError(f"layer {name!r} gives {tuple(activation.shape)}, which has no space; use 'channels'")
+    return SmoothMasks(tuple(activation.shape[2:]), step, sigma, like)
+
+
+def _shares(areas: Any, space: MaskSpace, like: Tensor) -> Tensor:
+    """Areas of masks, of which whole numbers count values."""
+    given, _ = areas_of(areas)
+    size = torch.Size(space.shape).numel()
+    for number in given:
+        if isinstance(number, int) and not isinstance(number, bool) and not 1 <= number < size:
+            raise LearnpropError(f"areas as numbers of channels or places are between 1 and {size - 1}, got {number}")
+    shares = [one / size if isinstance(one, int) and not isinstance(one, bool) else one for one in given]
+    return checked_areas(shares, like)
+
+
+def _faded(activation: Tensor, mask: Tensor, baseline: Tensor, masks: str) -> Tensor:
+    if masks == "channels":
+        weight = mask.reshape(*mask.shape, *[1] * (activation.dim() - 2))
+    else:
+        weight = mask[:, None]
+    weight = weight.to(activation.dtype)
+    return activation * weight + baseline * (1 - weight)

@@ -1,0 +1,355 @@
+"""What extremal perturbations share: checked options, rows of samples and areas, rewards of variants, the result."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from zennit_rules.core.scalars import plain
+
+from ...errors import LearnpropError
+from ..rewards import Reward, rows_of_target
+from .mask_parts import Parts
+from .mask_search import Found, search
+from .mask_spaces import MaskSpace
+from .perturbations import Perturbation
+
+DRAWS = 8
+"""Of a perturbation that draws, for the rewards of finished masks."""
+
+VARIANTS = ("preserve", "delete", "dual")
+
+Masked = Callable[[tuple[Tensor, ...], Tensor, Tensor], Tensor]
+"""``(masks of each input (R, *shape), samples (R,), streams (R,)) -> output of the model (R, ...)``."""
+
+
+LEAST_REMOVED = 0.05
+"""Share of a sample's signal: a perturbation that removes less where the mask is 0 leaves a mask nothing to choose."""
+
+
+class NeutralMaskWarning(UserWarning):
+    """A mask of some samples says nothing: their output does not depend on it, or their input hardly does."""
+
+
+@dataclass(frozen=True)
+class ExtremalMasks:
+    """Masks with what is known of them; ``B`` samples, ``A`` areas.
+
+    Attributes:
+        masks: for each input ``(B, A, *spatial)``, or ``(B, A, F)`` for inputs without space; in [0, 1].
+        areas: asked for, ``(A,)`` or ``(B, A)``, as shares.
+        realised: share of each input's mask above one half, ``(B, A, inputs)``.
+        rewards: of the variant, under the masks, ``(B, A)``; a deletion's is minus the output.
+        original: reward of the untouched input, ``(B,)``, in the sign of preservation.
+        empty: the same of the input that is perturbed everywhere.
+        steps: taken, ``(B, A)``.
+        converged: whether the energy stopped rising, ``(B, A)``.
+        neutral: whether the output does not depend on the mask, ``(B, A)``.
+    """
+
+    masks: tuple[Tensor, ...]
+    areas: Tensor
+    realised: Tensor
+    rewards: Tensor
+    original: Tensor
+    empty: Tensor
+    steps: Tensor
+    converged: Tensor
+    neutral: Tensor
+    parameters: tuple[Tensor, ...] = field(repr=False, default=())
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of samples and areas, one mask of each input for each.
+
+    Args:
+        masked: the model under masks.
+        spaces: of the masks of each input.
+        samples: ``B``.
+        like: gives type and device of masks.
+        target: captum's, for the ``B`` samples.
+        reward: of the output.
+        variant: one of `VARIANTS`.
+        internal_batch_size: rows that are worked on together; all for None.
+        perturbations: begin to draw anew with every search; rewards in results are means over `DRAWS` of them.
+        parts: of the masks, drawn at every step of a search; None for whole masks.
+        draws_per_step: rewards that a step is the mean of.
+        weak: samples that a warning has named already, ``(B,)``; None for none.
+    """
+
+    masked: Masked
+    spaces: tuple[MaskSpace, ...]
+    samples: int
+    like: Tensor
+    target: Any
+    reward: Reward
+    variant: str
+    internal_batch_size: int | None
+    perturbations: tuple[Perturbation, ...] = ()
+    parts: Parts | None = None
+    draws_per_step: int = 1
+    weak: Tensor | None = None
+
+    def of(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor, draw: int | None = None) -> Tensor:
+        """Reward of the variant ``(R,)``: of whole masks, or of the parts that are drawn for a draw of a step. A row
+        draws from the stream of random numbers ``streams (R,)``."""
+        kept = gone = masks
+        if draw is not None and self.parts is not None:
+            pair = self.parts(masks[0], streams, draw, self.draws_per_step)
+            kept, gone = (tuple(m * field for m, field in zip(masks, fields, strict=True)) for fields in pair)
+        if self.variant == "preserve":
+            return self._plain(kept, samples, streams)
+        if self.variant == "delete":
+            return -self._plain(tuple(1 - mask for mask in gone), samples, streams)
+        both = tuple(torch.cat([one, 1 - other]) for one, other in zip(kept, gone, strict=True))
+        preserved, deleted = self._plain(both, samples.repeat(2), streams.repeat(2)).chunk(2)
+        return preserved - deleted
+
+    def _of_step(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
+        """What a step goes by: the mean of its draws."""
+        drawn = [self.of(masks, samples, streams, draw) for draw in range(self.draws_per_step)]
+        return drawn[0] if len(drawn) == 1 else torch.stack(drawn).mean(0)
+
+    def _plain(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
+        output = self.masked(masks, samples, streams)
+        rewards = self.reward(output, rows_of_target(self.target, samples))
+        if not isinstance(rewards, Tensor) or rewards.shape != (len(samples),):
+            found = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
+            raise LearnpropError(f"the reward gave {found} for {len(samples)} rows; it must give one number per row")
+        if not bool(torch.isfinite(rewards).all()):
+            bad = sorted(set(samples[~torch.isfinite(rewards)].tolist()))
+            raise LearnpropError(
+                f"the reward is NaN or infinite for samples {bad[:8]}: check the model's weights and the input's range"
+            )
+        return rewards
+
+    def plain(self, value: float) -> Tensor:
+        """Reward of the preserved input under a constant mask: ``(B,)``."""
+        parts = []
+        with torch.no_grad():
+            for samples in self._together(torch.arange(self.samples, device=self.like.device)):
+                masks = tuple(self.like.new_full((len(samples), *space.shape), value) for space in self.spaces)
+                self._restart()
+                drawn = [self._plain(masks, samples, torch.zeros_like(samples)).detach() for _ in range(self.draws)]
+                parts.append(torch.stack(drawn).mean(0))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def contributions(self, masks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Masks ``(B, A, ...)`` times what each input's perturbation takes away: ``(B, A, *shape of the input)``."""
+        everyone = torch.arange(self.samples, device=self.like.device)
+        result = []
+        for mask, one in zip(masks, self.perturbations, strict=True):
+            change = one.change(mask[:, 0], everyone)[:, None]
+            result.append((mask[:, :, None] if change.dim() > mask.dim() else mask).to(change) * change)
+        return tuple(result)
+
+    @property
+    def draws(self) -> int:
+        """Draws that a reward is the mean of."""
+        return DRAWS if any(one.draws for one in self.perturbations) else 1
+
+    @property
+    def drawn(self) -> bool:
+        """Whether steps of a search are drawn."""
+        return self.draws > 1 or self.parts is not None
+
+    def _restart(self) -> None:
+        for one in self.perturbations:
+            one.restart()
+        if self.parts is not None:
+            self.parts.restart()
+
+    @property
+    def chunk(self) -> int:
+        """Rows that are worked on together."""
+        return self.internal_batch_size or 1 << 30
+
+    def search(
+        self,
+        samples: Tensor,
+        areas: Tensor,
+        *,
+        n_steps: int,
+        start: Sequence[Tensor] | None = None,
+        progress: tqdm | None = None,
+        streams: Tensor | None = None,
+    ) -> Found:
+        """Masks of rows ``(R,)``: the sample and the area of each, and the stream of random numbers that it draws from
+        (one for all by default)."""
+        streams = torch.zeros_like(samples) if streams is None else streams
+        parts: list[Found] = []
+        # Rows come sample by sample, so the parts follow each other as they came.
+        for at in self._together(samples):
+            own, stream = samples[at], streams[at]
+            self._restart()
+            parts.append(
+                search(
+                    lambda masks, rows, own=own, stream=stream: (  # type: ignore[misc]
+                        self._of_step(masks, own[rows], stream[rows])
+                    ),
+                    self.spaces, areas[at], like=self.like, n_steps=n_steps,
+                    start=None if start is None else [values[at] for values in start], progress=progress,
+                    drawn=self.drawn,
+                )
+            )  # fmt: skip
+            if self.drawn:
+                parts[-1].rewards = self._final(parts[-1].masks, own, stream)
+        return _joined(parts)
+
+    @torch.no_grad()
+    def _final(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
+        """Rewards of finished masks, as a whole."""
+        return torch.stack([self.of(masks, samples, streams).detach() for _ in range(self.draws)]).mean(0)
+
+    def _together(self, samples: Tensor) -> list[Tensor]:
+        """Rows that are searched in one batch.
+
+        On a CPU those of one sample: batches are no faster there, and convolutions round differently in batches of
+        other sizes, which a search of hundreds of steps turns into another mask. So a sample's mask does not depend on
+        the others to the last digit.
+        """
+        rows = torch.arange(len(samples), device=samples.device)
+        own = [rows[samples == one] for one in samples.unique()] if samples.device.type == "cpu" else [rows]
+        return [part for each in own for part in each.split(self.chunk)]
+
+    def masks(
+        self, areas: Tensor, n_steps: int, *, show_progress: bool, describe: str, start: Sequence[Tensor] | None = None
+    ) -> ExtremalMasks:
+        """Masks of all samples for areas ``(B, A)``."""
+        samples = torch.arange(self.samples, device=self.like.device).repeat_interleave(areas.shape[1])
+        # Each area draws numbers of its own: what chance does to one mask it does not do to the others.
+        streams = torch.arange(areas.shape[1], device=self.like.device).repeat(self.samples)
+        with tqdm(total=len(samples) * n_steps, desc=describe, disable=not show_progress) as progress:
+            found = self.search(
+                samples, areas.flatten(), n_steps=n_steps, start=start, progress=progress, streams=streams
+            )
+        grid = (self.samples, areas.shape[1])
+        result = ExtremalMasks(
+            masks=tuple(each.reshape(*grid, *each.shape[1:]) for each in found.masks),
+            areas=areas,
+            realised=found.areas.reshape(*grid, -1),
+            rewards=found.rewards.reshape(grid),
+            original=self.plain(1.0),
+            empty=self.plain(0.0),
+            steps=found.steps.reshape(grid),
+            converged=found.converged.reshape(grid),
+            neutral=found.neutral.reshape(grid),
+            parameters=tuple(each.reshape(*grid, *each.shape[1:]) for each in found.parameters),
+        )
+        neutral = result.neutral.any(1)
+        warn_of_neutral(neutral if self.weak is None else neutral & ~self.weak)
+        return result
+
+
+def _joined(parts: Sequence[Found]) -> Found:
+    def lists(name: str) -> tuple[Tensor, ...]:
+        return tuple(map(torch.cat, zip(*(getattr(part, name) for part in parts), strict=True)))
+
+    plain = ("rewards", "areas", "steps", "converged", "neutral")
+    return Found(
+        masks=lists("masks"),
+        parameters=lists("parameters"),
+        **{name: torch.cat([getattr(part, name) for part in parts]) for name in plain},
+    )
+
+
+def warn_of_neutral(samples: Tensor) -> None:
+    """Name the samples ``(B,)`` whose output does not depend on the mask."""
+    if bool(samples.any()):
+        named = samples.nonzero()[:, 0].tolist()
+        warnings.warn(
+            f"the reward of samples {named[:8]} does not change with the mask (a constant or saturated output, or a "
+            "perturbation that leaves the input as it is): their masks are the wanted area everywhere and explain "
+            "nothing; try another reward, perturbation or baseline",
+            NeutralMaskWarning,
+            stacklevel=2,
+        )
+
+
+@torch.no_grad()
+def warn_of_small_changes(inputs: Sequence[Tensor], perturbations: Sequence[Perturbation]) -> Tensor:
+    """Name the samples of inputs ``(B, ...)`` of which a perturbation everywhere removes next to nothing: ``(B,)``.
+
+    The signal is what deviates from the mean of each channel, or, without space, of the features. A constant has none.
+    """
+    found = torch.zeros(len(inputs[0]), dtype=torch.bool, device=inputs[0].device)
+    for number, (x, one) in enumerate(zip(inputs, perturbations, strict=True)):
+        everyone = torch.arange(len(x), device=x.device)
+        nothing = x.new_zeros(len(x), *(x.shape[2:] if x.dim() > 2 else x.shape[1:]), dtype=mask_type(x))
+        with torch.random.fork_rng():  # a user's function may draw
+            removed = (x - one(nothing, everyone)).reshape(len(x), -1)
+        one.restart()
+        rows = x.flatten(2) if x.dim() > 2 else x.reshape(len(x), -1)
+        signal = (rows - rows.mean(-1, keepdim=True)).reshape(len(x), -1)
+        removed, signal = (torch.linalg.vector_norm(each.double(), dim=1) for each in (removed, signal))
+        weak = removed < LEAST_REMOVED * signal
+        found |= weak
+        if bool(weak.any()):
+            least = float((removed / signal)[weak].min())
+            named = weak.nonzero()[:, 0].tolist()[:8]
+            warnings.warn(
+                f"the perturbation removes only {least:.2%} of the signal of samples {named} "
+                f"of input {number} even where the mask is 0, so that their masks say little; choose "
+                "perturbation='noise', 'fade' with baselines=, or a function of your own",
+                NeutralMaskWarning,
+                stacklevel=5,
+            )
+    return found
+
+
+def mask_type(inputs: Tensor) -> torch.dtype:
+    """Masks are float64 for inputs that are, else float32: half precision cannot tell their values apart."""
+    return torch.promote_types(inputs.dtype, torch.float32)
+
+
+def areas_of(areas: Any) -> tuple[list[Any], bool]:
+    """The areas that are asked for, and whether several are: a tensor or an array without dimensions is one number."""
+    areas = plain(areas)
+    if isinstance(areas, (Tensor, np.ndarray)):
+        return areas.flatten().tolist(), True
+    if isinstance(areas, Sequence) and not isinstance(areas, str):
+        return [plain(one) for one in areas], True
+    return [areas], False
+
+
+def checked_areas(areas: Any, like: Tensor) -> Tensor:
+    """Areas in (0, 1) as a tensor ``(A,)`` in float64.
+
+    Raises:
+        LearnpropError: For none, or one out of range.
+    """
+    given, _ = areas_of(areas)
+    if not given:
+        raise LearnpropError("areas is empty: give at least one share of the input in (0, 1)")
+    for area in given:
+        if isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 < area < 1:
+            raise LearnpropError(f"areas are shares of the input in (0, 1), got {area!r}")
+    return torch.tensor([float(area) for area in given], dtype=torch.float64, device=like.device)
+
+
+def check_options(variant: str, n_steps: int, internal_batch_size: int | None) -> None:
+    """Raise a `LearnpropError` for options out of range."""
+    if variant not in VARIANTS:
+        raise LearnpropError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
+    for name, value in (("n_steps", n_steps), ("internal_batch_size", internal_batch_size)):
+        if value is None and name == "internal_batch_size":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise LearnpropError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def rows_of_arguments(additional: tuple[Any, ...], samples: Tensor, batch: int) -> tuple[Any, ...]:
+    """Further arguments of the model for some rows: tensors with an entry per sample go by sample."""
+    return tuple(
+        value[samples.to(value.device)] if isinstance(value, Tensor) and value.dim() and len(value) == batch else value
+        for value in additional
+    )

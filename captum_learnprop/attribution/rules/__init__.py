@@ -1,0 +1,1 @@
+"""Methods that explain by trainable rules, and the attributes of captum's own LRP."""

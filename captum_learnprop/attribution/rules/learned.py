@@ -1,0 +1,313 @@
+"""LearnedPropagation: attributions by trainable propagation rules, as a captum method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from captum.attr import GradientAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from zennit_rules import LearnedComposite, RuleError, RuleSet, composite_class, composite_name, explaining
+from zennit_rules import attribute as propagate
+from zennit_rules.core.buffers import buffers_kept
+from zennit_rules.core.interpose import is_interposed
+from zennit_rules.core.protocols import TrainableComposite
+from zennit_rules.core.scalars import plain, plain_options
+
+from ..._compat import _format_output, compute_gradients
+from ...errors import LearnpropError
+from ...forward import output_of, shapes_told
+from ...maps import postprocess
+from ...plugins import know_plugins_of
+from ...targets import require_finite, select_target
+from ...training.masks import Mask, MaxMask
+from ...training.objectives import Agreement, SampleObjective
+from ...training.per_sample import Descent, OriginalPass, Step, learn
+from ..checked_inputs import checked_inputs, leaves_of
+from .given_rules import built_at, given_rules
+
+TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
+
+DEFAULT_STEPS = 30
+DEFAULT_LR = 0.03
+# Chosen on validation scenes: the plain form (no smoothing, zero baseline) lets gates find adversarial masks.
+DEFAULT_MASK = MaxMask("sum", sigma=0.02, power=0.5)
+DEFAULT_OBJECTIVE = Agreement(baseline="noise")
+
+
+class LearnedPropagation(GradientAttribution):
+    """Gradient attribution whose backward pass uses trainable rules at the non-linear layers.
+
+    Without ``rules`` they are learned for each sample anew: a gate at every activation weighs the backward signal, the
+    resulting map masks the input, and the gates are moved so that the masked input keeps the model's output while the
+    mask stays small. The forward pass of the original input is run once per call. With ``rules`` (a trained `RuleSet`)
+    the attribution takes one backward pass; with ``rules`` and ``n_steps`` they are refined for each sample first, and
+    the given rule set is left as it is.
+
+    The idea (plug-in modules in the backward pass, learned by double backpropagation, guided by the output for the
+    masked input) is that of Yang, Qiu, Song, Tao and Wang, "Learning Propagation Rules for Attribution Map Generation",
+    ECCV 2020 (https://arxiv.org/abs/2010.07210). Their equations are not known to us: the form of the gates, the
+    mask, the objective and the optimiser are our reconstruction, not the paper's.
+
+    Warning:
+        Rules learned per sample are optimised against the model they explain. Judge them by other measures than
+        the objective they were learned with.
+
+    Args:
+        model: The model; returned untouched from every call.
+        composite: Name of a trainable composite: ``"learned_gradient"``, ``"learned_guided_backprop"``,
+            ``"learned_epsilon_gamma_box"`` (LRP), ``"learned_deeplift"``, ``"learned_transformer"`` or
+            ``"learned_attnlrp"``; or a short one: ``"gates"``, ``"guided_backprop"``, ``"lrp"``, ``"deeplift"``, ...
+        rules: A `RuleSet`, or the path of a saved one.
+        gate: Name or class of the gates to learn: ``"element"``, ``"position"``, ``"channel"``, ``"quadrant"``,
+            ``"feature"``.
+        start: Rule they start at; the composite's own by default.
+        pooling: ``"exact"`` or ``"soft"``: whether max-pools have a trainable rule as well.
+        rule_options: Options of the composite's other rules, e.g. ``{"baseline": 0.5}``; see the composite.
+
+    Raises:
+        LearnpropError: If ``model`` is no module.
+        RuleError: For unknown names, or a rule set of another model.
+    """
+
+    takes: ClassVar[tuple[type[LearnedComposite], ...]] = ()
+    """Composites whose rules it can be given; none for all."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: str = "learned_gradient",
+        rules: RuleSet | str | Path | None = None,
+        gate: str | type = "element",
+        start: str | None = None,
+        pooling: str = "exact",
+        *,
+        rule_options: dict[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise LearnpropError(
+                f"{type(self).__name__} needs an nn.Module whose layers it can reach, got {type(model).__name__}"
+            )
+        super().__init__(model)
+        self.model = model
+        self.options: dict[str, Any] = {
+            "gate": gate, "start": start, "pooling": pooling, "rule_options": plain_options(rule_options),
+        }  # fmt: skip
+        know_plugins_of(composite, gate)
+        self.composite = composite_name(composite)
+        if rules is None:
+            composite_class(composite)(**self.options)  # names are checked here rather than at the first call
+        else:
+            rules = given_rules(rules, model, type(self).__name__, *self.takes)
+            self._refuse_other_options(rules)
+            self.composite = rules.composite_name
+        self.rules = rules
+
+    @property
+    def _given(self) -> TrainableComposite | None:
+        """The given rules as a composite: one for each call, since a composite is on one model at a time."""
+        return None if self.rules is None else self.rules.composite()
+
+    def _refuse_other_options(self, rules: RuleSet) -> None:
+        """Options that differ from their defaults must be those of the given rule set."""
+        given = {"composite": self.composite, **self.options}
+        usual = {
+            "composite": "learned_gradient", "gate": "element", "start": None, "pooling": "exact", "rule_options": None,
+        }  # fmt: skip
+        for option, value in given.items():
+            has: Any = rules.composite_name if option == "composite" else rules.config.get(option)
+            if option == "rule_options" and value is not None:
+                has = {name: one for name, one in (has or {}).items() if name in value}
+            if value != usual[option] and (getattr(value, "name", "") or value) != has:
+                raise RuleError(f"{option}={value!r} was given, but the rule set has {has!r}; leave {option} out")
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: TensorOrTuple,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        n_steps: int | None = None,
+        objective: SampleObjective | None = None,
+        mask: Mask | None = None,
+        lr: float | None = None,
+        seed: int | None = None,
+        show_progress: bool = False,
+        create_graph: bool = False,
+    ) -> TensorOrTuple:
+        """Attribute the target's output to the inputs.
+
+        Args:
+            inputs: ``(B, ...)`` floating-point tensor or tuple of them.
+            target: Explained entry of the output, by captum's conventions: class index, list or 1-D tensor of one per
+                sample, tuples for outputs of more dimensions; None for one output per sample.
+            additional_forward_args: Further arguments of the model, after ``inputs``; not differentiated.
+            n_steps: Learning steps; 30 without ``rules``, 0 with.
+            objective: What learning minimises; ``Agreement(baseline="noise")`` by default.
+            mask: Turns a map into a mask; ``MaxMask("sum", sigma=0.02, power=0.5)`` by default.
+                ``Agreement()`` with ``MaxMask()`` is the plain LPR-reconstruction.
+            lr: Step size of the gates' raw parameters (root mean square per gate and step); 0.03 by default.
+            seed: Seeds whatever the objective draws, 0 by default; the caller's random state is untouched.
+            show_progress: Draw a progress bar over the steps.
+            create_graph: Keep the graph of the result, so that it can be differentiated with respect to the given
+                ``rules`` (and to ``inputs`` that require gradients). Not for learned-per-sample maps.
+
+        Returns:
+            Signed maps in the shapes and the container of ``inputs``: what the backward pass delivers there.
+
+        Raises:
+            TargetError: If the target does not fit the output.
+            LearnpropError: For empty, non-finite or integer inputs, arguments the model does not take, and the like.
+            RuleError: If the model has no site, or is compiled or scripted.
+        """
+        steps, seed = self._steps(n_steps, create_graph), plain(seed)
+        tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
+        leaves = leaves_of(tensors, create_graph=create_graph)
+        draws = steps > 0 or any(module.training for module in self.model.modules())  # objectives and dropout do
+        with seeded(seed) if draws else nullcontext(), explaining(leaves), buffers_kept(self.model):
+            if steps:
+                maps = self._learn(leaves, target, additional, steps, objective, mask, lr, show_progress)
+            else:
+                maps = self._propagate(leaves, target, additional, create_graph)
+        return _format_output(isinstance(inputs, tuple), maps)
+
+    def maps(self, inputs: Tensor, target: Any = None, additional_forward_args: Any = None) -> Tensor:
+        """Maps by shared rules, with the sign and the smoothing they were trained with.
+
+        Args:
+            inputs: ``(B, C, *spatial)``, or a table ``(B, F)``.
+            target: see `attribute`.
+            additional_forward_args: see `attribute`.
+
+        Returns:
+            ``(B, *spatial)``: one value per position; of a table ``(B, F)``. Higher is more relevant.
+
+        Raises:
+            LearnpropError: without rules that a `RuleTrainer` made, or for several inputs.
+        """
+        summary = {} if self.rules is None else self.rules.training
+        if "sign" not in summary or "smoothing" not in summary:
+            raise LearnpropError("maps() needs rules= that RuleTrainer made, which keep how their maps were finished")
+        if not isinstance(inputs, Tensor) or inputs.ndim < 2:
+            raise LearnpropError("maps() needs one input (B, C, *spatial) or (B, F); use attribute()")
+        attribution = self.attribute(inputs, target, additional_forward_args)
+        return postprocess(attribution, summary["sign"], summary["smoothing"])
+
+    def attribute_future(self) -> None:
+        """Not implemented, as in captum's own gradient methods."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+    def _steps(self, n_steps: int | None, create_graph: bool) -> int:
+        n_steps = plain(n_steps)
+        if n_steps is None:
+            n_steps = DEFAULT_STEPS if self.rules is None else 0
+        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 0:
+            raise LearnpropError(f"n_steps must be an integer of at least 0, got {n_steps!r}")
+        if create_graph and n_steps:
+            raise LearnpropError(
+                "create_graph=True needs fixed rules to differentiate: pass rules= and leave n_steps at 0"
+            )
+        return n_steps
+
+    def _propagate(
+        self, leaves: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...], create_graph: bool
+    ) -> tuple[Tensor, ...]:
+        composite = self._open_composite() if self._given is None else self._given
+        # The fused attention kernels have no second derivative.
+        kernel = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
+        with kernel, composite.context(self.model), torch.enable_grad():
+            if self.gradient_func is not compute_gradients:  # a Neuron* class explains a neuron instead
+                if create_graph:
+                    raise LearnpropError("create_graph=True cannot pass through a replaced gradient_func")
+                if composite.starts_with_output:
+                    raise LearnpropError(
+                        "gradient_func was replaced (by a Neuron* or Layer* class, say), but relevance starts at the "
+                        "output"
+                    )
+                with shapes_told(self.model, leaves):
+                    maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
+                self._check_reach(composite, None, leaves)
+                return tuple(part.detach() for part in composite.finish(maps, leaves))
+            return self._explain(composite, leaves, target, additional, create_graph)[0]
+
+    def _explain(
+        self, composite: Any, leaves: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...], create_graph: bool
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Maps by a composite that is registered on the model, and the explained entries of the output ``(B,)``."""
+        output = output_of(self.forward_func, leaves, additional, model=self.model, known=built_at(self.rules))
+        self._check_reach(composite, output, leaves)
+        selected = require_finite(select_target(output, target))
+        (seed,) = torch.autograd.grad(selected.sum(), output, retain_graph=True)
+        return propagate(composite, output, leaves, seed, create_graph=create_graph), selected
+
+    def _check_reach(self, composite: Any, output: Any, leaves: tuple[Tensor, ...]) -> None:
+        """Refuse a model without a site; rules that were given have been built for its sites."""
+        if not composite.rules.closed:
+            composite.rules.close(self.model, output, leaves)
+
+    def _learn(
+        self,
+        leaves: tuple[Tensor, ...],
+        target: Any,
+        additional: tuple[Any, ...],
+        n_steps: int,
+        objective: SampleObjective | None,
+        mask: Mask | None,
+        lr: float | None,
+        show_progress: bool,
+    ) -> tuple[Tensor, ...]:
+        if self.gradient_func is not compute_gradients:
+            raise LearnpropError(
+                "gradient_func was replaced (by a Neuron* or Layer* class): rules cannot be learned for it; pass rules="
+            )
+        lr = plain(lr)
+        if lr is not None and not 0 < lr < float("inf"):
+            raise LearnpropError(f"lr must be positive and finite, got {lr}")
+        for name, value in (("objective", objective), ("mask", mask)):
+            if value is not None and not callable(value):
+                raise LearnpropError(f"{name} must be callable (see training.{name}s), got {value!r}")
+        if is_interposed(self.model):
+            raise LearnpropError(
+                "rules are applied to this model already, and masked inputs must see the plain model: "
+                "learn outside of rules.applied(model)"
+            )
+        samples = leaves[0].shape[0]
+        composite = self._open_composite() if self.rules is None else self.rules.for_samples(samples).composite()
+        original = OriginalPass(self.model, composite, leaves, target, additional)
+        if not original.rules.parameters():
+            raise LearnpropError(
+                f"nothing to learn: gate={self.options['gate']!r} has no parameters; choose another gate, or n_steps=0"
+            )
+
+        def forward(masked: tuple[Tensor, ...]) -> Tensor:
+            return output_of(self.forward_func, masked, additional, model=self.model)
+
+        step = Step(
+            original,
+            forward,
+            target,
+            DEFAULT_MASK if mask is None else mask,
+            DEFAULT_OBJECTIVE if objective is None else objective,
+            Descent(DEFAULT_LR if lr is None else lr),
+        )
+        return learn(step, n_steps, show_progress=show_progress)
+
+    def _open_composite(self) -> Any:
+        return composite_class(self.composite)(**self.options, per_sample=True)
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0 if seed is None else seed)
+        yield
+
+
+__all__ = ["DEFAULT_LR", "DEFAULT_STEPS", "LearnedPropagation", "RuleError"]

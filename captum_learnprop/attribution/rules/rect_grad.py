@@ -1,0 +1,92 @@
+"""RectGrad: rectified gradients as a Captum method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from captum.log import log_usage
+from torch import nn
+
+from zennit_rules import RectGradComposite, RuleSet
+from zennit_rules.rules.rect_grad import PERCENTILE
+
+from .learned import LearnedPropagation, TensorOrTuple
+
+
+class RectGrad(LearnedPropagation):
+    """At each activation only the strongest ``activation x signal`` pass; times the input in the end.
+
+    Functional, in-place and reused activations count like any. The constant ``threshold=0`` is guided backprop.
+
+    Warning:
+        Keeping positive contributions of active units makes maps redraw the input, whatever the later layers say: see
+        `evaluation.alignment`. Low percentiles (below about 25) let inactive units pass in the authors' form.
+
+    Source: Kim et al., "Why are Saliency Maps Noisy?", ICCV workshop 2019 (https://arxiv.org/abs/1902.04893).
+
+    Args:
+        model: The model; returned untouched from every call.
+        percentile: Of ``activation x signal`` over a layer, for each sample.
+        threshold: A constant threshold in its place.
+        derivative: Multiply by the activation's derivative too, as one published implementation does.
+        pool: ``"gradient"`` or ``"proportional"`` redistribution at max-pools.
+        multiply_by_inputs: Whether maps are multiplied by the input in the end.
+        rules: A trained `RuleSet` of the composite ``"rect_grad"``, or its path, instead of the above.
+
+    Raises:
+        LearnpropError: If ``model`` is no module.
+        RuleError: For options out of range, or a rule set of another model or composite.
+    """
+
+    takes = (RectGradComposite,)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        percentile: float = PERCENTILE,
+        *,
+        threshold: float | None = None,
+        derivative: bool = False,
+        pool: str = "gradient",
+        multiply_by_inputs: bool = True,
+        rules: RuleSet | str | Path | None = None,
+    ) -> None:
+        if rules is not None:
+            super().__init__(model, "rect_grad", rules=rules)
+            return
+        options = {
+            "percentile": percentile, "threshold": threshold, "derivative": derivative, "pool": pool,
+            "multiply_by_inputs": multiply_by_inputs,
+        }  # fmt: skip
+        super().__init__(model, "rect_grad", gate="none", rule_options=options)
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether maps are multiplied by the input."""
+        options = self.options["rule_options"] if self.rules is None else self.rules.config["rule_options"]
+        return bool(options["multiply_by_inputs"])
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: TensorOrTuple,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        create_graph: bool = False,
+    ) -> TensorOrTuple:
+        """Attribute the target's output to the inputs; see `LearnedPropagation.attribute`.
+
+        Args:
+            inputs: ``(B, ...)`` floating-point tensor or tuple of them.
+            target: Explained entry of the output, by captum's conventions.
+            additional_forward_args: Further arguments of the model, after ``inputs``; not differentiated.
+            create_graph: Keep the graph of the result.
+
+        Returns:
+            Signed maps in the shapes and the container of ``inputs``.
+        """
+        return super().attribute.__wrapped__(
+            self, inputs, target, additional_forward_args, n_steps=0, create_graph=create_graph
+        )

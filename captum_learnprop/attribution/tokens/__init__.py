@@ -1,0 +1,1 @@
+"""Methods for vision transformers, on the tokens of their patches."""

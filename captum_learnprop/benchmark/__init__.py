@@ -1,0 +1,1 @@
+"""The laboratory: many methods on many scenes and nets, scored alike and put into tables."""

@@ -1,0 +1,472 @@
+"""Hand-made methods to compare with, each in the form that its paper means.
+
+Methods that see modules only (DeepLift, guided backprop, Deconvnet, LRP) run on the model's `twin`. LRP starts from
+a seed under which positive relevance speaks *for* the target whatever the sign of the output: see `Lrp`.
+Every method takes images in [0, 1].
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from captum.attr import (
+    Deconvolution,
+    DeepLift,
+    GuidedBackprop,
+    GuidedGradCam,
+    InputXGradient,
+    IntegratedGradients,
+    LayerActivation,
+    LayerGradCam,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zennit.composites import (
+    Convolution,
+    EpsilonAlpha2Beta1,
+    EpsilonGammaBox,
+    EpsilonPlus,
+    EpsilonPlusFlat,
+    ExcitationBackprop,
+    Linear,
+    SpecialFirstLayerMapComposite,
+    layer_map_base,
+)
+from zennit.rules import ZBox, ZPlus
+
+from captum_learnprop.attribution.extremal.inputs import ExtremalPerturbation, NeutralMaskWarning
+from captum_learnprop.benchmark.twin import Twin, make_twin
+from captum_learnprop.errors import LearnpropError
+
+Explain = Callable[[Tensor, Tensor], Tensor]
+"""``(images (B, C, H, W), targets (B,)) -> attribution (B, C, H, W) or map (B, 1, H, W)``."""
+
+FAMILIES = ("gradient", "cam", "lrp", "perturbation", "control")
+
+GREY = 0.5
+"""Baseline of integrated gradients, DeepLift and occlusion: the middle of the range."""
+
+INTEGRATED_STEPS = 50
+OCCLUSION_WINDOW, OCCLUSION_STRIDE = 8, 4
+NOISE_SAMPLES, NOISE = 20, 0.1
+"""Of SmoothGrad; the noise is a standard deviation on the scale of the images."""
+
+_NOISE_AND_PARTS: dict[str, Any] = {"variant": "dual", "perturbation": "noise", "parts": True}
+EXTREMAL: dict[str, Any] = {
+    **_NOISE_AND_PARTS, "areas": (0.03, 0.05, 0.07), "draws": 4, "n_steps": 100, "step": 1 / 64, "sigma": 1 / 32,
+}  # fmt: skip
+EXTREMAL_X_INPUT: dict[str, Any] = {
+    **_NOISE_AND_PARTS, "areas": (0.06, 0.1, 0.15), "draws": 3, "n_steps": 60, "reward": "contrastive", "soften": 0.08,
+}  # fmt: skip
+"""Of extremal perturbations, chosen on validation scenes: masks that keep and delete, of which random parts count, and
+noise in the place of what is removed. Over a blur or a fixed colour masks find evidence that is not the object. A mask
+by itself must be fine; one that is multiplied by the input need not."""
+
+INTERNAL_BATCH_SIZE = 256
+
+EXAMPLE_SIZE = 64
+"""Side of the images that a twin is checked with and passes are counted for."""
+
+
+class HandMadeError(LearnpropError):
+    """A hand-made method that does not exist, or that a model cannot be explained with."""
+
+
+@dataclass(frozen=True)
+class HandMade:
+    """A hand-made method.
+
+    Attributes:
+        name: as in tables.
+        family: one of `FAMILIES`.
+        passes: forward and backward passes through the net per image of 64 x 64 pixels.
+        build: makes the method for a model; raises a `LearnpropError` with the reason where it cannot.
+        options: what decides its maps and may change: results by others are not mixed with these.
+    """
+
+    name: str
+    family: str
+    passes: int
+    build: Callable[[nn.Module], Explain]
+    options: str = ""
+
+
+def hand_made(name: str) -> HandMade:
+    """The method of a name.
+
+    Raises:
+        HandMadeError: no such method.
+    """
+    if name not in HAND_MADE:
+        raise HandMadeError(f"unknown hand-made method {name!r}; choose one of {', '.join(HAND_MADE)}")
+    return HAND_MADE[name]
+
+
+# -- gradients -----------------------------------------------------------------------------------------------------
+
+
+def saliency(model: nn.Module) -> Explain:
+    """The signed gradient."""
+    return _captum(Saliency(model), abs=False)
+
+
+def input_x_gradient(model: nn.Module) -> Explain:
+    """Image times gradient."""
+    return _captum(InputXGradient(model))
+
+
+def integrated_gradients(model: nn.Module) -> Explain:
+    """Integrated gradients from grey (Sundararajan et al., ICML 2017)."""
+    return _captum(
+        IntegratedGradients(model), baselines=GREY, n_steps=INTEGRATED_STEPS, internal_batch_size=INTERNAL_BATCH_SIZE
+    )
+
+
+def smooth_grad(model: nn.Module) -> Explain:
+    """Mean gradient over noisy copies (Smilkov et al., 2017)."""
+    tunnel = NoiseTunnel(Saliency(model))
+    averaged = _captum(tunnel, nt_type="smoothgrad", nt_samples=NOISE_SAMPLES, stdevs=NOISE, abs=False)
+
+    def attribute(images: Tensor, targets: Tensor) -> Tensor:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return averaged(images, targets)
+
+    return attribute
+
+
+def deep_lift(model: nn.Module) -> Explain:
+    """DeepLift, rescale rule, from grey (Shrikumar et al., ICML 2017).
+
+    One image at a time: captum's rule for max-pools reads the gradient of the first sample for all others.
+    """
+    single = _captum(DeepLift(twin_of(model, for_deep_lift=True).network), baselines=torch.tensor([[[[GREY]]]]))
+
+    def attribute(images: Tensor, targets: Tensor) -> Tensor:
+        return torch.cat([single(x, y) for x, y in zip(images.split(1), targets.split(1), strict=True)])
+
+    return attribute
+
+
+def guided_backprop(model: nn.Module) -> Explain:
+    """Guided backpropagation (Springenberg et al., 2015)."""
+    return _captum(GuidedBackprop(twin_of(model).network))
+
+
+def deconvolution(model: nn.Module) -> Explain:
+    """Deconvnet (Zeiler and Fergus, ECCV 2014)."""
+    return _captum(Deconvolution(twin_of(model).network))
+
+
+def _captum(method: Any, **options: Any) -> Explain:
+    def attribute(images: Tensor, targets: Tensor) -> Tensor:
+        chosen = {
+            name: value.expand_as(images).to(images) if isinstance(value, Tensor) else value
+            for name, value in options.items()
+        }
+        with _quiet_captum():
+            attribution: Tensor = method.attribute(images, target=targets, **chosen)
+        return attribution.detach().to(images.dtype)
+
+    return attribute
+
+
+# -- class activation maps -----------------------------------------------------------------------------------------
+
+
+def grad_cam(level: int) -> Callable[[nn.Module], Explain]:
+    """Grad-CAM (Selvaraju et al., ICCV 2017) at the last feature map, or ``level`` resolutions finer."""
+
+    def build(model: nn.Module) -> Explain:
+        twin = twin_of(model)
+        method = LayerGradCam(twin.network, twin.network.get_submodule(_feature(twin, level)))
+
+        def attribute(images: Tensor, targets: Tensor) -> Tensor:
+            with _quiet_captum():
+                maps = method.attribute(images, target=targets, relu_attributions=True)
+            return _resized(maps.detach(), images)
+
+        return attribute
+
+    return build
+
+
+def layer_cam(level: int) -> Callable[[nn.Module], Explain]:
+    """LayerCAM (Jiang et al., TIP 2021): the positive gradient weighs each activation where it is."""
+
+    def build(model: nn.Module) -> Explain:
+        twin = twin_of(model)
+        layer = twin.network.get_submodule(_feature(twin, level))
+        activation = LayerActivation(twin.network, layer)
+
+        def attribute(images: Tensor, targets: Tensor) -> Tensor:
+            features = activation.attribute(images, attribute_to_layer_input=False).detach().requires_grad_()
+            handle = layer.register_forward_hook(lambda module, args, output: features)
+            try:
+                with torch.enable_grad():
+                    output = twin.network(images).gather(1, targets[:, None]).sum()
+                    gradient = torch.autograd.grad(output, features)[0]
+            finally:
+                handle.remove()
+            maps = (gradient.clamp(min=0) * features.detach()).sum(1, keepdim=True).clamp(min=0)
+            return _resized(maps, images)
+
+        return attribute
+
+    return build
+
+
+def guided_grad_cam(model: nn.Module) -> Explain:
+    """Guided backpropagation times Grad-CAM at the last feature map."""
+    twin = twin_of(model)
+    method = GuidedGradCam(twin.network, twin.network.get_submodule(_feature(twin, 0)))
+    return _captum(method, interpolate_mode="bilinear")
+
+
+def _feature(twin: Twin, level: int) -> str:
+    if level >= len(twin.features):
+        raise HandMadeError(
+            f"the net has {len(twin.features)} feature maps that all branches join in; level {level} is finer than all"
+        )
+    return twin.features[-1 - level]
+
+
+def _resized(maps: Tensor, images: Tensor) -> Tensor:
+    return F.interpolate(maps, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+# -- layer-wise relevance propagation ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lrp:
+    """Layer-wise relevance propagation by a zennit composite on the twin.
+
+    The relevance returned is that of the first convolution's input, which differs from the image by a normalisation:
+    in zennit the gradient of the normalisation would weigh the channels.
+
+    Attributes:
+        make: the composite for a twin.
+        seed: what the target's output starts with. The epsilon rule at the last layer gives unit i the share
+            ``a_i w_i / z``, which flips its sign with the output ``z``: there the seed is ``"output"`` (``z``
+            itself), and relevance is the contribution ``a_i w_i``. The z+ rule's shares are positive: ``"one"``.
+    """
+
+    make: Callable[[Twin], Any]
+    seed: str = "output"
+
+    def __call__(self, model: nn.Module) -> Explain:
+        """The method for a model."""
+        return self.on(twin_of(model))
+
+    def on(self, twin: Twin) -> Explain:
+        """The method for the model of a twin."""
+        composite = self.make(twin)
+
+        def attribute(images: Tensor, targets: Tensor) -> Tensor:
+            leaf = images.detach().clone().requires_grad_()
+            with composite.context(twin.network) as network, torch.enable_grad():
+                output = network(leaf)
+                start = torch.zeros_like(output)
+                value = output.detach() if self.seed == "output" else torch.ones_like(output)
+                start.scatter_(1, targets[:, None], value.gather(1, targets[:, None]))
+                relevance: Tensor = torch.autograd.grad(output, leaf, start)[0]
+            return relevance / (twin.white - twin.black)
+
+        return attribute
+
+
+def _epsilon_plus(twin: Twin) -> Any:
+    return EpsilonPlus()
+
+
+def _epsilon_plus_box(twin: Twin) -> Any:
+    return SpecialFirstLayerMapComposite(layer_map=EpsilonPlus().layer_map, first_map=[(Convolution, box_rule(twin))])
+
+
+def _epsilon_gamma_box(twin: Twin) -> Any:
+    low, high = torch.minimum(twin.black, twin.white), torch.maximum(twin.black, twin.white)
+    return EpsilonGammaBox(low=low, high=high)
+
+
+def _epsilon_alpha_beta(twin: Twin) -> Any:
+    return EpsilonAlpha2Beta1()
+
+
+def _epsilon_plus_flat(twin: Twin) -> Any:
+    return EpsilonPlusFlat()
+
+
+def _excitation_backprop(twin: Twin) -> Any:
+    return ExcitationBackprop()
+
+
+def _z_plus_box(twin: Twin) -> Any:
+    return SpecialFirstLayerMapComposite(
+        layer_map=[*layer_map_base(), (Linear, ZPlus())], first_map=[(Convolution, box_rule(twin))]
+    )
+
+
+def box_rule(twin: Twin) -> Any:
+    """The rule of a first layer whose inputs are images between black and white (Montavon et al., 2017)."""
+    return ZBox(low=torch.minimum(twin.black, twin.white), high=torch.maximum(twin.black, twin.white))
+
+
+# -- perturbations and controls --------------------------------------------------------------------------------------
+
+
+def occlusion(model: nn.Module) -> Explain:
+    """Drop of the output when a window is grey (Zeiler and Fergus, ECCV 2014)."""
+    method = Occlusion(model)
+
+    def attribute(images: Tensor, targets: Tensor) -> Tensor:
+        channels = images.shape[1]
+        attribution: Tensor = method.attribute(
+            images,
+            target=targets,
+            sliding_window_shapes=(channels, OCCLUSION_WINDOW, OCCLUSION_WINDOW),
+            strides=(channels, OCCLUSION_STRIDE, OCCLUSION_STRIDE),
+            baselines=GREY,
+            perturbations_per_eval=max(1, INTERNAL_BATCH_SIZE // len(images)),
+        )
+        return attribution.detach().to(images.dtype)
+
+    return attribute
+
+
+def extremal_perturbation(model: nn.Module) -> Explain:
+    """Mean of the extremal masks of three areas (Fong et al., ICCV 2019)."""
+    return _extremal(model, EXTREMAL, multiply_by_inputs=False)
+
+
+def extremal_perturbation_x_input(model: nn.Module) -> Explain:
+    """Mean contribution under softened extremal masks of three areas: mask times distance from the median colour."""
+    return _extremal(model, EXTREMAL_X_INPUT, multiply_by_inputs=True)
+
+
+def _extremal(model: nn.Module, options: dict[str, Any], *, multiply_by_inputs: bool) -> Explain:
+    method = ExtremalPerturbation(model, multiply_by_inputs)
+
+    def attribute(images: Tensor, targets: Tensor) -> Tensor:
+        with warnings.catch_warnings():  # a mask without an explanation scores as one
+            warnings.filterwarnings("ignore", category=NeutralMaskWarning)
+            maps: Tensor = method.attribute(images, target=targets, **options)
+        return maps.mean(1, keepdim=not multiply_by_inputs).to(images.dtype)
+
+    return attribute
+
+
+def _extremal_passes(options: dict[str, Any]) -> int:
+    """A step runs what is kept and what is deleted forward and backward, as often as it draws, for each area."""
+    return 4 * int(options["n_steps"]) * int(options["draws"]) * len(options["areas"])
+
+
+def random_map(model: nn.Module) -> Explain:
+    """Uniform noise, seeded by the image and the target."""
+
+    def attribute(images: Tensor, targets: Tensor) -> Tensor:
+        maps = []
+        for image, target in zip(images, targets, strict=True):
+            seed = zlib.crc32(image.cpu().contiguous().numpy().tobytes()) + int(target)
+            maps.append(torch.rand(1, *image.shape[-2:], generator=torch.Generator().manual_seed(seed)))
+        return torch.stack(maps).to(images)
+
+    return attribute
+
+
+def centre_prior(model: nn.Module) -> Explain:
+    """A Gaussian in the middle, a quarter of the image wide: objects tend to be there."""
+
+    def attribute(images: Tensor, targets: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        rows, columns = torch.linspace(-2, 2, height), torch.linspace(-2, 2, width)
+        bump = torch.exp(-0.5 * (rows[:, None] ** 2 + columns[None] ** 2))
+        return bump.expand(len(images), 1, height, width).to(images)
+
+    return attribute
+
+
+def intensity(model: nn.Module) -> Explain:
+    """Distance of each pixel from the image's mean colour: redraws the image and knows nothing of the net."""
+
+    def attribute(images: Tensor, targets: Tensor) -> Tensor:
+        return (images - images.mean((2, 3), keepdim=True)).square().sum(1, keepdim=True).sqrt()
+
+    return attribute
+
+
+def _windows(size: int) -> int:
+    return -(-(size - OCCLUSION_WINDOW) // OCCLUSION_STRIDE) + 1
+
+
+HAND_MADE: dict[str, HandMade] = {
+    method.name: method
+    for method in (
+        HandMade("saliency", "gradient", 2, saliency),
+        HandMade("input x gradient", "gradient", 2, input_x_gradient),
+        HandMade("integrated gradients", "gradient", 2 * INTEGRATED_STEPS, integrated_gradients),
+        HandMade("SmoothGrad", "gradient", 2 * NOISE_SAMPLES, smooth_grad),
+        HandMade("DeepLift", "gradient", 4, deep_lift),
+        HandMade("guided backprop", "gradient", 2, guided_backprop),
+        HandMade("Deconvnet", "gradient", 2, deconvolution),
+        HandMade("Grad-CAM", "cam", 2, grad_cam(0)),
+        HandMade("Grad-CAM, mid layer", "cam", 2, grad_cam(1)),
+        HandMade("LayerCAM, mid layer", "cam", 3, layer_cam(1)),
+        HandMade("LayerCAM, early layer", "cam", 3, layer_cam(2)),
+        HandMade("guided Grad-CAM", "cam", 4, guided_grad_cam),
+        HandMade("LRP epsilon plus", "lrp", 2, Lrp(_epsilon_plus)),
+        HandMade("LRP epsilon plus, flat", "lrp", 2, Lrp(_epsilon_plus_flat)),
+        HandMade("LRP z+, box", "lrp", 2, Lrp(_epsilon_plus_box)),
+        HandMade("LRP epsilon gamma, box", "lrp", 2, Lrp(_epsilon_gamma_box)),
+        HandMade("LRP epsilon alpha2 beta1", "lrp", 2, Lrp(_epsilon_alpha_beta)),
+        HandMade("LRP z+ throughout, box", "lrp", 2, Lrp(_z_plus_box, seed="one")),
+        HandMade("excitation backprop", "lrp", 2, Lrp(_excitation_backprop, seed="one")),
+        HandMade("occlusion", "perturbation", _windows(EXAMPLE_SIZE) ** 2 + 1, occlusion),
+        HandMade(
+            "extremal perturbation",
+            "perturbation",
+            _extremal_passes(EXTREMAL),
+            extremal_perturbation,
+            options=str(EXTREMAL),
+        ),
+        HandMade(
+            "extremal perturbation x input",
+            "perturbation",
+            _extremal_passes(EXTREMAL_X_INPUT),
+            extremal_perturbation_x_input,
+            options=str(EXTREMAL_X_INPUT),
+        ),
+        HandMade("random", "control", 0, random_map),
+        HandMade("centre prior", "control", 0, centre_prior),
+        HandMade("intensity", "control", 0, intensity),
+    )
+}
+"""Hand-made methods by name."""
+
+
+def twin_of(
+    model: nn.Module, *, shape: tuple[int, ...] = (3, EXAMPLE_SIZE, EXAMPLE_SIZE), for_deep_lift: bool = False
+) -> Twin:
+    """The model in separate modules, see `make_twin`, checked with images of noise of a shape ``(C, H, W)``."""
+    parameter = next(model.parameters(), torch.zeros(0))
+    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    return make_twin(model, example.to(parameter), for_deep_lift=for_deep_lift)
+
+
+@contextmanager
+def _quiet_captum() -> Iterator[None]:
+    """Without captum's warnings on every call, which tell of nothing a user could change here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU")
+        warnings.filterwarnings("ignore", message="Setting forward, backward hooks and attributes on non-linear")
+        warnings.filterwarnings("ignore", message="Input Tensor 0 did not already require gradients")
+        yield

@@ -1,0 +1,435 @@
+"""From the benchmark's cells to tables: means, standard errors over scenes and training seeds, paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captum_learnprop.benchmark.comparison import standard_error
+from captum_learnprop.benchmark.rule_families import RULE_FAMILIES, RuleFamily, rule_family
+from captum_learnprop.benchmark.scorecard import SCORES
+from captum_learnprop.scenes.scenes import QUESTIONS_PER_SCENE
+
+Array = NDArray[np.float64]
+
+SALIENCY, LRP_BOX = "saliency", "LRP z+, box"
+GRADIENT_FAMILIES = ("gradient", "cam")
+
+LEARNED = "learned"
+
+UNTRAINED_START = "its untrained start"
+
+BEST_OF_FAMILY, BEST_SEARCHED = "best hand-made of its family", "best gamma grid"
+
+REFERENCES = (UNTRAINED_START, SALIENCY, "best gradient or CAM", LRP_BOX, "best LRP", BEST_OF_FAMILY, BEST_SEARCHED)
+"""What learned methods are compared with, sample by sample, every reference with its best treatment. The best ones are
+the best of each score; only trained variants have an untrained start and a family, and only LRP has gamma grids."""
+
+FAMILY_SCORES = ("average precision", "class AUC", "deletion, blur", "randomisation")
+"""Scores that have a table of the families of rules."""
+
+CLEARLY = 2.0
+"""Combined standard errors that a difference has to exceed to be called one."""
+
+NOT_RUN = "not run"
+"""Error of a cell that is not there."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score of a method on one scene family of one net.
+
+    Attributes:
+        mean: over samples and training seeds: the mean of the seeds' means.
+        standard_error: over scenes, of their scores averaged over seeds; NaN for one scene.
+        seed_spread: standard deviation over the seeds' means; NaN for one seed.
+        seed_error: standard error over training seeds, ``seed_spread / sqrt(seeds)``.
+        samples: how many had a score.
+        seeds: how many.
+    """
+
+    mean: float
+    standard_error: float
+    seed_spread: float
+    seed_error: float
+    samples: int
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on one scene family of one net.
+
+    Attributes:
+        model: architecture.
+        scenes: family of scenes.
+        method: name.
+        family: of the method.
+        passes: per image.
+        seconds: per image, median over seeds.
+        treatment: of the first seed.
+        estimates: by score.
+        same: by score, all maps smoothed like the learned ones.
+        samples: by score, ``(seeds, M)``, NaN where not defined.
+        recognised: share of the questions whose class the net names.
+        training_seconds: that its rules were trained, mean over seeds; NaN where there are none or it is not known.
+        seeds: training seeds that have scores.
+        asked: training seeds that were asked for.
+        failures: ``(training seed or None, why it has no scores)``.
+        error: why there are no scores at all, or None.
+        composite: of the variant of trained rules that it is or needs.
+    """
+
+    model: str
+    scenes: str
+    method: str
+    family: str
+    passes: int
+    seconds: float
+    treatment: str
+    estimates: dict[str, Estimate]
+    same: dict[str, Estimate]
+    samples: dict[str, Array]
+    recognised: float
+    training_seconds: float
+    seeds: int
+    asked: int
+    failures: tuple[tuple[int | None, str], ...]
+    error: str | None
+    composite: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The method's name, with a mark where training seeds are missing."""
+        return self.method + self.mark
+
+    @property
+    def mark(self) -> str:
+        """Empty if all training seeds have scores."""
+        return "" if self.seeds == self.asked else f" ({self.seeds} of {self.asked} seeds)"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A learned method against a reference: mean of the differences over the same samples, and its standard errors.
+
+    Attributes:
+        model: architecture.
+        scenes: family of scenes.
+        method: the learned one.
+        reference: of `REFERENCES`.
+        against: the method that the reference is for this score.
+        score: name.
+        mean: learned minus reference.
+        standard_error: over scenes.
+        seed_error: standard error over training seeds, of the seeds' mean differences; NaN for one seed.
+        better: whether the mean speaks for the learned method, by more than `CLEARLY` combined standard errors.
+    """
+
+    model: str
+    scenes: str
+    method: str
+    reference: str
+    against: str
+    score: str
+    mean: float
+    standard_error: float
+    seed_error: float
+    better: bool
+
+
+def estimate(scores: Sequence[Sequence[float | None]], together: int = 1) -> Estimate:
+    """The estimate from scores by seed and sample, ``(seeds, M)``, None where not defined.
+
+    Args:
+        scores: by seed and sample.
+        together: how many samples in a row are about one scene, see `standard_error`.
+    """
+    table = _table(scores)
+    samples = _seed_means(table)
+    known = samples[~np.isnan(samples)]
+    if not len(known):
+        return Estimate(math.nan, math.nan, math.nan, math.nan, 0, len(table))
+    error = standard_error(samples, np.arange(len(samples)) // together)
+    spread = float(np.nanmean(table, axis=1).std(ddof=1)) if len(table) > 1 else math.nan
+    return Estimate(float(known.mean()), error, spread, spread / len(table) ** 0.5, len(known), len(table))
+
+
+def summarise(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """One row per net, scene family and method, in the order of the cells."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["model"], cell["scenes"], cell["method"]), []).append(cell)
+    return [_row(key, group) for key, group in groups.items()]
+
+
+def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
+    good = [cell for cell in group if cell["error"] is None]
+    names = [name for name in SCORES if good and all(name in cell["scores"] for cell in good)]
+    alike = [name for name in names if all(name in cell["same smoothing"]["scores"] for cell in good)]
+    together = QUESTIONS_PER_SCENE[group[0]["scenes"]]
+    by_seed = {name: [cell["scores"][name] for cell in good] for name in names}
+    return Row(
+        *key,
+        family=group[0]["family"],
+        passes=group[0]["passes"],
+        seconds=float(np.median([cell["seconds"] for cell in good])) if good else math.nan,
+        treatment=_treatment(good[0]["treatment"]) if good else "",
+        estimates={name: estimate(by_seed[name], together) for name in names},
+        same={name: estimate([cell["same smoothing"]["scores"][name] for cell in good], together) for name in alike},
+        samples={name: _table(by_seed[name]) for name in names},
+        recognised=good[0]["recognised"] if good else math.nan,
+        training_seconds=_mean([cell.get("training seconds") for cell in good]),
+        seeds=len(good),
+        asked=len(group),
+        failures=tuple((cell["seed"], cell["error"]) for cell in group if cell["error"] is not None),
+        error=None if good else group[0]["error"],
+        composite=_composite((good or group)[0]),
+    )
+
+
+def _composite(cell: Mapping[str, Any]) -> str | None:
+    """Of rules from a file, or of the variant that was trained."""
+    trained: str | None = cell.get("settings", {}).get("training options", {}).get("composite")
+    return cell.get("composite") or trained
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """NaN if one is missing."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else math.nan
+
+
+def _treatment(fields: Mapping[str, Any]) -> str:
+    return f"{fields['sign']}, {fields['sigma']:g} px"
+
+
+def differences(rows: Sequence[Row]) -> list[Difference]:
+    """Every learned method against every reference, score by score, on the same samples."""
+    found = []
+    for row in rows:
+        if row.family != LEARNED or row.error is not None:
+            continue
+        room = [one for one in rows if (one.model, one.scenes) == (row.model, row.scenes) and one.error is None]
+        for reference in REFERENCES:
+            for name in row.samples:
+                other = _reference(reference, room, name, row)
+                if other is not None:
+                    found.append(_difference(row, other, reference, name))
+    return found
+
+
+def _reference(reference: str, room: Sequence[Row], name: str, learned: Row) -> Row | None:
+    if reference == UNTRAINED_START:
+        variant, _, state = learned.method.rpartition(", ")
+        candidates = [row for row in room if state == LEARNED and row.method == f"{variant}, untrained"]
+    elif reference in (SALIENCY, LRP_BOX):
+        candidates = [row for row in room if row.method == reference]
+    elif reference in (BEST_OF_FAMILY, BEST_SEARCHED):
+        family = rule_family(learned.composite)
+        names = () if family is None else family.hand_made if reference == BEST_OF_FAMILY else family.searched
+        candidates = [row for row in room if row.method in names]
+    else:
+        families = ("lrp",) if reference == "best LRP" else GRADIENT_FAMILIES
+        candidates = [row for row in room if row.family in families]
+    known = [row for row in candidates if name in row.estimates and not math.isnan(row.estimates[name].mean)]
+    choose = max if SCORES[name].higher_is_better else min
+    return choose(known, key=lambda row: row.estimates[name].mean, default=None)
+
+
+def _difference(row: Row, other: Row, reference: str, name: str) -> Difference:
+    by_seed = row.samples[name] - _seed_means(other.samples[name])
+    values = _seed_means(by_seed)
+    known = ~np.isnan(values)
+    mean = float(values[known].mean()) if known.any() else math.nan
+    error = standard_error(values, np.arange(len(values)) // QUESTIONS_PER_SCENE[row.scenes])
+    several = len(by_seed) > 1 and known.any()
+    seed_error = float(by_seed[:, known].mean(1).std(ddof=1) / len(by_seed) ** 0.5) if several else math.nan
+    gain = mean if SCORES[name].higher_is_better else -mean
+    better = gain > CLEARLY * math.hypot(error, seed_error if several else 0.0)
+    return Difference(row.model, row.scenes, row.method, reference, other.method, name, mean, error, seed_error, better)
+
+
+def _table(scores: Sequence[Sequence[float | None]]) -> Array:
+    return np.array([[math.nan if value is None else value for value in one] for one in scores], dtype=np.float64)
+
+
+def _seed_means(table: Array) -> Array:
+    """Mean over seeds of each sample that all seeds have; NaN for others."""
+    return np.asarray(table.mean(axis=0))
+
+
+# -- Markdown ------------------------------------------------------------------------------------------------------
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """An overview of average precision, then for each net and scene family all scores and the paired differences."""
+    found = differences(rows)
+    parts = ["# Results", _READING, "## Average precision", _overview(rows), *_families(rows, found)]
+    for model, scenes in dict.fromkeys((row.model, row.scenes) for row in rows):
+        room = [row for row in rows if (row.model, row.scenes) == (model, scenes)]
+        parts += [f"## {model}, {scenes}", _recognised(room), _scores(room, "estimates"), _failures(room)]
+        parts += ["All maps smoothed like the learned ones:", _scores(room, "same")]
+        parts += [_paired([one for one in found if (one.model, one.scenes) == (model, scenes)])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_READING = (
+    "Mean ± standard error over scenes (questions about one scene count as one); in brackets the standard error over "
+    "training seeds (standard deviation of the seeds' means / square root of their number). The best of each column is "
+    "bold. Every hand-made method has the treatment of its maps that is best on other scenes. `^`: higher is better, "
+    "`v`: lower is better."
+)
+
+
+def _recognised(room: Sequence[Row]) -> str:
+    known = [row.recognised for row in room if not math.isnan(row.recognised)]
+    return f"The net names the asked class in {100 * known[0]:.0f} % of the questions." if known else ""
+
+
+def _overview(rows: Sequence[Row]) -> str:
+    name = "average precision"
+    places = _places(rows)
+    by_place = {(row.model, row.scenes, row.method): row for row in rows}
+    lines = [["method", *(f"{model} {scenes}" for model, scenes in places)]]
+    best = {place: _best([row for row in rows if (row.model, row.scenes) == place], name) for place in places}
+    for method in dict.fromkeys(row.method for row in rows):
+        cells = []
+        for place in places:
+            row = by_place.get((*place, method))
+            known = row is not None and name in row.estimates
+            cells.append(_shown(row.estimates[name], best[place]) + row.mark if row is not None and known else "-")
+        lines.append([method, *cells])
+    return _grid(lines)
+
+
+def _families(rows: Sequence[Row], found: Sequence[Difference]) -> list[str]:
+    """A table for each of `FAMILY_SCORES`; nothing where no trained member was asked for."""
+    trained = [family for family in RULE_FAMILIES if any(row.composite == family.composite for row in rows)]
+    if not trained:
+        return []
+    parts = ["## Hand-made and trained members of each family", _FAMILY_READING]
+    for name in FAMILY_SCORES:
+        if any(name in row.estimates for row in rows):
+            arrow = "higher" if SCORES[name].higher_is_better else "lower"
+            lines = [line for family in trained for line in _family_lines(family, name, rows, found)]
+            head = ["family", "method", *(f"{model} {scenes}" for model, scenes in _places(rows))]
+            parts += [f"{name[0].upper()}{name[1:]} ({arrow} is better):", _grid([head, *lines])]
+    return parts
+
+
+def _family_lines(
+    family: RuleFamily, name: str, rows: Sequence[Row], found: Sequence[Difference]
+) -> Iterator[list[str]]:
+    """The members of a family, hand-made ones first; after each trained one its differences."""
+    members = [row for row in rows if row.method in (*family.hand_made, *family.searched)]
+    members += [row for row in rows if row.composite == family.composite]
+    best = {place: _best([row for row in members if (row.model, row.scenes) == place], name) for place in _places(rows)}
+    by_place = {(row.model, row.scenes, row.method): row for row in members}
+    by_key = {(one.model, one.scenes, one.method, one.reference): one for one in found if one.score == name}
+    for method in dict.fromkeys(row.method for row in members):
+        own = [by_place.get((*place, method)) for place in best]
+        known = [None if row is None else row.estimates.get(name) for row in own]
+        shown = ["-" if one is None else _shown(one, best[place]) for one, place in zip(known, best, strict=True)]
+        yield [family.name, method, *shown]
+        for reference in (BEST_OF_FAMILY, BEST_SEARCHED):
+            against = [by_key.get((*place, method, reference)) for place in best]
+            if any(against):
+                yield [family.name, f"{method} minus {reference}", *(_gain(one, reference) for one in against)]
+
+
+def _places(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row.model, row.scenes) for row in rows))
+
+
+_FAMILY_READING = (
+    "The same nets and scenes for all. A trained member propagates as the hand-made ones of its family do, but for the "
+    "numbers in its rules and gates; `untrained` is where its training started. Gamma grids choose the gammas of LRP "
+    "without labels, by the objective of the training and with as many attribution passes as that takes. Bold: the "
+    "best of each family, and differences as below: paired, over the same samples, the reference being the best for "
+    "that score."
+)
+
+
+def _scores(room: Sequence[Row], which: str) -> str:
+    names = [name for name in SCORES if any(name in getattr(row, which) for row in room)]
+    if not names:
+        return ""
+    best = {name: _best(room, name, which) for name in names}
+    arrows = [f"{name} {'^' if SCORES[name].higher_is_better else 'v'}" for name in names]
+    trained = which == "estimates" and any(not math.isnan(row.training_seconds) for row in room)
+    lines = [["method", *arrows, "passes", "ms / image", *["training s"] * trained, "treatment"]]
+    for row in room:
+        found = getattr(row, which)
+        if row.error is None:
+            cells = [_shown(found[name], best[name]) if name in found else "-" for name in names]
+            training = "-" if math.isnan(row.training_seconds) else f"{row.training_seconds:.0f}"
+            last = [*[training] * trained, row.treatment if which == "estimates" else ""]
+            lines.append([row.label, *cells, str(row.passes), f"{1000 * row.seconds:.1f}", *last])
+    return _grid(lines)
+
+
+def _best(room: Sequence[Row], name: str, which: str = "estimates") -> float:
+    means = [getattr(row, which)[name].mean for row in room if name in getattr(row, which)]
+    means = [mean for mean in means if not math.isnan(mean)]
+    return (max if SCORES[name].higher_is_better else min)(means, default=math.nan)
+
+
+def _shown(found: Estimate, best: float) -> str:
+    if math.isnan(found.mean):
+        return "-"
+    mean = f"{found.mean:.3f}"
+    text = f"**{mean}**" if found.mean == best else mean
+    text += "" if math.isnan(found.standard_error) else f" ± {found.standard_error:.3f}"
+    return text + ("" if math.isnan(found.seed_error) else f" ({found.seed_error:.3f})")
+
+
+def _failures(room: Sequence[Row]) -> str:
+    lines = []
+    for row in room:
+        seeds_of: dict[str, list[int]] = {}
+        for seed, error in row.failures:
+            seeds_of.setdefault(error, []).extend([] if seed is None else [seed])
+        for error, seeds in seeds_of.items():
+            which = "".join(f", seed {seed}" for seed in seeds)
+            lines.append(f"- {row.method}{which}: {error if error == NOT_RUN else f'did not run. {error}'}")
+    return "\n".join(lines)
+
+
+def _paired(found: Sequence[Difference]) -> str:
+    if not found:
+        return ""
+    names = list(dict.fromkeys(one.score for one in found))
+    lines = [["learned method minus", *names]]
+    by_key = {(one.method, one.reference, one.score): one for one in found}
+    for method, reference in dict.fromkeys((one.method, one.reference) for one in found):
+        cells = [_gain(by_key.get((method, reference, name)), reference) for name in names]
+        lines.append([f"{method} minus {reference}", *cells])
+    return f"{_PAIRED}\n\n{_grid(lines)}"
+
+
+def _gain(one: Difference | None, reference: str) -> str:
+    if one is None or math.isnan(one.mean):
+        return "-"
+    against = "" if reference in (one.against, UNTRAINED_START) else f", {one.against}"
+    number = f"{one.mean:+.3f}"
+    error = "" if math.isnan(one.standard_error) else f" ± {one.standard_error:.3f}"
+    seeds = "" if math.isnan(one.seed_error) else f" ({one.seed_error:.3f})"
+    return f"{f'**{number}**' if one.better else number}{error}{seeds}{against}"
+
+
+_PAIRED = (
+    "Paired differences over the same samples ± their standard error over scenes, in brackets the standard error over "
+    "training seeds, of the mean difference of each seed. Bold: better than the reference by more than "
+    f"{CLEARLY:g} standard errors, the root of the sum of both squared."
+)
+
+
+def _grid(lines: Sequence[Sequence[str]]) -> str:
+    head, *body = (f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *body])

@@ -1,0 +1,310 @@
+"""Small trained nets, shipped for benchmarks, demonstrations and tests on the scenes.
+
+Each architecture asks something else of a method: a plain stack of modules (``"vgg"``), additions and ReLU modules
+that are used twice (``"resnet"``), concatenated branches and ReLU calls that are no modules (``"inception"``). The
+vision transformer (``"vit"``) knows the digits only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
+
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.scenes.scenes import NUM_CLASSES
+
+FORMAT_VERSION = "2"
+"""Version of the weights files: names of the tensors and of the metadata."""
+
+OUTPUT_OF_TASK = {"digits": "sigmoid", "patch": "softmax", "parts": "softmax"}
+"""How the logits of a task become probabilities: digits do not exclude each other, patches and figures do."""
+
+TASK_OF_FAMILY = {"digits": "digits", "pairs": "digits", "grid": "digits", "patch": "patch", "parts": "parts"}
+"""Which task's nets know the classes of a scene family."""
+
+WIDTH_OF_TASK = {"digits": 1.0, "patch": 0.5, "parts": 0.5}
+"""Factor on the number of channels of the shipped nets."""
+
+
+class WeightsError(LearnpropError):
+    """A weights file that is damaged, of another format, or of another net."""
+
+
+class Normalize(nn.Module):
+    """``(x - 0.5) / 0.25`` for images in [0, 1]: part of the net, so that users explain the image itself."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images, same shape."""
+        return (images - 0.5) / 0.25
+
+
+class VggLike(nn.Module):
+    """Six convolutions with batch norm and ReLU, four max-pools, two linear layers; 274 thousand parameters.
+
+    Maps images ``(B, 3, 64, 64)`` in [0, 1] to ten logits ``(B, 10)``. Every operation is a module used once.
+
+    Args:
+        width: factor on the number of channels.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        a, b, c, d = (round(width * channels) for channels in (16, 32, 64, 96))
+        self.normalize = Normalize()
+        self.features = nn.Sequential(
+            *_convolution(3, a),
+            nn.MaxPool2d(2),
+            *_convolution(a, b),
+            *_convolution(b, b),
+            nn.MaxPool2d(2),
+            *_convolution(b, c),
+            *_convolution(c, c),
+            nn.MaxPool2d(2),
+            *_convolution(c, d),
+            nn.MaxPool2d(2),
+        )
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(d * 4 * 4, d), nn.ReLU(), nn.Linear(d, NUM_CLASSES))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
+        logits: Tensor = self.classifier(self.features(self.normalize(images)))
+        return logits
+
+
+class ResNetLike(nn.Module):
+    """A stem and three stages of two basic blocks, then the mean over positions; 273 thousand parameters.
+
+    Maps images ``(B, 3, 64, 64)`` in [0, 1] to ten logits ``(B, 10)``. As in torchvision, each block adds its
+    input to its output and uses its one ReLU module twice.
+
+    Args:
+        width: factor on the number of channels.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        a, b, c = (round(width * channels) for channels in (20, 40, 80))
+        self.normalize = Normalize()
+        self.stem = nn.Sequential(*_convolution(3, a), nn.MaxPool2d(2))
+        self.stages = nn.Sequential(
+            BasicBlock(a, a), BasicBlock(a, a),
+            BasicBlock(a, b, stride=2), BasicBlock(b, b),
+            BasicBlock(b, c, stride=2), BasicBlock(c, c),
+        )  # fmt: skip
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(c, NUM_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
+        logits: Tensor = self.classifier(self.pool(self.stages(self.stem(self.normalize(images)))).flatten(1))
+        return logits
+
+
+class BasicBlock(nn.Module):
+    """``relu(x + bn(conv(relu(bn(conv(x))))))`` with one ReLU module; a stride halves height and width."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, outputs, H / stride, W / stride)`` of ``(B, inputs, H, W)``."""
+        residual = self.relu(self.bn1(self.conv1(x)))
+        residual = self.bn2(self.conv2(residual))
+        out: Tensor = self.relu(self.shortcut(x) + residual)
+        return out
+
+
+class InceptionLike(nn.Module):
+    """A stem and four blocks of four concatenated branches, then the mean over positions; 149 thousand parameters.
+
+    Maps images ``(B, 3, 64, 64)`` in [0, 1] to ten logits ``(B, 10)``. As in torchvision, ReLU and max-pools
+    are functions: no module marks them.
+
+    Args:
+        width: factor on the number of channels.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        stem, *branches = (round(width * channels) for channels in (16, 20, 24, 32, 40))
+        self.normalize = Normalize()
+        self.stem = Convolution(3, stem, 3)
+        self.reduce = Convolution(stem, 2 * stem, 3)
+        inputs = 2 * stem
+        blocks = []
+        for branch in branches:
+            blocks.append(InceptionBlock(inputs, branch))
+            inputs = 4 * branch
+        self.blocks = nn.ModuleList(blocks)
+        self.classifier = nn.Linear(inputs, NUM_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
+        x = F.max_pool2d(self.stem(self.normalize(images)), 2)
+        x = F.max_pool2d(self.reduce(x), 2)
+        for index, block in enumerate(self.blocks):
+            if index == 2:
+                x = F.max_pool2d(x, 2)
+            x = block(x)
+        logits: Tensor = self.classifier(x.mean((2, 3)))
+        return logits
+
+
+class InceptionBlock(nn.Module):
+    """Four branches of ``branch`` channels each, side by side: 1x1, 3x3, two 3x3, and a max-pool with a 1x1."""
+
+    def __init__(self, inputs: int, branch: int) -> None:
+        super().__init__()
+        self.point = Convolution(inputs, branch, 1)
+        self.single_reduce = Convolution(inputs, branch, 1)
+        self.single = Convolution(branch, branch, 3)
+        self.double_reduce = Convolution(inputs, branch, 1)
+        self.double_first = Convolution(branch, branch, 3)
+        self.double_second = Convolution(branch, branch, 3)
+        self.pool = Convolution(inputs, branch, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, 4 * branch, H, W)`` of ``(B, inputs, H, W)``."""
+        branches = [
+            self.point(x),
+            self.single(self.single_reduce(x)),
+            self.double_second(self.double_first(self.double_reduce(x))),
+            self.pool(F.max_pool2d(x, 3, stride=1, padding=1)),
+        ]
+        return torch.cat(branches, 1)
+
+
+class Convolution(nn.Module):
+    """Convolution and batch norm, then ``F.relu``."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, outputs, H, W)`` of ``(B, inputs, H, W)``."""
+        return F.relu(self.bn(self.conv(x)))
+
+
+class ViTLike(nn.Module):
+    """torchvision's vision transformer: a stem of convolutions, 8 x 8 patches and a class token in five blocks.
+
+    Maps images ``(B, 3, 64, 64)`` in [0, 1] to ten logits ``(B, 10)``; 629 thousand parameters.
+
+    Args:
+        width: factor on the number of channels.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        dimension = 4 * round(24 * width)
+        stem = [ConvStemConfig(dimension // share, kernel_size=3, stride=2) for share in (4, 2, 1)]
+        self.normalize = Normalize()
+        self.transformer = VisionTransformer(
+            image_size=64, patch_size=8, num_layers=5, num_heads=4, hidden_dim=dimension, mlp_dim=4 * dimension,
+            num_classes=NUM_CLASSES, conv_stem_configs=stem,
+        )  # fmt: skip
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
+        logits: Tensor = self.transformer(self.normalize(images))
+        return logits
+
+
+def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+ARCHITECTURES: dict[str, type[VggLike] | type[ResNetLike] | type[InceptionLike]] = {
+    "vgg": VggLike,
+    "resnet": ResNetLike,
+    "inception": InceptionLike,
+}
+"""Net classes by the name that `load` and the weights files use."""
+
+TRANSFORMERS: dict[str, type[ViTLike]] = {"vit": ViTLike}
+"""The same for nets that know `TRANSFORMER_TASK` only."""
+
+TRANSFORMER_TASK = "digits"
+
+
+def load(
+    architecture: str, task: str, *, device: torch.device | str = "cpu", path: str | Path | None = None
+) -> nn.Module:
+    """A trained net in evaluation mode, float32.
+
+    Args:
+        architecture: ``"vgg"``, ``"resnet"``, ``"inception"`` or ``"vit"``.
+        task: ``"digits"``, ``"patch"`` or ``"parts"`` (``"vit"``: digits alone); `TASK_OF_FAMILY` tells which one
+            a scene family needs.
+        device: where the parameters are put.
+        path: a weights file of this architecture and task, written by ``examples/train_reference_nets.py``;
+            None is the shipped one.
+
+    Raises:
+        LearnpropError: there is no such architecture or task.
+        FileNotFoundError: there is no such file.
+        WeightsError: the file is damaged or holds another net.
+    """
+    tensors, metadata = _read(architecture, task, path)
+    name = f"a net {architecture}-{task}"
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise WeightsError(
+            f"weights file has format version {metadata.get('format_version')!r}, this version of "
+            f"captum-learnprop reads {FORMAT_VERSION!r}; train anew with examples/train_reference_nets.py"
+        )
+    if (metadata.get("architecture"), metadata.get("task")) != (architecture, task):
+        found = f"{metadata.get('architecture')}-{metadata.get('task')}"
+        raise WeightsError(f"weights file does not hold {name} but {found}")
+    try:
+        net = {**ARCHITECTURES, **TRANSFORMERS}[architecture](float(metadata.get("width", "nan")))
+        net.load_state_dict(tensors)
+    except (RuntimeError, ValueError) as error:
+        raise WeightsError(f"weights file does not hold {name}: {error}") from error
+    return net.to(device).eval()
+
+
+def weights_metadata(architecture: str, task: str, path: str | Path | None = None) -> dict[str, str]:
+    """How a net was trained: format version, architecture, task, width, seed, schedule, accuracies."""
+    return _read(architecture, task, path)[1]
+
+
+def weights_file(architecture: str, task: str) -> Path:
+    """The shipped weights that ``examples/train_reference_nets.py`` wrote.
+
+    Raises:
+        LearnpropError: there is no such architecture or task.
+    """
+    tasks = (TRANSFORMER_TASK,) if architecture in TRANSFORMERS else tuple(OUTPUT_OF_TASK)
+    for kind, name, known in (("architecture", architecture, (*ARCHITECTURES, *TRANSFORMERS)), ("task", task, tasks)):
+        if name not in known:
+            raise LearnpropError(f"unknown {kind} {name!r} of a reference net; choose one of {', '.join(known)}")
+    return Path(__file__).parent / "assets" / f"{architecture}_{task}.safetensors"
+
+
+def _read(architecture: str, task: str, path: str | Path | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    shipped = weights_file(architecture, task)
+    path = shipped if path is None else Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {str(path)!r}; train one with examples/train_reference_nets.py")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise WeightsError(f"weights file {str(path)!r} cannot be read: {error}") from error

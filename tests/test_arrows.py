@@ -1,0 +1,173 @@
+"""The house, drawn from its code: which file imports which, and that no arrow runs up or in a circle.
+
+Imports inside functions count like any other; a room is a folder, a floor a set of rooms.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("zennit_rules", "captum_learnprop")
+
+#: Rooms and single files by floor, from the ground up; an arrow may stay on its floor or run down.
+FLOORS = {
+    "zennit_rules": [
+        ["_compat", "errors", "_moved", "rule_file"],
+        ["core"],
+        ["gates"],
+        ["rules"],
+        ["linear_canonizer"],
+        ["canonizers", "ruleset"],
+        ["composites"],
+        ["__init__"],
+    ],
+    "captum_learnprop": [
+        ["_compat", "errors"],
+        ["files", "forward"],
+        ["targets", "maps", "reparametrized", "reinitialization", "images", "plot", "plugins", "attribution_store"],
+        ["scenes"],
+        ["training"],
+        ["attribution"],
+        ["evaluation"],
+        ["benchmark"],
+        ["models"],
+        ["commands"],
+        ["cli"],
+        ["__init__"],
+    ],
+}
+
+#: Rooms of a room, from the ground up.
+INNER_FLOORS = {
+    "captum_learnprop.attribution": [
+        ["checked_inputs", "rewards", "suffix"],
+        ["rules", "extremal", "tokens"],
+        ["__init__"],
+    ],
+}
+
+#: Where a module may be imported inside a function: the command line and plugins must not wait for torch.
+DEFERRED = ("captum_learnprop.commands", "captum_learnprop.plugins")
+
+#: Heavy packages that are extras, and those that only some calls need.
+OPTIONAL = {"h5py", "sklearn", "timm", "transformers", "matplotlib", "tensorboard", "torch"}
+
+
+def module_name(path: Path) -> str:
+    """Dotted name of a file; a package's own file ends in ``__init__``."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = {module_name(path): path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))}
+
+
+def imports(name: str, *, inside: bool = False) -> Iterator[str]:
+    """Whole names that a file imports; with ``inside``, only those imported inside functions."""
+    tree = ast.parse(MODULES[name].read_text())
+    nodes: Iterator[ast.AST] = ast.walk(tree)
+    if inside:
+        functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        nodes = (node for function in functions for node in ast.walk(function))
+    package = name.split(".")[:-1]
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{base}.{alias.name}"
+
+
+def home(imported: str) -> str | None:
+    """The file that an imported name comes from; None outside of the project."""
+    if imported.partition(".")[0] not in PACKAGES:
+        return None
+    while imported:
+        for candidate in (imported, f"{imported}.__init__"):
+            if candidate in MODULES:
+                return candidate
+        imported = imported.rpartition(".")[0]
+    return None
+
+
+def arrows(name: str) -> set[str]:
+    """Files of the project that a file imports."""
+    return {found for found in map(home, imports(name)) if found is not None and found != name}
+
+
+ARROWS = {name: arrows(name) for name in MODULES}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def place(name: str, package: str, floors: list[list[str]]) -> tuple[int, str]:
+    """Floor and room of a file below a package."""
+    room = name.removeprefix(f"{package}.").partition(".")[0]
+    (floor,) = [index for index, rooms in enumerate(floors) if room in rooms]
+    return floor, room
+
+
+def test_no_circle_of_files() -> None:
+    assert circle(ARROWS) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) != []
+
+
+def test_zennit_rules_knows_nothing_above() -> None:
+    for name, found in ARROWS.items():
+        if name.startswith("zennit_rules"):
+            assert not [other for other in found if other.startswith("captum_learnprop")], name
+            assert not [other for other in imports(name) if other.partition(".")[0] == "captum"], name
+
+
+@pytest.mark.parametrize("package", [*FLOORS, *INNER_FLOORS])
+def test_arrows_run_down(package: str) -> None:
+    floors = {**FLOORS, **INNER_FLOORS}[package]
+    rooms: dict[str, set[str]] = {}
+    up = []
+    for name in MODULES:
+        if not name.startswith(f"{package}."):
+            continue
+        floor, room = place(name, package, floors)
+        for other in ARROWS[name]:
+            if not other.startswith(f"{package}."):
+                continue
+            below, neighbour = place(other, package, floors)
+            if below > floor:
+                up.append(f"{name} -> {other}")
+            if neighbour != room:
+                rooms.setdefault(room, set()).add(neighbour)
+    assert up == []
+    assert circle(rooms) == []
+
+
+def test_imports_stand_at_the_top() -> None:
+    late = [
+        f"{name}: {found}"
+        for name in MODULES
+        if not name.startswith(DEFERRED)
+        for found in imports(name, inside=True)
+        if found.partition(".")[0] not in OPTIONAL
+    ]
+    assert late == []
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    for name, path in MODULES.items():
+        if name.endswith("__init__"):
+            assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"

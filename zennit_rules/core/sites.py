@@ -1,0 +1,573 @@
+"""Sites: every call in a forward pass of a layer that a rule may have, found, named and counted.
+
+Those are activations and max-pools, and for composites that have rules for them linear functions and the softmax.
+
+A site is named after the module that is called, ``<module path>``, and ``<module path>#k`` for call k > 0 of a module
+that a forward pass uses more than once. A functional call (``F.relu(x)``, ``x.relu_()``, ``F.max_pool2d(x, 3)``)
+inside the forward of module ``<path>`` is turned into a call of an equivalent module named
+``<path>.functional_relu``, so that rules find it like any other; it is not added to the user's model. The first linear
+function that a module without children calls *is* the layer, ``<path>``; others, and those that a module calls beside
+its children, are named after the function, ``<path>.linear``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .._compat import (
+    Canonizer,
+    DisableTorchFunction,
+    RemovableHandleList,
+    active_transform,
+    in_backward,
+    unsupported_model,
+    zennit_hooks,
+)
+from ..errors import RuleError
+from .dependence import current, depends_on_input, forward_pass
+from .interpose import Interposed, has_own_forward, interpose, warn_of_other_threads
+from .linear_map import CONVOLUTION_FUNCTIONS, DenseMap, is_linear_function, linear_operands
+
+ElementWise = Callable[[Tensor], Tensor]
+
+# Module type -> its pure, out-of-place function. Only element-wise functions of one tensor: there, the true gradient
+# is the signal times the derivative, and a gate per element makes sense.
+_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], ElementWise]] = {
+    nn.ReLU: lambda m: torch.relu,
+    nn.ReLU6: lambda m: F.relu6,
+    nn.LeakyReLU: lambda m: partial(F.leaky_relu, negative_slope=m.negative_slope),
+    nn.PReLU: lambda m: partial(F.prelu, weight=m.weight),
+    nn.ELU: lambda m: partial(F.elu, alpha=m.alpha),
+    nn.SELU: lambda m: F.selu,
+    nn.CELU: lambda m: partial(F.celu, alpha=m.alpha),
+    nn.GELU: lambda m: partial(F.gelu, approximate=m.approximate),
+    nn.SiLU: lambda m: F.silu,
+    nn.Mish: lambda m: F.mish,
+    nn.Hardswish: lambda m: F.hardswish,
+    nn.Hardsigmoid: lambda m: F.hardsigmoid,
+    nn.Hardtanh: lambda m: partial(F.hardtanh, min_val=m.min_val, max_val=m.max_val),
+    nn.Softplus: lambda m: partial(F.softplus, beta=m.beta, threshold=m.threshold),
+    nn.Tanh: lambda m: torch.tanh,
+    nn.Sigmoid: lambda m: torch.sigmoid,
+    nn.LogSigmoid: lambda m: F.logsigmoid,
+    nn.Softsign: lambda m: F.softsign,
+    nn.Tanhshrink: lambda m: F.tanhshrink,
+    nn.Softshrink: lambda m: partial(F.softshrink, lambd=m.lambd),
+    nn.Hardshrink: lambda m: partial(F.hardshrink, lambd=m.lambd),
+    nn.Threshold: lambda m: partial(F.threshold, threshold=m.threshold, value=m.value),
+}
+# Their second derivative is 0 (almost everywhere), which autograd does not know of all of them.
+PIECEWISE_LINEAR = frozenset(
+    (torch.relu, F.relu6, F.leaky_relu, F.prelu, F.hardsigmoid, F.hardtanh, F.softshrink, F.hardshrink, F.threshold)
+)
+ACTIVATION_TYPES: tuple[type[nn.Module], ...] = tuple(_ACTIVATIONS)
+POOLING_TYPES: tuple[type[nn.Module], ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+
+# Non-linear modules and functions that are no sites: named in the coverage report, with the reason.
+UNREACHED_TYPES: tuple[type[nn.Module], ...] = (
+    nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.GLU, nn.MultiheadAttention, nn.RReLU,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.FractionalMaxPool2d, nn.LSTM, nn.GRU, nn.RNN,
+)  # fmt: skip
+
+
+def _declared(module: nn.Module, types: tuple[type[nn.Module], ...]) -> type[nn.Module] | None:
+    """The type in ``types`` whose ``forward`` the module runs; None if a subclass brought its own."""
+    if has_own_forward(module):
+        return None
+    for cls in type(module).__mro__:
+        if cls in types:
+            return cls if type(module).forward is cls.forward else None
+    return None
+
+
+def activation_function(module: nn.Module) -> ElementWise | None:
+    """The pure function an activation module computes, or None if it is not one that rules can weigh."""
+    cls = _declared(module, ACTIVATION_TYPES)
+    return None if cls is None else _ACTIVATIONS[cls](module)
+
+
+def is_pooling(module: nn.Module) -> bool:
+    """Whether the module is a max-pool that returns its values alone (no indices)."""
+    return _declared(module, POOLING_TYPES) is not None and not module.return_indices
+
+
+def is_site(module: nn.Module) -> bool:
+    """Whether calls of the module are sites."""
+    return activation_function(module) is not None or is_pooling(module)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One call of one layer.
+
+    Attributes:
+        name: ``<module path>`` or ``<module path>#k``.
+        kind: ``"activation"``, ``"pooling"``, ``"linear"``, ``"first"`` (a linear layer with the box rule),
+            ``"softmax"``, ``"norm"`` or ``"product"``.
+        function: Module type, e.g. ``"ReLU"``.
+        shape: Shape of the pre-activation when the rule set was built, batch first.
+        channel_dim: Dimension of ``shape`` that counts channels.
+    """
+
+    name: str
+    kind: str
+    function: str
+    shape: tuple[int, ...]
+    channel_dim: int
+
+
+# -- functional calls ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Functional:
+    """How the arguments of a function (after the input) become those of the equivalent module."""
+
+    module: type[nn.Module]
+    names: tuple[str, ...] = ()
+    inplace: bool = False
+
+    def module_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], bool] | None:
+        given = dict(zip(self.names, args, strict=False)) | kwargs
+        given.pop("input", None)
+        inplace = bool(given.pop("inplace", self.inplace))
+        if given.pop("return_indices", False) or given.pop("out", None) is not None:
+            return None
+        return {name: value for name, value in given.items() if value is not None}, inplace
+
+
+_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_FUNCTIONALS: dict[Any, _Functional] = {
+    F.relu: _Functional(nn.ReLU, ("inplace",)),
+    torch.relu: _Functional(nn.ReLU),
+    Tensor.relu: _Functional(nn.ReLU),
+    torch.relu_: _Functional(nn.ReLU, inplace=True),
+    Tensor.relu_: _Functional(nn.ReLU, inplace=True),
+    F.relu6: _Functional(nn.ReLU6, ("inplace",)),
+    F.leaky_relu: _Functional(nn.LeakyReLU, ("negative_slope", "inplace")),
+    F.leaky_relu_: _Functional(nn.LeakyReLU, ("negative_slope",), inplace=True),
+    F.elu: _Functional(nn.ELU, ("alpha", "inplace")),
+    F.elu_: _Functional(nn.ELU, ("alpha",), inplace=True),
+    F.selu: _Functional(nn.SELU, ("inplace",)),
+    torch.selu: _Functional(nn.SELU),
+    torch.selu_: _Functional(nn.SELU, inplace=True),
+    F.celu: _Functional(nn.CELU, ("alpha", "inplace")),
+    torch.celu: _Functional(nn.CELU, ("alpha",)),
+    torch.celu_: _Functional(nn.CELU, ("alpha",), inplace=True),
+    F.gelu: _Functional(nn.GELU, ("approximate",)),
+    F.silu: _Functional(nn.SiLU, ("inplace",)),
+    F.mish: _Functional(nn.Mish, ("inplace",)),
+    F.hardswish: _Functional(nn.Hardswish, ("inplace",)),
+    F.hardsigmoid: _Functional(nn.Hardsigmoid, ("inplace",)),
+    F.hardtanh: _Functional(nn.Hardtanh, ("min_val", "max_val", "inplace")),
+    F.hardtanh_: _Functional(nn.Hardtanh, ("min_val", "max_val"), inplace=True),
+    F.prelu: _Functional(nn.PReLU, ("weight",)),
+    torch.prelu: _Functional(nn.PReLU, ("weight",)),
+    Tensor.prelu: _Functional(nn.PReLU, ("weight",)),
+    F.softplus: _Functional(nn.Softplus, ("beta", "threshold")),
+    torch.tanh: _Functional(nn.Tanh),
+    Tensor.tanh: _Functional(nn.Tanh),
+    torch.tanh_: _Functional(nn.Tanh, inplace=True),
+    Tensor.tanh_: _Functional(nn.Tanh, inplace=True),
+    torch.sigmoid: _Functional(nn.Sigmoid),
+    Tensor.sigmoid: _Functional(nn.Sigmoid),
+    torch.sigmoid_: _Functional(nn.Sigmoid, inplace=True),
+    Tensor.sigmoid_: _Functional(nn.Sigmoid, inplace=True),
+    F.logsigmoid: _Functional(nn.LogSigmoid),
+    F.softsign: _Functional(nn.Softsign),
+    F.tanhshrink: _Functional(nn.Tanhshrink),
+    F.softshrink: _Functional(nn.Softshrink, ("lambd",)),
+    F.hardshrink: _Functional(nn.Hardshrink, ("lambd",)),
+    Tensor.hardshrink: _Functional(nn.Hardshrink, ("lambd",)),
+    F.threshold: _Functional(nn.Threshold, ("threshold", "value", "inplace")),
+    torch.threshold: _Functional(nn.Threshold, ("threshold", "value")),
+    torch.threshold_: _Functional(nn.Threshold, ("threshold", "value"), inplace=True),
+    F.max_pool1d: _Functional(nn.MaxPool1d, _POOL),
+    F.max_pool2d: _Functional(nn.MaxPool2d, _POOL),
+    F.max_pool3d: _Functional(nn.MaxPool3d, _POOL),
+    torch.max_pool1d: _Functional(nn.MaxPool1d, _POOL[:-1]),
+    torch.max_pool2d: _Functional(nn.MaxPool2d, _POOL[:-1]),
+    torch.max_pool3d: _Functional(nn.MaxPool3d, _POOL[:-1]),
+}
+# ``x.clamp(min=0)`` is how some code spells ReLU; with any other bound it is no activation.
+_CLAMPS = {torch.clamp, torch.clamp_min, Tensor.clamp, Tensor.clamp_min, torch.clip, Tensor.clip}
+_CLAMPS_INPLACE = {torch.clamp_, torch.clamp_min_, Tensor.clamp_, Tensor.clamp_min_, torch.clip_, Tensor.clip_}
+_CHANNEL_KEEPING = {
+    F.linear,
+    F.dropout,
+    torch.add,
+    Tensor.add,
+    Tensor.add_,
+    Tensor.__add__,
+    Tensor.__radd__,
+    Tensor.__iadd__,
+}
+_RESHAPING = {Tensor.view, Tensor.reshape, torch.reshape}
+
+
+def _as_module(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[type[nn.Module], dict[str, Any], bool] | None:
+    """The module type, its arguments and whether the call is in place; None if the call is no site."""
+    if func in _CLAMPS or func in _CLAMPS_INPLACE:
+        given = dict(zip(("min", "max"), args, strict=False)) | kwargs
+        is_relu = isinstance(given.get("min"), (int, float)) and given["min"] == 0 and given.get("max") is None
+        return (nn.ReLU, {}, func in _CLAMPS_INPLACE) if is_relu else None
+    spec = _FUNCTIONALS.get(func)
+    bound = None if spec is None else spec.module_arguments(args, kwargs)
+    return None if spec is None or bound is None else (spec.module, *bound)
+
+
+def _child_name(module: type[nn.Module], arguments: dict[str, Any]) -> str:
+    detail = ",".join(f"{k}={v}" for k, v in sorted(arguments.items()))
+    return f"functional_{module.__name__.lower()}" + (f"({detail})" if detail else "")
+
+
+class _FunctionalCalls(TorchFunctionMode):
+    """Redirects functional activations to the tracker's stand-in modules while the model runs."""
+
+    def __init__(self, tracker: SiteTracker) -> None:
+        super().__init__()
+        self.tracker = tracker
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not (func in _FUNCTIONALS or func in _CLAMPS or func in _CLAMPS_INPLACE) or self.tracker.inside_site:
+            return self._other(func, args, kwargs)
+        known = _as_module(func, tuple(args[1:]), kwargs)
+        if known is None:
+            return self._other(func, args, kwargs)
+        z = args[0] if args else kwargs["input"]
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            return self._other(func, args, kwargs)
+        child, takes_inplace = self.tracker.stand_in(*known)
+        if known[2] and not takes_inplace:  # beside, then written: a rule may need z itself
+            return z.copy_(child(z.clone()))
+        return child(z)
+
+    def _other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A function that is no site."""
+        out = NotImplemented
+        if self.tracker.on_call is not None and not self.tracker.inside_site:
+            out = self.tracker.on_call(func, tuple(args), kwargs)
+        if out is NotImplemented:
+            out = func(*args, **kwargs)
+        if func is F.embedding and current().starts_at_embeddings:
+            current().add(out)
+            self.tracker.embedded.append(out)
+        if func in _RESHAPING and out.ndim > 1 and args and out.shape[-1:] == args[0].shape[-1:]:
+            return self.tracker.follow_channels(func, out, args[:1])
+        if is_linear_function(func):
+            self.tracker.note_channels(func, out, args, kwargs)
+        return self.tracker.follow_channels(func, out, args) if func in _CHANNEL_KEEPING else out
+
+
+# -- tracking --------------------------------------------------------------------------------------------------------
+
+
+# Leaves of torch that say where channels are.
+_SEEN_TYPES = (nn.Linear, nn.LayerNorm)
+
+
+def _may_matter(module: nn.Module) -> bool:
+    """Whether calls inside ``module`` can be sites, or its output says where the channels are."""
+    if has_own_forward(module):
+        return True
+    return not _of_torch(module) or isinstance(module, _SEEN_TYPES) or next(module.children(), None) is not None
+
+
+def _of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules")
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one layer; what makes its weights (``nn.utils.parametrize``) does not count."""
+    return all(name == "parametrizations" for name, _ in module.named_children())
+
+
+@dataclass
+class _Frame:
+    """A module that is being run.
+
+    Attributes:
+        path: Its path.
+        module: The module.
+        closed: Whether what it calls is no business of ours: it is a site itself, or has another rule.
+        linear: Number of linear functions that it has called.
+    """
+
+    path: str
+    module: nn.Module
+    closed: bool = False
+    linear: int = 0
+
+
+class SiteTracker(Canonizer):
+    """Knows, during a forward pass, which site is being called; a zennit canonizer, undone by ``remove()``.
+
+    Args:
+        on_functional: Called with each stand-in module of a functional call, and its path, when it first occurs:
+            the place to register rules on it; the handle it returns is removed with the tracker.
+
+    Attributes:
+        on_call: Called with every other function of torch that the model's modules call, as ``(func, args, kwargs)``;
+            it returns the value, or NotImplemented to leave it to torch.
+        on_output: Called with the output of each forward pass.
+        is_ours: Tells the hooks of the composite, whose modules call functions with rules of their own, from those of
+            others, which have the whole module.
+        embedded: What the last pass started at, if that was on whole numbers.
+    """
+
+    def __init__(self, on_functional: Callable[[nn.Module, str], RemovableHandleList | None] | None = None) -> None:
+        self.on_functional = on_functional
+        self.on_call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None = None
+        self.on_output: Callable[[Any], None] | None = None
+        self.is_ours: Callable[[Any], bool] = lambda hook: True
+        self.embedded: list[Tensor] = []
+        self.paths: dict[int, str] = {}
+        self.root: weakref.ref[nn.Module] | None = None
+        self._handles: list[Interposed | RemovableHandleList] = []
+        self._stand_ins: dict[str, nn.Module] = {}
+        self._calls: dict[str, int] = {}
+        self._stack: list[_Frame] = []
+        self._channel_last: dict[int, weakref.ref[Tensor]] = {}
+
+    def apply(self, root_module: nn.Module) -> list[SiteTracker]:
+        """Track ``root_module``; zennit calls this when a composite is registered."""
+        self.register(root_module)
+        return [self]
+
+    def copy(self) -> SiteTracker:
+        """A tracker of its own, not registered anywhere."""
+        return type(self)(self.on_functional)
+
+    def register(self, root: nn.Module) -> None:
+        """Interpose on ``root`` and all its modules.
+
+        Raises:
+            RuleError: For compiled or scripted models, which cannot be tracked.
+        """
+        self.remove()
+        reason = unsupported_model(root)
+        if reason is not None:
+            raise RuleError(f"rules cannot be applied to {type(root).__name__}: {reason}")
+        self.root = weakref.ref(root)
+        for path, module in root.named_modules():
+            self.paths[id(module)] = path
+            site = is_site(module)
+            if site or self.on_call is not None or _may_matter(module):
+                self._handles.append(interpose(module, partial(self._run_module, path, module, site)))
+        self._handles.append(interpose(root, self._run_root))
+
+    def remove(self) -> None:
+        """Undo everything; harmless when nothing is registered."""
+        warn_of_other_threads(self._handles)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._stand_ins.clear()
+        self.embedded.clear()
+        self.paths.clear()
+        self.root = None
+
+    @property
+    def inside_site(self) -> bool:
+        """Whether what the innermost module being run calls is none of the composite's business."""
+        return not self._stack or self._stack[-1].closed
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The innermost module being run."""
+        return self._stack[-1].module if self._stack else None
+
+    def call_site(self, module: nn.Module) -> str:
+        """Name this call of ``module``, counting calls within the forward pass."""
+        path = self.paths.get(id(module), f"unnamed {type(module).__name__}") or "model"
+        if not self._stack:
+            root = self.root() if self.root is not None else None
+            if root not in (None, module) and not in_backward():  # in a backward pass, checkpointing runs a part again
+                raise RuleError(
+                    f"site {path!r} was called outside a forward pass of the {type(root).__name__} the rules are "
+                    "applied to, so its call cannot be counted; call the model itself, or make the part you call a "
+                    "module and build the rule set for that"
+                )
+            return path
+        return self._counted(path)
+
+    def call_of(self, name: str, *types: type[nn.Module]) -> str:
+        """Name this call of a function: after the module being run if it is one of some types, else inside it."""
+        path = self._stack[-1].path if self._stack else ""
+        if type(self.module) not in types:
+            path = f"{path}.{name}".lstrip(".")
+        return self._counted(path)
+
+    def linear_call(self, function: str) -> str:
+        """Name this call of a linear function: the first of a module without children is the module's own."""
+        if not self._stack:
+            return self._counted(function)
+        frame = self._stack[-1]
+        frame.linear += 1
+        if frame.linear == 1 and is_leaf(frame.module) and (frame.path or _of_torch(frame.module)):
+            return self._counted(frame.path or "model")
+        return self._counted(f"{frame.path}.{function}".lstrip("."))
+
+    def written_out(self) -> TorchFunctionMode:
+        """Inside, functions that a handler of `on_call` calls have their rules like the model's own calls."""
+        return _FunctionalCalls(self)
+
+    def _counted(self, path: str) -> str:
+        """Name of one more call in this forward pass."""
+        k = self._calls.get(path, 0)
+        self._calls[path] = k + 1
+        return f"{path}#{k}" if k else path
+
+    def called(self, site: str) -> bool:
+        """Whether the last forward pass made the call of that name."""
+        path, _, k = site.partition("#")
+        return int(k or 0) < self._calls.get(path, 0)
+
+    def channel_dim(self, z: Tensor) -> int:
+        """Which dimension of ``z`` counts channels: the last if it comes from a linear map or LayerNorm, else 1."""
+        return z.ndim - 1 if self._has_channels_last(z) and z.ndim > 1 else min(1, z.ndim - 1)
+
+    def follow_channels(self, func: Any, out: Any, args: tuple[Any, ...]) -> Any:
+        """Note where the output of a linear map has its channels, and what is made of it element by element."""
+        if isinstance(out, Tensor) and (func is F.linear or any(self._has_channels_last(a) for a in args)):
+            self._channel_last[id(out)] = weakref.ref(out)
+        return out
+
+    def note_channels(self, func: Any, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note where a linear function but ``F.linear`` has its channels, if that is the last dimension."""
+        if func is F.linear or func in CONVOLUTION_FUNCTIONS or not isinstance(out, Tensor) or out.ndim < 2:
+            return
+        with DisableTorchFunction():
+            operands = linear_operands(func, args, kwargs, depends_on_input)
+        if isinstance(operands and operands.map, DenseMap):
+            self._channel_last[id(out)] = weakref.ref(out)
+
+    def _has_channels_last(self, z: Any) -> bool:
+        made = self._channel_last.get(id(z))
+        return made is not None and made() is z
+
+    def stand_in(self, kind: type[nn.Module], arguments: dict[str, Any], inplace: bool) -> tuple[nn.Module, bool]:
+        """The module standing in for a functional call here, and whether it honours ``inplace`` itself."""
+        weight = arguments.pop("weight", None)  # of F.prelu: the one of this call
+        path = f"{self._stack[-1].path}.{_child_name(kind, arguments)}".lstrip(".")
+        key = f"{path} in place" if inplace else path
+        if key not in self._stand_ins:
+            child = kind(**arguments)
+            if hasattr(child, "inplace"):
+                setattr(child, "inplace", inplace)  # noqa: B010 (not declared on Module)
+            child.eval()
+            self._stand_ins[key] = child
+            self.paths[id(child)] = path
+            handle = None if self.on_functional is None else self.on_functional(child, path)
+            if handle is not None:
+                self._handles.append(handle)
+        child = self._stand_ins[key]
+        if weight is not None:
+            vars(child)["weight"] = weight
+        return child, bool(getattr(child, "inplace", False))
+
+    def _run_root(self, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._stack:  # a model that calls itself
+            return call_next(*args, **kwargs)
+        _refuse_transforms()
+        self._calls.clear()
+        self._channel_last.clear()
+        self.embedded.clear()
+        root = self.root() if self.root is not None else None
+        assert root is not None
+        served = _served.get()
+        token = _served.set(served | {id(root)})
+        try:
+            # Of several composites on one model the one applied last has the modules, and so the functional calls.
+            with self._frame(_Frame("", root)), forward_pass((args, kwargs)):
+                with nullcontext() if id(root) in served else _FunctionalCalls(self):
+                    out = call_next(*args, **kwargs)
+                if self.on_output is not None:
+                    self.on_output(out)
+            return out
+        finally:
+            _served.reset(token)
+            self._stack.clear()
+
+    @contextmanager
+    def _frame(self, frame: _Frame) -> Iterator[None]:
+        self._stack.append(frame)
+        try:
+            yield
+        finally:
+            if self._stack:
+                self._stack.pop()
+
+    def _run_again(self, frame: _Frame, call_next: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """A part of the model that activation checkpointing runs again, in the backward pass: the same with its rules.
+
+        Calls keep the rules of the forward pass, so the names that they get here do not count.
+        """
+        calls, self._calls = self._calls, {}
+        try:
+            with self._frame(frame), forward_pass((args, kwargs)), _FunctionalCalls(self):
+                return call_next(*args, **kwargs)
+        finally:
+            self._calls = calls
+
+    def _run_module(
+        self, path: str, module: nn.Module, site: bool, call_next: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        other = self._has_other_rule(module)
+        frame = _Frame(path, module, closed=site or other)
+        if not self._stack:  # a part of the model run on its own
+            if self.on_call is not None and in_backward() and torch.is_grad_enabled():
+                return self._run_again(frame, call_next, args, kwargs)
+            return call_next(*args, **kwargs)
+        with self._frame(frame):
+            out = call_next(*args, **kwargs)
+        if other:
+            current().cover(out, (args, kwargs))
+        # Subclasses of LayerNorm exist that put channels first (torchvision's LayerNorm2d).
+        if isinstance(out, Tensor) and (isinstance(module, nn.Linear) or type(module) is nn.LayerNorm):
+            self._channel_last[id(out)] = weakref.ref(out)
+        return out
+
+    def _has_other_rule(self, module: nn.Module) -> bool:
+        """Whether somebody else's hook has the whole module."""
+        if not module._forward_pre_hooks:
+            return False
+        return is_leaf(module) and not all(map(self.is_ours, zennit_hooks(module)))
+
+
+def _refuse_transforms() -> None:
+    """Rules live in the backward pass of autograd, which transforms of functions do not run, or not as it is."""
+    transform = active_transform() if torch.is_grad_enabled() else None
+    if transform is not None:
+        raise RuleError(
+            f"rules do not work under {transform}: they need torch.autograd.grad or backward, outside of "
+            "torch.func.grad, vmap, jacrev, jvp and the like (torch.autograd.functional.jacobian works, and so does "
+            "is_grads_batched=True)"
+        )
+
+
+_served: ContextVar[frozenset[int]] = ContextVar("_served", default=frozenset())
+
+
+class Recorder(Protocol):
+    """Someone who wants to know of every site of a forward pass (the tangent pass does)."""
+
+    def site(self, call: Any, z: Tensor, out: Tensor) -> None:
+        """Note that ``call`` turned ``z`` into ``out``."""
+
+
+recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)

@@ -1,0 +1,140 @@
+"""LearnedActivation: a gate at every call of an element-wise activation."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .._compat import one_gradient_at_a_time
+from ..core.hook import MARKER, SiteCall, SiteHook
+from ..core.sites import PIECEWISE_LINEAR, ElementWise, activation_function
+from ..gates import ScaledGate
+
+
+class GatedSite(torch.autograd.Function):
+    """A layer whose backward pass is a rule.
+
+    Parameters of the gate enter through recorded backward operations, not as inputs: the forward value does not
+    depend on them. They are reached through the call and not saved by autograd, because an optimiser that updates
+    them in place between two backward passes over one forward pass would invalidate saved tensors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, call: ActivationCall, inplace: bool) -> Tensor:
+        """Value of the layer, unchanged by the rule."""
+        ctx.call = call
+        if inplace:
+            out = torch.relu_(z)
+            ctx.mark_dirty(z)
+        else:
+            out = call.fn(z)
+        ctx.save_for_backward(*call.remember(out if call.from_output else z), MARKER)
+        return out
+
+    @staticmethod
+    @one_gradient_at_a_time
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        """The rule's signal."""
+        return ctx.call.propagate(ctx.saved_tensors[:-1], g), None, None
+
+
+class ActivationCall(SiteCall):
+    """A call of an element-wise activation ``fn``."""
+
+    def __init__(self, hook: SiteHook, name: str, gate: nn.Module, fn: ElementWise) -> None:
+        super().__init__(hook, name, gate)
+        self.fn = fn
+        self.is_relu = fn is torch.relu
+        self.piecewise_linear = getattr(fn, "func", fn) in PIECEWISE_LINEAR
+        self._kept_slope: Tensor | None = None
+        self.scales_gradient = isinstance(gate, ScaledGate) and gate.start == "gradient"
+        self.has_contrast = bool(getattr(gate, "contrast", False))
+        # relu(z) has the sign pattern of z: what autograd keeps for the next layer anyway is enough.
+        self.from_output = self.is_relu and getattr(gate, "sign_only", False)
+
+    def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """``g * f'(z)``, by autograd."""
+        (z,) = saved
+        if self.is_relu:
+            return torch.ops.aten.threshold_backward(g, z, 0)
+        return g * self._slope(z)
+
+    def through(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """What comes through the layer for the gate to weigh: the true gradient, unless a rule knows better."""
+        return self.true_gradient(saved, g)
+
+    def _slope(self, z: Tensor) -> Tensor:
+        """``f'(z)``, with its own derivative where a second-order pass may ask for it."""
+        if self._kept_slope is not None and not z.requires_grad:
+            return self._kept_slope
+        again = torch.is_grad_enabled() and z.requires_grad and not self.piecewise_linear
+        with torch.enable_grad():
+            z = z if again else z.detach().requires_grad_()
+            out = self.fn(z)
+            slope = torch.autograd.grad(out, z, torch.ones_like(out), create_graph=again)[0]
+        if self.keep and not again:
+            self._kept_slope = slope
+        return slope
+
+    def propagate(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """See `SiteCall.propagate`; a scaled gradient remembers what it scaled instead of ``g``."""
+        if not (self.scales_gradient and self.keep and self.hook.active) or torch.is_grad_enabled():
+            return super().propagate(saved, g)
+        self.g = self.through(saved, g)
+        return self.g * self.gate.scale().to(g.dtype)  # type: ignore[operator]
+
+    def push_forward(self, tangent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `SiteCall.push_forward`; for a scaled gradient in closed form."""
+        if not self.scales_gradient or self.g is None:
+            return super().push_forward(tangent)
+        raw = self.gate.get_parameter("raw")
+        deviation = torch.tanh(raw)  # again: keeping it since propagate() would cost one more activation's memory
+        onwards = self.through(self.saved, torch.addcmul(tangent, tangent, deviation.to(tangent.dtype)))
+        towards_w = (tangent * self.g).to(raw.dtype).sum_to_size(raw.shape)
+        return onwards, {"raw": towards_w.mul_(deviation.square_().neg_().add_(1))}
+
+    def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """``a * g * f'(z) + b * g``."""
+        a, b = self.gate(saved[0], g, self.contrast()) if self.has_contrast else self.gate(saved[0], g)
+        passed = None
+        if not (isinstance(a, float) and a == 0.0):
+            passed = self.through(saved, g) * (a.to(g.dtype) if isinstance(a, Tensor) else a)
+        if not (isinstance(b, float) and b == 0.0):
+            direct = g * (b.to(g.dtype) if isinstance(b, Tensor) else b)
+            passed = direct if passed is None else passed + direct
+        return torch.zeros_like(g) if passed is None else passed
+
+
+class LearnedActivation(SiteHook):
+    """Zennit rule: the true gradient and the incoming signal, mixed by a gate.
+
+    Works for every activation module whose true gradient autograd knows (ReLU, ReLU6, LeakyReLU, ELU, GELU, SiLU,
+    Hardswish, Softplus, Tanh, Sigmoid, ...; `sites.ACTIVATION_TYPES`), in place or not, reused or not. The forward
+    value is unchanged. The result is differentiable in the parameters of the gate, whatever seeds the backward pass,
+    and does not depend on ``create_graph``.
+
+    Args:
+        gate: A `Gate` that serves every module the rule is registered on, or a provider that finds one per site (the
+            composites of this package pass theirs).
+    """
+
+    kind = "activation"
+    call_type: ClassVar[type[ActivationCall]] = ActivationCall
+
+    def applies(self, module: nn.Module) -> bool:
+        """Whether ``module`` is an element-wise activation."""
+        return activation_function(module) is not None
+
+    def run(self, module: nn.Module, name: str, gate: nn.Module, input: Tensor) -> tuple[SiteCall, Tensor]:
+        """See `SiteHook.run`."""
+        fn = activation_function(module)
+        assert fn is not None
+        call = self.call_type(self, name, gate, fn)
+        if not getattr(module, "inplace", False):
+            return call, GatedSite.apply(input, call, False)
+        if call.from_output:
+            return call, GatedSite.apply(input, call, True)
+        # The rule needs z itself: compute beside, then write the value where the user expects it.
+        return call, input.copy_(GatedSite.apply(input.clone(), call, False))

@@ -1,0 +1,486 @@
+"""Relevance through what is no linear layer: fixed rules for the calls of torch functions in a forward pass.
+
+The gradient that flows is relevance, as in zennit: what arrives at a function's output is divided among its operands.
+Views, permutations, concatenations and max-pools do that rightly by their own gradient and are left alone. All other
+rules but that of the softmax, and of products with one, conserve relevance, up to the stabilizer:
+
+* a *sum* (also mean, average pool, interpolation, a matrix product with a constant) divides it in proportion to the
+  contributions, ``R_i = x_i * sum_j w_ij R_j / (z_j + eps sign z_j)``, which is zennit's ``Norm``;
+* a *product* of two operands gives half to each (the uniform rule of Achtibat et al., AttnLRP, ICML 2024,
+  https://arxiv.org/abs/2402.05602); one that was broadcast is a gate and gets none, nor does a divisor (Arras et al.,
+  2017, https://arxiv.org/abs/1706.07206);
+* a *normalisation*, an *element-wise* function and *dropout* in training mode pass it on unchanged;
+* a *softmax* takes ``R_i = x_i (R_i - y_i sum_j R_j)`` (AttnLRP), which does not conserve.
+
+An operand that does not depend on the model's input (a weight, a constant) gets none.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from .._compat import DisableTorchFunction, function_of_node, tree_flatten, tree_unflatten
+from ..core.dependence import Inputs, after_pass, depends_on_input
+from ..core.draws import Draws
+from ..core.spellings import spellings
+from .contributions import stabilized
+
+Signals = list[Tensor | None]
+Rule = Callable[["RelevanceCall", tuple[Tensor, ...], Tensor], Signals]
+
+# Saved beside the operands: should the rules be gone when activation checkpointing runs a part again in the backward
+# pass, the plain function saves other tensors, and torch says so instead of mixing things up.
+_MARKER = torch.empty(0)
+
+
+class RelevanceCall:
+    """One call of a torch function: how to repeat it, and which rule its relevance follows.
+
+    Attributes:
+        operands: Its tensors that require grad, as they were called.
+        from_input: Which of them depend on the model's input.
+        takes: Which of them get relevance: of those that depend on the input all but gates.
+        leads: Whether the function's first argument depends on it.
+        name: Name of the function.
+        is_product: Whether it multiplies two signals with each other, as a linear layer does with its weights.
+    """
+
+    is_product = False
+
+    def __init__(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        rule: Rule,
+        active: Callable[[], bool],
+        stabilizer: float,
+    ) -> None:
+        leaves, self._spec = tree_flatten((args, dict(kwargs)))
+        self._at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        self.operands = tuple(leaves[i] for i in self._at)
+        self.from_input = tuple(depends_on_input(operand) for operand in self.operands)
+        self.takes = list(self.from_input)
+        self.leads = self._at[:1] == [0] and self.from_input[0]
+        self._leaves = [None if i in self._at else leaf for i, leaf in enumerate(leaves)]
+        self._func, self.rule, self.active, self.stabilizer = func, rule, active, stabilizer
+        self._shapes = [leaf.shape if isinstance(leaf, Tensor) else None for leaf in leaves]
+        self.name = str(getattr(func, "__name__", "function")).strip("_")
+        self._statistics = func in _UPDATING
+        self.draws = Draws() if func in _DRAWING else None
+
+    def run(self) -> Tensor:
+        """The function's own value, which passes relevance on."""
+        operands, self.operands = self.operands, ()  # autograd saves them, and frees them with the graph
+        out: Tensor = _Relevance.apply(self, *operands)
+        return out
+
+    def value(self, operands: Sequence[Tensor], *, again: bool = False) -> Tensor:
+        """The function of other operands; ``again`` leaves running statistics as they are, and draws the same mask."""
+        leaves = list(self._leaves)
+        for i, operand in zip(self._at, operands, strict=True):
+            leaves[i] = operand
+        args, kwargs = tree_unflatten(leaves, self._spec)
+        if again and self._statistics:
+            args, kwargs = _without_update(self._func, args, kwargs)
+        with DisableTorchFunction(), nullcontext() if self.draws is None or not again else self.draws.again():
+            out: Tensor = self._func(*args, **kwargs)
+        return out
+
+    def multiply_adds(self) -> int:
+        """Number of multiplications of a product, without computing it."""
+        leaves = list(self._leaves)
+        for i, shape in enumerate(self._shapes):
+            leaves[i] = leaves[i] if shape is None else torch.empty(shape, device="meta")
+        args, kwargs = tree_unflatten(leaves, self._spec)
+        with DisableTorchFunction(), FlopCounterMode(display=False) as counter:
+            self._func(*args, **kwargs)
+        return int(counter.get_total_flops()) // 2
+
+    def pull(self, operands: tuple[Tensor, ...], signal: Callable[[Tensor], Tensor]) -> Signals:
+        """Vector-Jacobian product to each operand of ``signal(value)``, differentiable if gradients are recorded."""
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Aliases: one tensor may be two operands.
+            apart = [x.view_as(x) if again else x.detach().requires_grad_() for x in operands]
+            out = self.value(apart, again=True)
+            with torch.set_grad_enabled(again):
+                g = signal(out if again else out.detach())
+            return list(torch.autograd.grad(out, apart, g, create_graph=again, allow_unused=True))
+
+
+class _Relevance(torch.autograd.Function):
+    """A function whose backward pass is a rule for relevance while the call is active."""
+
+    @staticmethod
+    def forward(ctx: Any, call: RelevanceCall, *operands: Tensor) -> Tensor:
+        """Value of the function, unchanged by the rule."""
+        ctx.call = call
+        ctx.save_for_backward(*operands, _MARKER)
+        return call.value(operands)
+
+    @staticmethod
+    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor | None, ...]:
+        """Relevance of the operands, or their gradient."""
+        call, operands = ctx.call, ctx.saved_tensors[:-1]
+        if not call.active():
+            return None, *call.pull(operands, lambda _: relevance)
+        signals = [
+            s if takes else None for s, takes in zip(call.rule(call, operands, relevance), call.takes, strict=True)
+        ]
+        # Zeros and not None: zennit's rules on the way to a gate cannot do with None.
+        gates = [s is None and mine for s, mine in zip(signals, call.from_input, strict=True)]
+        return None, *(torch.zeros_like(x) if gate else s for s, x, gate in zip(signals, operands, gates, strict=True))
+
+
+# -- rules -----------------------------------------------------------------------------------------------------------
+
+
+def share(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
+    """In proportion to what each element contributes."""
+    factors = call.pull(operands, lambda z: relevance / stabilized(z, call.stabilizer))
+    return [None if factor is None else x * factor for x, factor in zip(operands, factors, strict=True)]
+
+
+def _share_equally(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
+    """Equal parts to the operands, each in proportion to what its elements contribute."""
+    return share(call, operands, relevance / sum(call.takes))
+
+
+def _pass(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
+    """Equal parts to the operands, element by element."""
+    part = relevance / sum(call.takes)
+    return [part.sum_to_size(x.shape) if takes else None for takes, x in zip(call.takes, operands, strict=True)]
+
+
+def _softmax(dim: int) -> Rule:
+    def rule(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
+        x = operands[0]
+        y = call.value(operands)
+        x = torch.where(torch.isfinite(x), x, 0.0)  # a mask of -inf takes no part
+        return [x * (relevance - y * relevance.sum(dim, keepdim=True)), *[None] * (len(operands) - 1)]
+
+    return rule
+
+
+# -- which function has which rule -----------------------------------------------------------------------------------
+
+_NORMALISATIONS = (
+    F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.normalize, F.local_response_norm, F.rms_norm,
+    torch.batch_norm, torch.layer_norm, torch.group_norm, torch.instance_norm, torch.rms_norm,
+)  # fmt: skip
+_UPDATING = frozenset((F.batch_norm, F.instance_norm, torch.batch_norm, torch.instance_norm))
+_ELEMENT_WISE = (
+    "relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid",
+    "hardtanh", "softplus", "tanh", "sigmoid", "logsigmoid", "softsign", "tanhshrink", "softshrink", "hardshrink",
+    "threshold", "clamp", "clamp_min", "clamp_max", "clip", "neg", "negative", "abs", "absolute", "exp", "expm1", "log",
+    "log1p", "sqrt", "rsqrt", "square", "reciprocal", "pow", "__pow__", "__rpow__", "__neg__", "__abs__", "erf", "sin",
+    "cos", "atan",
+)  # fmt: skip
+_DROPOUT = (
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
+)  # fmt: skip
+_SHARED = (
+    "sum", "mean", "cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d", "interpolate", "fold", "embedding_bag",
+)  # fmt: skip
+_PLUS = ("add", "__add__", "__radd__", "__iadd__")
+_MINUS = ("sub", "subtract", "__sub__", "__isub__")
+_MINUS_REVERSED = ("rsub", "__rsub__")
+_TIMES = ("mul", "multiply", "__mul__", "__rmul__", "__imul__")
+_OVER = ("div", "divide", "true_divide", "__truediv__", "__itruediv__", "__rtruediv__", "__div__", "__rdiv__",
+         "__idiv__")  # fmt: skip
+_DYNAMIC = ("linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
+            "conv_transpose3d")  # fmt: skip
+_MATRIX = ("matmul", "bmm", "mm", "mv", "dot", "inner", "outer", "einsum", "tensordot", "addmm", "addmv",
+           "baddbmm", "addbmm", "__matmul__", "__rmatmul__")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Handled:
+    """A function that has a rule.
+
+    Attributes:
+        family: One of "pass", "share", "plus", "minus", "reversed", "times", "over", "matrix", "dynamic" (a linear
+            function whose weights are a signal too), "softmax", "dropout".
+        beside: The function that computes the same beside its operand.
+        inplace: Whether this one writes into its operand.
+    """
+
+    family: str
+    beside: Any
+    inplace: bool = False
+
+
+def _table() -> dict[Any, _Handled]:
+    families = {
+        "pass": _ELEMENT_WISE, "share": _SHARED, "plus": _PLUS, "minus": _MINUS, "reversed": _MINUS_REVERSED,
+        "times": _TIMES, "over": _OVER, "matrix": _MATRIX, "dynamic": _DYNAMIC, "softmax": ("softmax",),
+        "dropout": _DROPOUT,
+    }  # fmt: skip
+    table = {function: _Handled("pass", function) for function in _NORMALISATIONS}
+    for family, names in families.items():
+        for name in names:
+            for function, beside, inplace in spellings(name):
+                table[function] = _Handled(family, beside, inplace)
+    table[torch.linalg.matmul] = _Handled("matrix", torch.linalg.matmul)
+    return table
+
+
+_HANDLED = _table()
+_DRAWING = frozenset(known.beside for known in _HANDLED.values() if known.family == "dropout")
+
+PRODUCTS = frozenset(function for function, handled in _HANDLED.items() if handled.family == "matrix")
+"""Matrix products, which have a rule for two operands that depend on the input."""
+
+
+def in_parts(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
+    """A sum and a product in one call, as the two calls that it stands for; None for any other function."""
+    parts = _PARTS.get(func)
+    if parts is None or kwargs.get("out") is not None:
+        return None
+    given = dict(zip(("input", "tensor1", "tensor2"), args, strict=False)) | dict(kwargs)
+    value = given.get("value", 1)
+
+    def run() -> Tensor:
+        product: Tensor = parts(given["tensor1"], given["tensor2"])
+        total: Tensor = given["input"] + (product if value == 1 else value * product)
+        return total
+
+    return run
+
+
+_PARTS: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
+    torch.addcmul: torch.mul, Tensor.addcmul: torch.mul, torch.addcdiv: torch.div, Tensor.addcdiv: torch.div,
+}  # fmt: skip
+SUMS_OF_PRODUCTS = frozenset(_PARTS)
+"""Functions that `in_parts` takes apart."""
+
+
+# Of the first and the second operand of a sum, given alpha.
+_COEFFICIENTS: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
+    "plus": (lambda alpha: 1, lambda alpha: alpha),
+    "minus": (lambda alpha: 1, lambda alpha: -alpha),
+    "reversed": (lambda alpha: -alpha, lambda alpha: 1),
+}
+
+
+def relevance_call(
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    active: Callable[[], bool],
+    stabilizer: float = 1e-6,
+) -> Any:
+    """Call a torch function so that its backward pass divides relevance among its operands.
+
+    The value is the function's own, to the bit; a function that writes into its operand still does. The backward pass
+    is differentiable, and does not depend on ``create_graph``.
+
+    Args:
+        func: Function, as a ``TorchFunctionMode`` gets it.
+        args: Its arguments.
+        kwargs: Its named arguments.
+        active: Asked in the backward pass whether relevance flows; if not, the gradient does.
+        stabilizer: What keeps the denominators of sums away from 0.
+
+    Returns:
+        What ``func(*args, **kwargs)`` returns, or ``NotImplemented`` if the function has no rule here, none of its
+        operands depends on the model's input, or its own gradient passes relevance rightly.
+    """
+    known = _HANDLED.get(func)
+    if known is None or not torch.is_grad_enabled():
+        return NotImplemented
+    args, kwargs, inplace = _normal_form(func, args, dict(kwargs or {}))
+    if kwargs.get("out") is not None or not args or not _tensors(args):
+        return NotImplemented
+    inplace = inplace or known.inplace
+    with DisableTorchFunction():
+        given = args
+        if inplace:
+            args = (args[0].clone(), *args[1:])
+        call = RelevanceCall(known.beside, args, kwargs, _pass, active, stabilizer)
+        rule = _rule_of(known.family, call, args, kwargs)
+        if rule is None:
+            return NotImplemented
+        call.rule = rule
+        out = call.run()
+        return given[0].copy_(out) if inplace else out
+
+
+def _rule_of(family: str, call: RelevanceCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rule | None:
+    """The rule of a call; None if its own gradient does."""
+    depending = sum(call.takes)
+    if depending == 0:
+        return None
+    if family in _COEFFICIENTS and depending == 1:
+        coefficient = _COEFFICIENTS[family][0 if call.leads else 1](kwargs.get("alpha", 1))
+        return None if coefficient == 1 else _pass
+    if family in _COEFFICIENTS or family == "share":
+        return share
+    if family == "dynamic" and depending == 1:
+        return None
+    if family in ("matrix", "dynamic"):
+        call.is_product = True
+        return _share_equally
+    if family == "softmax":
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        return None if dim is None else _softmax(dim)
+    if family == "dropout":
+        training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
+        return _pass if training else None
+    call.takes = _takers(family, call.takes, [operand.shape for operand in call.operands])
+    return _pass
+
+
+def _takers(family: str, takes: list[bool], shapes: list[torch.Size]) -> list[bool]:
+    """Which operands of an element-wise function get relevance: no gates, no divisors, no parameters of a norm."""
+    if family == "times":
+        size = torch.broadcast_shapes(*(shape for shape, mine in zip(shapes, takes, strict=True) if mine))
+        whole = [mine and shape == size for mine, shape in zip(takes, shapes, strict=True)]
+        return whole if any(whole) else takes
+    first = takes.index(True)
+    return [i == first for i in range(len(takes))]
+
+
+def _normal_form(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
+    """Arguments with the operand first and without ``inplace``, and whether that was set."""
+    if "input" in kwargs:
+        args = (kwargs.pop("input"), *args)
+    names = _parameters(func)
+    if "inplace" not in names:
+        return args, kwargs, False
+    at = names.index("inplace")
+    if len(args) > at:
+        return (*args[:at], False, *args[at + 1 :]), kwargs, bool(args[at])
+    return args, kwargs, bool(kwargs.pop("inplace", False))
+
+
+@cache
+def _parameters(func: Any) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(func).parameters)
+    except (ValueError, TypeError):  # built-in functions: those in place have a name of their own
+        return ()
+
+
+def _without_update(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a batch or instance norm that uses the batch's statistics without recording them."""
+    if func in (F.batch_norm, F.instance_norm):
+        names = _parameters(func)
+        kwargs = dict(zip(names, args, strict=False)) | kwargs
+        if kwargs.get("training", False) or kwargs.get("use_input_stats", func is F.instance_norm):
+            kwargs |= {"running_mean": None, "running_var": None}
+        return (), kwargs
+    return (*args[:3], None, None, *args[5:]) if args[5] else args, kwargs
+
+
+# -- what depends on the input, and what keeps relevance -------------------------------------------------------------
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(values)[0] if isinstance(leaf, Tensor)]
+
+
+# Autograd nodes whose own gradient moves relevance to where its value came from, or copies of it back together.
+_MOVING = (
+    "View", "UnsafeView", "ReshapeAlias", "Alias", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand",
+    "Repeat", "RepeatInterleave", "Cat", "Stack", "Split", "SplitWithSizes", "SafeSplit", "Chunk", "Unbind", "Select",
+    "Slice", "Narrow", "Index", "IndexSelect", "Gather", "Take", "TakeAlongDim", "MaskedSelect", "MaskedFill", "Where",
+    "Clone", "Copy", "ToCopy", "Flip", "Roll", "Rot90", "AsStrided", "Unfold", "Im2Col", "Diagonal", "Tril", "Triu",
+    "Embedding",
+    "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "ReplicationPad1D", "ReplicationPad2D",
+    "ReplicationPad3D", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle", "NativeChannelShuffle", "Movedim",
+    "MaxPool2DWithIndices", "MaxPool3DWithIndices", "MkldnnMaxPool2D", "MkldnnMaxPool3D", "MaxPool1D", "MaxPool2D",
+    "AdaptiveMaxPool1D", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "FractionalMaxPool2D", "FractionalMaxPool3D", "Max",
+    "Min", "Amax", "Amin", "Maximum", "Minimum", "Topk", "Sort", "Kthvalue", "Median",
+)  # fmt: skip
+RELEVANCE_KEEPING = frozenset(f"{name}Backward{k}" for name in _MOVING for k in range(3)) | {
+    "AccumulateGrad", "CopyBackwards", "CopySlices",
+}  # fmt: skip
+
+
+def unkept_nodes(output: Any, inputs: Inputs = None) -> dict[str, int]:
+    """Count the autograd nodes between input and output through which relevance would pass by the plain gradient.
+
+    Nodes of this package and of zennit have rules, those in `RELEVANCE_KEEPING` need none, and what depends on
+    parameters alone gets no relevance; all others are counted by name (``"ConvolutionBackward0"``).
+
+    Args:
+        output: Tensor with an autograd graph, or a container of them; anything else counts nothing.
+        inputs: What relevance is for; None: whatever leaf is no parameter.
+    """
+    return dict(Counter(node_name(node) for node in nodes_without_rule(output, inputs)))
+
+
+def nodes_without_rule(output: Any, inputs: Inputs = None) -> list[Any]:
+    """The nodes that `unkept_nodes` counts."""
+    return [node for node, parents in nodes_from_input(output, inputs) if not keeps_relevance(node, parents)]
+
+
+def node_name(node: Any) -> str:
+    """Name of an autograd node, without its namespace."""
+    return str(node.name()).split("::")[-1]
+
+
+def nodes_from_input(output: Any, inputs: Inputs = None) -> list[tuple[Any, list[bool]]]:
+    """Nodes on the way of relevance that depend on the input, and which of their edges do."""
+    depends = after_pass(inputs)
+    found: list[tuple[Any, list[bool]]] = []
+    seen: set[Any] = set()
+    todo: list[Any] = [tensor.grad_fn for tensor in _tensors(output)]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen or not depends.of_node(node):
+            continue
+        seen.add(node)
+        if node not in depends.covered:
+            parents = [parent is not None and depends.of_node(parent) for parent, _ in node.next_functions]
+            found.append((node, parents))
+        todo.extend(_receivers(node))
+    return found
+
+
+def _receivers(node: Any) -> list[Any]:
+    """Nodes that get relevance of this one."""
+    parents = [parent for parent, _ in node.next_functions]
+    if function_of_node(node) is not _Relevance:
+        return parents
+    return [parent for parent, takes in zip(parents, node.call.takes, strict=True) if takes]
+
+
+def keeps_relevance(node: Any, parents: list[bool]) -> bool:
+    """Whether relevance passes a node rightly: by a rule, or by the node's own gradient.
+
+    Args:
+        node: An autograd node.
+        parents: Which of its edges depend on the input.
+    """
+    name = node_name(node)
+    if name.startswith("AddBackward"):  # a constant beside the input takes nothing away
+        return sum(parents) == 1 and (parents[0] or node._saved_alpha == 1)
+    if name.startswith("SubBackward"):
+        return sum(parents) == 1 and parents[0]
+    function = function_of_node(node)
+    if function is not None:
+        return function.__module__.startswith(("zennit_rules.", "zennit."))
+    return name in RELEVANCE_KEEPING
+
+
+__all__ = [
+    "PRODUCTS", "RELEVANCE_KEEPING", "SUMS_OF_PRODUCTS", "depends_on_input", "in_parts", "keeps_relevance", "node_name",
+    "nodes_from_input", "nodes_without_rule", "relevance_call", "share", "unkept_nodes",
+]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from captum_learnprop import scenes
+from captum_learnprop import scenes as _scenes
 from captum_learnprop.evaluation.alignment import (
     class_alignment,
     direction_convergence,
@@ -125,8 +125,8 @@ keep_old_names(
 
 def __getattr__(name: str) -> Any:
     """Scenes and their nets, which were here before they had a room of their own."""
-    if name not in scenes.__all__:
+    if name not in _scenes.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     message = f"{__name__}.{name} is captum_learnprop.scenes.{name} now; the old name goes with the next release"
     warnings.warn(message, DeprecationWarning, stacklevel=2)
-    return getattr(scenes, name)
+    return getattr(_scenes, name)

@@ -25,7 +25,7 @@ from zennit.composites import COMPOSITES
 
 from captum_learnprop.maps import MapError
 from zennit_rules import LearnedEpsilonGammaBox, RuleSet, composite_class
-from zennit_rules.composites.base import LearnedComposite
+from zennit_rules.composites import LearnedComposite
 from zennit_rules.rules.contributions import ContributionGate
 
 Makers = tuple[Callable[..., Any], Callable[..., Any]]

@@ -27,7 +27,7 @@ from captum_learnprop.training.examples import LABELS, PREDICTED, Collection, Ex
 from captum_learnprop.training.log import TrainingLog
 from captum_learnprop.training.masked_input import MaskedInput
 from captum_learnprop.training.masks import Mask, MaxMask
-from captum_learnprop.training.objectives import Objective as MaskedObjective
+from captum_learnprop.training.objectives import SampleObjective
 from captum_learnprop.training.occlusion import generator_of, regions_of
 from captum_learnprop.training.quantities import quantity as quantity_named
 from captum_learnprop.training.random_nets import random_nets
@@ -235,7 +235,7 @@ class RuleTrainer:
         model: nn.Module,
         composite: str = "learned_gradient",
         gate: str | type = "feature",
-        objective: Term | Objective | MaskedObjective | str | None = None,
+        objective: Term | Objective | SampleObjective | str | None = None,
         mask: Mask | None = None,
         *,
         start: str | None = None,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_learnprop.errors import TargetError
-from captum_learnprop.training.per_sample import Descent, OriginalPass, learn, select
+from captum_learnprop.training.per_sample import Descent, OriginalPass, learn, select_target
 from zennit_rules import ElementGate, LearnedGradient, QuadrantGate, RuleError, RuleWarning
 
 # -- select ----------------------------------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ from zennit_rules import ElementGate, LearnedGradient, QuadrantGate, RuleError, 
 )
 def test_select(shape: tuple[int, ...], target: Any, expected: list[float]) -> None:
     output = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
-    assert select(output, target).tolist() == expected
+    assert select_target(output, target).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_select(shape: tuple[int, ...], target: Any, expected: list[float]) -> N
 )
 def test_select_refuses(output: Any, target: Any, message: str) -> None:
     with pytest.raises(TargetError, match=message):
-        select(output, target)
+        select_target(output, target)
 
 
 # -- the kept forward pass -------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class LearnedTransformer(LearnedComposite):
             gate = self.rules.gate_for(site, "norm", func.__name__, given, given.ndim - 1)
             return self._functions.norm(site, gate, func, args, kwargs)
         if func in PRODUCTS and len(args) == 2 and not kwargs:
-            return self._two(func, *args)
+            return self._two(*PRODUCTS[func], *args)
         return NotImplemented
 
     def _attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -114,14 +114,18 @@ class LearnedTransformer(LearnedComposite):
         gate = self.rules.gate_for(site, "softmax", "Softmax", z, min(1, z.ndim - 1))
         return self._functions.softmax(site, gate, z, dim)
 
-    def _two(self, func: Any, left: Any, right: Any) -> Any:
+    def _two(self, func: Any, inplace: bool, left: Any, right: Any) -> Any:
         """A product of two tensors that depend on the input; a weight is no operand."""
         both = [left, right]
         if not all(isinstance(x, Tensor) and x.is_floating_point() and x.requires_grad for x in both):
             return NotImplemented
         if left.shape[:1] != right.shape[:1] or not all(map(depends_on_input, both)):
             return NotImplemented
-        return self._product(left, right, func, "product")
+        if not inplace:
+            return self._product(left, right, func, "product")
+        # A copy: the backward pass needs the operand that is overwritten here.
+        kept = left.clone()
+        return left.copy_(self._product(kept, kept if right is left else right, func, "product"))
 
     def _product(self, left: Tensor, right: Tensor, fn: Any, name: str) -> Tensor:
         if not (depends_on_input(left) and depends_on_input(right)):

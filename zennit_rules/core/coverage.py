@@ -18,7 +18,7 @@ from .sites import POOLING_TYPES, UNREACHED_TYPES, Site, is_site
 # Autograd nodes of functions that would have been sites, had a rule reached them.
 _MISSED = ("Relu", "Elu", "Gelu", "Silu", "Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "Softplus", "Tanh", "Sigmoid",
            "Selu", "Celu", "Prelu", "PreluKernel", "RreluWithNoise", "Softshrink", "Hardshrink", "LeakyRelu",
-           "Threshold", "DifferentiableGraph")  # fmt: skip
+           "LogSigmoid", "Threshold", "DifferentiableGraph")  # fmt: skip
 # Non-linear, but no element-wise activation.
 _OTHER = ("Softmax", "LogSoftmax", "Glu", "Clamp", "ClampMin", "ClampMax", "Maximum", "Minimum")
 _OUT_OF_REACH = "out of reach"

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import grad as transposed
 
 from ..errors import RuleError
+from .functions import spellings
 
 Depends = Callable[[Tensor], bool]
 
@@ -256,8 +257,11 @@ def linear_operands(
 def in_steps(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], depends: Depends) -> Callable[[], Any] | None:
     """The call of a linear function in two steps, a product and a sum, if what it adds depends on the input.
 
-    Also that of several products at once. None for any other call.
+    Also that of several products at once, and of a sum that is written into its first operand. None for any other call.
     """
+    if func in _IN_PLACE and args:
+        # A copy: what is added may be needed in the backward pass, and is overwritten here.
+        return lambda: args[0].copy_(_IN_PLACE[func](args[0].clone(), *args[1:], **kwargs))
     if func in _CHAINS:
         matrices = args[0] if isinstance(args[0], (list, tuple)) else args
         return lambda: reduce(torch.matmul, matrices)
@@ -447,7 +451,7 @@ _BIAS = {"bias": "added"}
 _PAIR = {"self": "a", "input": "a", "tensor1": "a", "other": "b", "mat2": "b", "vec": "b", "vec2": "b", "tensor": "b",
          "tensor2": "b"}  # fmt: skip
 _SUM = {"self": "added", "input": "added", "mat": "a", "mat1": "a", "batch1": "a", "vec": "b", "mat2": "b",
-        "batch2": "b"}  # fmt: skip
+        "batch2": "b", "vec1": "a", "vec2": "b"}  # fmt: skip
 
 
 def _functions() -> Iterator[tuple[Any, _Function]]:
@@ -461,7 +465,7 @@ def _functions() -> Iterator[tuple[Any, _Function]]:
         for back, more in ((False, ("dilation", "groups")), (True, ("output_padding", "groups", "dilation"))):
             function = (_TRANSPOSED_CONVOLUTIONS if back else _CONVOLUTIONS)[k]
             yield function, _Function((*names, *more), _convolution(k + 1, back), function, _BIAS)
-    for name in ("matmul", "mm", "bmm", "mv", "dot", "inner", "outer"):
+    for name in ("matmul", "mm", "bmm", "mv", "dot", "inner", "outer", "ger"):
         function = getattr(torch, name)
         known = _Function(("a", "b"), _product(name, function), lambda a, b, f=function: f(a, b), _PAIR)
         yield from ((spelling, known) for spelling in (function, getattr(Tensor, name)))
@@ -469,7 +473,7 @@ def _functions() -> Iterator[tuple[Any, _Function]]:
             yield from ((spelling, known) for spelling in (torch.linalg.matmul, Tensor.__matmul__))
             yield Tensor.__rmatmul__, replace(known, names=("b", "a"))
     yield torch.tensordot, _Function(("a", "b", "dims"), _tensordot, torch.tensordot, _PAIR)
-    sums = {"addmm": torch.mm, "addmv": torch.mv, "baddbmm": torch.bmm, "addbmm": _summed_products}
+    sums = {"addmm": torch.mm, "addmv": torch.mv, "baddbmm": torch.bmm, "addbmm": _summed_products, "addr": torch.outer}
     for name, function in sums.items():
         known = _Function(("added", "a", "b"), _product(name, function), lambda a, b, f=function: f(a, b), _SUM)
         yield from ((spelling, known) for spelling in (getattr(torch, name), getattr(Tensor, name)))
@@ -484,7 +488,13 @@ def _summed_products(a: Tensor, b: Tensor) -> Tensor:
 
 
 _FUNCTIONS: dict[Any, _Function] = dict(_functions())
-WITH_SUMMANDS = frozenset(f for f, known in _FUNCTIONS.items() if "added" in known.names) | frozenset(_CHAINS)
+_IN_PLACE: dict[Any, Any] = {
+    function: beside
+    for name in ("addmm", "addmv", "baddbmm", "addbmm", "addr")
+    for function, beside, inplace in spellings(name)
+    if inplace
+}
+WITH_SUMMANDS = frozenset((*(f for f, known in _FUNCTIONS.items() if "added" in known.names), *_CHAINS, *_IN_PLACE))
 """Functions that `in_steps` may take apart."""
 
 __all__ = [

@@ -77,7 +77,8 @@ POOLING_TYPES: tuple[type[nn.Module], ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.Max
 # Non-linear modules and functions that are no sites: named in the coverage report, with the reason.
 UNREACHED_TYPES: tuple[type[nn.Module], ...] = (
     nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.GLU, nn.MultiheadAttention, nn.RReLU,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.FractionalMaxPool2d, nn.LSTM, nn.GRU, nn.RNN,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.FractionalMaxPool2d,
+    nn.FractionalMaxPool3d, nn.LSTM, nn.GRU, nn.RNN,
 )  # fmt: skip
 
 
@@ -184,6 +185,7 @@ _FUNCTIONALS: dict[Any, _Functional] = {
     Tensor.sigmoid: _Functional(nn.Sigmoid),
     torch.sigmoid_: _Functional(nn.Sigmoid, inplace=True),
     Tensor.sigmoid_: _Functional(nn.Sigmoid, inplace=True),
+    torch.special.expit: _Functional(nn.Sigmoid),
     F.logsigmoid: _Functional(nn.LogSigmoid),
     F.softsign: _Functional(nn.Softsign),
     F.tanhshrink: _Functional(nn.Tanhshrink),
@@ -206,6 +208,7 @@ _CLAMPS_INPLACE = {torch.clamp_, torch.clamp_min_, Tensor.clamp_, Tensor.clamp_m
 _CHANNEL_KEEPING = {
     F.linear,
     F.dropout,
+    torch.dropout,
     torch.add,
     Tensor.add,
     Tensor.add_,

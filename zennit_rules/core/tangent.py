@@ -38,15 +38,18 @@ def _words(text: str) -> frozenset[str]:
 
 # Linear and homogeneous in all tensors that depend on the input, whatever the other arguments are.
 _LINEAR = _words(
-    """flatten view reshape permute transpose swapaxes swapdims movedim t squeeze unsqueeze expand expand_as view_as
-    reshape_as contiguous clone chunk split split_with_sizes unbind narrow select index_select gather take_along_dim
-    roll flip rot90 repeat repeat_interleave tile unflatten __getitem__ mean sum cumsum neg __neg__ positive diagonal
+    """flatten view reshape permute transpose swapaxes swapdims movedim moveaxis t squeeze unsqueeze expand expand_as
+    broadcast_to view_as reshape_as contiguous clone chunk split split_with_sizes unbind narrow select index_select
+    gather take_along_dim roll flip rot90 repeat repeat_interleave tile unflatten __getitem__ mean sum cumsum neg
+    negative __neg__ positive diagonal
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample
     pixel_shuffle pixel_unshuffle channel_shuffle unfold fold to type type_as float double half bfloat16 alias
-    tensor_split hsplit vsplit dsplit adjoint cat concat concatenate stack hstack vstack dstack tril triu"""
+    tensor_split hsplit vsplit dsplit adjoint cat concat concatenate stack hstack vstack row_stack dstack tril triu"""
 )
-_JOINING = _words("""cat concat concatenate stack hstack vstack dstack""")
-_MULTILINEAR = _words("""mul multiply __mul__ __rmul__ matmul __matmul__ __rmatmul__ mm bmm einsum dot inner outer""")
+_JOINING = _words("""cat concat concatenate stack hstack vstack row_stack dstack""")
+_MULTILINEAR = _words(
+    """mul multiply __mul__ __rmul__ matmul __matmul__ __rmatmul__ mm bmm einsum dot inner outer ger"""
+)
 _DIVIDING = _words("""div divide true_divide __truediv__""")
 _ADDING = {"add": 1, "__add__": 1, "__radd__": 1, "sub": -1, "subtract": -1, "__sub__": -1, "__rsub__": -1, "rsub": -1}
 _WEIGHTED = _words("""linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d""")

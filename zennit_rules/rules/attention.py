@@ -24,17 +24,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._compat import DisableTorchFunction
+from ..core.functions import TIMES, functions_named, spellings
 from ..core.hook import MARKER, SiteCall, SiteHook
 from ..errors import RuleError
 from ..gates import Gate
 from .activation import ActivationCall, GatedSite, LearnedActivation
 from .contributions import reflected
 
-NORMS = frozenset((F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm))
-PRODUCTS = frozenset((
-    torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.bmm, Tensor.bmm,
-    torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__,
-))  # fmt: skip
+NORMS = functions_named("layer_norm", "rms_norm")
+PRODUCTS: dict[Any, tuple[Any, bool]] = {
+    function: (beside, inplace)
+    for name in ("matmul", "__matmul__", "__rmatmul__", "bmm", *TIMES)
+    for function, beside, inplace in spellings(name)
+}
+"""Products that are sites: what computes the same beside its operand, and whether this one writes into it."""
 
 _NEAR_ZERO = 1e-4
 """Of ``z``, below which ``f(z) / z`` would be rounding."""

@@ -33,7 +33,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from .._compat import DisableTorchFunction, function_of_node, tree_flatten, tree_unflatten
 from ..core.dependence import Inputs, after_pass, depends_on_input
 from ..core.draws import Draws
-from ..core.spellings import spellings
+from ..core.functions import (
+    CURVES,
+    MATRIX_PRODUCTS,
+    MINUS,
+    MINUS_REVERSED,
+    OVER,
+    OVER_REVERSED,
+    PLUS,
+    TIMES,
+    WEIGHTED,
+    spellings,
+)
 from .contributions import stabilized
 
 Signals = list[Tensor | None]
@@ -181,13 +192,11 @@ _NORMALISATIONS = (
     torch.batch_norm, torch.layer_norm, torch.group_norm, torch.instance_norm, torch.rms_norm,
 )  # fmt: skip
 _UPDATING = frozenset((F.batch_norm, F.instance_norm, torch.batch_norm, torch.instance_norm))
-_ELEMENT_WISE = (
+_ACTIVATIONS = (
     "relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid",
-    "hardtanh", "softplus", "tanh", "sigmoid", "logsigmoid", "softsign", "tanhshrink", "softshrink", "hardshrink",
-    "threshold", "clamp", "clamp_min", "clamp_max", "clip", "neg", "negative", "abs", "absolute", "exp", "expm1", "log",
-    "log1p", "sqrt", "rsqrt", "square", "reciprocal", "pow", "__pow__", "__rpow__", "__neg__", "__abs__", "erf", "sin",
-    "cos", "atan",
+    "hardtanh", "softplus", "logsigmoid", "softsign", "tanhshrink", "softshrink", "hardshrink", "threshold",
 )  # fmt: skip
+_ELEMENT_WISE = (*_ACTIVATIONS, *CURVES, "neg", "negative", "__neg__", "square")
 _DROPOUT = (
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
 )  # fmt: skip
@@ -195,16 +204,6 @@ _SHARED = (
     "sum", "mean", "cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
     "adaptive_avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d", "interpolate", "fold", "embedding_bag",
 )  # fmt: skip
-_PLUS = ("add", "__add__", "__radd__", "__iadd__")
-_MINUS = ("sub", "subtract", "__sub__", "__isub__")
-_MINUS_REVERSED = ("rsub", "__rsub__")
-_TIMES = ("mul", "multiply", "__mul__", "__rmul__", "__imul__")
-_OVER = ("div", "divide", "true_divide", "__truediv__", "__itruediv__", "__rtruediv__", "__div__", "__rdiv__",
-         "__idiv__")  # fmt: skip
-_DYNAMIC = ("linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
-            "conv_transpose3d")  # fmt: skip
-_MATRIX = ("matmul", "bmm", "mm", "mv", "dot", "inner", "outer", "einsum", "tensordot", "addmm", "addmv",
-           "baddbmm", "addbmm", "__matmul__", "__rmatmul__")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -223,18 +222,19 @@ class _Handled:
     inplace: bool = False
 
 
+_FAMILIES: dict[str, tuple[str, ...]] = {
+    "pass": _ELEMENT_WISE, "share": _SHARED, "plus": PLUS, "minus": MINUS, "reversed": MINUS_REVERSED, "times": TIMES,
+    "over": (*OVER, *OVER_REVERSED), "matrix": MATRIX_PRODUCTS, "dynamic": WEIGHTED, "softmax": ("softmax",),
+    "dropout": _DROPOUT,
+}  # fmt: skip
+
+
 def _table() -> dict[Any, _Handled]:
-    families = {
-        "pass": _ELEMENT_WISE, "share": _SHARED, "plus": _PLUS, "minus": _MINUS, "reversed": _MINUS_REVERSED,
-        "times": _TIMES, "over": _OVER, "matrix": _MATRIX, "dynamic": _DYNAMIC, "softmax": ("softmax",),
-        "dropout": _DROPOUT,
-    }  # fmt: skip
     table = {function: _Handled("pass", function) for function in _NORMALISATIONS}
-    for family, names in families.items():
+    for family, names in _FAMILIES.items():
         for name in names:
             for function, beside, inplace in spellings(name):
                 table[function] = _Handled(family, beside, inplace)
-    table[torch.linalg.matmul] = _Handled("matrix", torch.linalg.matmul)
     return table
 
 
@@ -255,15 +255,22 @@ def in_parts(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Cal
 
     def run() -> Tensor:
         product: Tensor = parts(given["tensor1"], given["tensor2"])
-        total: Tensor = given["input"] + (product if value == 1 else value * product)
-        return total
+        inplace = func in _PARTS_IN_PLACE
+        summand = (
+            given["input"].clone() if inplace else given["input"]
+        )  # it may be needed later
+        total: Tensor = summand + (product if value == 1 else value * product)
+        return given["input"].copy_(total) if inplace else total
 
     return run
 
 
 _PARTS: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
-    torch.addcmul: torch.mul, Tensor.addcmul: torch.mul, torch.addcdiv: torch.div, Tensor.addcdiv: torch.div,
-}  # fmt: skip
+    function: part
+    for name, part in (("addcmul", torch.mul), ("addcdiv", torch.div))
+    for function, _, _ in spellings(name)
+}
+_PARTS_IN_PLACE = (Tensor.addcmul_, Tensor.addcdiv_)
 SUMS_OF_PRODUCTS = frozenset(_PARTS)
 """Functions that `in_parts` takes apart."""
 

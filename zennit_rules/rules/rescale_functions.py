@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from .._compat import DisableTorchFunction, one_gradient_at_a_time, tree_flatten, tree_unflatten
 from ..core.dependence import depends_on_input
+from ..core.functions import CURVES, MATRIX_PRODUCTS, OVER, OVER_REVERSED, TIMES, WEIGHTED, spellings
 from ..core.hook import MARKER
-from ..core.spellings import OWNERS, spellings
 from .changes import Change, layer_norm_of, normalized, sigmoid_of
 from .rescale import References, in_reference_pass, logarithmic_mean
 
@@ -382,23 +382,11 @@ def _glu(input: Change, dim: int = -1) -> Change:
 # -- which function has which rule -----------------------------------------------------------------------------------
 
 _ELEMENT_WISE = (
-    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "abs", "absolute",
-    "__abs__", "sin", "cos", "tan", "asin", "acos", "atan", "arcsin", "arccos", "arctan", "sinh", "cosh", "asinh",
-    "acosh", "atanh", "arcsinh", "arccosh", "arctanh", "erf", "erfc", "erfinv", "expit", "logit", "sinc", "lgamma",
-    "gammaln", "digamma", "psi", "i0", "i0e", "ndtr", "entr", "sign", "sgn", "round", "floor", "ceil", "trunc", "fix",
-    "frac", "nan_to_num", "clamp", "clip", "clamp_min", "clamp_max", "tanh", "sigmoid", "pow", "__pow__", "__rpow__",
-    "__ipow__", "float_power", "atan2", "arctan2", "hypot", "logaddexp", "logaddexp2", "xlogy", "xlog1py", "fmod",
-    "remainder", "__mod__", "copysign", "floor_divide", "__floordiv__", "addcdiv", "smooth_l1_loss", "huber_loss",
+    *CURVES, "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "frac", "nan_to_num", "atan2", "arctan2", "hypot",
+    "logaddexp", "logaddexp2", "xlogy", "xlog1py", "fmod", "remainder", "__mod__", "copysign", "floor_divide",
+    "__floordiv__", "addcdiv", "smooth_l1_loss", "huber_loss",
 )  # fmt: skip
-_TIMES = ("mul", "multiply", "__mul__", "__rmul__", "__imul__")
-_PRODUCTS = (
-    "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "vdot", "inner", "outer", "ger", "vecdot",
-    "addmm", "addmv", "addbmm", "baddbmm", "addr", "addcmul", "einsum", "tensordot", "kron", "cross", "chain_matmul",
-    "multi_dot", "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
-    "conv_transpose3d", "lerp",
-)  # fmt: skip
-_OVER = ("div", "divide", "true_divide", "__truediv__", "__itruediv__", "__div__", "__idiv__")
-_OVER_REVERSED = ("__rtruediv__", "__rdiv__")
+_PRODUCTS = (*MATRIX_PRODUCTS, *WEIGHTED, "addcmul", "chain_matmul", "multi_dot", "lerp")
 _QUADRATIC = ("square", "var")
 _ROOTS = ("norm", "vector_norm", "std", "cdist", "pairwise_distance")
 _HIGHEST = (
@@ -432,7 +420,7 @@ class _Known:
 
 
 _FAMILIES: dict[str, tuple[str, ...]] = {
-    "element-wise": _ELEMENT_WISE, "times": _TIMES, "product": _PRODUCTS, "over": _OVER, "reversed": _OVER_REVERSED,
+    "element-wise": _ELEMENT_WISE, "times": TIMES, "product": _PRODUCTS, "over": OVER, "reversed": OVER_REVERSED,
     "quadratic": _QUADRATIC, "root": _ROOTS, "highest": _HIGHEST, "lowest": _LOWEST, "choice": _CHOICES,
     "logsumexp": ("logsumexp",), "factors": ("prod", "cumprod"), "made": tuple(_MADE),
 }  # fmt: skip
@@ -441,7 +429,6 @@ _RULES: dict[str, Rule] = {
     "quadratic": _quadratic, "root": _root, "highest": _extremum, "lowest": partial(_extremum, lowest=True),
     "choice": _choice, "logsumexp": _logsumexp, **{name: _made_of(written) for name, written in _MADE.items()},
 }  # fmt: skip
-_OWNERS = (*OWNERS, torch.special, torch.linalg)
 _SEVERAL = frozenset(("times", "product", "choice"))
 """Families whose calls with one tensor beside parameters are linear."""
 
@@ -451,7 +438,7 @@ def _table() -> dict[Any, _Known]:
         function: _Known(family, name, beside, inplace)
         for family, names in _FAMILIES.items()
         for name in names
-        for function, beside, inplace in spellings(name, _OWNERS)
+        for function, beside, inplace in spellings(name)
     }
 
 

@@ -120,7 +120,7 @@ class PlainGate(Gate):
         """None."""
 
     def forward(self, z: Tensor, g: Tensor) -> tuple[Weight, Weight]:
-        """See `Gate.forward`."""
+        """Returns the start's weights."""
         return start_weights(self.start, g)
 
 
@@ -130,7 +130,7 @@ class ScaledGate(Gate):
     raw: nn.Parameter
 
     def forward(self, z: Tensor, g: Tensor) -> tuple[Weight, Weight]:
-        """See `Gate.forward`."""
+        """Returns the start's weights, scaled."""
         w = self.scale().to(g.dtype)
         if self.start == "gradient":
             return w, 0.0
@@ -213,7 +213,7 @@ class QuadrantGate(Gate):
         return base + torch.tanh(self.raw)
 
     def forward(self, z: Tensor, g: Tensor) -> tuple[Weight, Weight]:
-        """See `Gate.forward`."""
+        """Returns the weights of the quadrants that ``z`` and ``g`` fall into."""
         a, b = start_weights(self.start, g)
         t = torch.tanh(self.raw).to(g.dtype)
         g_positive = g > 0
@@ -271,7 +271,7 @@ class FeatureGate(Gate):
             self.raw_position = nn.Parameter(torch.zeros((1, 5 if self.contrast else 3, *self._rows(shape), *ones)))
 
     def forward(self, z: Tensor, g: Tensor, h: Tensor | None = None) -> tuple[Weight, Weight]:
-        """See `Gate.forward`; ``h`` is the contrast signal, or None where there is none yet."""
+        """Predicts both weights; ``h`` is the contrast signal, or None where there is none yet."""
         a, b = start_weights(self.start, g)
         raw, zg = self.raw.to(g.dtype), z.to(g.dtype)
         zs, gs = _squash(zg), _squash(g)

@@ -56,7 +56,7 @@ def read(path: Path, key: str, what: str) -> tuple[dict[str, Any], dict[str, Ten
 
     Args:
         path: The file.
-        key: See `write`.
+        key: Says in the metadata whose document it is.
         what: What it should be, with its article, for the error.
 
     Raises:

@@ -317,7 +317,7 @@ class LearnedComposite(LayerMapComposite):
         """Hook the model for one forward pass, which goes on propagating by the rules when the model is free again.
 
         Raises:
-            RuleError: See `register`.
+            RuleError: If the model is one that `register` refuses.
         """
         hooks: list[Hook] = []
         with self.context(model):

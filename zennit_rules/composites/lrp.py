@@ -56,7 +56,7 @@ class LearnedPass(LearnedActivation):
     """Zennit rule: relevance passes an activation unchanged but for a gate; at its start zennit's ``Pass``.
 
     Args:
-        gate: See `LearnedActivation`. Both of its weights weigh relevance.
+        gate: A `Gate`, or a provider that finds one per site. Both of its weights weigh relevance.
     """
 
     call_type: ClassVar[type[ActivationCall]] = PassCall
@@ -174,7 +174,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         return super().mapping(ctx, name, module)
 
     def prepare(self) -> None:
-        """See `LearnedComposite.prepare`."""
+        """Takes over the calls of functions, and remembers what linear layers made and what was padded."""
         self._made: Any = WeakTensorKeyDictionary()
         self._padded: Any = WeakTensorKeyDictionary()
         self._flow = SiteHook(self)
@@ -201,7 +201,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
 
     @classmethod
     def checked_options(cls, rule_options: Mapping[str, Any] | None) -> dict[str, Any]:
-        """See `LearnedComposite.checked_options`."""
+        """Returns the options, checked by making a gate of each kind."""
         options = super().checked_options(rule_options)
         for name, known in (("conv", LINEAR_RULES), ("dense", LINEAR_RULES), ("first", FIRSTS)):
             if options[name] not in known:
@@ -222,7 +222,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
 
     @classmethod
     def make_gate(cls, config: Mapping[str, Any], site: Site, samples: int | None) -> nn.Module:
-        """See `LearnedComposite.make_gate`."""
+        """Makes the gate of a linear layer by its rule, that of the first layer, or that of an activation."""
         if site.kind == "first":
             return _box(config["rule_options"], site, samples)
         if site.kind != "linear":
@@ -235,12 +235,12 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         return LINEAR_RULES[rule](site.shape, samples=samples, channel_dim=site.channel_dim, **given)
 
     def templates(self) -> list[tuple[tuple[type, ...], Hook]]:
-        """See `LearnedComposite.templates`."""
+        """Returns the hooks: linear modules are claimed, activations pass relevance on."""
         pools = super().templates()[1:]
         return [(LINEAR_TYPES, _Claim(self)), (ACTIVATION_TYPES, LearnedPass(self)), *pools]
 
     def register(self, module: nn.Module) -> None:
-        """See `LearnedComposite.register`."""
+        """Registers the composite on a model, and lets relevance flow through functions."""
         self._flow.active = True
         super().register(module)
 
@@ -251,12 +251,12 @@ class LearnedEpsilonGammaBox(LearnedComposite):
 
     @classmethod
     def work(cls, output: Any, inputs: Inputs = None) -> LinearWork:
-        """See `LearnedComposite.work`."""
+        """Counts the multiply-adds of linear functions by site, and of those without a rule."""
         return linear_work(output, inputs)
 
     @classmethod
     def why_unreached(cls, node: str) -> str:
-        """See `LearnedComposite.why_unreached`."""
+        """Returns the reason why an autograd node of `unreached` has no rule; it is the same for all."""
         return "out of reach: relevance passes it by the plain gradient, which does not conserve it"
 
     def start_signal(self, output: Tensor, seed: Tensor) -> Tensor:

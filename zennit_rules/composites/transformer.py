@@ -39,14 +39,14 @@ class LearnedTransformer(LearnedComposite):
     default_options: ClassVar[Mapping[str, Any]] = {"mix": 0.0, "product": 1.0}
 
     def prepare(self) -> None:
-        """See `LearnedComposite.prepare`."""
+        """Takes over the calls of functions."""
         self._functions = FunctionRule(self)
         self.functional_hooks.add(self._functions)
         self.tracker.on_call = self._call
 
     @classmethod
     def checked_options(cls, rule_options: Mapping[str, Any] | None) -> dict[str, Any]:
-        """See `LearnedComposite.checked_options`."""
+        """Returns the options, which must be numbers in range."""
         options = super().checked_options(rule_options)
         for name, value in options.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -57,7 +57,7 @@ class LearnedTransformer(LearnedComposite):
 
     @classmethod
     def make_gate(cls, config: Mapping[str, Any], site: Site, samples: int | None) -> nn.Module:
-        """See `LearnedComposite.make_gate`."""
+        """Makes the gate of a site: a product has one of its own, activations and norms are mixed."""
         options = config["rule_options"]
         if site.kind == "product":
             return ProductGate(options["product"], samples)
@@ -65,11 +65,11 @@ class LearnedTransformer(LearnedComposite):
         return MixedGate(gate, site.shape, options["mix"]) if site.kind in ("activation", "norm") else gate
 
     def templates(self) -> list[tuple[tuple[type, ...], Hook]]:
-        """See `LearnedComposite.templates`."""
+        """Returns the hooks: activations have a secant rule."""
         return [(ACTIVATION_TYPES, LearnedSecant(self)), *super().templates()[1:]]
 
     def register(self, module: nn.Module) -> None:
-        """See `LearnedComposite.register`."""
+        """Registers the composite on a model, and lets the rules of functions count."""
         self._functions.active = True
         super().register(module)
 
@@ -143,7 +143,7 @@ class LearnedAttnLRP(LearnedTransformer):
     which for a signal that is multiplied by the input is the gradient; `LearnedTransformer` has the rest.
 
     Args:
-        rule_options: See `LearnedTransformer`; here ``mix`` starts at 1 and ``product`` at 1/2.
+        rule_options: Those of `LearnedTransformer`; here ``mix`` starts at 1 and ``product`` at 1/2.
     """
 
     name = "learned_attnlrp"
@@ -151,7 +151,7 @@ class LearnedAttnLRP(LearnedTransformer):
     default_options: ClassVar[Mapping[str, Any]] = {"mix": 1.0, "product": 0.5}
 
     def finish(self, maps: tuple[Tensor, ...], leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """See `LearnedComposite.finish`: times the input."""
+        """Multiplies what arrived by the inputs, which makes it relevance."""
         return tuple(signal * leaf for signal, leaf in zip(maps, leaves, strict=True))
 
 

@@ -88,7 +88,7 @@ class Dependence:
 
 
 class _LeafDependence(Dependence):
-    """Where nobody says where a pass starts: at whatever leaf is no parameter, and at embeddings of numbers."""
+    """The dependence of a pass whose start nobody names: any leaf that is no parameter, and embeddings of numbers."""
 
     starts_at_embeddings = True
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 OWNERS = (F, torch, Tensor, torch.special, torch.linalg)
-"""Where torch keeps its functions."""
+"""Modules and classes in which torch keeps its functions."""
 
 PLUS = ("add", "__add__", "__radd__", "__iadd__")
 MINUS = ("sub", "subtract", "__sub__", "__isub__")

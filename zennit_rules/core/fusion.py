@@ -33,7 +33,7 @@ class Fusion(nn.Module):
 
     @staticmethod
     def choose(sites: Sequence[Site], inputs: Sequence[Tensor]) -> list[str]:
-        """Of each resolution, the last activation.
+        """Returns the name of the last activation of each resolution.
 
         Raises:
             RuleError: If there is not one input ``(B, C, *spatial)``, or no site of its kind.

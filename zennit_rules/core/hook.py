@@ -86,7 +86,7 @@ class SiteCall:
 
     @property
     def streams(self) -> Streams | None:
-        """Where the passes of one attribution meet; None for a rule with a gate of its own."""
+        """The place where the passes of one attribution meet; None for a rule with a gate of its own."""
         found: Streams | None = getattr(self.hook.gate, "streams", None)
         return found
 

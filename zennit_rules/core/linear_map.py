@@ -52,7 +52,7 @@ class LinearMap:
         return self.apply_transposed(size, weight, signal)
 
     def apply_transposed(self, size: torch.Size, weight: Tensor, signal: Tensor) -> Tensor:
-        """See `transpose`."""
+        """Computes `transpose` without a derivative of its own."""
         raise NotImplementedError
 
     def inside(self, x: Tensor) -> Tensor | float:
@@ -83,11 +83,11 @@ class DenseMap(LinearMap):
     name = "Linear"
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See `LinearMap`."""
+        """Multiplies by the matrix."""
         return F.linear(x, weight)
 
     def apply_transposed(self, size: torch.Size, weight: Tensor, signal: Tensor) -> Tensor:
-        """See `LinearMap`."""
+        """Multiplies by the transposed matrix."""
         return signal @ weight
 
 
@@ -103,7 +103,7 @@ class ConvolutionMap(LinearMap):
     Attributes:
         dims: Number of its spatial dimensions.
         options: Stride, padding, dilation and groups.
-        padding: See `LinearMap`.
+        padding: Zeros that the input was given on each side before, as in ``F.pad``; None if there are none.
     """
 
     dims: int
@@ -112,21 +112,21 @@ class ConvolutionMap(LinearMap):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """Of torch's module."""
+        """The name of torch's module, ``"Conv2d"``."""
         return f"Conv{self.dims}d"
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See `LinearMap`."""
+        """Convolves, without a bias."""
         out: Tensor = _CONVOLUTIONS[self.dims - 1](x, weight, None, **self.options)
         return out
 
     def apply_transposed(self, size: torch.Size, weight: Tensor, signal: Tensor) -> Tensor:
-        """See `LinearMap`."""
+        """Computes the gradient of a convolution in its input."""
         back: Tensor = _TO_INPUT[self.dims - 1](size, weight, signal, **self.options)
         return back
 
     def channel_dim(self, out: Tensor) -> int:
-        """See `LinearMap`."""
+        """Returns 1: channels follow the batch."""
         return 1
 
 
@@ -135,16 +135,16 @@ class TransposedConvolutionMap(ConvolutionMap):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """Of torch's module."""
+        """The name of torch's module, ``"ConvTranspose2d"``."""
         return f"ConvTranspose{self.dims}d"
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See `LinearMap`."""
+        """Convolves transposed, without a bias."""
         out: Tensor = _TRANSPOSED_CONVOLUTIONS[self.dims - 1](x, weight, None, **self.options)
         return out
 
     def apply_transposed(self, size: torch.Size, weight: Tensor, signal: Tensor) -> Tensor:
-        """See `LinearMap`."""
+        """Convolves, which is the transpose, and cuts off what output padding added."""
         options = {name: value for name, value in self.options.items() if name != "output_padding"}
         back = _CONVOLUTIONS[self.dims - 1](signal, weight, None, **options)
         inside: tuple[Any, ...] = (..., *(slice(n) for n in size[2:]))  # output padding may go beyond the stride
@@ -159,7 +159,7 @@ class Contraction(LinearMap):
         name: Name of the layer.
         function: From operand and weights to the value.
         channels_at: Dimension of the output that counts channels, from the end.
-        padding: See `LinearMap`.
+        padding: Zeros that the input was given on each side before, as in ``F.pad``; None if there are none.
     """
 
     name: str  # type: ignore[misc]
@@ -168,11 +168,11 @@ class Contraction(LinearMap):
     padding: list[int] | None = None
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See `LinearMap`."""
+        """Calls the function."""
         return self.function(x, weight)
 
     def apply_transposed(self, size: torch.Size, weight: Tensor, signal: Tensor) -> Tensor:
-        """See `LinearMap`; by autograd."""
+        """Finds the transpose by autograd."""
         again = torch.is_grad_enabled() and (signal.requires_grad or weight.requires_grad)
         with torch.enable_grad():
             x = signal.new_zeros(size).requires_grad_()
@@ -180,7 +180,7 @@ class Contraction(LinearMap):
         return back
 
     def channel_dim(self, out: Tensor) -> int:
-        """See `LinearMap`."""
+        """Counts the dimension of channels from the end."""
         return max(out.ndim + self.channels_at, min(1, out.ndim - 1))
 
 
@@ -189,7 +189,7 @@ class _Transposed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, signal: Tensor, linear: LinearMap, size: torch.Size, weight: Tensor) -> Tensor:
-        """See `LinearMap.transpose`."""
+        """Applies the transposed map to the signal."""
         ctx.linear, ctx.weight = linear, weight
         return linear.apply_transposed(size, weight, signal)
 
@@ -365,7 +365,7 @@ def _unpadded(linear: ConvolutionMap, x: Tensor, weight: Tensor) -> tuple[Convol
 
 
 def _product(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> Reader:
-    """Of a product of matrices or vectors ``a`` and ``b``, and what is ``added`` to it."""
+    """Reads a product of matrices or vectors ``a`` and ``b``, and what is ``added`` to it."""
 
     def read(given: Arguments, depends: Depends) -> LinearOperands | None:
         a, b = given["a"], given["b"]

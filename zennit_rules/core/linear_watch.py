@@ -29,7 +29,7 @@ def linear_calls_watched(model: nn.Module, on_linear: OnLinear) -> Iterator[None
 
     Args:
         model: Run inside with inputs that require gradients.
-        on_linear: See `OnLinear`.
+        on_linear: Called in the place of each linear function, see `OnLinear`; returns the value.
     """
     watch = LinearWatch(on_linear)
     watch.register(model)
@@ -40,7 +40,7 @@ def linear_calls_watched(model: nn.Module, on_linear: OnLinear) -> Iterator[None
 
 
 class LinearWatch(TorchFunctionMode):
-    """See `linear_calls_watched`; from `register` to `remove`."""
+    """A mode that gives each linear call to a function, from `register` to `remove`; see `linear_calls_watched`."""
 
     def __init__(self, on_linear: OnLinear) -> None:
         super().__init__()

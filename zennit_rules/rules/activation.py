@@ -79,14 +79,14 @@ class ActivationCall(SiteCall):
         return slope
 
     def propagate(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """See `SiteCall.propagate`; a scaled gradient remembers what it scaled instead of ``g``."""
+        """Propagates the signal; a scaled gradient remembers what it scaled instead of ``g``."""
         if not (self.scales_gradient and self.keep and self.hook.active) or torch.is_grad_enabled():
             return super().propagate(saved, g)
         self.g = self.through(saved, g)
         return self.g * self.gate.scale().to(g.dtype)  # type: ignore[operator]
 
     def push_forward(self, tangent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `SiteCall.push_forward`; for a scaled gradient in closed form."""
+        """Pushes a tangent through the rule; for a scaled gradient in closed form."""
         if not self.scales_gradient or self.g is None:
             return super().push_forward(tangent)
         raw = self.gate.get_parameter("raw")
@@ -128,7 +128,7 @@ class LearnedActivation(SiteHook):
         return activation_function(module) is not None
 
     def run(self, module: nn.Module, name: str, gate: nn.Module, input: Tensor) -> tuple[SiteCall, Tensor]:
-        """See `SiteHook.run`."""
+        """Runs the activation, in place where the module does."""
         fn = activation_function(module)
         assert fn is not None
         call = self.call_type(self, name, gate, fn)

@@ -40,7 +40,7 @@ PRODUCTS: dict[Any, tuple[Any, bool]] = {
 """Products that are sites: what computes the same beside its operand, and whether this one writes into it."""
 
 _NEAR_ZERO = 1e-4
-"""Of ``z``, below which ``f(z) / z`` would be rounding."""
+"""The size of ``z`` below which ``f(z) / z`` would be rounding."""
 
 
 class MixedGate(nn.Module):
@@ -75,7 +75,7 @@ class MixedGate(nn.Module):
         return value.reshape(value.shape[self.sample_dim :])
 
     def forward(self, *args: Any) -> Any:
-        """See `Gate.forward`."""
+        """Returns the weights of the inner gate."""
         return self.inner(*args)
 
     def extra_repr(self) -> str:
@@ -105,7 +105,7 @@ class ProductGate(nn.Module):
 
     @property
     def weights(self) -> Tensor:
-        """Of both operands, ``(samples or 1, 2)``."""
+        """The weights of both operands, ``(samples or 1, 2)``."""
         return self.start_weight * (1 + torch.tanh(self.raw))
 
     def extra_repr(self) -> str:
@@ -117,7 +117,7 @@ class MixedCall(ActivationCall):
     """A call of an element-wise activation, between its slope and its secant through 0."""
 
     def through(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """See `ActivationCall.through`."""
+        """Mixes the derivative and AttnLRP's rule."""
         true = self.true_gradient(saved, g)
         mix: Tensor = self.gate.mix  # type: ignore[assignment]
         return true + mix.to(g.dtype) * (self.other(saved, g, true) - true)
@@ -147,7 +147,7 @@ class NormCall(MixedCall):
         self.eps = eps
 
     def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """By autograd."""
+        """Finds the derivative by autograd."""
         return pulled(self.fn, saved, g)[0]
 
     def other(self, saved: tuple[Tensor, ...], g: Tensor, true: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def sigmoid_of(change: Change) -> Change:
 
 
 def _floored(change: Change, least: float) -> Change:
-    """At least ``least``."""
+    """Returns the change of the maximum of a value and ``least``."""
     above, above0 = change.value.clamp_min(least), change.reference.clamp_min(least)
     slope = (change.value >= least).to(above.dtype)
     return Change(above, above0, change.step * _chord(change, (above, above0), slope), change.eps)

@@ -144,7 +144,7 @@ class EpsilonGate(ContributionGate):
 
     Args:
         epsilon: Starting value.
-        options: See `ContributionGate`.
+        options: Those of `ContributionGate`.
     """
 
     def __init__(self, shape: Sequence[int] = (1, 1), *, epsilon: float = 1e-6, **options: Any) -> None:
@@ -162,7 +162,7 @@ class EpsilonGate(ContributionGate):
     def forward(
         self, relevance: Tensor, z: Tensor, positive: Tensor | None, negative: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """See `ContributionGate.forward`."""
+        """Shares relevance out by all contributions."""
         share = relevance / stabilized(z, self._epsilon(self.shaped(self.raw, z)))
         return share, share
 
@@ -178,7 +178,7 @@ class GammaGate(ContributionGate):
         negative: What to do where the output is negative. ``"mirrored"``: the same with the parts exchanged (zennit's
             gamma); ``"z+"``: the z+ rule, which the whole rule is for an infinite gamma; ``"alike"``: the same as where
             it is positive (captum's gamma), which divides by values around 0.
-        options: See `ContributionGate`.
+        options: Those of `ContributionGate`.
     """
 
     needs_parts = (True, False)
@@ -207,7 +207,7 @@ class GammaGate(ContributionGate):
     def forward(
         self, relevance: Tensor, z: Tensor, positive: Tensor | None, negative: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """See `ContributionGate.forward`."""
+        """Shares relevance out by contributions, of which the favoured ones count more."""
         assert positive is not None
         mix = reflected(self.start_mix + self.shaped(self.raw, z))
         rest = 1 - mix
@@ -237,7 +237,7 @@ class AlphaBetaGate(ContributionGate):
     Args:
         alpha: Starting value; given alone, beta follows.
         beta: Starting value, at least 0; ``alpha - beta`` must be 1.
-        options: See `ContributionGate`.
+        options: Those of `ContributionGate`.
     """
 
     needs_parts = (True, True)
@@ -265,7 +265,7 @@ class AlphaBetaGate(ContributionGate):
     def forward(
         self, relevance: Tensor, z: Tensor, positive: Tensor | None, negative: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """See `ContributionGate.forward`."""
+        """Shares relevance out by positive and by negative contributions apart."""
         assert positive is not None
         assert negative is not None
         up = relevance / stabilized(positive, self.stabilizer)
@@ -287,7 +287,7 @@ class BoxGate(nn.Module):
         high: Highest possible input.
         strength: Starting value, in [0, 1].
         learn_bounds: Whether the bounds are parameters too.
-        samples: See `ContributionGate`.
+        samples: None shares the parameters over samples; a number gives each of that many samples its own.
         channel_dim: Dimension of ``shape`` that counts channels.
         stabilizer: Epsilon of denominators.
 

@@ -194,6 +194,6 @@ class LearnedMaxPool(SiteHook):
         return is_pooling(module)
 
     def run(self, module: nn.Module, name: str, gate: nn.Module, input: Tensor) -> tuple[SiteCall, Tensor]:
-        """See `SiteHook.run`."""
+        """Runs the max-pool, and remembers its winners."""
         call = self.call_type(self, name, gate, module)
         return call, GatedPool.apply(input, call)

@@ -159,7 +159,7 @@ class _Relevance(torch.autograd.Function):
 
 
 def share(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
-    """In proportion to what each element contributes."""
+    """Divides relevance in proportion to what each element contributes."""
     factors = call.pull(operands, lambda z: relevance / stabilized(z, call.stabilizer))
     return [None if factor is None else x * factor for x, factor in zip(operands, factors, strict=True)]
 

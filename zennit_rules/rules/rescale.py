@@ -66,7 +66,7 @@ class References:
 
     Args:
         name_call: Names the call of a module that is being made; None for the references of a single module.
-        eps: See `EPS`.
+        eps: Differences up to this count as none.
     """
 
     def __init__(self, name_call: Callable[[nn.Module], str] | None = None, eps: float = EPS) -> None:
@@ -176,7 +176,7 @@ class ReferenceCall(SiteCall):
         return self.reference.expand_as(z)
 
     def difference(self, z: Tensor, z0: Tensor) -> tuple[Tensor, Tensor]:
-        """Where ``z`` is at its reference, and a ``z - z0`` to divide by: 1 there, so that no NaN comes up."""
+        """Returns where ``z`` is at its reference, and a ``z - z0`` to divide by: 1 there, so that no NaN comes up."""
         difference = z - z0
         near = difference.abs() <= self.eps
         return near, torch.where(near, torch.ones_like(difference), difference)
@@ -186,7 +186,7 @@ class ReferenceHook(SiteHook):
     """What the rescale rules share: noting the baseline's pre-activations, and giving them to the calls.
 
     Args:
-        gate: See `SiteHook`; a composite that passes itself has ``references``.
+        gate: A gate, or a provider that finds one per site; a composite that passes itself has ``references``.
         eps: Differences up to this count as none, for a rule that stands on its own.
     """
 
@@ -205,7 +205,7 @@ class ReferenceHook(SiteHook):
         return type(self)(self.gate, self._own.eps)
 
     def run(self, module: nn.Module, name: str, gate: nn.Module, input: Tensor) -> tuple[SiteCall, Tensor]:
-        """See `SiteHook.run`."""
+        """Runs the activation beside its reference."""
         call, out = super().run(module, name, gate, input)
         assert isinstance(call, ReferenceCall)
         call.reference, call.eps = self.references.find(name, input), self.references.eps
@@ -245,7 +245,7 @@ class LearnedRescale(ReferenceHook, LearnedActivation):
     also runs the baseline; on its own, in a composite of zennit, the rule takes `reference_pass`.
 
     Args:
-        gate: See `LearnedActivation`.
+        gate: A `Gate` that serves every module, or a provider that finds one per site.
         eps: Differences ``z - z0`` up to this count as none: the slope there is ``f'(z)``.
     """
 
@@ -282,7 +282,7 @@ class RescaleMaxPool(ReferenceHook, LearnedMaxPool):
 
     Args:
         gate: A `PoolGate` softens it as `LearnedMaxPool` does; by default nothing is trained.
-        eps: See `LearnedRescale`.
+        eps: Differences ``z - z0`` up to this count as none.
     """
 
     call_type: ClassVar[type[PoolCall]] = RescalePoolCall
@@ -368,7 +368,7 @@ class _SoftmaxHook(SiteHook):
         return not has_own_forward(module) and next(known, None) is not None
 
     def run(self, module: Any, name: str, gate: nn.Module, input: Tensor) -> tuple[SiteCall, Tensor]:
-        """See `SiteHook.run`."""
+        """Runs the softmax, along the dimension that torch takes where none is said."""
         dim = module.dim
         if dim is None:  # what torch takes where nothing is said
             dim = 0 if input.ndim in (0, 1, 3) else 1

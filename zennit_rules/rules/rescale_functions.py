@@ -159,14 +159,14 @@ class _Rescaled(torch.autograd.Function):
 
 
 def _difference(call: FunctionCall, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
-    """Where both are equal, and a difference to divide by: 1 there, so that no NaN comes up."""
+    """Returns where both are equal, and a difference to divide by: 1 there, so that no NaN comes up."""
     difference = x - x0
     near = difference.abs() <= call.eps
     return near, torch.where(near, torch.ones_like(difference), difference)
 
 
 def _chords(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor) -> Signals:
-    """Of an element-wise function; operands that do not depend on the input keep whatever values they had."""
+    """Passes chords of an element-wise function; operands that do not depend on the input keep the values they had."""
     takers = [i for i, takes in enumerate(call.depends) if takes]
     xs, x0s = list(tensors), list(references)
     for i in takers:
@@ -238,7 +238,7 @@ def _quadratic(call: FunctionCall, tensors: tuple[Tensor, ...], references: tupl
 
 
 def _root(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor) -> Signals:
-    """Of a quadratic form: ``f - f0 = (f^2 - f0^2) / (f + f0)``, and ``f^2`` is exact half way."""
+    """Passes chords of a root: ``f - f0 = (f^2 - f0^2) / (f + f0)``, and ``f^2`` is exact half way."""
     between = [torch.lerp(x0, x, 0.5) if takes else x
                for x, x0, takes in zip(tensors, references, call.depends, strict=True)]  # fmt: skip
     total, middle = call.main(tensors) + call.main(references), call.main(between)
@@ -283,7 +283,7 @@ def _extremum(
 
 
 def _choice(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor) -> Signals:
-    """Of ``where`` and ``masked_fill``: a change of the condition goes to the operands in proportion to their own."""
+    """Shares a change of a condition out: ``where``, ``masked_fill``; operands get it in proportion to their own."""
     condition = next(i for i, x in enumerate(tensors) if x.dtype is torch.bool)
     same = (tensors[condition] == references[condition]).expand(g.shape)
     change = call.main(tensors) - call.main(references)

@@ -20,7 +20,7 @@ from ..core.functions import ATTENTION, SOFTMAX
 from ..errors import RuleError
 
 Weights = Callable[[Tensor], Tensor]
-"""From attention weights ``(..., queries, keys)`` to what takes their place."""
+"""A function from attention weights ``(..., queries, keys)`` to what takes their place."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
 

@@ -100,7 +100,7 @@ class _Anything(Hook):
     """Stands for any rule of a layer: a custom autograd Function on the way out."""
 
     def register(self, module: nn.Module) -> RemovableHandleList:
-        """Around the whole module, so that nothing in it is looked at."""
+        """Puts itself around the whole module, so that nothing in it is looked at."""
         handle = interpose(module, partial(self._around, module))
         return RemovableHandleList([RemovableHandle(self), module.register_forward_pre_hook(self.pre_forward), handle])
 
@@ -108,7 +108,7 @@ class _Anything(Hook):
         """Marks the module as one that has a rule."""
 
     def copy(self) -> _Anything:
-        """Another."""
+        """Returns another one."""
         return type(self)()
 
     @staticmethod
@@ -238,7 +238,7 @@ class _Functions(TorchFunctionMode):
 
     @contextmanager
     def left_alone(self) -> Iterator[None]:
-        """Inside a layer that has a rule already."""
+        """Whether the call is inside a layer that has a rule already."""
         self._alone += 1
         try:
             yield
@@ -323,7 +323,7 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor | None]:
 
 
 def _values(tensors: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-    """Tensors of their own that keep the values of a module's, since zennit may give its tensors others."""
+    """Returns tensors of their own that keep the values of a module's, since zennit may give its tensors others."""
     return {
         name: nn.Parameter(tensor.data, tensor.requires_grad) if isinstance(tensor, nn.Parameter)
         else None if tensor is None else tensor.data
@@ -341,7 +341,7 @@ def _unmerge(tensors: dict[str, Tensor | None], plain: dict[str, Any], state: di
 
 
 def batch_norm_pairs(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -> Pairs:
-    """Batch norms that can be merged into the layer before them, found by one forward pass.
+    """Finds the batch norms that can be merged into the layer before them, by one forward pass.
 
     A pair is a linear layer or convolution and a norm whose input is that layer's output, if nothing else uses the
     output, both are called once, and neither shares parameters. Norms that use the statistics of the batch, and layers
@@ -370,7 +370,7 @@ def batch_norm_pairs(model: nn.Module, example_inputs: Tensor | tuple[Any, ...])
 
 
 class _CallWatch(TorchFunctionMode):
-    """Who uses the outputs of linear layers in a forward pass."""
+    """A watch over who uses the outputs of linear layers in a forward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

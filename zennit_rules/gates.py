@@ -104,7 +104,7 @@ class Gate(nn.Module):
         return f"start={self.start!r}{samples}"
 
     def _rows(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Size of the first dimension of parameters; none where the site is one number."""
+        """Returns the size of the first dimension of parameters; none where the site is one number."""
         return (1,) if shape and self.samples is None else shape[:1]
 
     def _channel_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -117,7 +117,7 @@ class PlainGate(Gate):
     name = "none"
 
     def make_parameters(self, shape: tuple[int, ...]) -> None:
-        """None."""
+        """Makes none."""
 
     def forward(self, z: Tensor, g: Tensor) -> tuple[Weight, Weight]:
         """Returns the start's weights."""
@@ -300,7 +300,7 @@ class FeatureGate(Gate):
         return 1 + torch.tanh(total)
 
     def _around(self, relevance: Tensor) -> Tensor:
-        """Mean over the neighbourhood of each position, for layers ``(B, C, *spatial)``."""
+        """Returns the mean over the neighbourhood of each position, for layers ``(B, C, *spatial)``."""
         dims = relevance.ndim - 2
         if self.channel_dim != 1 or not 1 <= dims <= 3:
             return relevance

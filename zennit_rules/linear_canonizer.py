@@ -88,7 +88,7 @@ class LinearCanonizer(Canonizer):
 
 
 def linear_functions(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Linear functions in a forward pass that zennit's rules do not find, or would get wrong.
+    """Finds the linear functions in a forward pass that zennit's rules do not find, or would get wrong.
 
     Args:
         model: The model; run once.

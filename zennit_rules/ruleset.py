@@ -32,7 +32,7 @@ FUSION = "(fusion)"
 
 
 class RuleSet:
-    """Parameters of trainable rules, keyed by site.
+    """The parameters of trainable rules, keyed by site.
 
     Make one with `RuleSet.build` or `RuleSet.load`. An *open* rule set (as made by a composite that was given none)
     grows a gate at each new site it meets; a *closed* one knows its sites and refuses others.
@@ -290,7 +290,7 @@ class RuleSet:
         return self._gates[site]
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """``(<site>::<parameter>, parameter)`` pairs."""
+        """Yields ``(<site>::<parameter>, parameter)`` pairs."""
         for site, gate in self._gates.items():
             for name, parameter in gate.named_parameters():
                 yield f"{site}::{name}", parameter
@@ -298,7 +298,7 @@ class RuleSet:
             yield f"{FUSION}::raw", self.fusion.raw
 
     def parameters(self) -> list[nn.Parameter]:
-        """All trainable parameters; none of them is in the model's ``state_dict()``."""
+        """Returns all trainable parameters; none of them is in the model's ``state_dict()``."""
         return [parameter for _, parameter in self.named_parameters()]
 
     def coverage(self) -> Coverage:
@@ -318,7 +318,7 @@ class RuleSet:
     # -- keeping -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Detached parameters and buffers of the gates, by ``<site>::<name>``."""
+        """Returns detached parameters and buffers of the gates, by ``<site>::<name>``."""
         return {name: tensor.detach() for name, tensor in self._named_tensors()}
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -482,7 +482,7 @@ def _tensors(gate: nn.Module) -> Iterator[Tensor]:
 
 
 def _parameter_dtype(z: Tensor) -> torch.dtype:
-    """Gates of half-precision sites are kept in float32."""
+    """Returns the dtype of a site's parameters: those of half-precision sites are kept in float32."""
     return z.dtype if z.dtype in (torch.float32, torch.float64) else torch.float32
 
 
@@ -530,7 +530,7 @@ def _checked_config(composite: Any, config: Any) -> dict[str, Any]:
 
 
 def _kinds() -> set[str]:
-    """Kinds of sites: those that composites of this package name, and those of all hooks."""
+    """Returns the kinds of sites: those that composites of this package name, and those of all hooks."""
     hooks: list[type[SiteHook]] = [SiteHook]
     for hook in hooks:
         hooks.extend(hook.__subclasses__())

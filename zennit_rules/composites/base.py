@@ -177,12 +177,12 @@ class LearnedComposite(LayerMapComposite):
 
     @classmethod
     def work(cls, output: Any, inputs: Inputs = None) -> LinearWork:
-        """Multiply-adds of linear functions, where these need a rule."""
+        """Counts the multiply-adds of linear functions, where these need a rule."""
         return LinearWork()
 
     @classmethod
     def why_unreached(cls, node: str) -> str:
-        """Reason why such a node has no rule."""
+        """Returns the reason why such a node has no rule."""
         return why_unreached(node)
 
     @classmethod
@@ -195,7 +195,7 @@ class LearnedComposite(LayerMapComposite):
         return seed
 
     def finish(self, maps: tuple[Tensor, ...], leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Attributions, from what arrived at the leaves."""
+        """Returns attributions, from what arrived at the leaves."""
         return maps
 
     def attribute(
@@ -207,7 +207,7 @@ class LearnedComposite(LayerMapComposite):
         create_graph: bool = False,
         retain_graph: bool | None = None,
     ) -> tuple[Tensor, ...]:
-        """Signed attributions of ``sum(output * seed)`` to the leaves, with every stream the rules ask for.
+        """Returns signed attributions of ``sum(output * seed)`` to the leaves, with every stream the rules ask for.
 
         The composite was registered on the model during the forward pass, and is still active.
 
@@ -327,12 +327,12 @@ class LearnedComposite(LayerMapComposite):
             hook.active = True
 
     def mapping(self, ctx: dict[str, Any], name: str, module: nn.Module) -> Hook | None:
-        """Hook of a module; the model itself gets the switch of its functional calls."""
+        """Returns the hook of a module; the model itself gets the switch of its functional calls."""
         hook = super().mapping(ctx, name, module)
         return _FunctionalSwitch(self) if hook is None and not name else hook
 
     def gate_at(self, module: nn.Module, kind: str, z: Tensor) -> tuple[str, nn.Module]:
-        """Site and gate of the call being made (see `hook.GateProvider`)."""
+        """Returns the site and the gate of the call being made (see `hook.GateProvider`)."""
         name = self.tracker.call_site(module)
         return name, self.rules.gate_for(name, kind, type(module).__name__, z, self.tracker.channel_dim(z))
 
@@ -388,7 +388,7 @@ class _FunctionalSwitch(Hook):
         """Keeps the switch alive while it is registered."""
 
     def remove(self) -> None:
-        """Passes recorded so far propagate by the plain gradient from here on."""
+        """Ends the rules: passes recorded so far propagate by the plain gradient from here on."""
         super().remove()
         self.active = False
 

@@ -156,7 +156,7 @@ class LearnedDeepLift(LearnedComposite):
         return tuple(_like(x, b, i) for i, (x, b) in enumerate(zip(inputs, given, strict=False)))
 
     def finish(self, maps: tuple[Tensor, ...], leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Contributions of the leaves, from their multipliers."""
+        """Returns contributions of the leaves, from their multipliers."""
         if not self.multiply_by_inputs:
             return maps
         return tuple(m * (x - b) for m, x, b in zip(maps, leaves, self.baselines_of(leaves), strict=True))
@@ -170,7 +170,7 @@ class LearnedDeepLift(LearnedComposite):
         return name, gate
 
     def at_baseline(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]] | None:
-        """Arguments of the reference pass; None if no pass is needed, since no argument asks for a gradient.
+        """Returns the arguments of the reference pass; None if no argument asks for a gradient, so that none is needed.
 
         Raises:
             RuleError: If there are more baselines than tensors to begin with.
@@ -232,7 +232,7 @@ class LearnedDeepLift(LearnedComposite):
         return child(-z if func is F.softmin else z)
 
     def _attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Attention in one call, written out in products and a softmax that have rules."""
+        """Writes attention in one call out, in products and a softmax that have rules."""
 
         def softmax(scores: Tensor) -> Tensor:
             out: Tensor = self._softmax(torch.softmax, (scores, -1), {})

@@ -41,7 +41,7 @@ class PassCall(ActivationCall):
     """A call of an activation that passes relevance on, weighed by a gate."""
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """``(a + b) * g``."""
+        """Returns ``(a + b) * g``."""
         weight = _sum(*(self.gate(saved[0], g, self.contrast()) if self.has_contrast else self.gate(saved[0], g)))
         if isinstance(weight, float):
             return g if weight == 1.0 else g * weight
@@ -164,7 +164,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         )  # fmt: skip
 
     def mapping(self, ctx: dict[str, Any], name: str, module: nn.Module) -> Hook | None:
-        """Hook of a module; the first that fits ``first_map`` has the one from there."""
+        """Returns the hook of a module; the first that fits ``first_map`` has the one from there."""
         if not ctx.get("first_layer_visited", False):
             for types, hook in self._first_map:
                 if isinstance(module, types):
@@ -260,7 +260,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         return "out of reach: relevance passes it by the plain gradient, which does not conserve it"
 
     def start_signal(self, output: Tensor, seed: Tensor) -> Tensor:
-        """Relevance of the outputs: the outputs themselves, where the seed is 1."""
+        """Returns the relevance of the outputs: the outputs themselves, where the seed is 1."""
         return seed * output
 
     def linear_gate_at(self, site: str, call: LinearCall, x: Tensor, out: Tensor) -> nn.Module:
@@ -331,7 +331,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         return self.rules.closed and func in PRODUCTS and not self.rules.has_site(site)
 
     def _pad(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Padding, whose zeros are no input of the layer behind it."""
+        """Pads, and remembers it: the zeros are no input of the layer behind it."""
         with DisableTorchFunction():
             out = F.pad(*args, **kwargs)
         given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
@@ -381,7 +381,7 @@ def _bias(zero_params: Any) -> str:
 
 
 def _merged_options(own: dict[str, Any], rule_options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of zennit's composite as rule options; a finite gamma is that of zennit's gamma rule."""
+    """Returns arguments of zennit's composite as rule options; a finite gamma is that of zennit's gamma rule."""
     both = own.keys() & rule_options.keys()
     if both:
         raise RuleError(f"{', '.join(sorted(both))} is given twice, as an argument and in rule_options")

@@ -65,7 +65,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 @dataclass
 class LinearWork:
-    """Multiply-adds of the linear functions on the way from the input to an output.
+    """The multiply-adds of the linear functions on the way from the input to an output.
 
     Attributes:
         sites: By name of the site.
@@ -79,7 +79,7 @@ class LinearWork:
 
     @property
     def share(self) -> float:
-        """Share of the multiply-adds that have a rule; 1 if there are none."""
+        """The share of the multiply-adds that have a rule; 1 if there are none."""
         with_rule = self.sites.total() + self.products.total()
         total = with_rule + self.missed.total()
         return with_rule / total if total else 1.0
@@ -109,7 +109,7 @@ class CoverageRow:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Table of the layers of a model that need a rule.
+    """A table of the layers of a model that need a rule.
 
     Attributes:
         rows: One per site, then one per layer without a rule.
@@ -163,7 +163,7 @@ class Coverage:
 
     @property
     def missed(self) -> tuple[CoverageRow, ...]:
-        """Activations, for LRP functions of any kind, that were called but have no rule: out of reach of hooks."""
+        """The activations, for LRP functions of any kind, that were called but have no rule: out of reach of hooks."""
         return tuple(row for row in self.rows if row.reason.startswith(_OUT_OF_REACH))
 
     @property
@@ -173,7 +173,7 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Share of the multiply-adds of linear functions, from input to output, that have a rule, in [0, 1].
+        """The share of the multiply-adds of linear functions, from input to output, that have a rule, in [0, 1].
 
         1 where linear functions need none, and where there are none.
         """
@@ -228,7 +228,7 @@ def check_reach(
 
 
 def why_unreached(node: str) -> str:
-    """Reason why an autograd node of `unreached_nodes` has no rule."""
+    """Returns the reason why an autograd node of `unreached_nodes` has no rule."""
     if node.startswith("MaxPool"):
         return "max-pools are exact in this rule set"
     if node.startswith(("Clamp", "M")) and node in _OTHER:

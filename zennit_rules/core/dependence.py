@@ -118,7 +118,7 @@ def _node(x: Tensor) -> Any:
 
 @contextmanager
 def explaining(inputs: Iterable[Tensor]) -> Iterator[None]:
-    """Forward passes inside explain these tensors, whatever else the model is given.
+    """Lets forward passes inside explain these tensors, whatever else the model is given.
 
     Args:
         inputs: Tensors that the model is called with, or that what it is called with was made of.

@@ -56,7 +56,7 @@ class Fusion(nn.Module):
 
     @property
     def weights(self) -> Tensor:
-        """Exponents ``w``, one per site, in (-2, 2)."""
+        """The exponents ``w``, one per site, in (-2, 2)."""
         return 2 * torch.tanh(self.raw)
 
     def forward(self, maps: tuple[Tensor, ...], arrived: dict[str, Tensor]) -> tuple[Tensor, ...]:

@@ -41,11 +41,11 @@ class LinearMap:
         return out if bias is None else out + bias
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """``f(x; weight)``."""
+        """Returns ``f(x; weight)``."""
         raise NotImplementedError
 
     def transpose(self, size: torch.Size, weight: Tensor, signal: Tensor) -> Tensor:
-        """Gradient of ``sum(f(x; weight) * signal)`` to an input ``x`` of that size."""
+        """Returns the gradient of ``sum(f(x; weight) * signal)`` to an input ``x`` of that size."""
         if signal.requires_grad and torch.is_grad_enabled() and not weight.requires_grad:
             turned: Tensor = _Transposed.apply(signal, self, size, weight)
             return turned
@@ -56,7 +56,7 @@ class LinearMap:
         raise NotImplementedError
 
     def inside(self, x: Tensor) -> Tensor | float:
-        """1 where the input is the layer's own, 0 where it was padded."""
+        """Returns 1 where the input is the layer's own, 0 where it was padded."""
         if self.padding is None:
             return 1.0
         mask = torch.zeros(x.shape[x.ndim - len(self.padding) // 2 :], dtype=x.dtype, device=x.device)
@@ -73,7 +73,7 @@ class LinearMap:
         return x[inside]
 
     def channel_dim(self, out: Tensor) -> int:
-        """Dimension of an output that counts channels."""
+        """Returns the dimension of an output that counts channels."""
         return out.ndim - 1
 
 
@@ -281,7 +281,7 @@ def in_steps(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], depends: 
 
 
 def _given(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-    """Arguments by our names; None if it is no linear function."""
+    """Returns the arguments by our names; None if it is no linear function."""
     known = _FUNCTIONS.get(func)
     if known is None or kwargs.get("out") is not None:
         return None
@@ -406,7 +406,7 @@ def _einsum(given: Arguments, depends: Depends) -> LinearOperands | None:
 
 
 def _equation(equation: str, sizes: list[int]) -> tuple[list[str], str]:
-    """Letters of the operands and of the output, with letters in the place of ``...``."""
+    """Returns the letters of the operands and of the output, with letters in the place of ``...``."""
     left, arrow, out = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     hidden = [n - len(t) + 3 if "..." in t else 0 for t, n in zip(terms, sizes, strict=True)]

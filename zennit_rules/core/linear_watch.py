@@ -55,7 +55,7 @@ class LinearWatch(TorchFunctionMode):
         self._handles.append(interpose(model, self._run_model))
 
     def remove(self) -> None:
-        """Leave it alone again."""
+        """Leaves the model alone again."""
         for handle in reversed(self._handles):
             handle.remove()
         self._handles.clear()

@@ -426,7 +426,7 @@ class SiteTracker(Canonizer):
         return self._counted(f"{frame.path}.{function}".lstrip("."))
 
     def written_out(self) -> TorchFunctionMode:
-        """Inside, functions that a handler of `on_call` calls have their rules like the model's own calls."""
+        """Returns a mode in which functions that a handler of `on_call` calls have rules like the model's own calls."""
         return _FunctionalCalls(self)
 
     def _counted(self, path: str) -> str:
@@ -553,7 +553,7 @@ class SiteTracker(Canonizer):
 
 
 def _refuse_transforms() -> None:
-    """Rules live in the backward pass of autograd, which transforms of functions do not run, or not as it is."""
+    """Refuses transforms of functions: rules live in the backward pass of autograd, which those do not run as it is."""
     transform = active_transform() if torch.is_grad_enabled() else None
     if transform is not None:
         raise RuleError(

@@ -55,7 +55,7 @@ class ActivationCall(SiteCall):
         self.from_output = self.is_relu and getattr(gate, "sign_only", False)
 
     def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """``g * f'(z)``, by autograd."""
+        """Returns ``g * f'(z)``, by autograd."""
         (z,) = saved
         if self.is_relu:
             return torch.ops.aten.threshold_backward(g, z, 0)
@@ -66,7 +66,7 @@ class ActivationCall(SiteCall):
         return self.true_gradient(saved, g)
 
     def _slope(self, z: Tensor) -> Tensor:
-        """``f'(z)``, with its own derivative where a second-order pass may ask for it."""
+        """Returns ``f'(z)``, with its own derivative where a second-order pass may ask for it."""
         if self._kept_slope is not None and not z.requires_grad:
             return self._kept_slope
         again = torch.is_grad_enabled() and z.requires_grad and not self.piecewise_linear
@@ -96,7 +96,7 @@ class ActivationCall(SiteCall):
         return onwards, {"raw": towards_w.mul_(deviation.square_().neg_().add_(1))}
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """``a * g * f'(z) + b * g``."""
+        """Returns ``a * g * f'(z) + b * g``."""
         a, b = self.gate(saved[0], g, self.contrast()) if self.has_contrast else self.gate(saved[0], g)
         passed = None
         if not (isinstance(a, float) and a == 0.0):

@@ -70,7 +70,7 @@ class MixedGate(nn.Module):
 
     @property
     def mix(self) -> Tensor:
-        """Broadcastable to the site, in [0, 1]: ``start + raw``, reflected at both ends."""
+        """The mixture, broadcastable to the site, in [0, 1]: ``start + raw``, reflected at both ends."""
         value = reflected(self.start_mix + self.raw_mix)
         return value.reshape(value.shape[self.sample_dim :])
 
@@ -123,7 +123,7 @@ class MixedCall(ActivationCall):
         return true + mix.to(g.dtype) * (self.other(saved, g, true) - true)
 
     def other(self, saved: tuple[Tensor, ...], g: Tensor, true: Tensor) -> Tensor:
-        """AttnLRP's rule for the signal ``g``, whose derivative's is ``true``."""
+        """Returns the signal of AttnLRP's rule for ``g``, whose derivative's is ``true``."""
         (z,) = saved
         apart = z.abs() > _NEAR_ZERO
         return torch.where(apart, g * self.fn(z) / torch.where(apart, z, 1.0), true)
@@ -165,7 +165,7 @@ class SoftmaxCall(ActivationCall):
     """A call of the softmax along a dimension."""
 
     def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """``y (g - sum(y g))``."""
+        """Returns ``y (g - sum(y g))``."""
         return pulled(self.fn, saved, g)[0]
 
 
@@ -177,7 +177,7 @@ class ProductCall(SiteCall):
         self.fn = fn
 
     def shared(self, saved: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor, ...]:
-        """Signals of both operands."""
+        """Returns the signals of both operands."""
         found = pulled(self.fn, saved, g)
         if not self.hook.active:
             return found
@@ -205,7 +205,7 @@ class GatedProduct(torch.autograd.Function):
 
 
 def pulled(fn: Callable[..., Tensor], operands: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor, ...]:
-    """Vector-Jacobian products of ``fn`` at the operands, differentiable if gradients are recorded."""
+    """Returns vector-Jacobian products of ``fn`` at the operands, differentiable if gradients are recorded."""
     again = torch.is_grad_enabled()
     with torch.enable_grad(), DisableTorchFunction():
         # Aliases: one tensor may be two operands.
@@ -217,7 +217,7 @@ class FunctionRule(SiteHook):
     """The switch of the rules of functions that are called in a model's forward pass; on no module."""
 
     def norm(self, name: str, gate: nn.Module, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Value of a LayerNorm or RMSNorm, given as torch's function has it."""
+        """Returns the value of a LayerNorm or RMSNorm, given as torch's function has it."""
         names = ["input", "normalized_shape", "weight", "bias", "eps"]
         centred = func in (F.layer_norm, torch.layer_norm)
         if not centred:
@@ -234,11 +234,11 @@ class FunctionRule(SiteHook):
         return self._run(call, z)
 
     def softmax(self, name: str, gate: nn.Module, z: Tensor, dim: int) -> Tensor:
-        """Value of a softmax."""
+        """Returns the value of a softmax."""
         return self._run(SoftmaxCall(self, name, gate, lambda x: torch.softmax(x, dim)), z)
 
     def product(self, name: str, gate: nn.Module, left: Tensor, right: Tensor, fn: Callable[..., Tensor]) -> Tensor:
-        """Value of a product."""
+        """Returns the value of a product."""
         with DisableTorchFunction():
             out: Tensor = GatedProduct.apply(left, right, ProductCall(self, name, gate, fn))
         return out

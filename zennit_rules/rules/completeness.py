@@ -84,7 +84,7 @@ def _is_complete(node: Any, parents: list[bool]) -> bool:
 
 
 def why_incomplete(node: str) -> str:
-    """Reason why an autograd node of `incomplete_nodes` is one."""
+    """Returns the reason why an autograd node of `incomplete_nodes` is one."""
     if node in _MULTILINEAR or node == "Div":
         return f"{INCOMPLETE}: a product that no rule sees (scripted or C++ code, or inside another function)"
     if node in _BATCH_NORMS:

@@ -36,18 +36,18 @@ NEGATIVES = ("mirrored", "z+", "alike")
 
 
 def stabilized(v: Tensor, epsilon: float | Tensor) -> Tensor:
-    """``v`` moved away from 0 by epsilon; 0 counts as positive."""
+    """Returns ``v`` moved away from 0 by epsilon; 0 counts as positive."""
     return v + torch.where(v < 0, -1.0, 1.0).to(v.dtype) * epsilon
 
 
 def reflected(v: Tensor) -> Tensor:
-    """``v``, folded into [0, 1] by reflections at the ends; its slope is 1 or -1 everywhere."""
+    """Returns ``v`` folded into [0, 1] by reflections at the ends; its slope is 1 or -1 everywhere."""
     place = torch.remainder(v, 2.0)
     return torch.where(place > 1, 2 - place, place)
 
 
 def _shaped(value: Tensor, like: Tensor, channel_dim: int) -> Tensor:
-    """Values ``(samples or 1, channels or 1)`` in a form that broadcasts to ``like``, and in its dtype."""
+    """Returns values ``(samples or 1, channels or 1)`` in a form that broadcasts to ``like``, and in its dtype."""
     shape = [1] * like.ndim
     if value.numel() == 1:
         return value.to(like.dtype).reshape(shape)
@@ -111,7 +111,7 @@ class ContributionGate(nn.Module):
     def forward(
         self, relevance: Tensor, z: Tensor, positive: Tensor | None, negative: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Shares ``(a, b)`` of positive and negative contributions, in the shape of the relevance.
+        """Returns shares ``(a, b)`` of positive and negative contributions, in the shape of the relevance.
 
         Args:
             relevance: ``R``, shape ``(B, ...)`` of the layer's output.
@@ -153,7 +153,7 @@ class EpsilonGate(ContributionGate):
 
     @property
     def epsilon(self) -> Tensor:
-        """``(samples or 1, channels or 1)``, positive."""
+        """The epsilon, ``(samples or 1, channels or 1)``, positive."""
         return self._epsilon(self.raw)
 
     def _epsilon(self, raw: Tensor) -> Tensor:
@@ -195,12 +195,12 @@ class GammaGate(ContributionGate):
 
     @property
     def mix(self) -> Tensor:
-        """``gamma / (1 + gamma)``, ``(samples or 1, channels or 1)``, in [0, 1]."""
+        """The share ``gamma / (1 + gamma)``, ``(samples or 1, channels or 1)``, in [0, 1]."""
         return reflected(self.start_mix + self.raw)
 
     @property
     def gamma(self) -> Tensor:
-        """``(samples or 1, channels or 1)``, from 0 to infinity."""
+        """The gamma, ``(samples or 1, channels or 1)``, from 0 to infinity."""
         mix = self.mix
         return mix / (1 - mix)
 
@@ -254,12 +254,12 @@ class AlphaBetaGate(ContributionGate):
 
     @property
     def beta(self) -> Tensor:
-        """``(samples or 1, channels or 1)``."""
+        """The beta, ``(samples or 1, channels or 1)``."""
         return self.start_beta + self.raw
 
     @property
     def alpha(self) -> Tensor:
-        """``1 + beta``."""
+        """The alpha, ``1 + beta``."""
         return 1 + self.beta
 
     def forward(
@@ -336,11 +336,11 @@ class BoxGate(nn.Module):
 
     @property
     def strength(self) -> Tensor:
-        """``(samples or 1, 1)``, in [0, 1]: ``start + raw``, reflected at 0 and 1."""
+        """The strength, ``(samples or 1, 1)``, in [0, 1]: ``start + raw``, reflected at 0 and 1."""
         return reflected(self.start_strength + self.raw)
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounds below and above the inputs ``x``, in their shape."""
+        """Returns bounds below and above the inputs ``x``, in their shape."""
         t = reflected(self.start_strength + _shaped(self.raw, x, self.channel_dim))
         low, high = (_shaped(bound, x, self.channel_dim) for bound in (self.low, self.high))
         return t * low + (1 - t) * x.clamp(max=0), t * high + (1 - t) * x.clamp(min=0)

@@ -56,7 +56,7 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
-        """Vector-Jacobian product of the layer."""
+        """Returns the vector-Jacobian product of the layer."""
         return ctx.linear.transpose(ctx.size, ctx.weight, g), None, None, None
 
 
@@ -108,7 +108,7 @@ class LinearCall(SiteCall):
         return self.map.transpose(x.shape, self.weight.to(g.dtype), g)
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """Relevance of the layer's inputs."""
+        """Returns the relevance of the layer's inputs."""
         x = saved[0].to(g.dtype)
         gate: Any = self.gate
         return self._boxed(gate, x, g) if isinstance(gate, BoxGate) else self._shared(gate, x, g)
@@ -193,17 +193,17 @@ class _Parts:
 
     @property
     def sides(self) -> tuple[Tensor, Tensor]:
-        """Positive and negative weights."""
+        """The positive and the negative weights."""
         if self._sides is None:
             self._sides = self.weight.clamp(min=0), self.weight.clamp(max=0)
         return self._sides
 
     def positive(self) -> Tensor:
-        """Sum of the positive contributions of each output."""
+        """The sum of the positive contributions of each output."""
         return self._sum(*self.sides)
 
     def negative(self) -> Tensor:
-        """Sum of the negative contributions of each output."""
+        """The sum of the negative contributions of each output."""
         up, down = self.sides
         return self._sum(down, up)
 
@@ -213,7 +213,7 @@ class _Parts:
         return self.map(self.x.clamp(min=0), of_positive) + self.map(self.x.clamp(max=0), of_negative)
 
     def share(self, a: Tensor, b: Tensor) -> Tensor:
-        """Relevance of the inputs: ``a`` times positive plus ``b`` times negative contributions."""
+        """Returns the relevance of the inputs: ``a`` times positive plus ``b`` times negative contributions."""
         if a is b:
             return self.x * self._back(self.weight, a)
         up, down = self.sides
@@ -228,7 +228,7 @@ class _Parts:
 
 
 def _scaled(scale: Tensor, positive: Tensor | None, negative: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Contributions times a factor per channel; a negative one exchanges them."""
+    """Returns contributions times a factor per channel; a negative one exchanges them."""
     if positive is None:
         return None, None
     if negative is None:  # no factor is negative
@@ -275,7 +275,7 @@ class LinearRule(SiteHook):
         return type(self)(gate=self.gate)
 
     def applies(self, module: nn.Module) -> bool:
-        """Any module may call a linear function."""
+        """Returns True: any module may call a linear function."""
         return True
 
     def _around(self, module: Any, call_next: Any, *args: Any, **kwargs: Any) -> Any:

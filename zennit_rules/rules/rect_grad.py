@@ -96,7 +96,7 @@ class RectGate(nn.Module):
         return percentile(score, self.percentile).reshape(-1, *(1,) * (score.ndim - 1))
 
     def forward(self, score: Tensor) -> Tensor:
-        """Weights in [0, 1] of ``a R (B, ...)``."""
+        """Returns weights in [0, 1] of ``a R (B, ...)``."""
         tau = self.tau(score)
         if not self.temperature:
             return (score > tau).to(score.dtype)
@@ -162,7 +162,7 @@ class ProportionalPoolCall(PoolCall):
     """A call of a max-pool that shares its signal out in proportion to the activations in the window."""
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """``a sum_w R_w / (n mean_w(a) + n 1e-10)`` over the windows ``w`` that see the element."""
+        """Returns ``a sum_w R_w / (n mean_w(a) + n 1e-10)`` over the windows ``w`` that see the element."""
         z = saved[0].to(g.dtype)
         windows = Windows(self.module, z.shape, g.shape)
         seen = windows.unfold(z, 0.0)

@@ -120,7 +120,7 @@ class RelevanceCall:
         return int(counter.get_total_flops()) // 2
 
     def pull(self, operands: tuple[Tensor, ...], signal: Callable[[Tensor], Tensor]) -> Signals:
-        """Vector-Jacobian product to each operand of ``signal(value)``, differentiable if gradients are recorded."""
+        """Returns vector-Jacobian products of ``signal(value)``, differentiable if gradients are recorded."""
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             # Aliases: one tensor may be two operands.
@@ -143,7 +143,7 @@ class _Relevance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor | None, ...]:
-        """Relevance of the operands, or their gradient."""
+        """Returns the relevance of the operands, or their gradient."""
         call, operands = ctx.call, ctx.saved_tensors[:-1]
         if not call.active():
             return None, *call.pull(operands, lambda _: relevance)
@@ -165,12 +165,12 @@ def share(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) 
 
 
 def _share_equally(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
-    """Equal parts to the operands, each in proportion to what its elements contribute."""
+    """Gives equal parts to the operands, each in proportion to what its elements contribute."""
     return share(call, operands, relevance / sum(call.takes))
 
 
 def _pass(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
-    """Equal parts to the operands, element by element."""
+    """Gives equal parts to the operands, element by element."""
     part = relevance / sum(call.takes)
     return [part.sum_to_size(x.shape) if takes else None for takes, x in zip(call.takes, operands, strict=True)]
 
@@ -364,7 +364,7 @@ def _takers(family: str, takes: list[bool], shapes: list[torch.Size]) -> list[bo
 def _normal_form(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
-    """Arguments with the operand first and without ``inplace``, and whether that was set."""
+    """Returns arguments with the operand first and without ``inplace``, and whether that was set."""
     if "input" in kwargs:
         args = (kwargs.pop("input"), *args)
     names = _parameters(func)
@@ -444,7 +444,7 @@ def node_name(node: Any) -> str:
 
 
 def nodes_from_input(output: Any, inputs: Inputs = None) -> list[tuple[Any, list[bool]]]:
-    """Nodes on the way of relevance that depend on the input, and which of their edges do."""
+    """Returns the nodes on the way of relevance that depend on the input, and which of their edges do."""
     depends = after_pass(inputs)
     found: list[tuple[Any, list[bool]]] = []
     seen: set[Any] = set()

@@ -62,7 +62,7 @@ def in_reference_pass() -> bool:
 
 
 class References:
-    """Pre-activations of the last reference pass.
+    """The pre-activations of the last reference pass.
 
     Args:
         name_call: Names the call of a module that is being made; None for the references of a single module.
@@ -78,16 +78,16 @@ class References:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Sites and calls of functions that have one."""
+        """The sites and calls of functions that have one."""
         return (*self._seen, *self._operands)
 
     def clear(self) -> None:
-        """Forget them."""
+        """Forgets all references."""
         self._seen.clear()
         self._operands.clear()
 
     def _begin(self) -> None:
-        """Forget them at the first note of another reference pass."""
+        """Forgets all references at the first note of another reference pass."""
         if self._pass is not _pass.get():
             self.clear()
             self._pass = _pass.get()
@@ -111,7 +111,7 @@ class References:
         self._seen[name] = z
 
     def find(self, name: str, z: Tensor) -> Tensor | None:
-        """Reference of a site with pre-activation ``z``, which has as many rows or one; None if there is none.
+        """Returns the reference of a site with pre-activation ``z``, with as many rows or one; None if there is none.
 
         Raises:
             RuleError: If it has another shape.
@@ -130,7 +130,7 @@ class References:
         self._operands[name] = tuple(None if isinstance(x, nn.Parameter) else x.detach().clone() for x in tensors)
 
     def find_call(self, name: str, tensors: tuple[Tensor, ...]) -> tuple[Tensor | None, ...] | None:
-        """References of the tensors of a function's call; None if there are none.
+        """Returns the references of the tensors of a function's call; None if there are none.
 
         Raises:
             RuleError: If they have other shapes.
@@ -196,7 +196,7 @@ class ReferenceHook(SiteHook):
 
     @property
     def references(self) -> References:
-        """Those of the composite, or the rule's own."""
+        """The references of the composite, or the rule's own."""
         shared: References | None = getattr(self.gate, "references", None)
         return self._own if shared is None else shared
 
@@ -229,7 +229,7 @@ class RescaleCall(ActivationCall, ReferenceCall):
         self.from_output = False  # the chord needs z itself
 
     def through(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """``g * (f(z) - f(z0)) / (z - z0)``, and ``g * f'(z)`` where ``z`` is at its reference."""
+        """Returns ``g * (f(z) - f(z0)) / (z - z0)``, and ``g * f'(z)`` where ``z`` is at its reference."""
         (z,) = saved
         z0 = self.reference_of(z)
         near, apart = self.difference(z, z0)

@@ -65,7 +65,7 @@ class FunctionCall:
         self.active: Callable[[], bool] = bool
 
     def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of the function, with other tensors."""
+        """Returns the arguments of the function, with other tensors."""
         leaves = list(self._leaves)
         for i, tensor in zip(self._at, tensors, strict=True):
             leaves[i] = tensor
@@ -79,7 +79,7 @@ class FunctionCall:
             return self._func(*args, **kwargs)
 
     def main(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Its value, without indices that come with it."""
+        """Returns the value, without indices that come with it."""
         out = self.value(tensors)
         found: Tensor = out if isinstance(out, Tensor) else out[0]
         return found
@@ -139,7 +139,7 @@ class _Rescaled(torch.autograd.Function):
     @staticmethod
     @one_gradient_at_a_time
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        """Multipliers of the operands that depend on the input, and the gradient of others."""
+        """Returns multipliers of the operands that depend on the input, and the gradient of others."""
         call, tensors = ctx.call, ctx.saved_tensors[:-1]
         wanted = tuple(ctx.needs_input_grad[1:])
         if not call.active():
@@ -212,7 +212,7 @@ def _nodes(number: int) -> tuple[tuple[float, float], ...]:
 def _on_the_way(
     call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor, degree: int
 ) -> Signals:
-    """Mean of the gradient between reference and input, exact for polynomials of that degree."""
+    """Returns the mean of the gradient between reference and input, exact for polynomials of that degree."""
     signals: list[Tensor | None] = [None] * len(tensors)
     for place, weight in _nodes(max(1, math.ceil(degree / 2))):
         between = [torch.lerp(x0, x, place) if takes else _between(x, x0, place)
@@ -225,7 +225,7 @@ def _on_the_way(
 
 
 def _between(x: Tensor, x0: Tensor, place: float) -> Tensor:
-    """Operands that do not depend on the input differently than by rounding or a mask are the same."""
+    """Returns a place on the way; operands that depend on the input by rounding or a mask alone stay as they are."""
     return torch.lerp(x0, x, place) if x.is_floating_point() and x0 is not x and x0.shape == x.shape else x
 
 
@@ -258,7 +258,7 @@ def _quotient(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple
 
 
 def _numbers(call: FunctionCall, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
-    """Numerator and denominator."""
+    """Returns numerator and denominator."""
     args, kwargs = call.arguments(tensors)
     a, b = (*args, *kwargs.values())[:2]
     return a, b
@@ -544,7 +544,7 @@ def _over(known: _Known, call: FunctionCall) -> Rule | None:
 
 
 def _factors(call: FunctionCall) -> Rule | None:
-    """Products over elements: of the degree of how many there are."""
+    """Returns the rule of a product over elements, whose degree is how many there are."""
     args, kwargs = call.arguments(call.tensors)
     dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
     number = call.tensors[0].numel() if dim is None else call.tensors[0].shape[dim]

@@ -34,7 +34,7 @@ def attention_of(
     softmax: Weights = lambda scores: scores.softmax(-1),
     product: Product = torch.matmul,
 ) -> Any:
-    """Value of one of the functions in `ATTENTION`, written out.
+    """Returns the value of one of the functions in `ATTENTION`, written out.
 
     Args:
         func: the function.

@@ -19,6 +19,7 @@ from .core.buffers import buffers_kept
 from .core.coverage import Coverage, CoverageRow, check_reach
 from .core.fusion import Fusion
 from .core.hook import SiteHook
+from .core.notebook import html_table
 from .core.protocols import TrainableComposite
 from .core.registry import composite_class, composite_name
 from .core.sites import Site
@@ -314,6 +315,23 @@ class RuleSet:
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.parameters())
         return f"RuleSet({self.composite_name!r}, {self.config}, sites={len(self._sites)}, parameters={count})"
+
+    def _repr_html_(self) -> str:
+        """Shows the sites in a notebook: their functions, rules, parameters, and shares of the multiply-adds."""
+        work = {} if self._coverage is None else {row.name: row.multiply_adds for row in self._coverage.rows}
+        total = sum(work.values())
+        header = ["site", "function", "rule", "parameters", *(["share of work"] if total else [])]
+        rows = [
+            [
+                site.name,
+                site.function,
+                type(self._gates[site.name]).__name__,
+                str(sum(p.numel() for p in self._gates[site.name].parameters())),
+                *([f"{work.get(site.name, 0) / total:.1%}"] if total else []),
+            ]
+            for site in self.sites
+        ]
+        return html_table(repr(self), header, rows)
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._compat import function_of_node
 from ..errors import RuleError, RuleWarning
+from .notebook import html_table
 from .sites import POOLING_TYPES, UNREACHED_TYPES, Site, is_site
 
 # Autograd nodes of functions that would have been sites, had a rule reached them.
@@ -107,7 +108,7 @@ class CoverageRow:
     is_linear: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Coverage:
     """A table of the layers of a model that need a rule.
 
@@ -179,6 +180,20 @@ class Coverage:
         """
         total = sum(row.multiply_adds for row in self.rows)
         return 1.0 if total == 0 else 1.0 - sum(row.multiply_adds for row in self.missed) / total
+
+    def __repr__(self) -> str:
+        with_rule = sum(bool(row.rule) for row in self.rows)
+        return f"Coverage({with_rule} of {len(self.rows)} layers with a rule, {self.share:.1%} of the multiply-adds)"
+
+    def _repr_html_(self) -> str:
+        """Shows the table in a notebook: layers, their rules, and their share of the multiply-adds."""
+        total = sum(row.multiply_adds for row in self.rows)
+        header = ["layer", "function", "rule", *(["share of work"] if total else [])]
+        rows = [
+            [r.name, r.function, r.rule or f"- ({r.reason})", *([f"{r.multiply_adds / total:.1%}"] if total else [])]
+            for r in self.rows
+        ]
+        return html_table(repr(self), header, rows)
 
     def __str__(self) -> str:
         table = [("layer", "function", "rule"), *((r.name, r.function, r.rule or f"- ({r.reason})") for r in self.rows)]

@@ -256,9 +256,7 @@ def in_parts(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Cal
     def run() -> Tensor:
         product: Tensor = parts(given["tensor1"], given["tensor2"])
         inplace = func in _PARTS_IN_PLACE
-        summand = (
-            given["input"].clone() if inplace else given["input"]
-        )  # it may be needed later
+        summand = given["input"].clone() if inplace else given["input"]  # it may be needed later
         total: Tensor = summand + (product if value == 1 else value * product)
         return given["input"].copy_(total) if inplace else total
 

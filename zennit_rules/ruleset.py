@@ -110,7 +110,7 @@ class RuleSet:
         args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
         if any(isinstance(a, Tensor) and a.numel() == 0 for a in args):
             raise RuleError("example_inputs are empty: the batch needs at least one sample")
-        leaves = tuple(_leaf(a) for a in args)
+        leaves = tuple(_as_leaf(a) for a in args)
         with buffers_kept(model), instance.context(model), torch.enable_grad():
             output = model(*leaves)
             inputs = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad] or [*instance.tracker.embedded]
@@ -438,20 +438,20 @@ class RuleSet:
         rule_file.check_tensors(tensors)
         rules = cls(document["composite"], _checked_config(document["composite"], document["config"]))
         stored = _by_site(tensors)
-        for fields in _listed(document["sites"]):
+        for fields in _as_list(document["sites"]):
             site = _site(fields)
             if site.name in rules._sites:
                 raise RuleError(f"site {site.name!r} is there twice")
             rules._sites[site.name] = site
             rules._gates[site.name] = rules._stored_gate(site, stored.get(site.name, {}))
         if "fusion" in rules.config:
-            fused = [rules._sites[name].name for name in _strings(rules.config["fusion"])]
+            fused = [rules._sites[name].name for name in _as_strings(rules.config["fusion"])]
             rules._fuse(fused).to(dtype=tensors[f"{FUSION}::raw"].dtype)
         rules.load_state_dict(tensors)
         rules.closed = True
-        rules.architecture, rules.weights = _text(document["architecture"]), _text(document["weights"])
+        rules.architecture, rules.weights = _as_string(document["architecture"]), _as_string(document["weights"])
         rules.training = {**document["training"]}
-        rules._coverage = Coverage(tuple(map(_row, _listed(document["coverage"]))))
+        rules._coverage = Coverage(tuple(map(_row, _as_list(document["coverage"]))))
         return rules
 
     def _stored_gate(self, site: Site, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -466,7 +466,7 @@ class RuleSet:
         try:
             with torch.device("meta"):
                 planned = self._composite.make_gate(self.config, site, samples)
-            wanted = {name: tuple(tensor.shape) for name, tensor in _named(planned)}
+            wanted = {name: tuple(tensor.shape) for name, tensor in _parameters_and_buffers(planned)}
         except (NotImplementedError, RuntimeError):  # a gate whose making needs values
             wanted = shapes
         if wanted != shapes:
@@ -484,19 +484,19 @@ class RuleSet:
         return self
 
 
-def _leaf(value: Any) -> Any:
+def _as_leaf(value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.detach().clone().requires_grad_()
     return value
 
 
-def _named(gate: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _parameters_and_buffers(gate: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from gate.named_parameters()
     yield from gate.named_buffers()
 
 
 def _tensors(gate: nn.Module) -> Iterator[Tensor]:
-    return (tensor for _, tensor in _named(gate))
+    return (tensor for _, tensor in _parameters_and_buffers(gate))
 
 
 def _parameter_dtype(z: Tensor) -> torch.dtype:
@@ -563,7 +563,7 @@ def _site(fields: Any) -> Site:
         RuleError: If a value is out of range.
     """
     site = Site(**{**fields, "shape": tuple(fields["shape"])})
-    _strings([site.name, site.kind, site.function])
+    _as_strings([site.name, site.kind, site.function])
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in site.shape):
         raise RuleError(f"site {site.name!r} has the shape {site.shape}")
     if site.kind not in _kinds():
@@ -577,21 +577,21 @@ def _site(fields: Any) -> Site:
 
 def _row(fields: Any) -> CoverageRow:
     row = CoverageRow(**fields)
-    _strings([getattr(row, field.name) for field in dataclass_fields(row) if field.type == "str"])
+    _as_strings([getattr(row, field.name) for field in dataclass_fields(row) if field.type == "str"])
     return row
 
 
-def _listed(values: Any) -> list[Any]:
+def _as_list(values: Any) -> list[Any]:
     if not isinstance(values, list):
         raise TypeError(f"{values!r} should be a list")
     return values
 
 
-def _strings(values: Any) -> list[str]:
-    if not all(isinstance(value, str) for value in _listed(values)):
+def _as_strings(values: Any) -> list[str]:
+    if not all(isinstance(value, str) for value in _as_list(values)):
         raise TypeError(f"{values!r} should be texts")
     return values
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None else _strings([value])[0]
+def _as_string(value: Any) -> str | None:
+    return None if value is None else _as_strings([value])[0]

@@ -24,8 +24,8 @@ from zennit_rules.rules import attention, completeness, relevance, rescale_funct
 TABLES: dict[str, set[Any]] = {
     "sites": {*sites._FUNCTIONALS, *sites._CLAMPS, *sites._CLAMPS_INPLACE},
     "linear functions": {*linear_map._FUNCTIONS, *linear_map._CHAINS, *linear_map._IN_PLACE},
-    "LRP": {*relevance._HANDLED},
-    "DeepLIFT": {*rescale_functions._KNOWN},
+    "LRP": {*relevance._FUNCTIONS},
+    "DeepLIFT": {*rescale_functions._FUNCTIONS},
     "softmax of DeepLIFT": {*deep_lift._SOFTMAX},
     "softmax": {*functions.SOFTMAX},
     "attention": {*functions.ATTENTION},
@@ -131,9 +131,9 @@ def test_no_function_has_two_rules(families: dict[str, tuple[str, ...]]) -> None
 
 
 def test_both_methods_know_products_and_curves() -> None:
-    products = {function for function, known in relevance._HANDLED.items() if known.family in ("matrix", "dynamic")}
-    curves = {function for function, known in relevance._HANDLED.items() if known.family == "pass"}
-    theirs = rescale_functions._KNOWN
+    products = {function for function, known in relevance._FUNCTIONS.items() if known.family in ("matrix", "dynamic")}
+    curves = {function for function, known in relevance._FUNCTIONS.items() if known.family == "pass"}
+    theirs = rescale_functions._FUNCTIONS
     assert products <= {function for function, known in theirs.items() if known.family == "product"}
     assert {*linear_map._FUNCTIONS} <= products | {torch.linalg.matmul}
     linear = {"neg", "__neg__", "negative", *relevance._ACTIVATIONS, "square"}
@@ -187,8 +187,8 @@ def test_a_module_has_its_functions(kind: type[nn.Module]) -> None:
 def test_relevance_passes_activations(kind: type[nn.Module]) -> None:
     for function, spec in sites._FUNCTIONALS.items():
         if spec.module is kind:
-            assert relevance._HANDLED[function].family == "pass", function
-            assert relevance._HANDLED[function].inplace == spec.inplace, function
+            assert relevance._FUNCTIONS[function].family == "pass", function
+            assert relevance._FUNCTIONS[function].inplace == spec.inplace, function
 
 
 @pytest.mark.parametrize("kind", SITE_TYPES, ids=lambda kind: kind.__name__)

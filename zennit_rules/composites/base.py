@@ -87,9 +87,10 @@ class LearnedComposite(LayerMapComposite):
         self._verified: weakref.ref[nn.Module] | None = None
         self._thread = 0
         rules = self.default_rules if rules is None else rules
-        self._opened: weakref.WeakKeyDictionary[nn.Module, RuleSet] | None = None  # for composites without rules
+        # For composites that are given no rules: each model gets its own.
+        self._rules_by_model: weakref.WeakKeyDictionary[nn.Module, RuleSet] | None = None
         if rules is None:
-            self._opened = weakref.WeakKeyDictionary()
+            self._rules_by_model = weakref.WeakKeyDictionary()
             rules = self._open_rules(gate, start, pooling, gate_options, rule_options, per_sample)
         elif not isinstance(rules, RuleSet):
             rules = RuleSet.load(rules)
@@ -297,12 +298,12 @@ class LearnedComposite(LayerMapComposite):
         """Check the rules against a model; a composite that was given none has some for each model."""
         if self._verified is not None and self._verified() is module:
             return
-        if self._opened is not None:
-            self.rules = self._opened_for(module, self._opened)
+        if self._rules_by_model is not None:
+            self.rules = self._rules_for(module, self._rules_by_model)
         self.rules.check_model(module, check_weights=self.unverified)
         self._verified = weakref.ref(module)
 
-    def _opened_for(self, module: nn.Module, opened: MutableMapping[nn.Module, RuleSet]) -> RuleSet:
+    def _rules_for(self, module: nn.Module, opened: MutableMapping[nn.Module, RuleSet]) -> RuleSet:
         if module in opened:
             return opened[module]
         rules = RuleSet(type(self), self.rules.config) if self.rules.sites else self.rules

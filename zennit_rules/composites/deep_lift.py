@@ -153,7 +153,7 @@ class LearnedDeepLift(LearnedComposite):
             given = (given,) if isinstance(given, Tensor) else (given,) * len(inputs)
         if len(given) < len(inputs):
             raise RuleError(f"{len(given)} baselines were given for {len(inputs)} inputs; give a tuple of as many")
-        return tuple(_like(x, b, i) for i, (x, b) in enumerate(zip(inputs, given, strict=False)))
+        return tuple(_baseline_like(x, b, i) for i, (x, b) in enumerate(zip(inputs, given, strict=False)))
 
     def finish(self, maps: tuple[Tensor, ...], leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Returns contributions of the leaves, from their multipliers."""
@@ -256,7 +256,7 @@ def _filled(value: Any, fill: float) -> Any:
     return torch.full_like(value.detach(), fill) if _differentiable(value) else value
 
 
-def _like(x: Tensor, baseline: Any, index: int) -> Tensor:
+def _baseline_like(x: Tensor, baseline: Any, index: int) -> Tensor:
     """A baseline in the shape, dtype and on the device of its input."""
     if isinstance(baseline, (int, float)) and not isinstance(baseline, bool):
         return torch.full_like(x.detach(), baseline)
@@ -311,12 +311,12 @@ class _ReferenceRun(Canonizer):
                 with reference_pass(), buffers_kept(root), Draws().again():
                     call_next(*baseline[0], **baseline[1])
             out = call_next(*args, **kwargs)
-            self._check_way()
+            self._check_same_calls()
             return out
         finally:
             self._running = False
 
-    def _check_way(self) -> None:
+    def _check_same_calls(self) -> None:
         """Refuse a baseline that made calls which the input did not: those of others may have got their references."""
         tracker = self.composite.tracker
         more = [name for name in self.composite.references.names if not tracker.called(name)]

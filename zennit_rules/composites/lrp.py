@@ -25,7 +25,7 @@ from ..gates import Weight
 from ..linear_canonizer import LINEAR_TYPES
 from ..rules.activation import ActivationCall, LearnedActivation
 from ..rules.contributions import LINEAR_RULES, BoxGate
-from ..rules.linear import GatedLinear, LinearCall, ruled
+from ..rules.linear import GatedLinear, LinearCall, call_by_rule
 from ..rules.relevance import PRODUCTS, relevance_call, unkept_nodes
 from ..rules.steps import steps_of
 from ..rules.work import linear_work
@@ -42,13 +42,15 @@ class PassCall(ActivationCall):
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """Returns ``(a + b) * g``."""
-        weight = _sum(*(self.gate(saved[0], g, self.contrast()) if self.has_contrast else self.gate(saved[0], g)))
+        weight = _total_weight(
+            *(self.gate(saved[0], g, self.contrast()) if self.has_contrast else self.gate(saved[0], g))
+        )
         if isinstance(weight, float):
             return g if weight == 1.0 else g * weight
         return g * weight.to(g.dtype)
 
 
-def _sum(a: Weight, b: Weight) -> Weight:
+def _total_weight(a: Weight, b: Weight) -> Weight:
     return a if isinstance(b, float) and b == 0.0 else a + b
 
 
@@ -62,7 +64,7 @@ class LearnedPass(LearnedActivation):
     call_type: ClassVar[type[ActivationCall]] = PassCall
 
 
-class _Claim(SiteHook):
+class _ClaimedModule(SiteHook):
     """Marks a module whose linear function has a rule of the composite, so that no later one of a mix takes it."""
 
     def applies(self, module: nn.Module) -> bool:
@@ -152,7 +154,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         named = {"low": low, "high": high, "epsilon": epsilon, "gamma": gamma, "stabilizer": stabilizer}
         own = {name: value for name, value in named.items() if value is not None}
         if zero_params is not None:
-            own["bias"] = _bias(zero_params)
+            own["bias"] = _bias_option(zero_params)
         if own and rules is not None:
             raise RuleError(f"{', '.join(own)} were given with a rule set, which has its own; leave them out")
         if rule_options is None or isinstance(rule_options, Mapping):
@@ -175,7 +177,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
 
     def prepare(self) -> None:
         """Takes over the calls of functions, and remembers what linear layers made and what was padded."""
-        self._made: Any = WeakTensorKeyDictionary()
+        self._linear_outputs: Any = WeakTensorKeyDictionary()
         self._padded: Any = WeakTensorKeyDictionary()
         self._flow = SiteHook(self)
         self.functional_hooks.add(self._flow)
@@ -224,7 +226,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
     def make_gate(cls, config: Mapping[str, Any], site: Site, samples: int | None) -> nn.Module:
         """Makes the gate of a linear layer by its rule, that of the first layer, or that of an activation."""
         if site.kind == "first":
-            return _box(config["rule_options"], site, samples)
+            return _box_gate(config["rule_options"], site, samples)
         if site.kind != "linear":
             return super().make_gate(config, site, samples)
         options = config["rule_options"]
@@ -237,7 +239,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
     def templates(self) -> list[tuple[tuple[type, ...], Hook]]:
         """Returns the hooks: linear modules are claimed, activations pass relevance on."""
         pools = super().templates()[1:]
-        return [(LINEAR_TYPES, _Claim(self)), (ACTIVATION_TYPES, LearnedPass(self)), *pools]
+        return [(LINEAR_TYPES, _ClaimedModule(self)), (ACTIVATION_TYPES, LearnedPass(self)), *pools]
 
     def register(self, module: nn.Module) -> None:
         """Registers the composite on a model, and lets relevance flow through functions."""
@@ -318,9 +320,9 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         if operands is None or self._is_product(site, func):
             return self._relevance(func, args, kwargs)
         operands = self._with_padding(operands)
-        call, out = ruled(self._flow, operands, func, args, kwargs)
+        call, out = call_by_rule(self._flow, operands, func, args, kwargs)
         call.name, call.gate = site, self.linear_gate_at(site, call, operands.x, out)
-        self._made[out] = call, operands.x
+        self._linear_outputs[out] = call, operands.x
         listener = recorder.get()
         if listener is not None:
             listener.site(call, operands.x, out)
@@ -358,7 +360,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         eps: float = 1e-5,
     ) -> Tensor | None:
         """The norm's value as that of the linear layer before it; None if there is none, or something lies between."""
-        call, x = self._made.get(input, (None, None))
+        call, x = self._linear_outputs.get(input, (None, None))
         if call is None or training or running_mean is None or running_var is None or call.overwritten:
             return None
         if input.ndim < 2 or call.map.channel_dim(input) != 1:  # the norm's channels are not the layer's
@@ -371,7 +373,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         return merged
 
 
-def _bias(zero_params: Any) -> str:
+def _bias_option(zero_params: Any) -> str:
     """The option ``bias`` that stands for zennit's ``zero_params``."""
     if zero_params in ("bias", ["bias"], ("bias",)):
         return "zero"
@@ -404,7 +406,7 @@ def _per_channel(name: str, bound: Tensor) -> list[float]:
     return values
 
 
-def _box(options: Mapping[str, Any], site: Site, samples: int | None) -> BoxGate:
+def _box_gate(options: Mapping[str, Any], site: Site, samples: int | None) -> BoxGate:
     given = {name: options[name] for name in ("strength", "learn_bounds", "stabilizer")}
     if options["low"] is not None:
         given |= {"low": options["low"], "high": options["high"]}

@@ -17,13 +17,15 @@ from .notebook import html_table
 from .sites import POOLING_TYPES, UNREACHED_TYPES, Site, is_site
 
 # Autograd nodes of functions that would have been sites, had a rule reached them.
-_MISSED = ("Relu", "Elu", "Gelu", "Silu", "Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "Softplus", "Tanh", "Sigmoid",
-           "Selu", "Celu", "Prelu", "PreluKernel", "RreluWithNoise", "Softshrink", "Hardshrink", "LeakyRelu",
-           "LogSigmoid", "Threshold", "DifferentiableGraph")  # fmt: skip
+_ACTIVATION_NODES = (
+    "Relu", "Elu", "Gelu", "Silu", "Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "Softplus", "Tanh", "Sigmoid",
+    "Selu", "Celu", "Prelu", "PreluKernel", "RreluWithNoise", "Softshrink", "Hardshrink", "LeakyRelu", "LogSigmoid",
+    "Threshold", "DifferentiableGraph",
+)  # fmt: skip
 # Non-linear, but no element-wise activation.
-_OTHER = ("Softmax", "LogSoftmax", "Glu", "Clamp", "ClampMin", "ClampMax", "Maximum", "Minimum")
+_OTHER_NODES = ("Softmax", "LogSoftmax", "Glu", "Clamp", "ClampMin", "ClampMax", "Maximum", "Minimum")
 _OUT_OF_REACH = "out of reach"
-_FAMILIES = ("MaxPool", "AdaptiveMaxPool", "FractionalMaxPool", "ScaledDotProduct")
+_OTHER_NODE_PREFIXES = ("MaxPool", "AdaptiveMaxPool", "FractionalMaxPool", "ScaledDotProduct")
 
 
 def unreached_nodes(output: Any) -> dict[str, int]:
@@ -48,7 +50,7 @@ def unreached_nodes(output: Any) -> dict[str, int]:
                 counts[name.removesuffix("Backward")] += 1
             continue
         plain = name.rstrip("0123456789").removesuffix("Backward")
-        if plain in _MISSED or plain in _OTHER or plain.startswith(_FAMILIES):
+        if plain in _ACTIVATION_NODES or plain in _OTHER_NODES or plain.startswith(_OTHER_NODE_PREFIXES):
             counts[plain] += 1
     return dict(counts)
 
@@ -246,11 +248,11 @@ def why_unreached(node: str) -> str:
     """Returns the reason why an autograd node of `unreached_nodes` has no rule."""
     if node.startswith("MaxPool"):
         return "max-pools are exact in this rule set"
-    if node.startswith(("Clamp", "M")) and node in _OTHER:
+    if node.startswith(("Clamp", "M")) and node in _OTHER_NODES:
         return "a bound, not known as an activation: keeps its own gradient"
-    if node in _OTHER or node.startswith(_FAMILIES):
+    if node in _OTHER_NODES or node.startswith(_OTHER_NODE_PREFIXES):
         return "not element-wise: keeps its own gradient"
-    if node in _MISSED:
+    if node in _ACTIVATION_NODES:
         return "out of reach: called in a way that no rule sees (scripted or C++ code)"
     return "out of reach: a custom autograd Function keeps its own backward"
 

@@ -93,7 +93,7 @@ class DenseMap(LinearMap):
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-_TO_INPUT = (transposed.conv1d_input, transposed.conv2d_input, transposed.conv3d_input)
+_INPUT_GRADIENTS = (transposed.conv1d_input, transposed.conv2d_input, transposed.conv3d_input)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class ConvolutionMap(LinearMap):
 
     def apply_transposed(self, size: torch.Size, weight: Tensor, signal: Tensor) -> Tensor:
         """Computes the gradient of a convolution in its input."""
-        back: Tensor = _TO_INPUT[self.dims - 1](size, weight, signal, **self.options)
+        back: Tensor = _INPUT_GRADIENTS[self.dims - 1](size, weight, signal, **self.options)
         return back
 
     def channel_dim(self, out: Tensor) -> int:
@@ -250,7 +250,7 @@ def linear_operands(
     Raises:
         RuleError: For a convolution of a single sample without a batch dimension.
     """
-    given = _given(func, args, kwargs)
+    given = _named_arguments(func, args, kwargs)
     return None if given is None else _FUNCTIONS[func].read(given, depends)
 
 
@@ -265,7 +265,7 @@ def in_steps(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], depends: 
     if func in _CHAINS:
         matrices = args[0] if isinstance(args[0], (list, tuple)) else args
         return lambda: reduce(torch.matmul, matrices)
-    given = _given(func, args, kwargs)
+    given = _named_arguments(func, args, kwargs)
     added = None if given is None else given.get("added")
     if given is None or not isinstance(added, Tensor) or not depends(added):
         return None
@@ -280,7 +280,7 @@ def in_steps(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], depends: 
     return steps
 
 
-def _given(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+def _named_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
     """Returns the arguments by our names; None if it is no linear function."""
     known = _FUNCTIONS.get(func)
     if known is None or kwargs.get("out") is not None:
@@ -292,7 +292,7 @@ def _given(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Argument
     return dict(zip(known.names, args, strict=False)) | given
 
 
-def _one(first: Any, second: Any, depends: Depends) -> int | None:
+def _depending_operand(first: Any, second: Any, depends: Depends) -> int | None:
     """Which of two operands depends on the input; None if not exactly one."""
     if not (isinstance(first, Tensor) and isinstance(second, Tensor) and first.is_floating_point()):
         return None
@@ -300,7 +300,9 @@ def _one(first: Any, second: Any, depends: Depends) -> int | None:
     return both.index(True) if sum(both) == 1 else None
 
 
-def _plus(found: LinearOperands, bias: Any, depends: Depends, shape: tuple[int, ...] = ()) -> LinearOperands | None:
+def _with_bias(
+    found: LinearOperands, bias: Any, depends: Depends, shape: tuple[int, ...] = ()
+) -> LinearOperands | None:
     """The same with a bias, unless that depends on the input too."""
     if bias is None:
         return found
@@ -309,7 +311,7 @@ def _plus(found: LinearOperands, bias: Any, depends: Depends, shape: tuple[int, 
 
 def _linear(given: Arguments, depends: Depends) -> LinearOperands | None:
     x, weight = given["input"], given["weight"]
-    which = _one(x, weight, depends)
+    which = _depending_operand(x, weight, depends)
     if which is None:
         return None
     if which == 0 and weight.ndim == 2:
@@ -318,7 +320,7 @@ def _linear(given: Arguments, depends: Depends) -> LinearOperands | None:
         found = LinearOperands(Contraction("Linear", F.linear), x, weight)
     else:
         found = LinearOperands(Contraction("Linear", lambda w, v: F.linear(v, w)), weight, x)
-    return _plus(found, given.get("added"), depends)
+    return _with_bias(found, given.get("added"), depends)
 
 
 def _convolution(dims: int, back: bool) -> Reader:
@@ -328,7 +330,7 @@ def _convolution(dims: int, back: bool) -> Reader:
 
     def read(given: Arguments, depends: Depends) -> LinearOperands | None:
         x, weight = given["input"], given["weight"]
-        which = _one(x, weight, depends)
+        which = _depending_operand(x, weight, depends)
         if which is None:
             return None
         if x.ndim != weight.ndim:
@@ -343,7 +345,7 @@ def _convolution(dims: int, back: bool) -> Reader:
             found = LinearOperands(TransposedConvolutionMap(dims, options), x, weight)
         else:
             found = LinearOperands(*_unpadded(ConvolutionMap(dims, options), x, weight), weight)
-        return _plus(found, given.get("added"), depends, per_channel)
+        return _with_bias(found, given.get("added"), depends, per_channel)
 
     return read
 
@@ -369,7 +371,7 @@ def _product(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> Reader:
 
     def read(given: Arguments, depends: Depends) -> LinearOperands | None:
         a, b = given["a"], given["b"]
-        which = _one(a, b, depends)
+        which = _depending_operand(a, b, depends)
         if which is None:
             return None
         constant, scale = (b, a)[which], given.get("alpha", 1)
@@ -382,7 +384,7 @@ def _product(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> Reader:
             at = -2 if b.ndim > 1 else -1
             found = LinearOperands(Contraction(name.capitalize(), lambda v, w: function(w, v), at), b, constant)
         added, beta = given.get("added"), given.get("beta", 1)
-        return _plus(found, added if added is None or beta == 1 else beta * added, depends)
+        return _with_bias(found, added if added is None or beta == 1 else beta * added, depends)
 
     return read
 
@@ -419,13 +421,13 @@ def _equation(equation: str, sizes: list[int]) -> tuple[list[str], str]:
 
 def _bilinear(given: Arguments, depends: Depends) -> LinearOperands | None:
     first, second, weight = given["input1"], given["input2"], given["weight"]
-    which = _one(first, second, depends)
+    which = _depending_operand(first, second, depends)
     if which is None or depends(weight):
         return None
     constant, equation = (second, "...j,oij->...oi") if which == 0 else (first, "...i,oij->...oj")
     combined = torch.einsum(equation, constant, weight)
     contraction = Contraction("Bilinear", lambda v, w: torch.einsum("...i,...oi->...o", v, w))
-    return _plus(LinearOperands(contraction, (first, second)[which], combined), given.get("added"), depends)
+    return _with_bias(LinearOperands(contraction, (first, second)[which], combined), given.get("added"), depends)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class Tape(TorchFunctionMode):
         self._count = 0
         self._leaves = tuple(self._new_slot(leaf) for leaf in leaves)
         self._last_use: list[list[int]] | None = None
-        self._needed: list[tuple[Tensor, int]] = []  # values run again later, and their versions
+        self._values_needed_again: list[tuple[Tensor, int]] = []  # values run again later, and their versions
 
     # -- recording ---------------------------------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ class Tape(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         self._record(func, tuple(args), dict(kwargs or {}), out)
         if before is not None and not all(map(torch.equal, before, _random_states())):
-            self._forget(f"{name} draws random numbers")
+            self._give_up(f"{name} draws random numbers")
         return out
 
     def site(self, call: SiteCall, z: Tensor, out: Tensor) -> None:
@@ -114,11 +114,11 @@ class Tape(TorchFunctionMode):
             if z in self._constants or z.grad_fn is None:  # made of parameters alone: no signal of the input's passes
                 self._constants[out] = True
                 return
-            self._forget(f"the input of site {call.name!r} was computed in a way that cannot be followed")
+            self._give_up(f"the input of site {call.name!r} was computed in a way that cannot be followed")
             return
         source = self._slots[z]
         if out is z and self._aliased(z):
-            self._forget(f"site {call.name!r} works in place on a tensor that shares memory with another")
+            self._give_up(f"site {call.name!r} works in place on a tensor that shares memory with another")
             return
         call.shape = out.shape
         self.calls.append(call)
@@ -129,7 +129,7 @@ class Tape(TorchFunctionMode):
         flat, spec = tree_flatten((args, kwargs))
         tensors = [v for v in flat if isinstance(v, Tensor)]
         if name == "__setitem__" and any(v in self._slots for v in tensors):
-            self._forget("writing into a tensor by index cannot be linearised")
+            self._give_up("writing into a tensor by index cannot be linearised")
             return
         outs = [o for o in tree_flatten(out)[0] if isinstance(o, Tensor) and o.requires_grad]
         if not outs or name in ("requires_grad_", "retain_grad", "register_hook"):
@@ -137,7 +137,7 @@ class Tape(TorchFunctionMode):
         tracked = [i for i, v in enumerate(flat) if isinstance(v, Tensor) and v in self._slots]
         for v in tensors:
             if v.grad_fn is not None and v not in self._slots and v not in self._constants:
-                self._forget(f"an argument of {name} was computed in a way that cannot be followed")
+                self._give_up(f"an argument of {name} was computed in a way that cannot be followed")
                 return
         if name in _SHAPED_LIKE:  # the other tensors say where to, not what
             tracked = [i for i in tracked if i == 0]
@@ -150,12 +150,12 @@ class Tape(TorchFunctionMode):
             if name in _LINEAR or (name in _DROPOUTS and not _is_random(args, kwargs)):
                 return  # handed its input on: contiguous, to, dropout in evaluation
             if not name.endswith("_") or len(outs) > 1 or outs[0] is not args[0] or self._aliased(outs[0]):
-                self._forget(f"{name} works in place on a tensor that shares memory with another")
+                self._give_up(f"{name} works in place on a tensor that shares memory with another")
                 return
             name = name.rstrip("_")
         run = self._linearise(func, name, flat, spec, tracked, out, bool(inplace))
         if run is None:
-            self._forget(f"{name} cannot be linearised here")
+            self._give_up(f"{name} cannot be linearised here")
             return
         sources = tuple(self._slots[flat[i]] for i in tracked)
         self._steps.append(_Step(sources, tuple(self._new_slot(o) for o in outs), run))
@@ -192,7 +192,7 @@ class Tape(TorchFunctionMode):
             return None if _is_random(args, kwargs) else lambda t: t
         if name == "pad" and first:
             return _pad(func, args, kwargs)
-        self._needed.extend((v, v._version) for v in fixed if isinstance(v, Tensor))
+        self._values_needed_again.extend((v, v._version) for v in fixed if isinstance(v, Tensor))
         return _forward_mode(func, fixed, spec, tracked)
 
     def _max_pool(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -235,21 +235,21 @@ class Tape(TorchFunctionMode):
         pointer = tensor.untyped_storage().data_ptr()
         return any(o is not tensor and o.untyped_storage().data_ptr() == pointer for o in list(self._slots))
 
-    def _forget(self, reason: str) -> None:
+    def _give_up(self, reason: str) -> None:
         self.unsupported = reason
         self._steps.clear()
-        self._needed.clear()
+        self._values_needed_again.clear()
 
     # -- replaying ---------------------------------------------------------------------------------------------------
 
     def finish(self, output: Tensor) -> None:
         """Name the tensor whose tangent `push_forward` returns."""
         if self.unsupported is None and output not in self._slots:
-            self._forget("the output was computed in a way that cannot be followed")
+            self._give_up("the output was computed in a way that cannot be followed")
         # Autograd itself need not notice: softmax, say, keeps its output alone.
-        if any(value._version != version for value, version in self._needed):
-            self._forget("a value that is needed again was overwritten in place")
-        self._needed.clear()
+        if any(value._version != version for value, version in self._values_needed_again):
+            self._give_up("a value that is needed again was overwritten in place")
+        self._values_needed_again.clear()
         if self.unsupported is None:
             self._output = self._slots[output]
             last: dict[int, int] = {}

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._compat import DisableTorchFunction
+from .._moved import renamed
 from ..core.functions import TIMES, functions_named, spellings
 from ..core.hook import MARKER, SiteCall, SiteHook
 from ..errors import RuleError
@@ -148,7 +149,7 @@ class NormCall(MixedCall):
 
     def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """Finds the derivative by autograd."""
-        return pulled(self.fn, saved, g)[0]
+        return vector_jacobian_products(self.fn, saved, g)[0]
 
     def other(self, saved: tuple[Tensor, ...], g: Tensor, true: Tensor) -> Tensor:
         """The derivative with a constant standard deviation: the division passes relevance on unchanged."""
@@ -166,7 +167,7 @@ class SoftmaxCall(ActivationCall):
 
     def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """Returns ``y (g - sum(y g))``."""
-        return pulled(self.fn, saved, g)[0]
+        return vector_jacobian_products(self.fn, saved, g)[0]
 
 
 class ProductCall(SiteCall):
@@ -178,7 +179,7 @@ class ProductCall(SiteCall):
 
     def shared(self, saved: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor, ...]:
         """Returns the signals of both operands."""
-        found = pulled(self.fn, saved, g)
+        found = vector_jacobian_products(self.fn, saved, g)
         if not self.hook.active:
             return found
         weights: Tensor = self.gate.weights  # type: ignore[assignment]
@@ -204,7 +205,7 @@ class GatedProduct(torch.autograd.Function):
         return (*ctx.call.shared(ctx.saved_tensors[:-1], g), None)
 
 
-def pulled(fn: Callable[..., Tensor], operands: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor, ...]:
+def vector_jacobian_products(fn: Callable[..., Tensor], operands: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor, ...]:
     """Returns vector-Jacobian products of ``fn`` at the operands, differentiable if gradients are recorded."""
     again = torch.is_grad_enabled()
     with torch.enable_grad(), DisableTorchFunction():
@@ -249,5 +250,7 @@ class FunctionRule(SiteHook):
             out: Tensor = GatedSite.apply(z, call, False)
         return out
 
+
+__getattr__ = renamed(__name__, {"pulled": "vector_jacobian_products"})
 
 __all__ = ["FunctionRule", "LearnedSecant", "MixedGate", "ProductGate"]

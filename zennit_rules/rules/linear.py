@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._compat import DisableTorchFunction
+from .._moved import renamed
 from ..core.dependence import Dependence, forward_pass
 from ..core.hook import MARKER, SiteCall, SiteHook
 from ..core.linear_map import LinearMap, LinearOperands, is_linear_function, linear_operands
@@ -45,7 +46,7 @@ class GatedLinear(torch.autograd.Function):
         return ctx.call.propagate(ctx.saved_tensors[:-1], g), None
 
 
-class _Known(torch.autograd.Function):
+class _KnownValue(torch.autograd.Function):
     """The value of a linear layer, which is known already, with the layer's derivative."""
 
     @staticmethod
@@ -143,7 +144,7 @@ class LinearCall(SiteCall):
         """The layer's value, differentiable in its input."""
         if self._out is None or self.overwritten:
             return self.map(x, weight, None if self.bias is None else self.bias.to(weight.dtype))
-        known: Tensor = _Known.apply(x, self.map, weight, self._out.to(weight.dtype))
+        known: Tensor = _KnownValue.apply(x, self.map, weight, self._out.to(weight.dtype))
         return known
 
     def _per_channel(self, values: Tensor, g: Tensor) -> Tensor:
@@ -237,7 +238,9 @@ def _scaled(scale: Tensor, positive: Tensor | None, negative: Tensor | None) -> 
     return torch.where(scale < 0, down, up), torch.where(scale < 0, up, down)
 
 
-def ruled(hook: SiteHook, operands: LinearOperands, func: Any, args: Any, kwargs: Any) -> tuple[LinearCall, Tensor]:
+def call_by_rule(
+    hook: SiteHook, operands: LinearOperands, func: Any, args: Any, kwargs: Any
+) -> tuple[LinearCall, Tensor]:
     """Call a linear function so that its backward pass is a rule; whoever calls finds the gate of the call.
 
     Args:
@@ -308,16 +311,16 @@ class _LinearFunctions(TorchFunctionMode):
             operands = linear_operands(func, args, kwargs, self._depends)
         if operands is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        call, out = ruled(self._hook, operands, func, args, kwargs)
+        call, out = call_by_rule(self._hook, operands, func, args, kwargs)
         call.name = type(self._module).__name__
-        call.gate = _fitting(self._hook.gate, operands.map, out)
+        call.gate = _with_matching_channels(self._hook.gate, operands.map, out)
         listener = recorder.get()
         if listener is not None:
             listener.site(call, operands.x, out)
         return out
 
 
-def _fitting(gate: nn.Module, linear: LinearMap, out: Tensor) -> nn.Module:
+def _with_matching_channels(gate: nn.Module, linear: LinearMap, out: Tensor) -> nn.Module:
     """A gate that stands on its own, if its channels are those of the layer's output."""
     if not isinstance(gate, ContributionGate) or gate.raw.shape[1] == 1:
         return gate
@@ -340,7 +343,7 @@ class LearnedEpsilon(LinearRule):
     """
 
     def __init__(self, epsilon: float = 1e-6, *, gate: nn.Module | None = None, **options: Any) -> None:
-        super().__init__(_own(EpsilonGate, options, epsilon=epsilon) if gate is None else gate)
+        super().__init__(_gate_for_any_module(EpsilonGate, options, epsilon=epsilon) if gate is None else gate)
 
 
 class LearnedGamma(LinearRule):
@@ -353,7 +356,7 @@ class LearnedGamma(LinearRule):
     """
 
     def __init__(self, gamma: float = 0.25, *, gate: nn.Module | None = None, **options: Any) -> None:
-        super().__init__(_own(GammaGate, options, gamma=gamma) if gate is None else gate)
+        super().__init__(_gate_for_any_module(GammaGate, options, gamma=gamma) if gate is None else gate)
 
 
 class LearnedAlphaBeta(LinearRule):
@@ -374,7 +377,7 @@ class LearnedAlphaBeta(LinearRule):
         gate: nn.Module | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(_own(AlphaBetaGate, options, alpha=alpha, beta=beta) if gate is None else gate)
+        super().__init__(_gate_for_any_module(AlphaBetaGate, options, alpha=alpha, beta=beta) if gate is None else gate)
 
 
 class LearnedBox(LinearRule):
@@ -393,6 +396,9 @@ class LearnedBox(LinearRule):
         super().__init__(BoxGate(low=low, high=high, **options) if gate is None else gate)
 
 
-def _own(gate: type[ContributionGate], options: dict[str, Any], **start: Any) -> ContributionGate:
+def _gate_for_any_module(gate: type[ContributionGate], options: dict[str, Any], **start: Any) -> ContributionGate:
     """A gate for modules of any number of channels, unless a shape is given."""
     return gate(**{"per": "channel" if "shape" in options else "layer", **options, **start})
+
+
+__getattr__ = renamed(__name__, {"ruled": "call_by_rule"})

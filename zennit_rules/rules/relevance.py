@@ -52,7 +52,7 @@ Rule = Callable[["RelevanceCall", tuple[Tensor, ...], Tensor], Signals]
 
 # Saved beside the operands: should the rules be gone when activation checkpointing runs a part again in the backward
 # pass, the plain function saves other tensors, and torch says so instead of mixing things up.
-_MARKER = torch.empty(0)
+_SAVED_MARKER = torch.empty(0)
 
 
 class RelevanceCall:
@@ -119,7 +119,7 @@ class RelevanceCall:
             self._func(*args, **kwargs)
         return int(counter.get_total_flops()) // 2
 
-    def pull(self, operands: tuple[Tensor, ...], signal: Callable[[Tensor], Tensor]) -> Signals:
+    def vjp(self, operands: tuple[Tensor, ...], signal: Callable[[Tensor], Tensor]) -> Signals:
         """Returns vector-Jacobian products of ``signal(value)``, differentiable if gradients are recorded."""
         again = torch.is_grad_enabled()
         with torch.enable_grad():
@@ -138,7 +138,7 @@ class _Relevance(torch.autograd.Function):
     def forward(ctx: Any, call: RelevanceCall, *operands: Tensor) -> Tensor:
         """Value of the function, unchanged by the rule."""
         ctx.call = call
-        ctx.save_for_backward(*operands, _MARKER)
+        ctx.save_for_backward(*operands, _SAVED_MARKER)
         return call.value(operands)
 
     @staticmethod
@@ -146,7 +146,7 @@ class _Relevance(torch.autograd.Function):
         """Returns the relevance of the operands, or their gradient."""
         call, operands = ctx.call, ctx.saved_tensors[:-1]
         if not call.active():
-            return None, *call.pull(operands, lambda _: relevance)
+            return None, *call.vjp(operands, lambda _: relevance)
         signals = [
             s if takes else None for s, takes in zip(call.rule(call, operands, relevance), call.takes, strict=True)
         ]
@@ -160,7 +160,7 @@ class _Relevance(torch.autograd.Function):
 
 def share(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
     """Divides relevance in proportion to what each element contributes."""
-    factors = call.pull(operands, lambda z: relevance / stabilized(z, call.stabilizer))
+    factors = call.vjp(operands, lambda z: relevance / stabilized(z, call.stabilizer))
     return [None if factor is None else x * factor for x, factor in zip(operands, factors, strict=True)]
 
 
@@ -207,7 +207,7 @@ _SHARED = (
 
 
 @dataclass(frozen=True)
-class _Handled:
+class _Function:
     """A function that has a rule.
 
     Attributes:
@@ -229,19 +229,19 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def _table() -> dict[Any, _Handled]:
-    table = {function: _Handled("pass", function) for function in _NORMALISATIONS}
+def _table() -> dict[Any, _Function]:
+    table = {function: _Function("pass", function) for function in _NORMALISATIONS}
     for family, names in _FAMILIES.items():
         for name in names:
             for function, beside, inplace in spellings(name):
-                table[function] = _Handled(family, beside, inplace)
+                table[function] = _Function(family, beside, inplace)
     return table
 
 
-_HANDLED = _table()
-_DRAWING = frozenset(known.beside for known in _HANDLED.values() if known.family == "dropout")
+_FUNCTIONS = _table()
+_DRAWING = frozenset(known.beside for known in _FUNCTIONS.values() if known.family == "dropout")
 
-PRODUCTS = frozenset(function for function, handled in _HANDLED.items() if handled.family == "matrix")
+PRODUCTS = frozenset(function for function, handled in _FUNCTIONS.items() if handled.family == "matrix")
 """Matrix products, which have a rule for two operands that depend on the input."""
 
 
@@ -304,7 +304,7 @@ def relevance_call(
         What ``func(*args, **kwargs)`` returns, or ``NotImplemented`` if the function has no rule here, none of its
         operands depends on the model's input, or its own gradient passes relevance rightly.
     """
-    known = _HANDLED.get(func)
+    known = _FUNCTIONS.get(func)
     if known is None or not torch.is_grad_enabled():
         return NotImplemented
     args, kwargs, inplace = _normal_form(func, args, dict(kwargs or {}))
@@ -345,11 +345,11 @@ def _rule_of(family: str, call: RelevanceCall, args: tuple[Any, ...], kwargs: di
     if family == "dropout":
         training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
         return _pass if training else None
-    call.takes = _takers(family, call.takes, [operand.shape for operand in call.operands])
+    call.takes = _receiving_operands(family, call.takes, [operand.shape for operand in call.operands])
     return _pass
 
 
-def _takers(family: str, takes: list[bool], shapes: list[torch.Size]) -> list[bool]:
+def _receiving_operands(family: str, takes: list[bool], shapes: list[torch.Size]) -> list[bool]:
     """Which operands of an element-wise function get relevance: no gates, no divisors, no parameters of a norm."""
     if family == "times":
         size = torch.broadcast_shapes(*(shape for shape, mine in zip(shapes, takes, strict=True) if mine))

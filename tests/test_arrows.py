@@ -22,7 +22,7 @@ FLOORS = {
         ["core"],
         ["gates"],
         ["rules"],
-        ["linear_canonizer"],
+        ["linear_canonizer", "rule_document"],
         ["canonizers", "ruleset"],
         ["composites"],
         ["__init__"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import rule_file
+from . import rule_document, rule_file
 from .core import fingerprint
 from .core.buffers import buffers_kept
-from .core.coverage import Coverage, CoverageRow, check_reach
+from .core.coverage import Coverage, check_reach
 from .core.fusion import Fusion
-from .core.hook import SiteHook
 from .core.notebook import html_table
 from .core.protocols import TrainableComposite
 from .core.registry import composite_class, composite_name
 from .core.sites import Site
 from .errors import RuleError
+from .rule_document import FORMAT_VERSION
 
-FORMAT_VERSION = 1
-_KEY = "captum-learnprop"
-_COMPOSITE_KINDS = ("activation", "pooling", "linear", "first", "softmax", "norm", "product")
 FUSION = "(fusion)"
 """Stands for a site in the names of the fusion's parameters."""
 
@@ -399,7 +395,7 @@ class RuleSet:
             rule_file.check_tensors(self.state_dict())
         except ValueError as error:
             raise RuleError(f"cannot write {path}: parameter {error}, which no map can be made of") from error
-        rule_file.write(path, _KEY, document, self.state_dict())
+        rule_file.write(path, rule_document.KEY, document, self.state_dict())
         return path
 
     @classmethod
@@ -417,7 +413,7 @@ class RuleSet:
         """
         if not isinstance(path, (str, os.PathLike)):
             raise RuleError(f"rules must be a RuleSet or the path of one, got {type(path).__name__}")
-        document, tensors = _read(Path(path))
+        document, tensors = rule_document.read(Path(path))
         try:
             rules = cls._from_document(document, tensors)
         except RuleError as error:
@@ -436,22 +432,23 @@ class RuleSet:
     @classmethod
     def _from_document(cls, document: dict[str, Any], tensors: dict[str, Tensor]) -> RuleSet:
         rule_file.check_tensors(tensors)
-        rules = cls(document["composite"], _checked_config(document["composite"], document["config"]))
-        stored = _by_site(tensors)
-        for fields in _as_list(document["sites"]):
-            site = _site(fields)
+        rules = cls(document["composite"], rule_document.checked_config(document["composite"], document["config"]))
+        stored = rule_document.by_site(tensors)
+        for fields in rule_document.as_list(document["sites"]):
+            site = rule_document.site_of(fields)
             if site.name in rules._sites:
                 raise RuleError(f"site {site.name!r} is there twice")
             rules._sites[site.name] = site
             rules._gates[site.name] = rules._stored_gate(site, stored.get(site.name, {}))
         if "fusion" in rules.config:
-            fused = [rules._sites[name].name for name in _as_strings(rules.config["fusion"])]
+            fused = [rules._sites[name].name for name in rule_document.as_strings(rules.config["fusion"])]
             rules._fuse(fused).to(dtype=tensors[f"{FUSION}::raw"].dtype)
         rules.load_state_dict(tensors)
         rules.closed = True
-        rules.architecture, rules.weights = _as_string(document["architecture"]), _as_string(document["weights"])
+        rules.architecture = rule_document.as_string(document["architecture"])
+        rules.weights = rule_document.as_string(document["weights"])
         rules.training = {**document["training"]}
-        rules._coverage = Coverage(tuple(map(_row, _as_list(document["coverage"]))))
+        rules._coverage = Coverage(tuple(map(rule_document.row_of, rule_document.as_list(document["coverage"]))))
         return rules
 
     def _stored_gate(self, site: Site, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -502,96 +499,3 @@ def _tensors(gate: nn.Module) -> Iterator[Tensor]:
 def _parameter_dtype(z: Tensor) -> torch.dtype:
     """Returns the dtype of a site's parameters: those of half-precision sites are kept in float32."""
     return z.dtype if z.dtype in (torch.float32, torch.float64) else torch.float32
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise RuleError(f"no rule set at {path}")
-    try:
-        document, tensors = rule_file.read(path, _KEY, "a rule set")
-    except rule_file.FileFault as error:
-        raise RuleError(f"{path} {error}; save the rule set again") from error
-    version = document.get("format_version")
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise RuleError(f"{path} is damaged (its format version is {version!r}); save the rule set again")
-    if version > FORMAT_VERSION:
-        raise RuleError(
-            f"{path} has format {version}, newer than this version reads ({FORMAT_VERSION}): upgrade captum-learnprop"
-        )
-    return document, tensors
-
-
-def _by_site(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        site, _, name = key.rpartition("::")
-        found.setdefault(site, {})[name] = tensor
-    return found
-
-
-def _checked_config(composite: Any, config: Any) -> dict[str, Any]:
-    """The configuration in a file.
-
-    Raises:
-        TypeError: If it is none.
-        RuleError: For options that the composite does not have, or out of range.
-    """
-    known = ("gate", "start", "pooling", "gate_options", "rule_options", "per_sample")
-    options = {name: value for name, value in config.items() if name != "fusion"}
-    odd = sorted(options.keys() - set(known))
-    if odd or not isinstance(options.get("per_sample", False), bool):
-        raise RuleError(f"the configuration has {odd or 'per_sample=' + repr(options['per_sample'])}")
-    if not {"gate", "start", "pooling"} <= options.keys():
-        raise RuleError(f"the configuration {options} lacks gate, start or pooling")
-    checked = composite_class(composite)(**options).rules.config  # with options that came after the file
-    return {**checked, **({"fusion": config["fusion"]} if "fusion" in config else {})}
-
-
-def _kinds() -> set[str]:
-    """Returns the kinds of sites: those that composites of this package name, and those of all hooks."""
-    hooks: list[type[SiteHook]] = [SiteHook]
-    for hook in hooks:
-        hooks.extend(hook.__subclasses__())
-    return {*_COMPOSITE_KINDS, *(hook.kind for hook in hooks if hook.kind)}
-
-
-def _site(fields: Any) -> Site:
-    """A site as a file has it.
-
-    Raises:
-        TypeError: If it is none.
-        RuleError: If a value is out of range.
-    """
-    site = Site(**{**fields, "shape": tuple(fields["shape"])})
-    _as_strings([site.name, site.kind, site.function])
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in site.shape):
-        raise RuleError(f"site {site.name!r} has the shape {site.shape}")
-    if site.kind not in _kinds():
-        raise RuleError(f"site {site.name!r} is of the unknown kind {site.kind!r}")
-    if type(site.channel_dim) is not int or not min(len(site.shape), 1) - 1 <= site.channel_dim < max(
-        len(site.shape), 1
-    ):
-        raise RuleError(f"site {site.name!r} of shape {site.shape} has its channels in dimension {site.channel_dim!r}")
-    return site
-
-
-def _row(fields: Any) -> CoverageRow:
-    row = CoverageRow(**fields)
-    _as_strings([getattr(row, field.name) for field in dataclass_fields(row) if field.type == "str"])
-    return row
-
-
-def _as_list(values: Any) -> list[Any]:
-    if not isinstance(values, list):
-        raise TypeError(f"{values!r} should be a list")
-    return values
-
-
-def _as_strings(values: Any) -> list[str]:
-    if not all(isinstance(value, str) for value in _as_list(values)):
-        raise TypeError(f"{values!r} should be texts")
-    return values
-
-
-def _as_string(value: Any) -> str | None:
-    return None if value is None else _as_strings([value])[0]

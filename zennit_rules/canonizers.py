@@ -35,7 +35,7 @@ from ._compat import (
 from .core.buffers import buffers_kept
 from .core.dependence import current, forward_pass
 from .core.interpose import Interposed, interpose
-from .core.linear_map import is_linear_function
+from .core.linear_calls import is_linear_function
 from .core.plain_copies import PlainCopies, plain_copies
 from .errors import RuleError, RuleWarning
 from .linear_canonizer import LINEAR_TYPES, LinearCanonizer, linear_functions, own_parameter

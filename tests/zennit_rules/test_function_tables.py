@@ -17,13 +17,13 @@ from torch.overrides import TorchFunctionMode
 
 import zennit_rules as zr
 from zennit_rules.composites import deep_lift
-from zennit_rules.core import coverage, functions, linear_map, sites, tangent
+from zennit_rules.core import coverage, functions, linear_calls, sites, tangent
 from zennit_rules.core.functions import OWNERS, spellings
 from zennit_rules.rules import attention, completeness, relevance, rescale_functions
 
 TABLES: dict[str, set[Any]] = {
     "sites": {*sites._FUNCTIONALS, *sites._CLAMPS, *sites._CLAMPS_INPLACE},
-    "linear functions": {*linear_map._FUNCTIONS, *linear_map._CHAINS, *linear_map._IN_PLACE},
+    "linear functions": {*linear_calls._FUNCTIONS, *linear_calls._CHAINS, *linear_calls._IN_PLACE},
     "LRP": {*relevance._FUNCTIONS},
     "DeepLIFT": {*rescale_functions._FUNCTIONS},
     "softmax of DeepLIFT": {*deep_lift._SOFTMAX},
@@ -135,7 +135,7 @@ def test_both_methods_know_products_and_curves() -> None:
     curves = {function for function, known in relevance._FUNCTIONS.items() if known.family == "pass"}
     theirs = rescale_functions._FUNCTIONS
     assert products <= {function for function, known in theirs.items() if known.family == "product"}
-    assert {*linear_map._FUNCTIONS} <= products | {torch.linalg.matmul}
+    assert {*linear_calls._FUNCTIONS} <= products | {torch.linalg.matmul}
     linear = {"neg", "__neg__", "negative", *relevance._ACTIVATIONS, "square"}
     layers = {function for name in linear for function, _, _ in spellings(name)} | {*relevance._NORMALISATIONS}
     assert curves - layers <= {function for function, known in theirs.items() if known.family == "element-wise"}

@@ -17,7 +17,8 @@ from .._compat import DisableTorchFunction, Hook
 from ..core.coverage import LinearWork, check_reach
 from ..core.dependence import Inputs, current, depends_on_input
 from ..core.hook import SiteHook
-from ..core.linear_map import ConvolutionMap, LinearOperands, function_name, is_linear_function, linear_operands
+from ..core.linear_calls import function_name, is_linear_function, linear_operands
+from ..core.linear_map import ConvolutionMap, LinearOperands
 from ..core.registry import register_composite
 from ..core.sites import ACTIVATION_TYPES, Site, recorder
 from ..errors import RuleError

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from .._compat import DisableTorchFunction
 from .dependence import depends_on_input, forward_pass
 from .interpose import interpose
-from .linear_map import LinearOperands, is_linear_function, linear_operands
+from .linear_calls import is_linear_function, linear_operands
+from .linear_map import LinearOperands
 
 OnLinear = Callable[[str, nn.Module, LinearOperands, Callable[[], Tensor]], Tensor]
 """Called with the path of the module that calls (``#k`` behind it for call k > 0), the module, the call, and a function

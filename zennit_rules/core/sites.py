@@ -37,7 +37,8 @@ from .._compat import (
 from ..errors import RuleError
 from .dependence import current, depends_on_input, forward_pass
 from .interpose import Interposed, has_own_forward, interpose, warn_of_other_threads
-from .linear_map import CONVOLUTION_FUNCTIONS, DenseMap, is_linear_function, linear_operands
+from .linear_calls import CONVOLUTION_FUNCTIONS, is_linear_function, linear_operands
+from .linear_map import DenseMap
 
 ElementWise = Callable[[Tensor], Tensor]
 

@@ -19,7 +19,8 @@ from .._compat import DisableTorchFunction
 from .._moved import renamed
 from ..core.dependence import Dependence, forward_pass
 from ..core.hook import MARKER, SiteCall, SiteHook
-from ..core.linear_map import LinearMap, LinearOperands, is_linear_function, linear_operands
+from ..core.linear_calls import is_linear_function, linear_operands
+from ..core.linear_map import LinearMap, LinearOperands
 from ..core.sites import recorder
 from ..errors import RuleError
 from .contributions import AlphaBetaGate, BoxGate, ContributionGate, EpsilonGate, GammaGate, stabilized

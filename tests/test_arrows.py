@@ -22,7 +22,7 @@ FLOORS = {
         ["core"],
         ["gates"],
         ["rules"],
-        ["linear_canonizer"],
+        ["linear_canonizer", "rule_document"],
         ["canonizers", "ruleset"],
         ["composites"],
         ["__init__"],
@@ -53,7 +53,7 @@ INNER_FLOORS = {
 }
 
 #: Where a module may be imported inside a function: the command line and plugins must not wait for torch.
-DEFERRED = ("captum_learnprop.commands", "captum_learnprop.plugins")
+DEFERRED = ("captum_learnprop.commands", "captum_learnprop.errors", "captum_learnprop.plugins")
 
 #: Heavy packages that are extras, and those that only some calls need.
 OPTIONAL = {"h5py", "sklearn", "timm", "transformers", "matplotlib", "tensorboard", "torch"}

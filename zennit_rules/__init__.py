@@ -63,7 +63,7 @@ keep_old_names(
         "rescale_functions": "zennit_rules.rules.rescale_functions",
         "scalars": "zennit_rules.core.scalars",
         "sites": "zennit_rules.core.sites",
-        "spellings": "zennit_rules.core.spellings",
+        "spellings": "zennit_rules.core.functions",
         "steps": "zennit_rules.rules.steps",
         "streams": "zennit_rules.core.streams",
         "tangent": "zennit_rules.core.tangent",

@@ -24,11 +24,11 @@ FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class FileFault(ValueError):
-    """Something is wrong with a file; whoever asked puts its path before the message, and the way out behind it."""
+    """An error in a file; whoever asked puts its path before the message, and the way out behind it."""
 
 
 def write(path: Path, key: str, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write under a temporary name, then move.
+    """Writes a file under a temporary name, then moves it.
 
     Args:
         path: Target; an existing file is replaced in one move.
@@ -56,7 +56,7 @@ def read(path: Path, key: str, what: str) -> tuple[dict[str, Any], dict[str, Ten
 
     Args:
         path: The file.
-        key: See `write`.
+        key: Says in the metadata whose document it is.
         what: What it should be, with its article, for the error.
 
     Raises:
@@ -83,7 +83,7 @@ def read(path: Path, key: str, what: str) -> tuple[dict[str, Any], dict[str, Ten
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse what cannot be a parameter.
+    """Refuses what cannot be a parameter.
 
     Raises:
         ValueError: Naming a tensor that is not of a floating type, or has values that are NaN or infinite.

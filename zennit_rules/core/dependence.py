@@ -88,7 +88,7 @@ class Dependence:
 
 
 class _LeafDependence(Dependence):
-    """Where nobody says where a pass starts: at whatever leaf is no parameter, and at embeddings of numbers."""
+    """The dependence of a pass whose start nobody names: any leaf that is no parameter, and embeddings of numbers."""
 
     starts_at_embeddings = True
 
@@ -118,7 +118,7 @@ def _node(x: Tensor) -> Any:
 
 @contextmanager
 def explaining(inputs: Iterable[Tensor]) -> Iterator[None]:
-    """Forward passes inside explain these tensors, whatever else the model is given.
+    """Lets forward passes inside explain these tensors, whatever else the model is given.
 
     Args:
         inputs: Tensors that the model is called with, or that what it is called with was made of.

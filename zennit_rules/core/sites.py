@@ -37,7 +37,8 @@ from .._compat import (
 from ..errors import RuleError
 from .dependence import current, depends_on_input, forward_pass
 from .interpose import Interposed, has_own_forward, interpose, warn_of_other_threads
-from .linear_map import CONVOLUTION_FUNCTIONS, DenseMap, is_linear_function, linear_operands
+from .linear_calls import CONVOLUTION_FUNCTIONS, is_linear_function, linear_operands
+from .linear_map import DenseMap
 
 ElementWise = Callable[[Tensor], Tensor]
 
@@ -77,11 +78,12 @@ POOLING_TYPES: tuple[type[nn.Module], ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.Max
 # Non-linear modules and functions that are no sites: named in the coverage report, with the reason.
 UNREACHED_TYPES: tuple[type[nn.Module], ...] = (
     nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.GLU, nn.MultiheadAttention, nn.RReLU,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.FractionalMaxPool2d, nn.LSTM, nn.GRU, nn.RNN,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.FractionalMaxPool2d,
+    nn.FractionalMaxPool3d, nn.LSTM, nn.GRU, nn.RNN,
 )  # fmt: skip
 
 
-def _declared(module: nn.Module, types: tuple[type[nn.Module], ...]) -> type[nn.Module] | None:
+def _type_with_own_forward(module: nn.Module, types: tuple[type[nn.Module], ...]) -> type[nn.Module] | None:
     """The type in ``types`` whose ``forward`` the module runs; None if a subclass brought its own."""
     if has_own_forward(module):
         return None
@@ -93,13 +95,13 @@ def _declared(module: nn.Module, types: tuple[type[nn.Module], ...]) -> type[nn.
 
 def activation_function(module: nn.Module) -> ElementWise | None:
     """The pure function an activation module computes, or None if it is not one that rules can weigh."""
-    cls = _declared(module, ACTIVATION_TYPES)
+    cls = _type_with_own_forward(module, ACTIVATION_TYPES)
     return None if cls is None else _ACTIVATIONS[cls](module)
 
 
 def is_pooling(module: nn.Module) -> bool:
     """Whether the module is a max-pool that returns its values alone (no indices)."""
-    return _declared(module, POOLING_TYPES) is not None and not module.return_indices
+    return _type_with_own_forward(module, POOLING_TYPES) is not None and not module.return_indices
 
 
 def is_site(module: nn.Module) -> bool:
@@ -184,6 +186,7 @@ _FUNCTIONALS: dict[Any, _Functional] = {
     Tensor.sigmoid: _Functional(nn.Sigmoid),
     torch.sigmoid_: _Functional(nn.Sigmoid, inplace=True),
     Tensor.sigmoid_: _Functional(nn.Sigmoid, inplace=True),
+    torch.special.expit: _Functional(nn.Sigmoid),
     F.logsigmoid: _Functional(nn.LogSigmoid),
     F.softsign: _Functional(nn.Softsign),
     F.tanhshrink: _Functional(nn.Tanhshrink),
@@ -206,6 +209,7 @@ _CLAMPS_INPLACE = {torch.clamp_, torch.clamp_min_, Tensor.clamp_, Tensor.clamp_m
 _CHANNEL_KEEPING = {
     F.linear,
     F.dropout,
+    torch.dropout,
     torch.add,
     Tensor.add,
     Tensor.add_,
@@ -244,19 +248,19 @@ class _FunctionalCalls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not (func in _FUNCTIONALS or func in _CLAMPS or func in _CLAMPS_INPLACE) or self.tracker.inside_site:
-            return self._other(func, args, kwargs)
+            return self._call_no_site(func, args, kwargs)
         known = _as_module(func, tuple(args[1:]), kwargs)
         if known is None:
-            return self._other(func, args, kwargs)
+            return self._call_no_site(func, args, kwargs)
         z = args[0] if args else kwargs["input"]
         if not isinstance(z, Tensor) or not z.is_floating_point():
-            return self._other(func, args, kwargs)
+            return self._call_no_site(func, args, kwargs)
         child, takes_inplace = self.tracker.stand_in(*known)
         if known[2] and not takes_inplace:  # beside, then written: a rule may need z itself
             return z.copy_(child(z.clone()))
         return child(z)
 
-    def _other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _call_no_site(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """A function that is no site."""
         out = NotImplemented
         if self.tracker.on_call is not None and not self.tracker.inside_site:
@@ -277,17 +281,21 @@ class _FunctionalCalls(TorchFunctionMode):
 
 
 # Leaves of torch that say where channels are.
-_SEEN_TYPES = (nn.Linear, nn.LayerNorm)
+_CHANNELS_LAST_TYPES = (nn.Linear, nn.LayerNorm)
 
 
-def _may_matter(module: nn.Module) -> bool:
+def _is_tracked(module: nn.Module) -> bool:
     """Whether calls inside ``module`` can be sites, or its output says where the channels are."""
     if has_own_forward(module):
         return True
-    return not _of_torch(module) or isinstance(module, _SEEN_TYPES) or next(module.children(), None) is not None
+    return (
+        not _is_torch_module(module)
+        or isinstance(module, _CHANNELS_LAST_TYPES)
+        or next(module.children(), None) is not None
+    )
 
 
-def _of_torch(module: nn.Module) -> bool:
+def _is_torch_module(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules")
 
 
@@ -366,7 +374,7 @@ class SiteTracker(Canonizer):
         for path, module in root.named_modules():
             self.paths[id(module)] = path
             site = is_site(module)
-            if site or self.on_call is not None or _may_matter(module):
+            if site or self.on_call is not None or _is_tracked(module):
                 self._handles.append(interpose(module, partial(self._run_module, path, module, site)))
         self._handles.append(interpose(root, self._run_root))
 
@@ -403,30 +411,30 @@ class SiteTracker(Canonizer):
                     "module and build the rule set for that"
                 )
             return path
-        return self._counted(path)
+        return self._numbered(path)
 
     def call_of(self, name: str, *types: type[nn.Module]) -> str:
         """Name this call of a function: after the module being run if it is one of some types, else inside it."""
         path = self._stack[-1].path if self._stack else ""
         if type(self.module) not in types:
             path = f"{path}.{name}".lstrip(".")
-        return self._counted(path)
+        return self._numbered(path)
 
     def linear_call(self, function: str) -> str:
         """Name this call of a linear function: the first of a module without children is the module's own."""
         if not self._stack:
-            return self._counted(function)
+            return self._numbered(function)
         frame = self._stack[-1]
         frame.linear += 1
-        if frame.linear == 1 and is_leaf(frame.module) and (frame.path or _of_torch(frame.module)):
-            return self._counted(frame.path or "model")
-        return self._counted(f"{frame.path}.{function}".lstrip("."))
+        if frame.linear == 1 and is_leaf(frame.module) and (frame.path or _is_torch_module(frame.module)):
+            return self._numbered(frame.path or "model")
+        return self._numbered(f"{frame.path}.{function}".lstrip("."))
 
     def written_out(self) -> TorchFunctionMode:
-        """Inside, functions that a handler of `on_call` calls have their rules like the model's own calls."""
+        """Returns a mode in which functions that a handler of `on_call` calls have rules like the model's own calls."""
         return _FunctionalCalls(self)
 
-    def _counted(self, path: str) -> str:
+    def _numbered(self, path: str) -> str:
         """Name of one more call in this forward pass."""
         k = self._calls.get(path, 0)
         self._calls[path] = k + 1
@@ -489,8 +497,8 @@ class SiteTracker(Canonizer):
         self.embedded.clear()
         root = self.root() if self.root is not None else None
         assert root is not None
-        served = _served.get()
-        token = _served.set(served | {id(root)})
+        served = _running_models.get()
+        token = _running_models.set(served | {id(root)})
         try:
             # Of several composites on one model the one applied last has the modules, and so the functional calls.
             with self._frame(_Frame("", root)), forward_pass((args, kwargs)):
@@ -500,7 +508,7 @@ class SiteTracker(Canonizer):
                     self.on_output(out)
             return out
         finally:
-            _served.reset(token)
+            _running_models.reset(token)
             self._stack.clear()
 
     @contextmanager
@@ -550,7 +558,7 @@ class SiteTracker(Canonizer):
 
 
 def _refuse_transforms() -> None:
-    """Rules live in the backward pass of autograd, which transforms of functions do not run, or not as it is."""
+    """Refuses transforms of functions: rules live in the backward pass of autograd, which those do not run as it is."""
     transform = active_transform() if torch.is_grad_enabled() else None
     if transform is not None:
         raise RuleError(
@@ -560,7 +568,7 @@ def _refuse_transforms() -> None:
         )
 
 
-_served: ContextVar[frozenset[int]] = ContextVar("_served", default=frozenset())
+_running_models: ContextVar[frozenset[int]] = ContextVar("_running_models", default=frozenset())
 
 
 class Recorder(Protocol):

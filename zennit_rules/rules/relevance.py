@@ -33,7 +33,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from .._compat import DisableTorchFunction, function_of_node, tree_flatten, tree_unflatten
 from ..core.dependence import Inputs, after_pass, depends_on_input
 from ..core.draws import Draws
-from ..core.spellings import spellings
+from ..core.functions import (
+    CURVES,
+    MATRIX_PRODUCTS,
+    MINUS,
+    MINUS_REVERSED,
+    OVER,
+    OVER_REVERSED,
+    PLUS,
+    TIMES,
+    WEIGHTED,
+    spellings,
+)
 from .contributions import stabilized
 
 Signals = list[Tensor | None]
@@ -41,7 +52,7 @@ Rule = Callable[["RelevanceCall", tuple[Tensor, ...], Tensor], Signals]
 
 # Saved beside the operands: should the rules be gone when activation checkpointing runs a part again in the backward
 # pass, the plain function saves other tensors, and torch says so instead of mixing things up.
-_MARKER = torch.empty(0)
+_SAVED_MARKER = torch.empty(0)
 
 
 class RelevanceCall:
@@ -108,8 +119,8 @@ class RelevanceCall:
             self._func(*args, **kwargs)
         return int(counter.get_total_flops()) // 2
 
-    def pull(self, operands: tuple[Tensor, ...], signal: Callable[[Tensor], Tensor]) -> Signals:
-        """Vector-Jacobian product to each operand of ``signal(value)``, differentiable if gradients are recorded."""
+    def vjp(self, operands: tuple[Tensor, ...], signal: Callable[[Tensor], Tensor]) -> Signals:
+        """Returns vector-Jacobian products of ``signal(value)``, differentiable if gradients are recorded."""
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             # Aliases: one tensor may be two operands.
@@ -127,15 +138,15 @@ class _Relevance(torch.autograd.Function):
     def forward(ctx: Any, call: RelevanceCall, *operands: Tensor) -> Tensor:
         """Value of the function, unchanged by the rule."""
         ctx.call = call
-        ctx.save_for_backward(*operands, _MARKER)
+        ctx.save_for_backward(*operands, _SAVED_MARKER)
         return call.value(operands)
 
     @staticmethod
     def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor | None, ...]:
-        """Relevance of the operands, or their gradient."""
+        """Returns the relevance of the operands, or their gradient."""
         call, operands = ctx.call, ctx.saved_tensors[:-1]
         if not call.active():
-            return None, *call.pull(operands, lambda _: relevance)
+            return None, *call.vjp(operands, lambda _: relevance)
         signals = [
             s if takes else None for s, takes in zip(call.rule(call, operands, relevance), call.takes, strict=True)
         ]
@@ -148,18 +159,18 @@ class _Relevance(torch.autograd.Function):
 
 
 def share(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
-    """In proportion to what each element contributes."""
-    factors = call.pull(operands, lambda z: relevance / stabilized(z, call.stabilizer))
+    """Divides relevance in proportion to what each element contributes."""
+    factors = call.vjp(operands, lambda z: relevance / stabilized(z, call.stabilizer))
     return [None if factor is None else x * factor for x, factor in zip(operands, factors, strict=True)]
 
 
 def _share_equally(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
-    """Equal parts to the operands, each in proportion to what its elements contribute."""
+    """Gives equal parts to the operands, each in proportion to what its elements contribute."""
     return share(call, operands, relevance / sum(call.takes))
 
 
 def _pass(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
-    """Equal parts to the operands, element by element."""
+    """Gives equal parts to the operands, element by element."""
     part = relevance / sum(call.takes)
     return [part.sum_to_size(x.shape) if takes else None for takes, x in zip(call.takes, operands, strict=True)]
 
@@ -181,13 +192,11 @@ _NORMALISATIONS = (
     torch.batch_norm, torch.layer_norm, torch.group_norm, torch.instance_norm, torch.rms_norm,
 )  # fmt: skip
 _UPDATING = frozenset((F.batch_norm, F.instance_norm, torch.batch_norm, torch.instance_norm))
-_ELEMENT_WISE = (
+_ACTIVATIONS = (
     "relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid",
-    "hardtanh", "softplus", "tanh", "sigmoid", "logsigmoid", "softsign", "tanhshrink", "softshrink", "hardshrink",
-    "threshold", "clamp", "clamp_min", "clamp_max", "clip", "neg", "negative", "abs", "absolute", "exp", "expm1", "log",
-    "log1p", "sqrt", "rsqrt", "square", "reciprocal", "pow", "__pow__", "__rpow__", "__neg__", "__abs__", "erf", "sin",
-    "cos", "atan",
+    "hardtanh", "softplus", "logsigmoid", "softsign", "tanhshrink", "softshrink", "hardshrink", "threshold",
 )  # fmt: skip
+_ELEMENT_WISE = (*_ACTIVATIONS, *CURVES, "neg", "negative", "__neg__", "square")
 _DROPOUT = (
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
 )  # fmt: skip
@@ -195,20 +204,10 @@ _SHARED = (
     "sum", "mean", "cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
     "adaptive_avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d", "interpolate", "fold", "embedding_bag",
 )  # fmt: skip
-_PLUS = ("add", "__add__", "__radd__", "__iadd__")
-_MINUS = ("sub", "subtract", "__sub__", "__isub__")
-_MINUS_REVERSED = ("rsub", "__rsub__")
-_TIMES = ("mul", "multiply", "__mul__", "__rmul__", "__imul__")
-_OVER = ("div", "divide", "true_divide", "__truediv__", "__itruediv__", "__rtruediv__", "__div__", "__rdiv__",
-         "__idiv__")  # fmt: skip
-_DYNAMIC = ("linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
-            "conv_transpose3d")  # fmt: skip
-_MATRIX = ("matmul", "bmm", "mm", "mv", "dot", "inner", "outer", "einsum", "tensordot", "addmm", "addmv",
-           "baddbmm", "addbmm", "__matmul__", "__rmatmul__")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Handled:
+class _Function:
     """A function that has a rule.
 
     Attributes:
@@ -223,25 +222,26 @@ class _Handled:
     inplace: bool = False
 
 
-def _table() -> dict[Any, _Handled]:
-    families = {
-        "pass": _ELEMENT_WISE, "share": _SHARED, "plus": _PLUS, "minus": _MINUS, "reversed": _MINUS_REVERSED,
-        "times": _TIMES, "over": _OVER, "matrix": _MATRIX, "dynamic": _DYNAMIC, "softmax": ("softmax",),
-        "dropout": _DROPOUT,
-    }  # fmt: skip
-    table = {function: _Handled("pass", function) for function in _NORMALISATIONS}
-    for family, names in families.items():
+_FAMILIES: dict[str, tuple[str, ...]] = {
+    "pass": _ELEMENT_WISE, "share": _SHARED, "plus": PLUS, "minus": MINUS, "reversed": MINUS_REVERSED, "times": TIMES,
+    "over": (*OVER, *OVER_REVERSED), "matrix": MATRIX_PRODUCTS, "dynamic": WEIGHTED, "softmax": ("softmax",),
+    "dropout": _DROPOUT,
+}  # fmt: skip
+
+
+def _table() -> dict[Any, _Function]:
+    table = {function: _Function("pass", function) for function in _NORMALISATIONS}
+    for family, names in _FAMILIES.items():
         for name in names:
             for function, beside, inplace in spellings(name):
-                table[function] = _Handled(family, beside, inplace)
-    table[torch.linalg.matmul] = _Handled("matrix", torch.linalg.matmul)
+                table[function] = _Function(family, beside, inplace)
     return table
 
 
-_HANDLED = _table()
-_DRAWING = frozenset(known.beside for known in _HANDLED.values() if known.family == "dropout")
+_FUNCTIONS = _table()
+_DRAWING = frozenset(known.beside for known in _FUNCTIONS.values() if known.family == "dropout")
 
-PRODUCTS = frozenset(function for function, handled in _HANDLED.items() if handled.family == "matrix")
+PRODUCTS = frozenset(function for function, handled in _FUNCTIONS.items() if handled.family == "matrix")
 """Matrix products, which have a rule for two operands that depend on the input."""
 
 
@@ -255,15 +255,20 @@ def in_parts(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Cal
 
     def run() -> Tensor:
         product: Tensor = parts(given["tensor1"], given["tensor2"])
-        total: Tensor = given["input"] + (product if value == 1 else value * product)
-        return total
+        inplace = func in _PARTS_IN_PLACE
+        summand = given["input"].clone() if inplace else given["input"]  # it may be needed later
+        total: Tensor = summand + (product if value == 1 else value * product)
+        return given["input"].copy_(total) if inplace else total
 
     return run
 
 
 _PARTS: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
-    torch.addcmul: torch.mul, Tensor.addcmul: torch.mul, torch.addcdiv: torch.div, Tensor.addcdiv: torch.div,
-}  # fmt: skip
+    function: part
+    for name, part in (("addcmul", torch.mul), ("addcdiv", torch.div))
+    for function, _, _ in spellings(name)
+}
+_PARTS_IN_PLACE = (Tensor.addcmul_, Tensor.addcdiv_)
 SUMS_OF_PRODUCTS = frozenset(_PARTS)
 """Functions that `in_parts` takes apart."""
 
@@ -299,7 +304,7 @@ def relevance_call(
         What ``func(*args, **kwargs)`` returns, or ``NotImplemented`` if the function has no rule here, none of its
         operands depends on the model's input, or its own gradient passes relevance rightly.
     """
-    known = _HANDLED.get(func)
+    known = _FUNCTIONS.get(func)
     if known is None or not torch.is_grad_enabled():
         return NotImplemented
     args, kwargs, inplace = _normal_form(func, args, dict(kwargs or {}))
@@ -340,11 +345,11 @@ def _rule_of(family: str, call: RelevanceCall, args: tuple[Any, ...], kwargs: di
     if family == "dropout":
         training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
         return _pass if training else None
-    call.takes = _takers(family, call.takes, [operand.shape for operand in call.operands])
+    call.takes = _receiving_operands(family, call.takes, [operand.shape for operand in call.operands])
     return _pass
 
 
-def _takers(family: str, takes: list[bool], shapes: list[torch.Size]) -> list[bool]:
+def _receiving_operands(family: str, takes: list[bool], shapes: list[torch.Size]) -> list[bool]:
     """Which operands of an element-wise function get relevance: no gates, no divisors, no parameters of a norm."""
     if family == "times":
         size = torch.broadcast_shapes(*(shape for shape, mine in zip(shapes, takes, strict=True) if mine))
@@ -357,7 +362,7 @@ def _takers(family: str, takes: list[bool], shapes: list[torch.Size]) -> list[bo
 def _normal_form(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
-    """Arguments with the operand first and without ``inplace``, and whether that was set."""
+    """Returns arguments with the operand first and without ``inplace``, and whether that was set."""
     if "input" in kwargs:
         args = (kwargs.pop("input"), *args)
     names = _parameters(func)
@@ -437,7 +442,7 @@ def node_name(node: Any) -> str:
 
 
 def nodes_from_input(output: Any, inputs: Inputs = None) -> list[tuple[Any, list[bool]]]:
-    """Nodes on the way of relevance that depend on the input, and which of their edges do."""
+    """Returns the nodes on the way of relevance that depend on the input, and which of their edges do."""
     depends = after_pass(inputs)
     found: list[tuple[Any, list[bool]]] = []
     seen: set[Any] = set()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +12,15 @@ from captum.attr import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from zennit_rules.core.buffers import buffers_kept
 from zennit_rules.core.scalars import plain
 
 from ..._compat import _format_output
 from ...errors import LearnpropError
 from ...forward import output_of
 from ...maps import per_axis, smooth
+from ...training.pass_by_rules import in_training_mode, left_as_found
 from ..checked_inputs import checked_inputs
 from ..rewards import Reward, reward_of
-from ..rules.learned import seeded
 from .mask_parts import Parts
 from .mask_spaces import SIGMA, STEP, FreeMasks, MaskSpace, SmoothMasks
 from .perturbations import Perturbation, perturbation_of
@@ -297,13 +296,9 @@ class ExtremalPerturbation(PerturbationAttribution):
         return tensors, rows
 
 
-@contextmanager
-def quiet(model: Any, seed: int | None) -> Iterator[None]:
-    """Leaves the model's buffers and torch's random numbers as they were."""
-    module = model if isinstance(model, nn.Module) else None
-    draws = module is None or any(each.training for each in module.modules())
-    with seeded(seed) if draws else nullcontext(), nullcontext() if module is None else buffers_kept(module):
-        yield
+def quiet(model: Any, seed: int | None) -> AbstractContextManager[None]:
+    """A context that leaves a model's buffers and torch's random numbers as they were; a mere function may draw."""
+    return left_as_found(model, seed=seed, draws=not isinstance(model, nn.Module) or in_training_mode(model))
 
 
 def space_of(inputs: Tensor, step: float, sigma: float, like: Tensor) -> MaskSpace:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from captum.log import log_usage
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zennit_rules import LearnedEpsilonGammaBox, RuleSet, explaining
-from zennit_rules.core.buffers import buffers_kept
+from zennit_rules import LearnedEpsilonGammaBox, RuleSet
 from zennit_rules.core.protocols import TrainableComposite
 
 from ..._compat import _format_output, compute_gradients
 from ...errors import LearnpropError
-from ..checked_inputs import checked_inputs, leaves_of
+from ...training.pass_by_rules import in_training_mode, leaves_of, left_as_found, rules_in_place
+from ..checked_inputs import checked_inputs
 from .captum_rules import CaptumRules, check_rule
-from .learned import LearnedPropagation, TensorOrTuple, seeded
+from .learned import LearnedPropagation, TensorOrTuple
 
 
 class LearnedLRP(LearnedPropagation):
@@ -114,17 +112,10 @@ class LearnedLRP(LearnedPropagation):
             )
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
         leaves = leaves_of(tensors, create_graph=create_graph)
-        training = any(module.training for module in self.model.modules())
         composite = CaptumRules() if self._given is None else self._given
-        kernel = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
-        drawn = seeded(None) if training else nullcontext()
         with (
-            drawn,
-            explaining(leaves),
-            buffers_kept(self.model),
-            kernel,
-            composite.context(self.model),
-            torch.enable_grad(),
+            left_as_found(self.model, leaves, draws=in_training_mode(self.model)),
+            rules_in_place(self.model, composite, create_graph=create_graph),
         ):
             maps, output = self._explain(composite, leaves, target, additional, create_graph)
         if verbose:

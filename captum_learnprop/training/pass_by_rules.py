@@ -150,11 +150,13 @@ class RulePass:
             TargetError: If the target does not fit the output.
             LearnpropError: If an entry is not finite.
         """
-        return require_finite(select_target(self.output, target))
+        with torch.enable_grad():
+            return require_finite(select_target(self.output, target))
 
     def seed_of(self, selected: Tensor) -> Tensor:
         """The signal at the output that explains these entries ``(B,)`` of it: their derivative, in its shape."""
-        (seed,) = torch.autograd.grad(selected.sum(), self.output, retain_graph=True)
+        with torch.enable_grad():
+            (seed,) = torch.autograd.grad(selected.sum(), self.output, retain_graph=True)
         return seed
 
     def attributions(self, seed: Tensor, *, create_graph: bool = False, keep: bool = False) -> tuple[Tensor, ...]:

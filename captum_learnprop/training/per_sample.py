@@ -64,8 +64,7 @@ class OriginalPass:
             self._pass = RulePass.of(model, composite, leaves, additional)
         self.output: Tensor = self._pass.output
         output = self.output
-        with torch.enable_grad():
-            self.selected = self._pass.select(target)
+        self.selected = self._pass.select(target)
         if not self.rules.closed:
             self.rules.close(model, output, leaves)
             _warn_of_mixed_samples(self.rules, leaves[0].shape[0])

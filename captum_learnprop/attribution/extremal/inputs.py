@@ -21,13 +21,13 @@ from ...maps import per_axis, smooth
 from ...training.pass_by_rules import in_training_mode, left_as_found
 from ..checked_inputs import checked_inputs
 from ..rewards import Reward
+from ..shown import ShownAsCall, numbers_text
+from .found_masks import ExtremalMasks, NeutralMaskWarning
 from .mask_parts import Parts
 from .mask_spaces import SIGMA, STEP, FreeMasks, MaskSpace, SmoothMasks
 from .options import DEFAULT_STEPS, SearchOptions
 from .perturbations import Perturbation, perturbation_of
 from .rows import (
-    ExtremalMasks,
-    NeutralMaskWarning,
     Rows,
     areas_of,
     checked_areas,
@@ -40,17 +40,17 @@ SEARCHED_AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
 """Of the curve that an extremal area is looked for on, before halving."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExtremalArea:
     """The smallest area that suffices, and how the output grows with the area.
 
     Attributes:
-        area: ``(B,)``, share of the input; NaN where no area of the curve suffices.
-        mask: for each input ``(B, 1, *spatial)`` or ``(B, F)``: that of the extremal area, of the largest one where
-            none suffices.
-        curve_areas: ``(B, P)``, ascending.
-        curve: ``(B, P)``: what of the reward is preserved, ``(reward - empty) / (original - empty)``.
-        share: that was asked for.
+        area: Share of the input, ``(B,)``; NaN where no area of the curve suffices.
+        mask: One mask for each input, ``(B, 1, *spatial)`` or ``(B, F)``: that of the extremal area, or of the largest
+            area where none suffices.
+        curve_areas: Areas that were tried, ``(B, P)``, ascending.
+        curve: What of the reward is preserved at each, ``(reward - empty) / (original - empty)``, ``(B, P)``.
+        share: The share of the reward that was asked for.
     """
 
     area: Tensor
@@ -59,8 +59,12 @@ class ExtremalArea:
     curve: Tensor
     share: float
 
+    def __repr__(self) -> str:
+        tried = self.curve_areas.shape[1]
+        return f"ExtremalArea(area=[{numbers_text(self.area)}], share={self.share:g}, areas tried: {tried})"
 
-class ExtremalPerturbation(PerturbationAttribution):
+
+class ExtremalPerturbation(ShownAsCall, PerturbationAttribution):
     """The smooth mask of a given area that keeps the output highest (or, deleted, lowers it most).
 
     For each sample and area ``a`` it maximises ``reward(model(x under m))`` over smooth masks ``m`` of area ``a``,

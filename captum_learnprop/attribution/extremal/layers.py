@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...errors import LearnpropError
 from ..checked_inputs import checked_inputs
 from ..rewards import Reward
+from ..shown import ShownAsCall
 from ..suffix import Suffix
 from .inputs import quiet
 from .mask_spaces import SIGMA, STEP, FreeMasks, MaskSpace, SmoothMasks
@@ -23,24 +24,29 @@ from .rows import Rows, areas_of, checked_areas, mask_type
 KINDS = ("channels", "spatial")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ChannelSummary:
     """How often the channels of a layer are in the mask of a class.
 
     Attributes:
-        mean: mean mask over samples, ``(A, C)``.
-        samples: how many.
+        mean: Mean mask over samples, ``(A, C)``, in [0, 1].
+        samples: Their number.
     """
 
     mean: Tensor
     samples: int
+
+    def __repr__(self) -> str:
+        areas, channels = self.mean.shape
+        first = ", ".join(map(str, self.top(5)[0].tolist()))
+        return f"ChannelSummary(samples={self.samples}, areas={areas}, channels={channels}, top=[{first}])"
 
     def top(self, count: int) -> Tensor:
         """The channels with the highest mean, ``(A, count)``; ties in the order of channels."""
         return self.mean.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
-class LayerExtremalPerturbation(LayerAttribution, PerturbationAttribution):
+class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttribution):
     """The channels (or the places) of a layer's output that keep the model's output highest.
 
     A mask ``m (C,)`` multiplies the layer's output ``a``, ``m_c a_c`` (or fades it to ``baselines``), and is found as

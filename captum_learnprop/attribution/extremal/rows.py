@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from zennit_rules.core.scalars import plain
 
 from ...errors import LearnpropError
 from ..rewards import Reward, rows_of_target
+from .found_masks import ExtremalMasks as ExtremalMasks
+from .found_masks import NeutralMaskWarning as NeutralMaskWarning
 from .mask_parts import Parts
 from .mask_search import Found, search
 from .mask_spaces import MaskSpace
@@ -23,46 +25,13 @@ from .options import SearchOptions
 from .perturbations import Perturbation
 
 DRAWS = 8
-"""Of a perturbation that draws, for the rewards of finished masks."""
+"""Draws of a random perturbation that the reward of a finished mask is the mean of."""
 
 Masked = Callable[[tuple[Tensor, ...], Tensor, Tensor], Tensor]
 """``(masks of each input (R, *shape), samples (R,), streams (R,)) -> output of the model (R, ...)``."""
 
-
 LEAST_REMOVED = 0.05
 """Share of a sample's signal: a perturbation that removes less where the mask is 0 leaves a mask nothing to choose."""
-
-
-class NeutralMaskWarning(UserWarning):
-    """A mask of some samples says nothing: their output does not depend on it, or their input hardly does."""
-
-
-@dataclass(frozen=True)
-class ExtremalMasks:
-    """Masks with what is known of them; ``B`` samples, ``A`` areas.
-
-    Attributes:
-        masks: for each input ``(B, A, *spatial)``, or ``(B, A, F)`` for inputs without space; in [0, 1].
-        areas: asked for, ``(A,)`` or ``(B, A)``, as shares.
-        realised: share of each input's mask above one half, ``(B, A, inputs)``.
-        rewards: of the variant, under the masks, ``(B, A)``; a deletion's is minus the output.
-        original: reward of the untouched input, ``(B,)``, in the sign of preservation.
-        empty: the same of the input that is perturbed everywhere.
-        steps: taken, ``(B, A)``.
-        converged: whether the energy stopped rising, ``(B, A)``.
-        neutral: whether the output does not depend on the mask, ``(B, A)``.
-    """
-
-    masks: tuple[Tensor, ...]
-    areas: Tensor
-    realised: Tensor
-    rewards: Tensor
-    original: Tensor
-    empty: Tensor
-    steps: Tensor
-    converged: Tensor
-    neutral: Tensor
-    parameters: tuple[Tensor, ...] = field(repr=False, default=())
 
 
 @dataclass(frozen=True, kw_only=True)

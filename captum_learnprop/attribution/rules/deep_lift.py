@@ -26,12 +26,13 @@ from ...forward import output_of
 from ...targets import select_target
 from ...training.pass_by_rules import RulePass, leaves_of, left_as_found, rules_in_place
 from ..checked_inputs import checked_inputs
+from ..shown import ShownAsCall
 from .given_rules import built_at, given_rules
 from .learned import TensorOrTuple
 from .neuron_gradient import maps_of_neuron
 
 
-class LearnedDeepLift(GradientAttribution):
+class LearnedDeepLift(ShownAsCall, GradientAttribution):
     """Drop-in for ``captum.attr.DeepLift``, which trained rules turn into another one.
 
     Without ``rules`` it is DeepLIFT with the rescale rule, and equal to captum's where that one is complete. Captum
@@ -89,6 +90,12 @@ class LearnedDeepLift(GradientAttribution):
         self.eps = eps
         self._multiply_by_inputs = multiply_by_inputs
         self.rules = None if rules is None else given_rules(rules, model, "LearnedDeepLift", DeepLiftComposite)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments by name, for ``repr``."""
+        return {
+            "model": self.model, "multiply_by_inputs": self._multiply_by_inputs, "eps": self.eps, "rules": self.rules,
+        }  # fmt: skip
 
     @property
     def multiplies_by_inputs(self) -> bool:

@@ -24,6 +24,7 @@ from ...training.objectives import Agreement, SampleObjective
 from ...training.pass_by_rules import RulePass, in_training_mode, leaves_of, left_as_found, rules_in_place
 from ...training.per_sample import Descent, OriginalPass, Step, learn
 from ..checked_inputs import checked_inputs
+from ..shown import ShownAsCall
 from .given_rules import built_at, given_rules
 from .neuron_gradient import maps_of_neuron
 
@@ -36,7 +37,7 @@ DEFAULT_MASK = MaxMask("sum", sigma=0.02, power=0.5)
 DEFAULT_OBJECTIVE = Agreement(baseline="noise")
 
 
-class LearnedPropagation(GradientAttribution):
+class LearnedPropagation(ShownAsCall, GradientAttribution):
     """Gradient attribution whose backward pass uses trainable rules at the non-linear layers.
 
     Without ``rules`` they are learned for each sample anew: a gate at every activation weighs the backward signal, the
@@ -74,6 +75,8 @@ class LearnedPropagation(GradientAttribution):
     takes: ClassVar[tuple[type[LearnedComposite], ...]] = ()
     """Composites whose rules it can be given; none for all."""
 
+    always_shown = ("model", "composite")
+
     def __init__(
         self,
         model: nn.Module,
@@ -103,6 +106,10 @@ class LearnedPropagation(GradientAttribution):
             self._refuse_other_options(rules)
             self.composite = rules.composite_name
         self.rules = rules
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments by name, for ``repr``."""
+        return {"model": self.model, "composite": self.composite, "rules": self.rules, **self.options}
 
     @property
     def _given(self) -> TrainableComposite | None:

@@ -46,7 +46,7 @@ FLOORS = {
 #: Rooms of a room, from the ground up.
 INNER_FLOORS = {
     "captum_learnprop.attribution": [
-        ["checked_inputs", "rewards", "suffix"],
+        ["checked_inputs", "rewards", "shown", "suffix"],
         ["rules", "extremal", "tokens"],
         ["__init__"],
     ],

@@ -16,8 +16,8 @@ us: these measures are ours. CSC is that of Sixt, Granz and Landgraf (ICML 2020)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_learnprop.evaluation.backward_rules import BackwardRule
-from captum_learnprop.forward import output_of
 from captum_learnprop.maps import MapError
 from captum_learnprop.reparametrized import copied
+from captum_learnprop.training.pass_by_rules import RulePass, leaves_of, rules_in_place
 from zennit_rules import RuleSet
 from zennit_rules.core.linear_map import DenseMap, LinearOperands
 from zennit_rules.core.linear_watch import linear_calls_watched
@@ -91,40 +91,43 @@ class _Points:
             self.sites.append((call.name, z, out))
 
 
+@contextmanager
+def _points_noted(points: _Points) -> Iterator[None]:
+    token = recorder.set(points)
+    try:
+        yield
+    finally:
+        recorder.reset(token)
+
+
+@dataclass(frozen=True)
 class _Pass:
-    """A forward pass under a rule whose tensors are known."""
+    """A forward pass under a rule whose tensors are known; the rule is still on the model."""
 
-    def __init__(self, model: nn.Module, rule: BackwardRule, inputs: Tensor) -> None:
-        self.points = _Points()
-        self.rule = rule
-        self.leaf = inputs.detach().clone().requires_grad_()
-        self._stack = ExitStack()
-        try:
-            self._stack.enter_context(linear_calls_watched(model, self.points.linear))
-            self.composite = self._stack.enter_context(rule.around(model))
-            token = recorder.set(self.points)
-            try:
-                with torch.enable_grad():
-                    self.output = output_of(model, (self.leaf,))
-            finally:
-                recorder.reset(token)
-        except BaseException:
-            self._stack.close()
-            raise
-        if not self.points.layers:
-            self._stack.close()
-            raise MapError(f"{type(model).__name__} calls no convolution or linear layer")
+    rule: BackwardRule
+    run: RulePass
+    points: _Points
 
-    def __enter__(self) -> _Pass:
-        return self
+    @classmethod
+    @contextmanager
+    def of(cls, model: nn.Module, rule: BackwardRule, inputs: Tensor) -> Iterator[_Pass]:
+        """Run the model.
 
-    def __exit__(self, *reason: Any) -> None:
-        self._stack.close()
+        Raises:
+            MapError: If no layer is called.
+        """
+        points, composite = _Points(), rule.rules.composite()
+        with linear_calls_watched(model, points.linear), rules_in_place(model, composite):
+            with _points_noted(points):
+                run = RulePass.of(model, composite, leaves_of((inputs,)))
+            if not points.layers:
+                raise MapError(f"{type(model).__name__} calls no convolution or linear layer")
+            yield cls(rule, run, points)
 
     def signals(self, targets: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What arrives at tensors of the pass."""
-        seed = self.rule.seed(self.composite, self.output, targets)
-        return self.pulled(self.output, seed, tensors)
+        seed = self.rule.seed(self.run.composite, self.run.output, targets)
+        return self.pulled(self.run.output, seed, tensors)
 
     def pulled(self, start: Tensor, seed: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What arrives at tensors of the pass if ``seed`` starts at another."""
@@ -440,7 +443,7 @@ def _profile(
     names: tuple[str, ...] = ()
     chunks = []
     for rows in torch.arange(len(inputs), device=inputs.device).split(internal_batch_size):
-        with _Pass(model, rule, inputs[rows]) as run:
+        with _Pass.of(model, rule, inputs[rows]) as run:
             chunks.append(scores(run, rows))
             names = tuple(run.points.names)
     return LayerProfile(names, torch.cat(chunks, 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +25,6 @@ class BackwardRule:
 
     name: str
     rules: RuleSet
-
-    def around(self, model: nn.Module) -> AbstractContextManager[TrainableComposite]:
-        """Put the rules around the model, or one of the same architecture with other weights."""
-        return self.rules.applied(model)
 
     def seed(self, composite: TrainableComposite, output: Tensor, targets: Tensor) -> Tensor:
         """What the backward pass starts with."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from zennit.composites import COMPOSITES
 
 from captum_learnprop.maps import MapError
+from captum_learnprop.training.pass_by_rules import leaves_of, rules_in_place
 from zennit_rules import LearnedEpsilonGammaBox, RuleSet, composite_class
 from zennit_rules.composites import LearnedComposite
 from zennit_rules.rules.contributions import ContributionGate
@@ -166,9 +167,9 @@ def _made(make: Callable[..., Any], canonizers: list[Any]) -> Any:
 
 
 def _share(model: nn.Module, composite: Any, inputs: Tensor, targets: Tensor) -> Tensor:
-    leaf = inputs.detach().clone().requires_grad_()
+    (leaf,) = leaves_of((inputs,))
     try:
-        with composite.context(model), torch.enable_grad():
+        with rules_in_place(model, composite):
             output = model(leaf)
             if output.dim() != 2:
                 raise MapError(f"the model must return (B, classes), got {tuple(output.shape)}")

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from captum_learnprop.commands._log import logs_shown
 from captum_learnprop.errors import LearnpropError, PluginWarning, did_you_mean
 
 __all__ = ["LazyGroup", "cli", "main"]
@@ -80,7 +81,7 @@ class LazyGroup(click.Group):
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         options = extra.setdefault("obj", {"debug": False})
         _print_any_name()
-        with _short_plugin_warnings():
+        with _short_plugin_warnings(), logs_shown():
             try:
                 result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             except click.Abort:

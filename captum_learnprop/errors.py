@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "InputWarning", "LearnpropError", "PluginError", "PluginWarning", "PropagationRuleError", "TargetError",
-    "did_you_mean",
+    "TrainingWarning", "did_you_mean",
 ]  # fmt: skip
 
 
@@ -28,6 +28,10 @@ class PluginError(LearnpropError):
 
 class InputWarning(UserWarning):
     """Inputs can be explained, but look like none that the model was trained on."""
+
+
+class TrainingWarning(UserWarning):
+    """A training went otherwise than asked for, such as an early end; what it gave can be used."""
 
 
 class PluginWarning(UserWarning):

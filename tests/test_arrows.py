@@ -18,7 +18,7 @@ PACKAGES = ("zennit_rules", "captum_learnprop")
 #: Rooms and single files by floor, from the ground up; an arrow may stay on its floor or run down.
 FLOORS = {
     "zennit_rules": [
-        ["_compat", "errors", "_moved", "rule_file"],
+        ["_compat", "errors", "_moved", "files", "rule_file"],
         ["core"],
         ["gates"],
         ["rules"],
@@ -53,7 +53,12 @@ INNER_FLOORS = {
 }
 
 #: Where a module may be imported inside a function: the command line and plugins must not wait for torch.
-DEFERRED = ("captum_learnprop.commands", "captum_learnprop.errors", "captum_learnprop.plugins")
+DEFERRED = (
+    "captum_learnprop.commands",
+    "captum_learnprop.errors",
+    "captum_learnprop.files",
+    "captum_learnprop.plugins",
+)
 
 #: Heavy packages that are extras, and those that only some calls need.
 OPTIONAL = {"h5py", "sklearn", "timm", "transformers", "matplotlib", "tensorboard", "torch"}

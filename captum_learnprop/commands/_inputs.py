@@ -1,13 +1,12 @@
-"""What commands on a model and a folder of images share: loading both, and the options that name them."""
+"""What commands on a model and a folder of images share: loading both."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from captum_learnprop.errors import LearnpropError
 
@@ -17,13 +16,11 @@ if TYPE_CHECKING:
 
     from captum_learnprop.images import Preprocessing
 
+_LOG = logging.getLogger(__name__)
+
 PREDICTED = "predicted"
 FROM_FOLDER = "label-from-folder"
 TORCHVISION = "torchvision:"
-
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-PATH = click.Path(path_type=Path)
-POSITIVE = click.IntRange(min=1)
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class ModelRequest:
     def warn_of_random_weights(self) -> None:
         """Say that a torchvision model was asked for without weights."""
         if self.torchvision_name and not (self.weights or self.checkpoint):
-            click.echo("warning: neither --weights nor --checkpoint: the model has random weights", err=True)
+            _LOG.warning("neither --weights nor --checkpoint: the model has random weights")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,10 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 from captum_learnprop.commands._inputs import (
-    FILE,
     FROM_FOLDER,
-    PATH,
-    POSITIVE,
     PREDICTED,
     Classifier,
     ModelRequest,
@@ -26,8 +24,21 @@ from captum_learnprop.commands._inputs import (
     preprocessing_of,
 )
 from captum_learnprop.commands._key_value import KeyValue, as_dict
+from captum_learnprop.commands._mistakes import users_mistakes
 from captum_learnprop.commands._one_of import OneOf
 from captum_learnprop.commands._one_process import one_process
+from captum_learnprop.commands._options import (
+    FILE,
+    PATH,
+    POSITIVE,
+    checkpoint_option,
+    debug_option,
+    normalization_option,
+    recursive_option,
+    size_option,
+    threads_option,
+    weights_option,
+)
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.files import WriteError, printable
 
@@ -42,6 +53,8 @@ if TYPE_CHECKING:
     from zennit_rules import RuleSet
 
     Explainer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -377,10 +390,11 @@ def _warn_of_other_seeds(rules: RuleSet, method: str) -> None:
 
     used = composite_class(rules.composite_name)
     if used.starts_with_output or used.ends_with_input:
-        click.echo(
-            f"warning: {method} neither starts nor ends as rules of {rules.composite_name} do, so its maps may have "
-            "another sign or scale; use --method learned_propagation",
-            err=True,
+        _LOG.warning(
+            "%s neither starts nor ends as rules of %s do, so its maps may have another sign or scale; use --method "
+            "learned_propagation",
+            method,
+            rules.composite_name,
         )
 
 
@@ -450,8 +464,8 @@ class _Target(click.ParamType):
 
 @click.command(name="attribute", context_settings={"show_default": True})
 @click.option("--model", required=True, metavar="SPEC", help="What to explain, e.g. torchvision:resnet18.")
-@click.option("--weights", metavar="NAME", help="Pretrained weights of the model, e.g. DEFAULT.")
-@click.option("--checkpoint", type=FILE, help="File with the model's weights.")
+@weights_option
+@checkpoint_option
 @click.option("--method", required=True, metavar="NAME", help="How to explain; see `learnprop plugins`.")
 @click.option("--composite", metavar="NAME", help="Composite of the method, if it takes one.")
 @click.option("--gate", metavar="NAME", help="Gate of the method, if it takes one.")
@@ -478,7 +492,7 @@ class _Target(click.ParamType):
 @click.option("--rules", type=FILE, help="Trained rule set, for every gradient-based method.")
 @click.option("--steps", type=POSITIVE, help="Steps of the method, if it takes some.")
 @click.option("--images", required=True, type=PATH, help="Folder of images, or one image.")
-@click.option("--recursive", is_flag=True, help="Look in sub-folders too.")
+@recursive_option
 @click.option(
     "--target",
     type=_Target(),
@@ -491,17 +505,12 @@ class _Target(click.ParamType):
 @click.option("--hdf5/--no-hdf5", default=True, help="Gather all maps in one HDF5 file (needs h5py).")
 @click.option("--dataset-file", is_flag=True, help="Also write the other files that ViRelAy needs.")
 @click.option("--batch-size", type=POSITIVE, default=8, help="Images explained at a time.")
-@click.option("--size", type=POSITIVE, help="Input size.  [default: that of the weights, else 224]")
-@click.option(
-    "--normalization",
-    type=OneOf(["auto", "imagenet", "none"]),
-    default="auto",
-    help="auto: that of the weights, ImageNet's for other torchvision models, none for other models.",
-)
-@click.option("--threads", type=POSITIVE, help="CPU threads.  [default: torch decides]")
+@size_option
+@normalization_option
+@threads_option
 @click.option("--device", default="cpu", metavar="NAME", help="Where to compute.")
 @click.option("--seed", type=int, default=0, help="For random weights and methods that draw at random.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@debug_option
 @click.pass_context
 def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     """Write attributions of a model for a folder of images.
@@ -519,18 +528,14 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     report = Report()
     request.warn_of_random_weights()
     try:
-        run(request, report)
+        with users_mistakes():
+            run(request, report)
     except KeyboardInterrupt as error:
         during = f" ({error.during})" if hasattr(error, "during") else ""
         click.echo(f"stopped with {_counted(report)}; the same command resumes{during}", err=True)
         raise
     except WriteError as error:
         raise LearnpropError(f"{error}; {_counted(report)}: make room, the same command resumes") from error
-    # Captum, Zennit and the file system tell mistakes of the user by these.
-    except (ValueError, OSError, AssertionError) as error:
-        if isinstance(error, LearnpropError):
-            raise
-        raise LearnpropError(str(error) or type(error).__name__) from error
     for name, reason in report.skipped.items():
         click.echo(f"skipped {printable(name)}: {reason}", err=True)
     click.echo(f"{_counted(report)} in {request.out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -16,10 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from captum_learnprop.commands._inputs import (
-    FILE,
     FROM_FOLDER,
-    PATH,
-    POSITIVE,
     PREDICTED,
     Classifier,
     ModelRequest,
@@ -28,7 +26,19 @@ from captum_learnprop.commands._inputs import (
     preprocessing_of,
 )
 from captum_learnprop.commands._key_value import KeyValue, as_dict
+from captum_learnprop.commands._mistakes import users_mistakes
 from captum_learnprop.commands._one_of import OneOf
+from captum_learnprop.commands._options import (
+    PATH,
+    POSITIVE,
+    checkpoint_option,
+    debug_option,
+    normalization_option,
+    recursive_option,
+    size_option,
+    threads_option,
+    weights_option,
+)
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import printable
 
@@ -40,6 +50,8 @@ if TYPE_CHECKING:
     from captum_learnprop.images import ImageFile, Preprocessing
     from captum_learnprop.training.trainer import RuleTrainer
     from zennit_rules import RuleSet
+
+_LOG = logging.getLogger(__name__)
 
 _CHECKED = 4
 """Images that rules are built on before anything is measured; one alone could be of one colour, without a range."""
@@ -159,7 +171,7 @@ def _is_main() -> bool:
 
 def _warn(message: str) -> None:
     if _is_main():
-        click.echo(f"warning: {message}", err=True)
+        _LOG.warning("%s", message)
 
 
 def _check_output(request: Request) -> None:
@@ -346,10 +358,10 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 
 @click.command(name="train", context_settings={"show_default": True})
 @click.option("--model", required=True, metavar="SPEC", help="Whose rules to learn, e.g. torchvision:resnet18.")
-@click.option("--weights", metavar="NAME", help="Pretrained weights of the model, e.g. DEFAULT.")
-@click.option("--checkpoint", type=FILE, help="File with the model's weights.")
+@weights_option
+@checkpoint_option
 @click.option("--images", required=True, type=PATH, help="Folder of training images; labels are not needed.")
-@click.option("--recursive", is_flag=True, help="Look in sub-folders too.")
+@recursive_option
 @click.option(
     "--composite",
     default="learned_gradient",
@@ -397,13 +409,8 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 @click.option("--targets-per-image", type=POSITIVE, default=1, help="The highest predictions that are explained.")
 @click.option("--out", required=True, type=PATH, metavar="FILE", help="Where the rules go, e.g. rules.safetensors.")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
-@click.option("--size", type=POSITIVE, help="Input size.  [default: that of the weights, else 224]")
-@click.option(
-    "--normalization",
-    type=OneOf(["auto", "imagenet", "none"]),
-    default="auto",
-    help="auto: that of the weights, ImageNet's for other torchvision models, none for other models.",
-)
+@size_option
+@normalization_option
 @click.option("--steps", type=POSITIVE, default=80, help="Optimiser steps.")
 @click.option("--batch-size", type=POSITIVE, default=12, help="Images times targets per step, over all processes.")
 @click.option("--lr", type=float, help="First learning rate.  [default: 0.03, for LRP 0.01]")
@@ -422,11 +429,11 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 @click.option("--precision", type=OneOf(["float32", "bfloat16"]), help="Of autocast.  [default: that of the model]")
 @click.option("--internal-batch-size", type=POSITIVE, default=64, help="Rows at a time; less takes less memory.")
 @click.option("--device", default="cpu", metavar="NAME", help="Where to compute; with torchrun, cuda is one GPU each.")
-@click.option("--threads", type=POSITIVE, help="CPU threads.  [default: torch decides]")
+@threads_option
 @click.option("--examples-dir", type=PATH, metavar="DIR", help="Keep images and measurements there; used again.")
 @click.option("--resume", type=PATH, metavar="FILE", help="Save the run in this file, or go on from it.")
 @click.option("--log-dir", type=PATH, metavar="DIR", help="Write training.csv and training.png there.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@debug_option
 @click.pass_context
 def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     """Learn the propagation rules of a model from a folder of images.
@@ -445,17 +452,12 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     if _is_main():
         request.warn_of_random_weights()
     try:
-        with _short_warnings():
+        with _short_warnings(), users_mistakes():
             result = run(request)
     except KeyboardInterrupt:
         if _is_main():
             click.echo(_stopped(request), err=True)
         raise
-    # The model's code and the file system tell mistakes of the user by these.
-    except (ValueError, OSError, AssertionError) as error:
-        if isinstance(error, LearnpropError):
-            raise
-        raise LearnpropError(str(error) or type(error).__name__) from error
     if _is_main():
         click.echo("\n".join(_summary(request, result)))
 

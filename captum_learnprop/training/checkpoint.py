@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.files import replacing
+from captum_learnprop.files import write_bytes
 from zennit_rules import rule_file
 
 FORMAT_VERSION = "1"
@@ -65,8 +65,7 @@ def write(path: Path, state: TrainingState, config: Mapping[str, Any]) -> None:
         "waited": state.waited,
         "rows": state.rows,
     }
-    with replacing(path) as temporary:
-        rule_file.write(temporary, _KEY, document, tensors)
+    write_bytes(path, rule_file.packed(_KEY, document, tensors))
 
 
 def read(path: Path, config: Mapping[str, Any]) -> TrainingState:

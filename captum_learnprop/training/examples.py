@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from captum_learnprop.training.distributed import Processes
 from captum_learnprop.training.occlusion import generator_of, measure_drops, random_regions
 from captum_learnprop.training.quantities import Quantity
 from zennit_rules.core import fingerprint
+from zennit_rules.files import replacing
 
 PREDICTED = "predicted"
 LABELS = "labels"
@@ -356,13 +356,10 @@ def _digest(tensors: tuple[Labels, ...], key: dict[str, Any]) -> str:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=metadata)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, metadata=metadata))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(
             f"cannot write examples to {path}: {error}; free some space and start again, it goes on"
         ) from error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from captum_learnprop.errors import LearnpropError
+from zennit_rules.files import replacing
 
 
 class TrainingLog:
@@ -61,15 +61,12 @@ class TrainingLog:
         if self._path is None or not self.rows:
             return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
         try:
-            with temporary.open("w", newline="", encoding="utf-8") as file:
+            with replacing(self._path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, columns, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(self.rows)
-            os.replace(temporary, self._path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             warnings.warn(f"cannot write the log {self._path}: {error}; training goes on", stacklevel=2)
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from captum_learnprop.commands._one_process import one_process
 from captum_learnprop.commands._threads import threads
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import WriteError, check_folder
+from captum_learnprop.tables import columns
 
 # torch takes seconds to import: the help must not wait for it.
 if TYPE_CHECKING:
@@ -260,12 +261,11 @@ def overview(rows: Sequence[Row]) -> str:
     """Average precision of each method, averaged over the scene families of each net, one column per net."""
     panels = {model: _mean_precision(rows, model) for model in dict.fromkeys(row.model for row in rows)}
     methods = list(dict.fromkeys(row.method for row in rows))
-    lines = [[FIGURE_SCORE, *panels]]
+    lines = []
     for method in methods:
         known = [panel.get(method) for panel in panels.values()]
         lines.append([method, *("-" if one is None else _number(*one[:3]) for one in known)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return columns([FIGURE_SCORE, *panels], lines)
 
 
 def _number(row: Row, mean: float, error: float) -> str:

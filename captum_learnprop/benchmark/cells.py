@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from captum_learnprop.benchmark.contenders import LEARNED, UNTRAINED, Contender
+from captum_learnprop.benchmark.contenders import UNTRAINED, Contender
 from captum_learnprop.benchmark.identity import BenchmarkError, file_stem, require_same
 from captum_learnprop.benchmark.scorecard import SCORES
 from captum_learnprop.benchmark.settings import Settings
+from captum_learnprop.benchmark.summary import LEARNED
 from captum_learnprop.files import write_text
 
 VERSION = 1

@@ -18,6 +18,7 @@ from captum_learnprop.benchmark.identity import BenchmarkError, file_stem
 from captum_learnprop.benchmark.nets import Subject
 from captum_learnprop.benchmark.rule_families import DEEP_LIFT, GATES
 from captum_learnprop.benchmark.settings import Settings, composite_of
+from captum_learnprop.benchmark.summary import LEARNED
 from zennit_rules import RuleSet
 from zennit_rules.core import fingerprint
 
@@ -29,8 +30,12 @@ TRUTH, CONTROL = "ground truth", "control"
 
 PER_SAMPLE = "learned per sample"
 REFINED = "shared + refined"
-LEARNED, UNTRAINED = "learned", "untrained"
-"""Families of methods beside those of `hand_made.FAMILIES`."""
+
+UNTRAINED = "untrained"
+"""Family of what learned methods, of the family `LEARNED`, start from; beside those of `hand_made.FAMILIES`."""
+
+GIVEN = "rules "
+"""What the names of rules from files begin with."""
 
 ONE_PASS, CONTRAST_PASS, REFERENCE_PASS, STEP_PASSES = 2, 1, 1, 4
 """Passes through the net of an explanation by given rules, those that a contrast stream and a reference input add, and
@@ -92,7 +97,7 @@ def every_contender(settings: Settings, rules: Sequence[Path] = ()) -> list[Cont
 
 def given_name(path: Path) -> str:
     """Returns the name of the method that the rules of a file are."""
-    return f"rules {path.stem}"
+    return f"{GIVEN}{path.stem}"
 
 
 def _require_own_files(every: Sequence[Contender]) -> None:

@@ -169,6 +169,32 @@ def summarise(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
     return [_row(key, group) for key, group in groups.items()]
 
 
+def rows_of(results: Mapping[str, Any]) -> list[Row]:
+    """Returns the rows of a ``results.json``, without the scores of single samples, which only cells have.
+
+    Args:
+        results: The file's content, as `json.load` reads it.
+
+    Raises:
+        KeyError: It is no such content.
+    """
+    return [_row_of(fields) for fields in results["rows"]]
+
+
+def _row_of(fields: Mapping[str, Any]) -> Row:
+    numbers = {name: math.nan for name in ("seconds", "recognised", "training_seconds") if fields[name] is None}
+    tables = {
+        which: {name: Estimate(**_nan_for_none(one)) for name, one in fields[which].items()}
+        for which in ("estimates", "same")
+    }
+    failures = tuple((seed, error) for seed, error in fields["failures"])
+    return Row(**{**fields, **numbers, **tables, "failures": failures, "samples": {}})
+
+
+def _nan_for_none(numbers: Mapping[str, float | None]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in numbers.items()}
+
+
 def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
     good = [cell for cell in group if cell["error"] is None]
     names = [name for name in SCORES if good and all(name in cell["scores"] for cell in good)]

@@ -14,6 +14,7 @@ from captum_learnprop.benchmark.comparison import standard_error
 from captum_learnprop.benchmark.rule_families import RULE_FAMILIES, RuleFamily, rule_family
 from captum_learnprop.benchmark.scorecard import SCORES
 from captum_learnprop.scenes.scenes import QUESTIONS_PER_SCENE
+from captum_learnprop.tables import markdown
 
 Array = NDArray[np.float64]
 
@@ -168,6 +169,32 @@ def summarise(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
     return [_row(key, group) for key, group in groups.items()]
 
 
+def rows_of(results: Mapping[str, Any]) -> list[Row]:
+    """Returns the rows of a ``results.json``, without the scores of single samples, which only cells have.
+
+    Args:
+        results: The file's content, as `json.load` reads it.
+
+    Raises:
+        KeyError: It is no such content.
+    """
+    return [_row_of(fields) for fields in results["rows"]]
+
+
+def _row_of(fields: Mapping[str, Any]) -> Row:
+    numbers = {name: math.nan for name in ("seconds", "recognised", "training_seconds") if fields[name] is None}
+    tables = {
+        which: {name: Estimate(**_nan_for_none(one)) for name, one in fields[which].items()}
+        for which in ("estimates", "same")
+    }
+    failures = tuple((seed, error) for seed, error in fields["failures"])
+    return Row(**{**fields, **numbers, **tables, "failures": failures, "samples": {}})
+
+
+def _nan_for_none(numbers: Mapping[str, float | None]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in numbers.items()}
+
+
 def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
     good = [cell for cell in group if cell["error"] is None]
     names = [name for name in SCORES if good and all(name in cell["scores"] for cell in good)]
@@ -296,7 +323,8 @@ def _overview(rows: Sequence[Row]) -> str:
     name = "average precision"
     places = _places(rows)
     by_place = {(row.model, row.scenes, row.method): row for row in rows}
-    lines = [["method", *(f"{model} {scenes}" for model, scenes in places)]]
+    head = ["method", *(f"{model} {scenes}" for model, scenes in places)]
+    lines = []
     best = {place: _best([row for row in rows if (row.model, row.scenes) == place], name) for place in places}
     for method in dict.fromkeys(row.method for row in rows):
         cells = []
@@ -305,7 +333,7 @@ def _overview(rows: Sequence[Row]) -> str:
             known = row is not None and name in row.estimates
             cells.append(_shown(row.estimates[name], best[place]) + row.mark if row is not None and known else "-")
         lines.append([method, *cells])
-    return _grid(lines)
+    return markdown(head, lines)
 
 
 def _families(rows: Sequence[Row], found: Sequence[Difference]) -> list[str]:
@@ -319,7 +347,7 @@ def _families(rows: Sequence[Row], found: Sequence[Difference]) -> list[str]:
             arrow = "higher" if SCORES[name].higher_is_better else "lower"
             lines = [line for family in trained for line in _family_lines(family, name, rows, found)]
             head = ["family", "method", *(f"{model} {scenes}" for model, scenes in _places(rows))]
-            parts += [f"{name[0].upper()}{name[1:]} ({arrow} is better):", _grid([head, *lines])]
+            parts += [f"{name[0].upper()}{name[1:]} ({arrow} is better):", markdown(head, lines)]
     return parts
 
 
@@ -363,7 +391,8 @@ def _scores(room: Sequence[Row], which: str) -> str:
     best = {name: _best(room, name, which) for name in names}
     arrows = [f"{name} {'^' if SCORES[name].higher_is_better else 'v'}" for name in names]
     trained = which == "estimates" and any(not math.isnan(row.training_seconds) for row in room)
-    lines = [["method", *arrows, "passes", "ms / image", *["training s"] * trained, "treatment"]]
+    head = ["method", *arrows, "passes", "ms / image", *["training s"] * trained, "treatment"]
+    lines = []
     for row in room:
         found = getattr(row, which)
         if row.error is None:
@@ -371,7 +400,7 @@ def _scores(room: Sequence[Row], which: str) -> str:
             training = "-" if math.isnan(row.training_seconds) else f"{row.training_seconds:.0f}"
             last = [*[training] * trained, row.treatment if which == "estimates" else ""]
             lines.append([row.label, *cells, str(row.passes), f"{1000 * row.seconds:.1f}", *last])
-    return _grid(lines)
+    return markdown(head, lines)
 
 
 def _best(room: Sequence[Row], name: str, which: str = "estimates") -> float:
@@ -405,12 +434,12 @@ def _paired(found: Sequence[Difference]) -> str:
     if not found:
         return ""
     names = list(dict.fromkeys(one.score for one in found))
-    lines = [["learned method minus", *names]]
+    lines = []
     by_key = {(one.method, one.reference, one.score): one for one in found}
     for method, reference in dict.fromkeys((one.method, one.reference) for one in found):
         cells = [_gain(by_key.get((method, reference, name)), reference) for name in names]
         lines.append([f"{method} minus {reference}", *cells])
-    return f"{_PAIRED}\n\n{_grid(lines)}"
+    return "\n\n".join([_PAIRED, markdown(["learned method minus", *names], lines)])
 
 
 def _gain(one: Difference | None, reference: str) -> str:
@@ -428,8 +457,3 @@ _PAIRED = (
     "training seeds, of the mean difference of each seed. Bold: better than the reference by more than "
     f"{CLEARLY:g} standard errors, the root of the sum of both squared."
 )
-
-
-def _grid(lines: Sequence[Sequence[str]]) -> str:
-    head, *body = (f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-    return "\n".join([head, "|---" * len(lines[0]) + "|", *body])

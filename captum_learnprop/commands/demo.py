@@ -16,6 +16,7 @@ import click
 from captum_learnprop.commands._one_process import one_process
 from captum_learnprop.commands._threads import threads
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.tables import columns
 
 # torch takes seconds to import: the help must not wait for it.
 if TYPE_CHECKING:
@@ -207,8 +208,9 @@ def format_table(results: Sequence[Result]) -> str:
 
     rows = table(results)
     best = {score: (max if higher else min)(float(row[score]) for row in rows) for score, higher in SCORES.items()}
-    lines = [["method", *(f"{score} {'^' if higher else 'v'}" for score, higher in SCORES.items()),
-              "cost (x saliency)", "ms / image", "map treatment"]]  # fmt: skip
+    head = ["method", *(f"{score} {'^' if higher else 'v'}" for score, higher in SCORES.items()),
+            "cost (x saliency)", "ms / image", "map treatment"]  # fmt: skip
+    lines = []
     for row in rows:
         scores = [
             f"{row[score]:.3f} +- {row[f'{score} standard error']:.3f}" + ("*" if row[score] == best[score] else " ")
@@ -216,8 +218,7 @@ def format_table(results: Sequence[Result]) -> str:
         ]
         cost = [f"{row['cost']:.1f}", f"{1000 * float(row['seconds per image']):.1f}"]
         lines.append([str(row["method"]), *scores, *cost, str(row["treatment"])])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return columns(head, lines)
 
 
 def summary(results: Sequence[Result], learning: dict[str, float]) -> str:

@@ -22,9 +22,11 @@ from captum_learnprop.commands._one_process import one_process
 from captum_learnprop.commands._threads import threads
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import WriteError, check_folder
+from captum_learnprop.tables import columns
 
 # torch takes seconds to import: the help must not wait for it.
 if TYPE_CHECKING:
+    from captum_learnprop.benchmark.cost_figure import Mean
     from captum_learnprop.benchmark.suite import Suite
     from captum_learnprop.benchmark.summary import Row
 
@@ -33,11 +35,6 @@ SCENES = ("digits", "pairs", "grid", "patch", "parts")
 COMPOSITES = ("learned_gradient", "learned_guided_backprop", "learned_deeplift", "learned_epsilon_gamma_box")
 
 RESULTS, TABLE, FIGURE = "results.json", "table.md", "figure.png"
-
-SHORTEST = 1e-5
-"""Seconds per image that the figure starts at: controls take less."""
-
-FIGURE_SCORE = "average precision"
 
 PACKAGES = ("captum-learnprop", "torch", "torchvision", "captum", "zennit", "numpy", "scikit-learn")
 
@@ -205,8 +202,10 @@ def suite_of(plan: Plan) -> Suite:
 
 def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
     """Tables, figure, and everything that is needed to repeat the run."""
+    from captum_learnprop.benchmark.cost_figure import cost_figure
     from captum_learnprop.benchmark.summary import to_markdown
     from captum_learnprop.files import write_text
+    from captum_learnprop.plot import save_figure
 
     about = {**provenance(plan), "multiply-adds with a rule of LRP": _reach(dict.fromkeys(row.model for row in rows))}
     facts = "\n".join(f"- {name}: {_words(value)}" for name, value in about.items())
@@ -214,8 +213,8 @@ def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
         write_text(plan.out / RESULTS, json.dumps(document(rows, about), indent=1) + "\n"),
         write_text(plan.out / TABLE, f"{to_markdown(rows)}\n## How it was made\n\n{facts}\n"),
     ]
-    figure = draw(rows, plan.out / FIGURE, threads=plan.threads)
-    return written if figure is None else [*written, figure]
+    figure = cost_figure(rows, threads=plan.threads)
+    return written if figure is None else [*written, save_figure(figure, plan.out / FIGURE)]
 
 
 def _reach(models: Iterable[str]) -> dict[str, str]:
@@ -257,74 +256,19 @@ def provenance(plan: Plan) -> dict[str, Any]:
 
 
 def overview(rows: Sequence[Row]) -> str:
-    """Average precision of each method, averaged over the scene families of each net, one column per net."""
-    panels = {model: _mean_precision(rows, model) for model in dict.fromkeys(row.model for row in rows)}
-    methods = list(dict.fromkeys(row.method for row in rows))
-    lines = [[FIGURE_SCORE, *panels]]
-    for method in methods:
-        known = [panel.get(method) for panel in panels.values()]
-        lines.append([method, *("-" if one is None else _number(*one[:3]) for one in known)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    """Returns a table of average precision, averaged over the scene families of each net, one column per net."""
+    from captum_learnprop.benchmark.cost_figure import SCORE, mean_scores
+
+    nets = {model: mean_scores(rows, model) for model in dict.fromkeys(row.model for row in rows)}
+    lines = []
+    for method in dict.fromkeys(row.method for row in rows):
+        known = [means.get(method) for means in nets.values()]
+        lines.append([method, *("-" if one is None else _number(one) for one in known)])
+    return columns([SCORE, *nets], lines)
 
 
-def _number(row: Row, mean: float, error: float) -> str:
-    return f"{mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}") + row.mark
-
-
-def draw(rows: Sequence[Row], path: Path, *, threads: int = 1) -> Path | None:
-    """Time per image against average precision, one panel per net; None without average precision."""
-    from captum_learnprop.benchmark.summary import LEARNED
-    from captum_learnprop.plot import CostQuality, cost_quality, save_figure
-
-    panels = {}
-    for model in dict.fromkeys(row.model for row in rows):
-        known = _mean_precision(rows, model).values()
-        controls = [(mean, row.method) for row, mean, *_ in known if row.family == "control"]
-        title = model + "".join(f" (best control: {name} {mean:.2f})" for mean, name in sorted(controls)[-1:])
-        panels[title] = [
-            CostQuality(
-                row.label, row.family, 1000 * max(seconds, SHORTEST), mean, 0.0 if math.isnan(error) else error,
-                row.family == LEARNED,
-            )
-            for row, mean, error, seconds in known
-            if row.family != "control"
-        ]  # fmt: skip
-    panels = {title: panel for title, panel in panels.items() if panel}
-    if not panels:
-        return None
-    families = ", ".join(dict.fromkeys(row.scenes for row in rows))
-    return save_figure(
-        cost_quality(
-            panels, cost=f"milliseconds per image ({_counted(threads)}, log scale)", quality=FIGURE_SCORE,
-            title=f"Which pixels are the asked object? Mean over {families}; learned rules in red",
-        ),
-        path,
-    )  # fmt: skip
-
-
-def _counted(threads: int) -> str:
-    return "one thread" if threads == 1 else f"{threads} threads"
-
-
-def _mean_precision(rows: Sequence[Row], model: str) -> dict[str, tuple[Row, float, float, float]]:
-    """By method: its row with the fewest seeds; mean, standard error and seconds over all scene families of the net.
-
-    Methods that lack one of the families are left out: their mean would be one of other scenes.
-    """
-    found: dict[str, tuple[Row, float, float, float]] = {}
-    room = [row for row in rows if row.model == model]
-    families = {row.scenes for row in room}
-    for method in dict.fromkeys(row.method for row in room):
-        group = [row for row in room if row.method == method and FIGURE_SCORE in row.estimates]
-        estimates = [row.estimates[FIGURE_SCORE] for row in group]
-        if {row.scenes for row in group} != families or any(math.isnan(one.mean) for one in estimates):
-            continue
-        mean = sum(one.mean for one in estimates) / len(group)
-        error = sum(one.standard_error**2 for one in estimates) ** 0.5 / len(group)  # NaN if one is not known
-        fewest = min(group, key=lambda row: row.seeds)
-        found[method] = (fewest, mean, error, sum(row.seconds for row in group) / len(group))
-    return found
+def _number(mean: Mean) -> str:
+    return f"{mean.score:.3f}" + ("" if math.isnan(mean.error) else f" ± {mean.error:.3f}") + mean.row.mark
 
 
 def _words(value: Any) -> str:

@@ -25,6 +25,7 @@ from captum_learnprop.evaluation.randomization import full_randomization, parame
 from captum_learnprop.evaluation.similarity import spearman
 from captum_learnprop.forward import output_of
 from captum_learnprop.maps import MapError
+from captum_learnprop.tables import markdown
 
 LOW, HIGH = 0.15, 0.5
 """A map whose correlation with those of re-initialised nets is up to the first depends on the weights, above the second
@@ -76,6 +77,11 @@ class RuleReport:
     share: float = 1.0
 
 
+_COLUMNS = (
+    "rule", "re-initialised nets", "absolute", "two classes", "input (centred)", "redraws", "random vectors",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Analysis:
     """Reports of several rules on the same model and images.
@@ -102,16 +108,8 @@ class Analysis:
         lines = [
             f"# Backward rules of {self.model}", "",
             f"Means over {self.images} images; the cosines are those at the first layer's input.", "",
-            "| rule | re-initialised nets | absolute | two classes | input (centred) | redraws | random vectors |",
-            "|---|---|---|---|---|---|---|",
+            self._table(), "",
         ]  # fmt: skip
-        for one in self.reports:
-            numbers = (
-                one.full, one.full_absolute, first(one.classes), first(one.alignment), one.redraws,
-                first(one.convergence),
-            )  # fmt: skip
-            lines.append(f"| {one.rule} | " + " | ".join(_number(value) for value in numbers) + " |")
-        lines.append("")
         for one in self.reports:
             reach = f"{one.share:.1%} of the net's multiply-adds have a rule"
             lines += [f"## {one.rule}", "", *(f"* {text}" for text in (*one.verdicts.values(), reach)), ""]
@@ -124,6 +122,16 @@ class Analysis:
             "",
         ]
         return "\n".join(lines)
+
+    def _table(self) -> str:
+        rows = []
+        for one in self.reports:
+            numbers = (
+                one.full, one.full_absolute, first(one.classes), first(one.alignment), one.redraws,
+                first(one.convergence),
+            )  # fmt: skip
+            rows.append([one.rule, *map(_number, numbers)])
+        return markdown(_COLUMNS, rows)
 
 
 def analyse(

@@ -32,6 +32,7 @@ from torchvision.models import get_model
 import captum_learnprop as cl
 import zennit_rules as zr
 from captum_learnprop.attribution.rules.learned import DEFAULT_LR, DEFAULT_MASK, DEFAULT_OBJECTIVE
+from captum_learnprop.tables import markdown
 from captum_learnprop.training.per_sample import Descent, OriginalPass, Step
 
 TARGET = 1
@@ -178,10 +179,7 @@ def memory(name: str, size: int, batch: int, device: str) -> dict[str, object]:
 def show(rows: list[dict[str, object]]) -> None:
     """Print rows as a Markdown table."""
     names = list(rows[0])
-    print("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
-    for row in rows:
-        print("| " + " | ".join(str(row[name]) for name in names) + " |")
-    print(flush=True)
+    print(markdown(names, [[str(row[name]) for name in names] for row in rows]), flush=True)
 
 
 def main() -> None:

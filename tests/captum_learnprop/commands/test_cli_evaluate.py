@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
 from captum_learnprop import files, plot
+from captum_learnprop.benchmark.cost_figure import cost_figure
 from captum_learnprop.benchmark.rule_families import RULE_FAMILIES
 from captum_learnprop.benchmark.summary import Row, summarise
 from captum_learnprop.cli import cli
@@ -227,7 +228,7 @@ def test_error_bars_are_inside_the_figure() -> None:
     assert high > 0.8
 
 
-def test_means_over_families_are_of_all_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_means_over_families_are_of_all_families(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = results(
         patch={"whole": [0.2, 0.4], "half": [0.9, 0.9], "single": [0.5, 0.7]},
         parts={"whole": [0.6, 0.8], "single": [0.8]},
@@ -242,11 +243,11 @@ def test_means_over_families_are_of_all_families(tmp_path: Path, monkeypatch: py
 
     def spy(panels: dict[str, Any], **labels: str) -> Any:
         drawn.append({"points": [(one.name, one.quality, one.error) for one in panels["vgg"]], **labels})
-        return plot.Figure()
+        return plot.NotebookFigure()
 
     monkeypatch.setattr(plot, "cost_quality", spy)
     for threads, words in ((1, "one thread"), (4, "4 threads")):
-        evaluate.draw(rows, tmp_path / "figure.png", threads=threads)
+        cost_figure(rows, threads=threads)
         assert drawn[-1]["cost"] == f"milliseconds per image ({words}, log scale)"
     assert drawn[0]["points"] == [
         ("whole", pytest.approx(0.5), pytest.approx(0.0707, abs=1e-4)), ("single", pytest.approx(0.7), 0.0),

@@ -27,7 +27,7 @@ from captum_learnprop.benchmark.comparison import TREATMENTS, Treatment, best_tr
 from captum_learnprop.benchmark.gamma_grid import GRIDS, Grid, Search, search
 from captum_learnprop.benchmark.hand_made import GREY, HAND_MADE, Explain, HandMade
 from captum_learnprop.benchmark.rule_families import DEEP_LIFT, GATES, GUIDED, LRP
-from captum_learnprop.benchmark.scorecard import RANDOMISATION, SCORES, Case, score
+from captum_learnprop.benchmark.scorecard import RANDOMISATION, Case, in_table_order, score, scores_of
 from captum_learnprop.benchmark.summary import NOT_RUN
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.evaluation.randomization import randomized
@@ -126,7 +126,7 @@ class Suite:
         families: scene families.
         variants: learned variants, options of `RuleTrainer` by name.
         methods: names of methods; empty for all: see `contenders`.
-        metrics: names of scores; empty for all.
+        metrics: names of metrics, see `scores_of`; empty for all columns of the tables.
         training_seeds: of the learned methods.
         questions: asked per family on the split ``"test"``, at least; scenes are not cut.
         tuning_questions: the same on ``"validation"``, where treatments are chosen.
@@ -154,8 +154,7 @@ class Suite:
     def __post_init__(self) -> None:
         _known("model", self.architectures, reference_nets.ARCHITECTURES)
         _known("scenes", self.families, FAMILIES)
-        for metric in self.metrics:
-            score(metric)
+        scores_of(self.metrics)
         contenders(self)
         for name in ("questions", "tuning_questions", "training_scenes"):
             if getattr(self, name) < 1:
@@ -166,7 +165,7 @@ class Suite:
 
     def scores_of(self, family: str) -> list[str]:
         """The scores that are asked for and defined on a family."""
-        return [name for name in self.metrics or SCORES if SCORES[name].defined_on(family)]
+        return [one.name for one in scores_of(self.metrics) if one.defined_on(family)]
 
     def trainer(self, variant: str | None, model: nn.Module, seed: int = 0) -> RuleTrainer:
         """The trainer of a variant, with the trainer's own options for None."""
@@ -707,7 +706,7 @@ class _Room:
             scores[RANDOMISATION] = self._randomisation(contender, seed, treatment, maps)
         alike = learned or best_treatment(tuned, self.tuning.masks, treatments_at(self.suite.smoothing))
         same = alike(attribution)
-        cheap = [name for name in wanted if SCORES[name].cheap]
+        cheap = [name for name in wanted if score(name).cheap]
         return {
             "treatment": vars(treatment),
             "same smoothing": {
@@ -795,10 +794,10 @@ def _empty_cell(architecture: str, family: str, contender: Contender, seed: int,
 
 
 def _add_scores(kept: Mapping[str, Any], found: dict[str, Any]) -> None:
-    """Scores of a cell that were there before, in the order of `SCORES`."""
+    """Scores of a cell that were there before, in the order of the tables."""
     for old, new in ((kept, found), (kept["same smoothing"], found["same smoothing"])):
         scores = {**old["scores"], **new["scores"]}
-        new["scores"] = {name: scores[name] for name in SCORES if name in scores}
+        new["scores"] = {name: scores[name] for name in in_table_order(scores)}
 
 
 def _explained(explain: Explain, images: Tensor, targets: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from captum_learnprop.benchmark.contenders import UNTRAINED, Contender
 from captum_learnprop.benchmark.identity import BenchmarkError, file_stem, require_same
-from captum_learnprop.benchmark.scorecard import SCORES
+from captum_learnprop.benchmark.scorecard import in_table_order
 from captum_learnprop.benchmark.settings import Settings
 from captum_learnprop.benchmark.summary import LEARNED
 from captum_learnprop.files import write_text
@@ -111,7 +111,7 @@ def require_same_settings(kept: Mapping[str, Any], wanted: Mapping[str, Any], pa
 
 
 def add_scores(kept: Mapping[str, Any], found: Cell) -> None:
-    """Puts scores that a cell had before into the one that was computed now, in the order of `SCORES`."""
+    """Puts scores that a cell had before into the one that was computed now, in the order of the tables."""
     for old, new in ((kept, found), (kept["same smoothing"], found["same smoothing"])):
         scores = {**old["scores"], **new["scores"]}
-        new["scores"] = {name: scores[name] for name in SCORES if name in scores}
+        new["scores"] = {name: scores[name] for name in in_table_order(scores)}

@@ -26,7 +26,7 @@ from captum_learnprop.benchmark.contenders import TRUTH, Contender
 from captum_learnprop.benchmark.hand_made import Explain
 from captum_learnprop.benchmark.identity import BenchmarkError, SettingsError
 from captum_learnprop.benchmark.nets import BATCH, Subject
-from captum_learnprop.benchmark.scorecard import RANDOMISATION, SCORES, Case, score
+from captum_learnprop.benchmark.scorecard import RANDOMISATION, Case, score
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.similarity import spearman
 from captum_learnprop.maps import reduce_channels
@@ -132,7 +132,7 @@ class Examination:
             scores[RANDOMISATION] = self._randomisation(contender, seed, treatment, maps)
         alike = learned or best_treatment(tuned, self.tuning.masks, treatments_at(subject.settings.smoothing))
         same = alike(attribution)
-        cheap = [name for name in wanted if SCORES[name].cheap]
+        cheap = [name for name in wanted if score(name).cheap]
         return {
             "treatment": vars(treatment),
             "same smoothing": {

@@ -27,7 +27,7 @@ from captum_learnprop.benchmark.contenders import Contender, every_contender, gi
 from captum_learnprop.benchmark.examination import Examination
 from captum_learnprop.benchmark.identity import BenchmarkError, SettingsError, require_same
 from captum_learnprop.benchmark.nets import TRAINING_FAMILY, Subject
-from captum_learnprop.benchmark.scorecard import SCORES, score
+from captum_learnprop.benchmark.scorecard import scores_of
 from captum_learnprop.benchmark.settings import Settings, default_variants
 from captum_learnprop.benchmark.summary import NOT_RUN
 from captum_learnprop.errors import did_you_mean
@@ -55,7 +55,7 @@ class Suite(Settings):
         architectures: Names of nets, of `reference_nets.ARCHITECTURES`.
         families: Scene families.
         methods: Names of methods; empty for all (see `contenders`).
-        metrics: Names of scores; empty for all.
+        metrics: Names of metrics, see `scorecard.scores_of`; empty for all columns of the tables.
         training_seeds: Seeds that learned methods are trained with.
         rules: Files of further rule sets to compare.
 
@@ -74,8 +74,7 @@ class Suite(Settings):
     def __post_init__(self) -> None:
         _require_known("model", self.architectures, reference_nets.ARCHITECTURES)
         _require_known("scenes", self.families, FAMILIES)
-        for metric in self.metrics:
-            score(metric)
+        scores_of(self.metrics)
         contenders(self)
         for name in ("questions", "tuning_questions", "training_scenes"):
             if getattr(self, name) < 1:
@@ -86,7 +85,7 @@ class Suite(Settings):
 
     def scores_of(self, family: str) -> list[str]:
         """Returns the names of the scores that are asked for and defined on a family."""
-        return [name for name in self.metrics or SCORES if SCORES[name].defined_on(family)]
+        return [one.name for one in scores_of(self.metrics) if one.defined_on(family)]
 
 
 def contenders(suite: Suite) -> list[Contender]:

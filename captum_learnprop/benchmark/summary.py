@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from captum_learnprop.benchmark.comparison import standard_error
 from captum_learnprop.benchmark.rule_families import RULE_FAMILIES, RuleFamily, rule_family
-from captum_learnprop.benchmark.scorecard import SCORES
+from captum_learnprop.benchmark.scorecard import in_table_order, score
 from captum_learnprop.scenes.scenes import QUESTIONS_PER_SCENE
 from captum_learnprop.tables import markdown
 
@@ -197,7 +197,8 @@ def _nan_for_none(numbers: Mapping[str, float | None]) -> dict[str, Any]:
 
 def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
     good = [cell for cell in group if cell["error"] is None]
-    names = [name for name in SCORES if good and all(name in cell["scores"] for cell in good)]
+    known = in_table_order(name for cell in good for name in cell["scores"])
+    names = [name for name in known if all(name in cell["scores"] for cell in good)]
     alike = [name for name in names if all(name in cell["same smoothing"]["scores"] for cell in good)]
     together = QUESTIONS_PER_SCENE[group[0]["scenes"]]
     by_seed = {name: [cell["scores"][name] for cell in good] for name in names}
@@ -265,7 +266,7 @@ def _reference(reference: str, room: Sequence[Row], name: str, learned: Row) -> 
         families = ("lrp",) if reference == "best LRP" else GRADIENT_FAMILIES
         candidates = [row for row in room if row.family in families]
     known = [row for row in candidates if name in row.estimates and not math.isnan(row.estimates[name].mean)]
-    choose = max if SCORES[name].higher_is_better else min
+    choose = max if score(name).higher_is_better else min
     return choose(known, key=lambda row: row.estimates[name].mean, default=None)
 
 
@@ -277,7 +278,7 @@ def _difference(row: Row, other: Row, reference: str, name: str) -> Difference:
     error = standard_error(values, np.arange(len(values)) // QUESTIONS_PER_SCENE[row.scenes])
     several = len(by_seed) > 1 and known.any()
     seed_error = float(by_seed[:, known].mean(1).std(ddof=1) / len(by_seed) ** 0.5) if several else math.nan
-    gain = mean if SCORES[name].higher_is_better else -mean
+    gain = mean if score(name).higher_is_better else -mean
     better = gain > CLEARLY * math.hypot(error, seed_error if several else 0.0)
     return Difference(row.model, row.scenes, row.method, reference, other.method, name, mean, error, seed_error, better)
 
@@ -344,7 +345,7 @@ def _families(rows: Sequence[Row], found: Sequence[Difference]) -> list[str]:
     parts = ["## Hand-made and trained members of each family", _FAMILY_READING]
     for name in FAMILY_SCORES:
         if any(name in row.estimates for row in rows):
-            arrow = "higher" if SCORES[name].higher_is_better else "lower"
+            arrow = "higher" if score(name).higher_is_better else "lower"
             lines = [line for family in trained for line in _family_lines(family, name, rows, found)]
             head = ["family", "method", *(f"{model} {scenes}" for model, scenes in _places(rows))]
             parts += [f"{name[0].upper()}{name[1:]} ({arrow} is better):", markdown(head, lines)]
@@ -385,11 +386,11 @@ _FAMILY_READING = (
 
 
 def _scores(room: Sequence[Row], which: str) -> str:
-    names = [name for name in SCORES if any(name in getattr(row, which) for row in room)]
+    names = in_table_order(name for row in room for name in getattr(row, which))
     if not names:
         return ""
     best = {name: _best(room, name, which) for name in names}
-    arrows = [f"{name} {'^' if SCORES[name].higher_is_better else 'v'}" for name in names]
+    arrows = [f"{name} {'^' if score(name).higher_is_better else 'v'}" for name in names]
     trained = which == "estimates" and any(not math.isnan(row.training_seconds) for row in room)
     head = ["method", *arrows, "passes", "ms / image", *["training s"] * trained, "treatment"]
     lines = []
@@ -406,7 +407,7 @@ def _scores(room: Sequence[Row], which: str) -> str:
 def _best(room: Sequence[Row], name: str, which: str = "estimates") -> float:
     means = [getattr(row, which)[name].mean for row in room if name in getattr(row, which)]
     means = [mean for mean in means if not math.isnan(mean)]
-    return (max if SCORES[name].higher_is_better else min)(means, default=math.nan)
+    return (max if score(name).higher_is_better else min)(means, default=math.nan)
 
 
 def _shown(found: Estimate, best: float) -> str:

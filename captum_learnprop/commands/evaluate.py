@@ -96,7 +96,11 @@ class Plan:
     help="Family of trained rules; all by default. Repeatable.",
 )  # fmt: skip
 @click.option("--method", multiple=True, help="Method, as in the tables; all by default. Repeatable.")
-@click.option("--metric", multiple=True, help="Score, as in the tables; all by default. Repeatable.")
+@click.option(
+    "--metric",
+    multiple=True,
+    help="Metric, of a plugin too, or a heading of the tables; all headings by default. Repeatable.",
+)
 @click.option("--seeds", type=Seeds(), default="0,1,2", show_default=True, help="Training seeds of learned methods.")
 @click.option("--questions", type=click.IntRange(1), default=48, show_default=True, help="Questions per family.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the scenes.")

@@ -39,6 +39,11 @@ _DISTRIBUTION = "captum-learnprop"
 _LOADED: dict[str, str] = {}
 """Top-level packages of the plugins that this process has loaded, with what errors call them."""
 
+_RENAMED = {("metric", "difull"): "difull_score"}
+"""New names of our own records by kind and old name."""
+
+_RENAMED_WARNING = "{} {!r} is {!r} now; the old name goes with the next release"
+
 _HOOKS = {record.hook: record for record in RECORD_TYPES.values()}
 
 
@@ -272,6 +277,9 @@ class PluginManager:
             PluginError: If there is no such kind or name; the message lists what there is.
         """
         entries = self.available(kind)
+        if (kind, name) in _RENAMED and name not in entries:
+            warnings.warn(_RENAMED_WARNING.format(kind, name, _RENAMED[kind, name]), DeprecationWarning, stacklevel=2)
+            name = _RENAMED[kind, name]
         if name not in entries:
             raise PluginError(_unknown(kind, name, entries))
         return entries[name]

@@ -570,7 +570,7 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(BenchmarkError, match=words):
             replace(SUITE, **{field: value})
-    with pytest.raises(ScoreError, match="unknown metric 'auc'; choose one of average precision"):
+    with pytest.raises(ScoreError, match="unknown metric 'auc'; choose one of average_precision, class_auc"):
         replace(SUITE, metrics=("auc",))
     with pytest.raises(BenchmarkError, match="no cell of these"):
         read_cells(SUITE, tmp_path)

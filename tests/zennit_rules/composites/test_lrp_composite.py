@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from pairwise import crossed
 from rule_nets import NETS, assert_gradient, images, one_hot, prepare, randomise, resnet, score, vgg
 from torch import Tensor, nn
 from untouched import assert_untouched, snapshot
@@ -414,10 +415,12 @@ def test_batch_equals_singles(name: str, gate: str) -> None:
     assert_close(together, alone)
 
 
-@pytest.mark.parametrize("backward", [False, True], ids=["grad", "backward"])
-@pytest.mark.parametrize("constant", [True, False], ids=["constant", "function"])
-@pytest.mark.parametrize("rule", ["gamma", "alpha_beta"])
-@pytest.mark.parametrize("name", ALL)
+@crossed(
+    name=list(ALL),
+    rule=["gamma", "alpha_beta"],
+    constant={"constant": True, "function": False},
+    backward={"grad": False, "backward": True},
+)
 def test_finite_differences_of_every_parameter(name: str, rule: str, constant: bool, backward: bool) -> None:
     model, x = ALL[name](), images().detach()
     options = {"conv": rule, "dense": "epsilon", "epsilon": 0.1, "low": -5.0, "high": 5.0, "learn_bounds": True}

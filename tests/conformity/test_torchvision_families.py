@@ -7,27 +7,12 @@ saw data) they are set to values under which signals keep their size, so that a 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from functools import partial
-from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 import torchvision.models as models
+from shallow_nets import AS_SHIPPED, SHALLOW, SIDE, shallow_by_default
 from torch import Tensor, nn
-from torchvision.models.convnext import CNBlockConfig, ConvNeXt
-from torchvision.models.densenet import DenseNet
-from torchvision.models.efficientnet import EfficientNet, FusedMBConvConfig, MBConvConfig
-from torchvision.models.maxvit import MaxVit
-from torchvision.models.resnet import Bottleneck, ResNet
-from torchvision.models.swin_transformer import (
-    PatchMergingV2,
-    SwinTransformer,
-    SwinTransformerBlock,
-    SwinTransformerBlockV2,
-)
-from torchvision.models.vision_transformer import VisionTransformer
 from torchvision.ops import SqueezeExcitation
 from untouched import assert_untouched, snapshot
 
@@ -61,58 +46,11 @@ SMALLEST = [min((n for n in NAMES if family(n) == f), key=size) for f in FAMILIE
 SWEEP = [n for n in NAMES if n not in SMALLEST and size(n) < LIMIT]
 
 
-def light_head(build: Callable[..., nn.Module], num_classes: int) -> nn.Module:
-    """A model whose hidden linear layers have 32 units in the place of 4096: they hold nearly all of its parameters."""
-    with torch.device("meta"):
-        model = build(num_classes=num_classes)
-    features, head = model.features.to_empty(device="cpu"), model.classifier
-    for layer in features:
-        if isinstance(layer, nn.Conv2d):
-            layer.reset_parameters()
-    linear = [i for i, layer in enumerate(head) if isinstance(layer, nn.Linear)]
-    sizes = [head[linear[0]].in_features, 32, 32, num_classes]
-    for i, ends in zip(linear, pairwise(sizes), strict=True):
-        head[i] = nn.Linear(*ends)
-    return model
-
-
-# The same architectures with fewer and narrower blocks of each kind, for runs that a developer waits for.
-MB, FUSED = partial(MBConvConfig, width_mult=1.0, depth_mult=1.0), FusedMBConvConfig
-SWIN = {"patch_size": [4, 4], "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4]}
-SHALLOW: dict[str, Callable[..., nn.Module]] = {
-    "alexnet": partial(light_head, models.alexnet),
-    "convnext_tiny": partial(ConvNeXt, [CNBlockConfig(24, 48, 1), CNBlockConfig(48, None, 2)]),
-    "densenet121": partial(DenseNet, 8, (2, 3, 2), 16),
-    "efficientnet_b0": partial(
-        EfficientNet, [MB(1, 3, 1, 16, 16, 1), MB(6, 5, 2, 16, 24, 2), MB(6, 3, 2, 24, 40, 1)], 0.2
-    ),
-    "efficientnet_v2_s": partial(
-        EfficientNet, [FUSED(1, 3, 1, 16, 16, 1), FUSED(4, 3, 2, 16, 24, 2), MB(4, 3, 2, 24, 40, 2)], 0.2
-    ),
-    "maxvit_t": partial(
-        MaxVit, (64, 64), 16, 2, [16, 32], [1, 2], 8, 0.0, partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
-    ),
-    "resnext50_32x4d": partial(ResNet, Bottleneck, [1, 1, 1, 1], groups=32, width_per_group=4),
-    "swin_t": partial(SwinTransformer, **SWIN, block=SwinTransformerBlock),
-    "swin_v2_t": partial(SwinTransformer, **SWIN, block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2),
-    "vgg11": partial(light_head, partial(models.vgg11, init_weights=False)),
-    "vit_b_16": partial(VisionTransformer, SIZES["vit"], 16, 2, 4, 32, 64),
-    "wide_resnet50_2": partial(ResNet, Bottleneck, [1, 1, 1, 1], width_per_group=128),
-}  # fmt: skip
-AS_SHIPPED = "as shipped"
-
-
-def shallow_by_default(names: list[str]) -> list[Any]:
-    """Shallow forms of the models that have one; the models as they are shipped then are slow."""
-    slow = [pytest.param(f"{name} {AS_SHIPPED}", marks=pytest.mark.slow) for name in names if name in SHALLOW]
-    return [*names, *slow]
-
-
 def make(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name in SHALLOW:
         return lively(SHALLOW[name](num_classes=10), images(name, 8))
-    name = name.removesuffix(f" {AS_SHIPPED}")
+    name = name.removesuffix(AS_SHIPPED)
     options: dict[str, object] = {"init_weights": False} if name.startswith(NO_INIT) else {}
     if family(name) == "vit":
         options["image_size"] = SIZES["vit"]
@@ -123,7 +61,7 @@ def make(name: str) -> nn.Module:
 
 def images(name: str, samples: int = 1) -> Tensor:
     """The first of them are the same whatever their number."""
-    side = 64 if name in SHALLOW else SIZES.get(family(name), 32)
+    side = SIDE if name in SHALLOW else SIZES.get(family(name), 32)
     return torch.stack([torch.randn(3, side, side, generator=torch.Generator().manual_seed(i)) for i in range(samples)])
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import torchvision
 from pairwise import crossed
 from rule_nets import NETS, assert_gradient, images, one_hot, prepare, randomise, resnet, score, vgg
+from shallow_nets import light_head
 from torch import Tensor, nn
 from untouched import assert_untouched, snapshot
 from zennit.attribution import Gradient
@@ -56,7 +57,8 @@ STARTS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
 
 
 def big(name: str) -> nn.Module:
-    model = prepare(torchvision.models.get_model(name))
+    build = torchvision.models.get_model_builder(name)
+    model = prepare(light_head(build) if name.startswith("vgg") else build())
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 1e-15  # zennit's canonizer forgets it

@@ -154,7 +154,7 @@ def test_rows_that_are_done_leave_and_chunks_and_progress_work(capsys: pytest.Ca
     sizes: list[int] = []
     model = Visible(32)
     model.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
-    options: dict[str, Any] = {"areas": [0.05, 0.3], "perturbation": "fade", "n_steps": 80}
+    options: dict[str, Any] = {"areas": [0.05, 0.3], "perturbation": "fade"}
     x = torch.ones(1, 1, 32, 32)
     whole = cl.ExtremalPerturbation(model).attribute(x, 0, show_progress=True, **options)
     assert max(sizes) == 2
@@ -186,7 +186,7 @@ def test_a_constant_model_and_a_zero_reward_end_in_a_warning_and_a_neutral_mask(
 
 
 def test_extremal_area_is_that_of_the_disc_and_its_curve_is_drawn() -> None:
-    size = 32
+    size = 20
     model = Visible(size)
     disc = float(disc_of(size).float().mean())
     found = cl.ExtremalPerturbation(model).extremal_area(

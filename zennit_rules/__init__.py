@@ -26,7 +26,7 @@ from .rules.attention import LearnedSecant, MixedGate, ProductGate
 from .rules.linear import LearnedAlphaBeta, LearnedBox, LearnedEpsilon, LearnedGamma
 from .rules.pooling import LearnedMaxPool, PoolGate
 from .rules.rect_grad import ProportionalPool, RectGate, RectGrad
-from .rules.relevance import unkept_nodes
+from .rules.relevance_nodes import unkept_nodes
 from .rules.rescale import LearnedRescale, RescaleMaxPool, RescaleSoftmax, reference_pass
 from .ruleset import RuleSet
 

@@ -28,18 +28,18 @@ from ._compat import (
     NamedMergeBatchNorm,
     RemovableHandle,
     RemovableHandleList,
-    tree_flatten,
     unsupported_model,
     zennit_hooks,
 )
 from .core.buffers import buffers_kept
-from .core.dependence import current, forward_pass
+from .core.dependence import current, forward_pass, tensors_in
 from .core.interpose import Interposed, interpose
 from .core.linear_calls import is_linear_function
 from .core.plain_copies import PlainCopies, plain_copies
 from .errors import RuleError, RuleWarning
 from .linear_canonizer import LINEAR_TYPES, LinearCanonizer, linear_functions, own_parameter
-from .rules.relevance import node_name, nodes_without_rule, relevance_call
+from .rules.relevance import relevance_call
+from .rules.relevance_nodes import node_name, nodes_without_rule
 from .rules.steps import steps_of
 
 Pairs = list[tuple[list[str], str]]
@@ -411,12 +411,12 @@ class _CallWatch(TorchFunctionMode):
         if is_linear_function(func):
             given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
             self._computed.append((given.get("weight"), given.get("bias")))
-        if _tensors(out):  # what returns none (dim(), size()) uses no values
+        if tensors_in(out):  # what returns none (dim(), size()) uses no values
             self._note((args, kwargs), self._norm)
         return out
 
     def _note(self, values: Any, user: str | None) -> None:
-        for tensor in _tensors(values):
+        for tensor in tensors_in(values):
             name, made = self._made.get(id(tensor), ("", None))
             if made is tensor:
                 self._users[name].append(user)
@@ -436,10 +436,6 @@ class _CallWatch(TorchFunctionMode):
 
     def _leave(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self._norm = None
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(values)[0] if isinstance(leaf, Tensor)]
 
 
 def _is_mergeable_linear(module: Any) -> bool:

@@ -17,12 +17,12 @@ from torch.overrides import TorchFunctionMode
 
 import zennit_rules as zr
 from zennit_rules.composites import deep_lift
-from zennit_rules.core import coverage, functions, linear_calls, sites, tangent
+from zennit_rules.core import coverage, functions, linear_calls, site_functions, tangent
 from zennit_rules.core.functions import OWNERS, spellings
-from zennit_rules.rules import attention, completeness, relevance, rescale_functions
+from zennit_rules.rules import attention, completeness, relevance, relevance_nodes, rescale_functions
 
 TABLES: dict[str, set[Any]] = {
-    "sites": {*sites._FUNCTIONALS, *sites._CLAMPS, *sites._CLAMPS_INPLACE},
+    "sites": {*site_functions._FUNCTIONALS, *site_functions._CLAMPS, *site_functions._CLAMPS_INPLACE},
     "linear functions": {*linear_calls._FUNCTIONS, *linear_calls._CHAINS, *linear_calls._IN_PLACE},
     "LRP": {*relevance._FUNCTIONS},
     "DeepLIFT": {*rescale_functions._FUNCTIONS},
@@ -143,24 +143,24 @@ def test_both_methods_know_products_and_curves() -> None:
 
 def test_what_moves_relevance_is_linear_or_an_extremum() -> None:
     extrema = ("Max", "Min", "Amax", "Amin", "Adaptive", "Fractional", "MkldnnMax", "Topk", "Sort", "Kth", "Median")
-    moving = {name for name in relevance._MOVING if not name.startswith(extrema)}
+    moving = {name for name in relevance_nodes._MOVING if not name.startswith(extrema)}
     assert moving <= completeness._LINEAR
     assert not completeness._LINEAR & completeness._MULTILINEAR
 
 
 # -- modules ---------------------------------------------------------------------------------------------------------
 
-SITE_TYPES = (*sites.ACTIVATION_TYPES, *sites.POOLING_TYPES)
+SITE_TYPES = (*site_functions.ACTIVATION_TYPES, *site_functions.POOLING_TYPES)
 
 
 def instance(kind: type[nn.Module]) -> nn.Module:
-    if kind in sites.POOLING_TYPES:
+    if kind in site_functions.POOLING_TYPES:
         return kind(2)
     return nn.Threshold(0.1, 0.0) if kind is nn.Threshold else kind()
 
 
 def sample(kind: type[nn.Module]) -> Tensor:
-    dims = int(kind.__name__[-2]) if kind in sites.POOLING_TYPES else 1
+    dims = int(kind.__name__[-2]) if kind in site_functions.POOLING_TYPES else 1
     return torch.linspace(-2.9, 3.1, 2 * 3 * 4**dims).reshape(2, 3, *(4,) * dims)
 
 
@@ -169,23 +169,23 @@ def test_every_activation_of_torch_is_a_site_or_named() -> None:
         for name in module.__all__:
             if module is torch.nn.modules.pooling and ("Max" not in name or "Unpool" in name):
                 continue
-            assert getattr(nn, name) in (*SITE_TYPES, *sites.UNREACHED_TYPES), name
+            assert getattr(nn, name) in (*SITE_TYPES, *site_functions.UNREACHED_TYPES), name
 
 
 @pytest.mark.parametrize("kind", SITE_TYPES, ids=lambda kind: kind.__name__)
 def test_a_module_has_its_functions(kind: type[nn.Module]) -> None:
     module, x = instance(kind), sample(kind)
     wanted = module(x)
-    written = [(function, spec) for function, spec in sites._FUNCTIONALS.items() if spec.module is kind]
+    written = [(function, spec) for function, spec in site_functions._FUNCTIONALS.items() if spec.module is kind]
     assert written
     for function, spec in written:
         values = [getattr(module, name) for name in spec.names if hasattr(module, name)]
         assert torch.equal(function(x.clone(), *(() if kind is nn.GELU else values)), wanted), function
 
 
-@pytest.mark.parametrize("kind", sites.ACTIVATION_TYPES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", site_functions.ACTIVATION_TYPES, ids=lambda kind: kind.__name__)
 def test_relevance_passes_activations(kind: type[nn.Module]) -> None:
-    for function, spec in sites._FUNCTIONALS.items():
+    for function, spec in site_functions._FUNCTIONALS.items():
         if spec.module is kind:
             assert relevance._FUNCTIONS[function].family == "pass", function
             assert relevance._FUNCTIONS[function].inplace == spec.inplace, function

@@ -20,7 +20,8 @@ from ..core.dependence import Inputs
 from ..core.names import did_you_mean
 from ..core.plain_copies import plain_copies
 from ..core.scalars import plain_options
-from ..core.sites import ACTIVATION_TYPES, POOLING_TYPES, Site, SiteTracker
+from ..core.site_functions import ACTIVATION_TYPES, POOLING_TYPES
+from ..core.sites import Site, SiteTracker
 from ..core.streams import Streams, other_classes
 from ..errors import RuleError
 from ..gates import STARTS, gate_class

@@ -19,7 +19,8 @@ from ..core.dependence import Inputs
 from ..core.draws import Draws
 from ..core.interpose import Interposed, interpose
 from ..core.registry import register_composite
-from ..core.sites import ACTIVATION_TYPES, POOLING_TYPES, Site
+from ..core.site_functions import ACTIVATION_TYPES, POOLING_TYPES
+from ..core.sites import Site
 from ..errors import RuleError, RuleWarning
 from ..gates import PlainGate
 from ..rules.completeness import INCOMPLETE, incomplete_nodes, incompleteness, why_incomplete

@@ -20,14 +20,16 @@ from ..core.hook import SiteHook
 from ..core.linear_calls import function_name, is_linear_function, linear_operands
 from ..core.linear_map import ConvolutionMap, LinearOperands
 from ..core.registry import register_composite
-from ..core.sites import ACTIVATION_TYPES, Site, recorder
+from ..core.site_functions import ACTIVATION_TYPES
+from ..core.sites import Site, recorder
 from ..errors import RuleError
 from ..gates import Weight
 from ..linear_canonizer import LINEAR_TYPES
 from ..rules.activation import ActivationCall, LearnedActivation
 from ..rules.contributions import LINEAR_RULES, BoxGate
 from ..rules.linear import GatedLinear, LinearCall, call_by_rule
-from ..rules.relevance import PRODUCTS, relevance_call, unkept_nodes
+from ..rules.relevance import PRODUCTS, relevance_call
+from ..rules.relevance_nodes import unkept_nodes
 from ..rules.steps import steps_of
 from ..rules.work import linear_work
 from ..ruleset import RuleSet

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .._compat import Hook
 from ..core.registry import register_composite
-from ..core.sites import ACTIVATION_TYPES, POOLING_TYPES, Site
+from ..core.site_functions import ACTIVATION_TYPES, POOLING_TYPES
+from ..core.sites import Site
 from ..errors import RuleError
 from ..gates import PlainGate
 from ..rules.pooling import PoolGate

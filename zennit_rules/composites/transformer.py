@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from .._compat import Hook
 from ..core.dependence import depends_on_input
 from ..core.registry import register_composite
-from ..core.sites import ACTIVATION_TYPES, Site
+from ..core.site_functions import ACTIVATION_TYPES
+from ..core.sites import Site
 from ..errors import RuleError
 from ..gates import PlainGate
 from ..rules.attention import NORMS, PRODUCTS, FunctionRule, LearnedSecant, MixedGate, ProductGate

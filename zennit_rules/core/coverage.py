@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from .._compat import function_of_node
 from ..errors import RuleError, RuleWarning
 from .notebook import html_table
-from .sites import POOLING_TYPES, UNREACHED_TYPES, Site, is_site
+from .site_functions import POOLING_TYPES, UNREACHED_TYPES, is_site
+from .sites import Site
 
 # Autograd nodes of functions that would have been sites, had a rule reached them.
 _ACTIVATION_NODES = (

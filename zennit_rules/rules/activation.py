@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._compat import one_gradient_at_a_time
 from ..core.hook import MARKER, SiteCall, SiteHook
-from ..core.sites import PIECEWISE_LINEAR, ElementWise, activation_function
+from ..core.site_functions import PIECEWISE_LINEAR, ElementWise, activation_function
 from ..gates import ScaledGate
 
 
@@ -111,9 +111,9 @@ class LearnedActivation(SiteHook):
     """Zennit rule: the true gradient and the incoming signal, mixed by a gate.
 
     Works for every activation module whose true gradient autograd knows (ReLU, ReLU6, LeakyReLU, ELU, GELU, SiLU,
-    Hardswish, Softplus, Tanh, Sigmoid, ...; `sites.ACTIVATION_TYPES`), in place or not, reused or not. The forward
-    value is unchanged. The result is differentiable in the parameters of the gate, whatever seeds the backward pass,
-    and does not depend on ``create_graph``.
+    Hardswish, Softplus, Tanh, Sigmoid, ...; `ACTIVATION_TYPES`), in place or not, reused or not. The forward value is
+    unchanged. The result is differentiable in the parameters of the gate, whatever seeds the backward pass, and does
+    not depend on ``create_graph``.
 
     Args:
         gate: A `Gate` that serves every module the rule is registered on, or a provider that finds one per site (the

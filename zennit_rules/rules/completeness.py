@@ -12,7 +12,7 @@ from typing import Any
 
 from .._compat import function_of_node
 from ..core.dependence import Inputs
-from .relevance import nodes_from_input
+from .relevance_nodes import nodes_from_input
 
 INCOMPLETE = "out of reach: contributions do not add up"
 """How reasons begin."""

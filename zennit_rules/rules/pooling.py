@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._compat import one_gradient_at_a_time
 from ..core.hook import MARKER, GateProvider, SiteCall, SiteHook
-from ..core.sites import POOLING_TYPES, is_pooling
+from ..core.site_functions import POOLING_TYPES, is_pooling
 from ..errors import RuleError
 
 

@@ -18,7 +18,6 @@ An operand that does not depend on the model's input (a weight, a constant) gets
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,8 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .._compat import DisableTorchFunction, function_of_node, tree_flatten, tree_unflatten
-from ..core.dependence import Inputs, after_pass, depends_on_input
+from .._compat import DisableTorchFunction, tree_flatten, tree_unflatten
+from .._moved import renamed
+from ..core.dependence import depends_on_input, tensors_in
 from ..core.draws import Draws
 from ..core.functions import (
     CURVES,
@@ -94,7 +94,7 @@ class RelevanceCall:
     def run(self) -> Tensor:
         """The function's own value, which passes relevance on."""
         operands, self.operands = self.operands, ()  # autograd saves them, and frees them with the graph
-        out: Tensor = _Relevance.apply(self, *operands)
+        out: Tensor = RelevanceFunction.apply(self, *operands)
         return out
 
     def value(self, operands: Sequence[Tensor], *, again: bool = False) -> Tensor:
@@ -131,7 +131,7 @@ class RelevanceCall:
             return list(torch.autograd.grad(out, apart, g, create_graph=again, allow_unused=True))
 
 
-class _Relevance(torch.autograd.Function):
+class RelevanceFunction(torch.autograd.Function):
     """A function whose backward pass is a rule for relevance while the call is active."""
 
     @staticmethod
@@ -308,7 +308,7 @@ def relevance_call(
     if known is None or not torch.is_grad_enabled():
         return NotImplemented
     args, kwargs, inplace = _normal_form(func, args, dict(kwargs or {}))
-    if kwargs.get("out") is not None or not args or not _tensors(args):
+    if kwargs.get("out") is not None or not args or not tensors_in(args):
         return NotImplemented
     inplace = inplace or known.inplace
     with DisableTorchFunction():
@@ -393,99 +393,19 @@ def _without_update(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return (*args[:3], None, None, *args[5:]) if args[5] else args, kwargs
 
 
-# -- what depends on the input, and what keeps relevance -------------------------------------------------------------
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(values)[0] if isinstance(leaf, Tensor)]
-
-
-# Autograd nodes whose own gradient moves relevance to where its value came from, or copies of it back together.
-_MOVING = (
-    "View", "UnsafeView", "ReshapeAlias", "Alias", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand",
-    "Repeat", "RepeatInterleave", "Cat", "Stack", "Split", "SplitWithSizes", "SafeSplit", "Chunk", "Unbind", "Select",
-    "Slice", "Narrow", "Index", "IndexSelect", "Gather", "Take", "TakeAlongDim", "MaskedSelect", "MaskedFill", "Where",
-    "Clone", "Copy", "ToCopy", "Flip", "Roll", "Rot90", "AsStrided", "Unfold", "Im2Col", "Diagonal", "Tril", "Triu",
-    "Embedding",
-    "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "ReplicationPad1D", "ReplicationPad2D",
-    "ReplicationPad3D", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle", "NativeChannelShuffle", "Movedim",
-    "MaxPool2DWithIndices", "MaxPool3DWithIndices", "MkldnnMaxPool2D", "MkldnnMaxPool3D", "MaxPool1D", "MaxPool2D",
-    "AdaptiveMaxPool1D", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "FractionalMaxPool2D", "FractionalMaxPool3D", "Max",
-    "Min", "Amax", "Amin", "Maximum", "Minimum", "Topk", "Sort", "Kthvalue", "Median",
-)  # fmt: skip
-RELEVANCE_KEEPING = frozenset(f"{name}Backward{k}" for name in _MOVING for k in range(3)) | {
-    "AccumulateGrad", "CopyBackwards", "CopySlices",
-}  # fmt: skip
-
-
-def unkept_nodes(output: Any, inputs: Inputs = None) -> dict[str, int]:
-    """Count the autograd nodes between input and output through which relevance would pass by the plain gradient.
-
-    Nodes of this package and of zennit have rules, those in `RELEVANCE_KEEPING` need none, and what depends on
-    parameters alone gets no relevance; all others are counted by name (``"ConvolutionBackward0"``).
-
-    Args:
-        output: Tensor with an autograd graph, or a container of them; anything else counts nothing.
-        inputs: What relevance is for; None: whatever leaf is no parameter.
-    """
-    return dict(Counter(node_name(node) for node in nodes_without_rule(output, inputs)))
-
-
-def nodes_without_rule(output: Any, inputs: Inputs = None) -> list[Any]:
-    """The nodes that `unkept_nodes` counts."""
-    return [node for node, parents in nodes_from_input(output, inputs) if not keeps_relevance(node, parents)]
-
-
-def node_name(node: Any) -> str:
-    """Name of an autograd node, without its namespace."""
-    return str(node.name()).split("::")[-1]
-
-
-def nodes_from_input(output: Any, inputs: Inputs = None) -> list[tuple[Any, list[bool]]]:
-    """Returns the nodes on the way of relevance that depend on the input, and which of their edges do."""
-    depends = after_pass(inputs)
-    found: list[tuple[Any, list[bool]]] = []
-    seen: set[Any] = set()
-    todo: list[Any] = [tensor.grad_fn for tensor in _tensors(output)]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen or not depends.of_node(node):
-            continue
-        seen.add(node)
-        if node not in depends.covered:
-            parents = [parent is not None and depends.of_node(parent) for parent, _ in node.next_functions]
-            found.append((node, parents))
-        todo.extend(_receivers(node))
-    return found
-
-
-def _receivers(node: Any) -> list[Any]:
-    """Nodes that get relevance of this one."""
-    parents = [parent for parent, _ in node.next_functions]
-    if function_of_node(node) is not _Relevance:
-        return parents
-    return [parent for parent, takes in zip(parents, node.call.takes, strict=True) if takes]
-
-
-def keeps_relevance(node: Any, parents: list[bool]) -> bool:
-    """Whether relevance passes a node rightly: by a rule, or by the node's own gradient.
-
-    Args:
-        node: An autograd node.
-        parents: Which of its edges depend on the input.
-    """
-    name = node_name(node)
-    if name.startswith("AddBackward"):  # a constant beside the input takes nothing away
-        return sum(parents) == 1 and (parents[0] or node._saved_alpha == 1)
-    if name.startswith("SubBackward"):
-        return sum(parents) == 1 and parents[0]
-    function = function_of_node(node)
-    if function is not None:
-        return function.__module__.startswith(("zennit_rules.", "zennit."))
-    return name in RELEVANCE_KEEPING
-
+__getattr__ = renamed(
+    __name__,
+    {
+        "RELEVANCE_KEEPING": "zennit_rules.rules.relevance_nodes.RELEVANCE_KEEPING",
+        "keeps_relevance": "zennit_rules.rules.relevance_nodes.keeps_relevance",
+        "node_name": "zennit_rules.rules.relevance_nodes.node_name",
+        "nodes_from_input": "zennit_rules.rules.relevance_nodes.nodes_from_input",
+        "nodes_without_rule": "zennit_rules.rules.relevance_nodes.nodes_without_rule",
+        "unkept_nodes": "zennit_rules.rules.relevance_nodes.unkept_nodes",
+    },
+)
 
 __all__ = [
-    "PRODUCTS", "RELEVANCE_KEEPING", "SUMS_OF_PRODUCTS", "depends_on_input", "in_parts", "keeps_relevance", "node_name",
-    "nodes_from_input", "nodes_without_rule", "relevance_call", "share", "unkept_nodes",
+    "PRODUCTS", "SUMS_OF_PRODUCTS", "RelevanceCall", "RelevanceFunction", "depends_on_input", "in_parts",
+    "relevance_call", "share",
 ]  # fmt: skip

@@ -241,7 +241,7 @@ class LearnedRescale(ReferenceHook, LearnedActivation):
 
     Passes on ``a * g * (f(z) - f(z0)) / (z - z0) + b * g`` with ``(a, b) = gate(z, g)`` and the pre-activation ``z0``
     of the baseline: a gate that starts at "gradient" starts at DeepLIFT's rescale rule. Works for all activations of
-    `sites.ACTIVATION_TYPES`, in place or not. Reused and functional ones need the composite `LearnedDeepLift`, which
+    `ACTIVATION_TYPES`, in place or not. Reused and functional ones need the composite `LearnedDeepLift`, which
     also runs the baseline; on its own, in a composite of zennit, the rule takes `reference_pass`.
 
     Args:

@@ -13,7 +13,8 @@ from .._compat import function_of_node, shape_of_node
 from ..core.coverage import LinearWork
 from ..core.dependence import Inputs
 from .linear import LinearCall
-from .relevance import RelevanceCall, keeps_relevance, node_name, nodes_from_input
+from .relevance import RelevanceCall
+from .relevance_nodes import keeps_relevance, node_name, nodes_from_input
 
 
 def linear_work(output: Any, inputs: Inputs = None) -> LinearWork:

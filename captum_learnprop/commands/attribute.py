@@ -92,7 +92,7 @@ class Report:
 
     @property
     def done(self) -> int:
-        """Number of images whose maps are there."""
+        """The number of images whose maps are there."""
         return len(self.computed) + len(self.resumed)
 
 
@@ -100,11 +100,11 @@ def run(request: Request, report: Report) -> None:
     """Explains the images that the output folder does not hold yet, then gathers all maps.
 
     Args:
-        request: what to do.
-        report: is filled on the way.
+        request: What to do.
+        report: Is filled on the way.
 
     Raises:
-        LearnpropError: the request cannot be carried out as given.
+        LearnpropError: The request cannot be carried out as given.
     """
     import torch
 
@@ -261,7 +261,7 @@ def _searches_folders(request: Request) -> bool:
 
 
 def _targets(target: int | str, images: Sequence[ImageFile], classifier: Classifier) -> dict[str, int] | None:
-    """The class to explain for each image id; None for the predicted one."""
+    """Returns the class to explain for each image id; None for the predicted one."""
     from captum_learnprop.images import folder_labels
 
     if target == PREDICTED:
@@ -313,14 +313,14 @@ def _explainer(request: Request, model: nn.Module) -> Explainer:
 _FLAGS = {
     "rule_options": "--rule-option", "n_steps": "--steps", "inputs": "--images", "forward_func": "--model",
 }  # fmt: skip
-"""Options of methods that have another name here."""
+"""The options of methods that have another name here."""
 
 _OWN = (*_FLAGS, "model", "composite", "gate", "start", "pooling", "rules", "seed", "target")
-"""Options of methods that have an option here."""
+"""The options of methods that have an option here."""
 
 
 def _method_option(ctx: click.Context, parameter: click.Parameter, pairs: Any) -> dict[str, Any]:
-    """A callback: the pairs as a dictionary, without names that are options here."""
+    """Returns the pairs as a dictionary, without names that are options here; a callback of click."""
     options = as_dict(ctx, parameter, pairs)
     for name in options:
         if name in _OWN:
@@ -329,7 +329,7 @@ def _method_option(ctx: click.Context, parameter: click.Parameter, pairs: Any) -
 
 
 def _built(request: Request) -> dict[str, Any]:
-    """What the method is made with, as far as it was given."""
+    """Returns what the method is made with, as far as it was given."""
     given = {name: getattr(request, name) for name in ("composite", "gate", "start", "pooling")}
     given["rule_options"] = request.rule_option or None
     return {name: value for name, value in given.items() if value is not None}
@@ -344,7 +344,7 @@ def _rules(request: Request, model: nn.Module) -> RuleSet | None:
 
 
 def _attribute_options(request: Request, method: Any, built: dict[str, Any]) -> dict[str, Any]:
-    """What this method's ``attribute`` gets beside inputs and target: not what the method is built with."""
+    """Returns what this method's ``attribute`` gets beside inputs and target: not what the method is built with."""
     options: dict[str, Any] = {}
     if request.steps is not None:
         _require(method.attribute, "n_steps", "--steps", request.method)
@@ -385,7 +385,7 @@ def _check_gradient_method(name: str, method: Any) -> None:
 
 
 def _warn_of_other_seeds(rules: RuleSet, method: str) -> None:
-    """Relevance starts with the output and contributions end with the input: a plain gradient method knows neither."""
+    """Warns where relevance starts with the output, or contributions end with the input: plain gradients do neither."""
     from zennit_rules import composite_class
 
     used = composite_class(rules.composite_name)
@@ -411,7 +411,7 @@ def _checked(attribution: Any, inputs: Tensor, method: str, label: str) -> Tenso
 
 
 def _options(request: Request, preprocessing: Preprocessing) -> dict[str, Any]:
-    """Everything that decides over the values of the maps; files by content, because paths move."""
+    """Returns everything that decides over the values of the maps; files by content, because paths move."""
     pixels = asdict(preprocessing)
     return {
         "model": request.model,
@@ -434,7 +434,7 @@ def _options(request: Request, preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def _overlay(pixels: Tensor, attribution: Tensor) -> npt.NDArray[np.uint8]:
-    """The attribution (C, H', W') laid over the image (3, H, W): (H, W, 3)."""
+    """Returns the attribution (C, H', W') laid over the image (3, H, W): (H, W, 3)."""
     import numpy as np
     import torch
     from torch.nn import functional as F

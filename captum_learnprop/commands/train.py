@@ -54,11 +54,12 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 _CHECKED = 4
-"""Images that rules are built on before anything is measured; one alone could be of one colour, without a range."""
+"""The number of images that rules are built on before anything is measured; one alone could be of one colour, without a
+range."""
 
 _TRAINED_WITH = ("quantity", "sign", "smoothing", "steps", "batch_size", "lr", "deletions", "patience", "seed",
                  "internal_batch_size", "precision", "composite", "gate", "start", "pooling", "fusion")  # fmt: skip
-"""Options that `RuleTrainer` takes under the same name."""
+"""The options that `RuleTrainer` takes under the same name."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,11 @@ class Request(ModelRequest):
 
 @dataclass(frozen=True)
 class Result:
-    """What a run made.
+    """The outcome of a run.
 
     Attributes:
-        rules: as they were saved.
-        seconds: of the whole run.
+        rules: The rules, as they were saved.
+        seconds: Duration of the whole run.
     """
 
     rules: RuleSet
@@ -115,7 +116,7 @@ def run(request: Request) -> Result:
     """Trains rules and saves them.
 
     Raises:
-        LearnpropError: the request cannot be carried out as given.
+        LearnpropError: The request cannot be carried out as given.
     """
     import torch
 
@@ -152,7 +153,7 @@ def run(request: Request) -> Result:
 
 
 def _save(request: Request, rules: RuleSet, module: nn.Module) -> None:
-    """Hours of training must not end with a bare error number."""
+    """Saves the rules; hours of training must not end with a bare error number."""
     try:
         rules.save(request.out, module)
     except OSError as error:
@@ -165,7 +166,7 @@ def _save(request: Request, rules: RuleSet, module: nn.Module) -> None:
 
 
 def _is_main() -> bool:
-    """Whether this process writes and prints; under ``torchrun``, the first one alone."""
+    """Returns whether this process writes and prints; under ``torchrun``, the first one alone."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -196,7 +197,7 @@ def _check_output(request: Request) -> None:
 
 
 def _find(request: Request) -> list[ImageFile]:
-    """Images of the folder; what earlier runs drew into it does not count."""
+    """Returns the images of the folder; what earlier runs drew into it does not count."""
     from captum_learnprop.images import find_images
 
     own = [path.resolve() for path in (request.log_dir, request.examples_dir) if path is not None]
@@ -215,7 +216,7 @@ def _find(request: Request) -> list[ImageFile]:
 
 
 def _labels(request: Request, images: Sequence[ImageFile], classifier: Classifier) -> dict[str, int] | None:
-    """The class of each image id by its folder; None where the model says it."""
+    """Returns the class of each image id by its folder; None where the model says it."""
     from captum_learnprop.images import folder_labels
 
     if request.target == PREDICTED:
@@ -274,7 +275,7 @@ def _gate_options(request: Request) -> dict[str, Any]:
 def _data(
     images: Sequence[ImageFile], preprocessing: Preprocessing, labels: dict[str, int] | None, skipped: dict[str, str]
 ) -> IterableDataset[tuple[Tensor, int | None]]:
-    """The images that can be read, in order, each when it is asked for; the reasons of others go to ``skipped``."""
+    """Returns the images that can be read, in order, each when asked for; the reasons of others go to ``skipped``."""
     from torch.utils.data import IterableDataset
 
     from captum_learnprop.images import UnreadableImageError, read_image
@@ -332,7 +333,7 @@ def _fit(request: Request, trainer: RuleTrainer, data: Any) -> RuleSet:
 
 
 def _origin(request: Request, preprocessing: Preprocessing, skipped: dict[str, str]) -> dict[str, Any]:
-    """What the trainer cannot know, for the file of the rules."""
+    """Returns what the trainer cannot know, for the file of the rules."""
     return {
         "model": request.model,
         "model_weights": request.weights_name,
@@ -463,7 +464,7 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
 
 
 def _placed(request: Request) -> Request:
-    """Under ``torchrun``, ``cuda`` is the GPU of this process."""
+    """Returns the request with ``cuda`` as the GPU of this process, under ``torchrun``."""
     local = os.environ.get("LOCAL_RANK")
     return replace(request, device=f"cuda:{local}") if request.device == "cuda" and local is not None else request
 
@@ -493,7 +494,7 @@ def _stopped(request: Request) -> str:
 
 
 def _summary(request: Request, result: Result) -> Iterator[str]:
-    """What a run made and how to use it."""
+    """Yields lines that say what a run made and how to use it."""
     rules, training = result.rules, result.rules.training
     yield (
         f"rules of {len(rules.sites)} sites, {sum(p.numel() for p in rules.parameters())} numbers, learned from "

@@ -88,7 +88,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class FitOptions:
-    """Where one training reads and writes, and what it shows; `RuleTrainer.fit` explains the fields.
+    """The files of one training, and what it shows; `RuleTrainer.fit` explains the fields.
 
     Attributes:
         examples_dir: Folder for images and deletions; None keeps none.

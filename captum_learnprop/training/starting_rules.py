@@ -15,7 +15,7 @@ SHOWN = 32
 does."""
 
 _SHOWN_PER_ROW = 4
-"""At most so many images are shown for each of ``internal_batch_size``: training holds about as many times a forward
+"""The most images that are shown for each of ``internal_batch_size``: training holds about as many times a forward
 pass."""
 
 

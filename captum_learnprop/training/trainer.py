@@ -35,7 +35,7 @@ from zennit_rules.core.scalars import plain, plain_options
 
 
 class RuleTrainer:
-    """Fits the rule set of a trainable composite on a model.
+    """A trainer that fits the rule set of a trainable composite on a model.
 
     By default by *occlusion regression*: the model is evaluated once, without gradient, on random deletions of each
     training image, and the rules learn maps whose mass inside a deleted region correlates with what the explained class
@@ -52,45 +52,45 @@ class RuleTrainer:
     ours, the training form of sensitivity-n (Ancona et al., ICLR 2018) and infidelity (Yeh et al., NeurIPS 2019).
 
     Args:
-        model: in evaluation mode; maps images ``(B, C, *spatial)``, or tables ``(B, F)``, to ``(B, classes)``. It comes
-            back untouched.
-        composite: name of a trainable composite: ``"learned_gradient"``, ``"learned_guided_backprop"``,
+        model: A model in evaluation mode that maps images ``(B, C, *spatial)``, or tables ``(B, F)``, to
+            ``(B, classes)``. It comes back untouched.
+        composite: Name of a trainable composite: ``"learned_gradient"``, ``"learned_guided_backprop"``,
             ``"learned_epsilon_gamma_box"`` (LRP), ``"learned_deeplift"``, and for transformers
             ``"learned_transformer"`` or ``"learned_attnlrp"``.
-        gate: name or class of the gates; they must be shared by all samples (``"channel"``, ``"quadrant"``,
+        gate: Name or class of the gates; they must be shared by all samples (``"channel"``, ``"quadrant"``,
             ``"feature"``), or ``"none"`` where the composite has other rules to learn: those of linear layers in LRP.
-        objective: a `terms.Term` or a weighted sum of them, by default the `terms.OcclusionRegression` of
+        objective: A `terms.Term` or a weighted sum of them, by default the `terms.OcclusionRegression` of
             `training_defaults`; an objective of per-sample learning such as `objectives.Agreement`, which judges the
             masked input; or the name of one, as ``learnprop plugins`` lists them.
-        mask: of such a per-sample objective, `masks.MaxMask` by default. Terms hold masks of their own.
-        start: rule the gates start at; the composite's own by default.
+        mask: The mask of such a per-sample objective, `masks.MaxMask` by default. Terms hold masks of their own.
+        start: Rule the gates start at; the composite's own by default.
         pooling: ``"soft"`` learns at max-pools too, ``"exact"`` leaves them their gradient.
-        gate_options: further arguments of the gates; ``{"position": True}`` by default for feature gates. With
+        gate_options: Further arguments of the gates; ``{"position": True}`` by default for feature gates. With
             ``"contrast": True`` they see a second signal, seeded with the other classes: one backward pass more.
-        rule_options: options of the composite's other rules, e.g. ``{"gamma": 0.25}``; see the composite.
-        fusion: multiply relevance maps of several depths into the map, with learned exponents.
-        quantity: what is explained and drops, see `quantities.QUANTITIES`: ``"softmax"``, ``"sigmoid"``, ``"logit"``,
-            ``"log_probability"``, ``"log_sigmoid"``, ``"contrastive_logit"``.
-        sign: how an attribution becomes a map, see `evaluation.maps.reduce_channels`; by default ``"absolute"``, and
+        rule_options: Options of the composite's other rules, e.g. ``{"gamma": 0.25}``; see the composite.
+        fusion: Whether to multiply relevance maps of several depths into the map, with learned exponents.
+        quantity: What is explained and drops, one of `quantities.QUANTITIES`: ``"softmax"``, ``"sigmoid"``,
+            ``"logit"``, ``"log_probability"``, ``"log_sigmoid"``, ``"contrastive_logit"``.
+        sign: How an attribution becomes a map, see `maps.reduce_channels`; by default ``"absolute"``, and
             ``"signed"`` for LRP.
-        smoothing: Gaussian smoothing of maps, as a fraction of the sides (see `evaluation.maps.per_axis`), by default
+        smoothing: Gaussian smoothing of maps, as a fraction of the sides (see `maps.per_axis`), by default
             0.025, and none for LRP; none for tables. Use the rules with the same; ``rules.training`` keeps it.
-        steps: optimiser steps (Adam).
-        batch_size: rows per step, over all processes; a row is one image with one target.
-        lr: first learning rate, by default 0.03, and 0.01 for LRP.
+        steps: Optimiser steps (Adam).
+        batch_size: Rows per step, over all processes; a row is one image with one target.
+        lr: First learning rate, by default 0.03, and 0.01 for LRP.
         schedule: ``"cosine"``, ``"linear"`` or ``"constant"``.
-        warmup: steps until the first learning rate is reached.
-        clip: largest norm of a gradient.
-        deletions: regions removed from each image.
-        validate_every: steps between validations.
-        patience: stop after this many validations without a better one; None goes on to the end.
-        seed: of deletions, batches and whatever terms draw.
-        internal_batch_size: rows that go through the model together; less takes less memory.
+        warmup: Steps until the first learning rate is reached.
+        clip: Largest norm of a gradient.
+        deletions: Regions removed from each image.
+        validate_every: Steps between validations.
+        patience: Stop after this many validations without a better one; None goes on to the end.
+        seed: Decides deletions, batches and whatever terms draw.
+        internal_batch_size: Rows that go through the model together; less takes less memory.
         precision: ``"bfloat16"`` for autocast; None for the model's own.
 
     Raises:
-        FitError: for a model in training mode or options out of range.
-        RuleError: for unknown names, or options that the composite does not have.
+        LearnpropError: The model is no module, or an option is out of range.
+        RuleError: A name is unknown, or the composite does not have an option.
     """
 
     def __init__(
@@ -170,32 +170,33 @@ class RuleTrainer:
         show_progress: bool = False,
         on_step: Callable[[dict[str, float]], None] | None = None,
     ) -> RuleSet:
-        """Train, and return the rules with the lowest validation loss.
+        """Trains, and returns the rules with the lowest validation loss.
 
         Args:
-            data: images ``(N, C, *spatial)`` (sequences and volumes too) or a table ``(N, F)``; a pair of those and
+            data: Images ``(N, C, *spatial)`` (sequences and volumes too) or a table ``(N, F)``; a pair of those and
                 labels, a `Dataset` or a `DataLoader`. Of a table random features are deleted, and nothing is smoothed.
             targets: ``"predicted"``, the model's own highest classes; or ``"labels"``, those of the data.
-            targets_per_image: how many classes of each image are explained.
-            validation: share of the images that are held out, 0 for none; or data of their own.
-            examples_dir: folder for images and deletions, measured once and used again. None keeps them in memory, or,
+            targets_per_image: How many classes of each image are explained.
+            validation: Share of the images that are held out, 0 for none; or data of their own.
+            examples_dir: Folder for images and deletions, measured once and used again. None keeps them in memory, or,
                 when they take more than a gigabyte, in a temporary folder.
-            checkpoint: file that a run is saved in and resumed from, to the same result. Delete it to begin anew.
-            checkpoint_every: steps between checkpoints.
-            log_dir: folder for ``training.csv`` and, where TensorBoard is installed, its events.
-            show_progress: draw progress bars.
-            on_step: called after every step with its row of the log.
+            checkpoint: File that a run is saved in and resumed from, to the same result. Delete it to begin anew.
+            checkpoint_every: Steps between checkpoints.
+            log_dir: Folder for ``training.csv`` and, where TensorBoard is installed, its events.
+            show_progress: Whether progress bars are drawn.
+            on_step: Called after every step with its row of the log.
 
         Returns:
             A closed `RuleSet`; ``training`` says how it was made. The log of all steps is in ``self.log``.
 
         Raises:
-            FitError: nothing to learn, or a loss that is not finite at the very start.
-            DataError: data that cannot be trained on.
-            CheckpointError: a checkpoint of another run.
+            LearnpropError: The model is in training mode, the data cannot be trained on, there is nothing to learn,
+                or the loss is not finite at the very start.
+            CheckpointError: The checkpoint is one of another run, or damaged.
 
         Warns:
-            TrainingWarning: a loss that is not finite later on; the best rules so far are returned.
+            TrainingWarning: The loss is not finite later on, and the best rules so far are returned; there are no
+                images of some classes; or a checkpoint cannot be written.
         """
         if (said := training_mode(self.model, strict=True)) is not None:
             raise LearnpropError(said)

@@ -447,6 +447,20 @@ class TestStopping:
         assert list(tmp_path.rglob("*.part")) == []
 
 
+def test_repr_is_one_line() -> None:
+    trainer = RuleTrainer(net(), gate="channel", steps=7, lr=0.02)
+    assert repr(trainer) == (
+        "RuleTrainer(Sequential, composite='learned_gradient', gate='channel', "
+        "objective=OcclusionRegression(distance='pearson', density=0.5), steps=7, batch_size=12, lr=0.02, seed=0)"
+    )
+
+
+def test_validations_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="captum_learnprop"):
+        fit(steps=2, fitting={"validation": 0.3})
+    assert [record.getMessage().partition(" loss")[0] for record in caplog.records] == ["validation"] * 2
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("data", "message"),

@@ -179,6 +179,11 @@ class Search:
     rows: int
     seconds: float
 
+    def __repr__(self) -> str:
+        """Returns how far the search got and what it found, without all that was judged."""
+        best = f", best {self.best.score:.3f} by {self.best.setting}" if self.trace else ""
+        return f"Search({len(self.trace)} of {self.settings} settings on {self.rows} rows{best})"
+
     @property
     def finished(self) -> bool:
         """Whether all settings were judged."""

@@ -14,7 +14,7 @@ from captum_learnprop.benchmark.comparison import standard_error
 from captum_learnprop.benchmark.rule_families import RULE_FAMILIES, RuleFamily, rule_family
 from captum_learnprop.benchmark.scorecard import SCORES
 from captum_learnprop.scenes.scenes import QUESTIONS_PER_SCENE
-from captum_learnprop.tables import markdown
+from captum_learnprop.tables import html, markdown
 
 Array = NDArray[np.float64]
 
@@ -104,6 +104,11 @@ class Row:
     error: str | None
     composite: str | None = None
 
+    def __repr__(self) -> str:
+        """Returns the scores, without those of single samples."""
+        found = self.error or "".join(f", {name} {_plain(one)}" for name, one in self.estimates.items()).strip(", ")
+        return f"Row({self.model}, {self.scenes}, {self.label!r}: {found})"
+
     @property
     def label(self) -> str:
         """The method's name, with a mark where training seeds are missing."""
@@ -161,15 +166,35 @@ def estimate(scores: Sequence[Sequence[float | None]], together: int = 1) -> Est
     return Estimate(float(known.mean()), error, spread, spread / len(table) ** 0.5, len(known), len(table))
 
 
-def summarise(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """One row per net, scene family and method, in the order of the cells."""
+class Rows(list[Row]):
+    """Results of a benchmark; a notebook shows them as a table."""
+
+    def _repr_html_(self) -> str:
+        """Returns a table of every score, one line a row."""
+        names = [name for name in SCORES if any(name in row.estimates for row in self)]
+        lines = [
+            [row.model, row.scenes, row.label, *(_plain(row.estimates.get(name)) for name in names)] for row in self
+        ]
+        return html(["net", "scenes", "method", *names], lines)
+
+
+def _plain(found: Estimate | None) -> str:
+    return "-" if found is None else _shown(found, math.nan)
+
+
+def summarise(cells: Iterable[Mapping[str, Any]]) -> Rows:
+    """Returns one row per net, scene family and method, in the order of the cells.
+
+    Args:
+        cells: Cells of a run, from `suite.run` or `suite.read_cells`.
+    """
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for cell in cells:
         groups.setdefault((cell["model"], cell["scenes"], cell["method"]), []).append(cell)
-    return [_row(key, group) for key, group in groups.items()]
+    return Rows(_row(key, group) for key, group in groups.items())
 
 
-def rows_of(results: Mapping[str, Any]) -> list[Row]:
+def rows_of(results: Mapping[str, Any]) -> Rows:
     """Returns the rows of a ``results.json``, without the scores of single samples, which only cells have.
 
     Args:
@@ -178,7 +203,7 @@ def rows_of(results: Mapping[str, Any]) -> list[Row]:
     Raises:
         KeyError: It is no such content.
     """
-    return [_row_of(fields) for fields in results["rows"]]
+    return Rows(_row_of(fields) for fields in results["rows"])
 
 
 def _row_of(fields: Mapping[str, Any]) -> Row:

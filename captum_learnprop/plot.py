@@ -117,8 +117,8 @@ def overlay(
     """The image in grey with the map's colour where the map is large: ``(H, W, 3)`` in [0, 1].
 
     Args:
-        image: see `to_hwc`.
-        attribution: see `normalize_map`; must have the image's height and width.
+        image: An image in a layout that `to_hwc` takes.
+        attribution: A map in a layout that `normalize_map` takes, of the image's height and width.
         strength: opacity of the colour where the map is at its largest, in [0, 1].
 
     Raises:

@@ -1,4 +1,4 @@
-"""From the benchmark's cells to tables: means, standard errors over scenes and training seeds, paired differences."""
+"""The benchmark's tables, made from its cells: means, standard errors over scenes and seeds, paired differences."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
 
 
 def _composite(cell: Mapping[str, Any]) -> str | None:
-    """Of rules from a file, or of the variant that was trained."""
+    """Returns the composite of rules from a file, or of the variant that was trained."""
     trained: str | None = cell.get("settings", {}).get("training options", {}).get("composite")
     return cell.get("composite") or trained
 

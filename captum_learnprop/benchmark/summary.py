@@ -116,7 +116,7 @@ class Row:
 
     @property
     def mark(self) -> str:
-        """Empty if all training seeds have scores."""
+        """A note that training seeds are missing, empty if all have scores."""
         return "" if self.seeds == self.asked else f" ({self.seeds} of {self.asked} seeds)"
 
 
@@ -150,11 +150,11 @@ class Difference:
 
 
 def estimate(scores: Sequence[Sequence[float | None]], together: int = 1) -> Estimate:
-    """The estimate from scores by seed and sample, ``(seeds, M)``, None where not defined.
+    """Returns the estimate from scores by seed and sample, ``(seeds, M)``, None where not defined.
 
     Args:
-        scores: by seed and sample.
-        together: how many samples in a row are about one scene, see `standard_error`.
+        scores: Numbers by seed and sample.
+        together: How many samples in a row are about one scene, and count as one for the standard error.
     """
     table = _table(scores)
     samples = _seed_means(table)
@@ -252,7 +252,7 @@ def _composite(cell: Mapping[str, Any]) -> str | None:
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    """NaN if one is missing."""
+    """Returns the mean, NaN if a value is missing."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known and len(known) == len(values) else math.nan
 
@@ -262,7 +262,11 @@ def _treatment(fields: Mapping[str, Any]) -> str:
 
 
 def differences(rows: Sequence[Row]) -> list[Difference]:
-    """Every learned method against every reference, score by score, on the same samples."""
+    """Returns every learned method against every reference, score by score, on the same samples.
+
+    Args:
+        rows: Results of cells, whose samples are kept.
+    """
     found = []
     for row in rows:
         if row.family != LEARNED or row.error is not None:
@@ -312,7 +316,7 @@ def _table(scores: Sequence[Sequence[float | None]]) -> Array:
 
 
 def _seed_means(table: Array) -> Array:
-    """Mean over seeds of each sample that all seeds have; NaN for others."""
+    """Returns the mean over seeds of each sample that all seeds have; NaN for others."""
     return np.asarray(table.mean(axis=0))
 
 
@@ -320,7 +324,7 @@ def _seed_means(table: Array) -> Array:
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """An overview of average precision, then for each net and scene family all scores and the paired differences."""
+    """Returns an overview of average precision, then for each net and scene family all scores and differences."""
     found = differences(rows)
     parts = ["# Results", _READING, "## Average precision", _overview(rows), *_families(rows, found)]
     for model, scenes in dict.fromkeys((row.model, row.scenes) for row in rows):

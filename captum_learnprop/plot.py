@@ -353,7 +353,7 @@ def area_curves(
 
 
 def alignment_curves(reports: Sequence[Any]) -> NotebookFigure:
-    """Draws how rules compare by layer: alignment with the input, cosine of two classes, convergence, re-initialisation.
+    """Draws how rules compare by layer: alignment with the input, cosine of two classes, convergence, cascades.
 
     Args:
         reports: `evaluation.analysis.RuleReport`, one line each.

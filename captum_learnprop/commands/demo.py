@@ -160,7 +160,7 @@ def _trainer(model: nn.Module, plan: Plan) -> RuleTrainer:
 
 
 def methods(model: nn.Module, rules: RuleSet, plan: Plan) -> list[Method]:
-    """Returns what is compared: hand-made rules, then learned ones. The learned shared rules have no treatment to choose."""
+    """Returns what is compared: hand-made rules, then learned ones; the shared rules have no treatment to choose."""
     from captum_learnprop.attribution.rules.learned import LearnedPropagation
     from captum_learnprop.benchmark.comparison import Method, Treatment
     from captum_learnprop.benchmark.hand_made import hand_made

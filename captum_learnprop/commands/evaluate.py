@@ -222,7 +222,7 @@ def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
 
 
 def _reach(models: Iterable[str]) -> dict[str, str]:
-    """Returns the share of each net's multiply-adds that LRP has a rule for; less than all of it makes its rows wrong."""
+    """Returns the share of each net's multiply-adds that LRP has a rule for; below all of it, its rows are wrong."""
     import torch
 
     from captum_learnprop.scenes.reference_nets import ARCHITECTURES
@@ -237,7 +237,7 @@ def _reach(models: Iterable[str]) -> dict[str, str]:
 
 
 def document(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
-    """Returns the results for JSON; numbers that are not defined are null. Scores of single samples are in the cells."""
+    """Returns the results for JSON; numbers without a value are null. Scores of single samples are in the cells."""
     from captum_learnprop.benchmark.summary import differences
 
     table = []

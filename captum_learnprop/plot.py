@@ -55,7 +55,7 @@ class NotebookFigure(Figure):
 
 
 def to_hwc(image: Tensor | NDArray[np.floating]) -> Array:
-    """An image as ``(H, W, 3)`` in [0, 1], from ``(3, H, W)``, ``(1, H, W)``, ``(H, W)`` or ``(1, C, H, W)``.
+    """Returns an image as ``(H, W, 3)`` in [0, 1], from ``(3, H, W)``, ``(1, H, W)``, ``(H, W)`` or ``(1, C, H, W)``.
 
     Values outside [0, 1] (a normalised image, say) are brought into it by the image's own range; an image
     that lies in it is left as it is. Grey images get three equal channels.
@@ -79,7 +79,7 @@ def to_hwc(image: Tensor | NDArray[np.floating]) -> Array:
 
 
 def normalize_map(attribution: Tensor | NDArray[np.floating], *, percentile: float = 99.0) -> Array:
-    """A map ``(H, W)`` scaled to [-1, 1], zero staying zero; a leading channel axis is summed.
+    """Returns a map ``(H, W)`` scaled to [-1, 1], zero staying zero; a leading channel axis is summed.
 
     The scale is a percentile of the absolute values, so that a few extreme pixels do not hide the rest;
     values beyond it are clipped. Where that percentile is zero (most pixels are) the maximum is the scale;
@@ -114,15 +114,15 @@ def overlay(
     *,
     strength: float = 0.75,
 ) -> Array:
-    """The image in grey with the map's colour where the map is large: ``(H, W, 3)`` in [0, 1].
+    """Returns the image in grey with the map's colour where the map is large: ``(H, W, 3)`` in [0, 1].
 
     Args:
-        image: see `to_hwc`.
-        attribution: see `normalize_map`; must have the image's height and width.
+        image: An image in a layout that `to_hwc` takes.
+        attribution: A map in a layout that `normalize_map` takes, of the image's height and width.
         strength: opacity of the colour where the map is at its largest, in [0, 1].
 
     Raises:
-        PlotError: sizes differ, or see `to_hwc` and `normalize_map`.
+        PlotError: Sizes differ, or the image or map cannot be drawn.
     """
     background, scaled = to_hwc(image), normalize_map(attribution)
     if background.shape[:2] != scaled.shape:
@@ -141,7 +141,7 @@ def compare(
     captions: Mapping[str, str] | None = None,
     title: str | None = None,
 ) -> NotebookFigure:
-    """One row per image, the image first, then one column per method.
+    """Draws one row per image, the image first, then one column per method.
 
     Maps without negative values are drawn from dark to light, signed ones from blue through white to red;
     all maps of a method share the choice, so that a column reads the same from top to bottom.
@@ -156,7 +156,7 @@ def compare(
         title: headline of the figure.
 
     Raises:
-        PlotError: no map or image, numbers of rows that differ, or see `to_hwc` and `normalize_map`.
+        PlotError: No map or image, numbers of rows that differ, or one that cannot be drawn.
     """
     rows = len(images)
     if not maps or not rows:
@@ -323,7 +323,7 @@ def _spread(wanted: Sequence[float], gap: float) -> list[float]:
 def area_curves(
     areas: Tensor, preserved: Tensor, *, share: float | None = None, extremal: Tensor | None = None
 ) -> NotebookFigure:
-    """How the preserved output grows with the area of extremal masks, a line per sample.
+    """Draws how the preserved output grows with the area of extremal masks, a line per sample.
 
     Args:
         areas: ``(B, P)``, ascending; `ExtremalArea.curve_areas`.
@@ -353,7 +353,7 @@ def area_curves(
 
 
 def alignment_curves(reports: Sequence[Any]) -> NotebookFigure:
-    """How rules compare by layer: alignment with the input, cosine of two classes, convergence, re-initialisation.
+    """Draws how rules compare by layer: alignment with the input, cosine of two classes, convergence, cascades.
 
     Args:
         reports: `evaluation.analysis.RuleReport`, one line each.
@@ -387,7 +387,7 @@ def theory_curves(
     fractions: Sequence[tuple[float, float, float, float]],
     orthogonal: Mapping[str, Sequence[tuple[int, float, float, float]]],
 ) -> NotebookFigure:
-    """Closed forms of alignment as lines, simulated layers as points with bands of 95 %.
+    """Draws closed forms of alignment as lines, simulated layers as points with bands of 95 %.
 
     Args:
         widths: by coefficients, ``(units, closed form, mean, half of the band)``.
@@ -423,10 +423,10 @@ def _draw_theory(axes: Axes, points: Sequence[tuple[float, float, float, float]]
 
 
 def training_curves(rows: Sequence[Mapping[str, float]]) -> NotebookFigure:
-    """Loss, its terms and the validation loss by step, the learning rate on a small axis below.
+    """Draws loss, its terms and the validation loss by step, the learning rate on a small axis below.
 
     Args:
-        rows: of a training log, see `training.log.read_log`: ``step``, ``loss``, ``lr``, values of terms, and
+        rows: Rows of a training log, from `training.log.read_log`: ``step``, ``loss``, ``lr``, values of terms, and
             ``validation loss`` where there was a validation. What is missing or not finite is left out.
 
     Raises:
@@ -467,7 +467,7 @@ def _draw_column(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, **s
 
 
 def save_figure(figure: Figure, path: str | Path, *, dpi: int = 120) -> Path:
-    """Write a figure as a whole: an interrupted run leaves no half file.
+    """Writes a figure as a whole: an interrupted run leaves no half file.
 
     The format is that of the suffix, e.g. ``.png`` or ``.pdf``. Missing folders are made.
 
@@ -500,7 +500,7 @@ def _draw(axes: Axes, picture: Array, outline: Array | None) -> None:
 
 
 def _colour(scaled: Array, *, signed: bool) -> Array:
-    """Colours ``(H, W, 3)`` of a map in [-1, 1], or in [0, 1] where it is not signed."""
+    """Returns colours ``(H, W, 3)`` of a map in [-1, 1], or in [0, 1] where it is not signed."""
     if signed:
         return np.asarray(colormaps[SIGNED_COLOURS]((scaled + 1.0) / 2.0)[..., :3], dtype=np.float64)
     return np.asarray(colormaps[POSITIVE_COLOURS](scaled)[..., :3], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Tables as text: Markdown for files, aligned columns for a terminal."""
+"""Tables as text: Markdown for files, aligned columns for a terminal, HTML for a notebook."""
 
 from __future__ import annotations
 
@@ -41,6 +41,16 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         random    -
     """
     return _table([head, *rows], "plain")
+
+
+def html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns an HTML table for a notebook; what is in the cells is shown as it is and never read as HTML.
+
+    Args:
+        head: Titles of the ``C`` columns.
+        rows: ``R`` rows of ``C`` cells.
+    """
+    return str(_table([head, *rows], "html", headers="firstrow"))
 
 
 def _rule(widths: Sequence[int], alignments: Sequence[str]) -> str:

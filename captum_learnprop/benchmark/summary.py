@@ -1,4 +1,4 @@
-"""From the benchmark's cells to tables: means, standard errors over scenes and training seeds, paired differences."""
+"""The benchmark's tables, made from its cells: means, standard errors over scenes and seeds, paired differences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from captum_learnprop.benchmark.comparison import standard_error
 from captum_learnprop.benchmark.rule_families import RULE_FAMILIES, RuleFamily, rule_family
 from captum_learnprop.benchmark.scorecard import in_table_order, score
 from captum_learnprop.scenes.scenes import QUESTIONS_PER_SCENE
-from captum_learnprop.tables import markdown
+from captum_learnprop.tables import html, markdown
 
 Array = NDArray[np.float64]
 
@@ -104,6 +104,11 @@ class Row:
     error: str | None
     composite: str | None = None
 
+    def __repr__(self) -> str:
+        """Returns the scores, without those of single samples."""
+        found = self.error or "".join(f", {name} {_plain(one)}" for name, one in self.estimates.items()).strip(", ")
+        return f"Row({self.model}, {self.scenes}, {self.label!r}: {found})"
+
     @property
     def label(self) -> str:
         """The method's name, with a mark where training seeds are missing."""
@@ -111,7 +116,7 @@ class Row:
 
     @property
     def mark(self) -> str:
-        """Empty if all training seeds have scores."""
+        """A note that training seeds are missing, empty if all have scores."""
         return "" if self.seeds == self.asked else f" ({self.seeds} of {self.asked} seeds)"
 
 
@@ -145,11 +150,11 @@ class Difference:
 
 
 def estimate(scores: Sequence[Sequence[float | None]], together: int = 1) -> Estimate:
-    """The estimate from scores by seed and sample, ``(seeds, M)``, None where not defined.
+    """Returns the estimate from scores by seed and sample, ``(seeds, M)``, None where not defined.
 
     Args:
-        scores: by seed and sample.
-        together: how many samples in a row are about one scene, see `standard_error`.
+        scores: Numbers by seed and sample.
+        together: How many samples in a row are about one scene, and count as one for the standard error.
     """
     table = _table(scores)
     samples = _seed_means(table)
@@ -161,15 +166,35 @@ def estimate(scores: Sequence[Sequence[float | None]], together: int = 1) -> Est
     return Estimate(float(known.mean()), error, spread, spread / len(table) ** 0.5, len(known), len(table))
 
 
-def summarise(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """One row per net, scene family and method, in the order of the cells."""
+class Rows(list[Row]):
+    """Results of a benchmark; a notebook shows them as a table."""
+
+    def _repr_html_(self) -> str:
+        """Returns a table of every score, one line a row."""
+        names = [name for name in SCORES if any(name in row.estimates for row in self)]
+        lines = [
+            [row.model, row.scenes, row.label, *(_plain(row.estimates.get(name)) for name in names)] for row in self
+        ]
+        return html(["net", "scenes", "method", *names], lines)
+
+
+def _plain(found: Estimate | None) -> str:
+    return "-" if found is None else _shown(found, math.nan)
+
+
+def summarise(cells: Iterable[Mapping[str, Any]]) -> Rows:
+    """Returns one row per net, scene family and method, in the order of the cells.
+
+    Args:
+        cells: Cells of a run, from `suite.run` or `suite.read_cells`.
+    """
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for cell in cells:
         groups.setdefault((cell["model"], cell["scenes"], cell["method"]), []).append(cell)
-    return [_row(key, group) for key, group in groups.items()]
+    return Rows(_row(key, group) for key, group in groups.items())
 
 
-def rows_of(results: Mapping[str, Any]) -> list[Row]:
+def rows_of(results: Mapping[str, Any]) -> Rows:
     """Returns the rows of a ``results.json``, without the scores of single samples, which only cells have.
 
     Args:
@@ -178,7 +203,7 @@ def rows_of(results: Mapping[str, Any]) -> list[Row]:
     Raises:
         KeyError: It is no such content.
     """
-    return [_row_of(fields) for fields in results["rows"]]
+    return Rows(_row_of(fields) for fields in results["rows"])
 
 
 def _row_of(fields: Mapping[str, Any]) -> Row:
@@ -222,13 +247,13 @@ def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
 
 
 def _composite(cell: Mapping[str, Any]) -> str | None:
-    """Of rules from a file, or of the variant that was trained."""
+    """Returns the composite of rules from a file, or of the variant that was trained."""
     trained: str | None = cell.get("settings", {}).get("training options", {}).get("composite")
     return cell.get("composite") or trained
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    """NaN if one is missing."""
+    """Returns the mean, NaN if a value is missing."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known and len(known) == len(values) else math.nan
 
@@ -238,7 +263,11 @@ def _treatment(fields: Mapping[str, Any]) -> str:
 
 
 def differences(rows: Sequence[Row]) -> list[Difference]:
-    """Every learned method against every reference, score by score, on the same samples."""
+    """Returns every learned method against every reference, score by score, on the same samples.
+
+    Args:
+        rows: Results of cells, whose samples are kept.
+    """
     found = []
     for row in rows:
         if row.family != LEARNED or row.error is not None:
@@ -288,7 +317,7 @@ def _table(scores: Sequence[Sequence[float | None]]) -> Array:
 
 
 def _seed_means(table: Array) -> Array:
-    """Mean over seeds of each sample that all seeds have; NaN for others."""
+    """Returns the mean over seeds of each sample that all seeds have; NaN for others."""
     return np.asarray(table.mean(axis=0))
 
 
@@ -296,7 +325,7 @@ def _seed_means(table: Array) -> Array:
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """An overview of average precision, then for each net and scene family all scores and the paired differences."""
+    """Returns an overview of average precision, then for each net and scene family all scores and differences."""
     found = differences(rows)
     parts = ["# Results", _READING, "## Average precision", _overview(rows), *_families(rows, found)]
     for model, scenes in dict.fromkeys((row.model, row.scenes) for row in rows):

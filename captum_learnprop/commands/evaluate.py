@@ -45,7 +45,7 @@ class Seeds(click.ParamType):
     name = "numbers"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """The numbers, each once."""
+        """Returns the numbers, each once."""
         if isinstance(value, tuple):
             return value
         try:
@@ -61,7 +61,7 @@ class Family(OneOf):
     """A composite, by its name or a short one."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The full name."""
+        """Returns the full name."""
         from zennit_rules.core.registry import SHORT_NAMES  # imports torch, which --help must not wait for
 
         return super().convert(SHORT_NAMES.get(value, value), param, ctx)
@@ -137,7 +137,11 @@ def command(ctx: click.Context, **options: Any) -> None:
 
 
 def run(plan: Plan) -> None:
-    """Everything the command does."""
+    """Does everything the command does.
+
+    Raises:
+        LearnpropError: The request cannot be carried out as given, or a file cannot be written.
+    """
     from captum_learnprop.benchmark import suite as benchmark
     from captum_learnprop.benchmark.summary import summarise
 
@@ -183,7 +187,7 @@ def _unwritten(error: OSError, plan: Plan) -> str:
 
 
 def suite_of(plan: Plan) -> Suite:
-    """The benchmark's suite."""
+    """Returns the suite that the command line asked for."""
     from captum_learnprop.benchmark.suite import Suite, default_variants
 
     options: dict[str, Any] = {} if plan.sample_steps is None else {"sample_steps": plan.sample_steps}
@@ -205,7 +209,7 @@ def suite_of(plan: Plan) -> Suite:
 
 
 def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
-    """Tables, figure, and everything that is needed to repeat the run."""
+    """Writes tables, figure, and everything that is needed to repeat the run."""
     from captum_learnprop.benchmark.cost_figure import cost_figure
     from captum_learnprop.benchmark.summary import to_markdown
     from captum_learnprop.files import write_text
@@ -222,7 +226,7 @@ def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
 
 
 def _reach(models: Iterable[str]) -> dict[str, str]:
-    """Share of each net's multiply-adds that LRP has a rule for; less than all of it makes its rows wrong."""
+    """Returns the share of each net's multiply-adds that LRP has a rule for; below all of it, its rows are wrong."""
     import torch
 
     from captum_learnprop.scenes.reference_nets import ARCHITECTURES
@@ -237,7 +241,7 @@ def _reach(models: Iterable[str]) -> dict[str, str]:
 
 
 def document(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
-    """The results for JSON; numbers that are not defined are null. Scores of single samples are in the cells."""
+    """Returns the results for JSON; numbers without a value are null. Scores of single samples are in the cells."""
     from captum_learnprop.benchmark.summary import differences
 
     table = []
@@ -249,7 +253,7 @@ def document(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
 
 
 def provenance(plan: Plan) -> dict[str, Any]:
-    """Command line, seeds, versions, hardware."""
+    """Returns the command line, seeds, versions and hardware."""
     return {
         "command": shlex.join(["learnprop", *sys.argv[1:]]),
         "options": {name: [str(one) for one in value] if isinstance(value, tuple) else _simple(value)
@@ -303,7 +307,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> str:
-    """The processor's model name."""
+    """Returns the processor's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

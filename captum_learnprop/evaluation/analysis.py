@@ -25,7 +25,7 @@ from captum_learnprop.evaluation.randomization import full_randomization, parame
 from captum_learnprop.evaluation.similarity import spearman
 from captum_learnprop.forward import output_of
 from captum_learnprop.maps import MapError
-from captum_learnprop.tables import markdown
+from captum_learnprop.tables import html, markdown
 
 LOW, HIGH = 0.15, 0.5
 """A map whose correlation with those of re-initialised nets is up to the first depends on the weights, above the second
@@ -108,7 +108,7 @@ class Analysis:
         lines = [
             f"# Backward rules of {self.model}", "",
             f"Means over {self.images} images; the cosines are those at the first layer's input.", "",
-            self._table(), "",
+            markdown(_COLUMNS, self._rows()), "",
         ]  # fmt: skip
         for one in self.reports:
             reach = f"{one.share:.1%} of the net's multiply-adds have a rule"
@@ -123,7 +123,11 @@ class Analysis:
         ]
         return "\n".join(lines)
 
-    def _table(self) -> str:
+    def _repr_html_(self) -> str:
+        """Returns the table of all rules, for a notebook."""
+        return html(_COLUMNS, self._rows())
+
+    def _rows(self) -> list[list[str]]:
         rows = []
         for one in self.reports:
             numbers = (
@@ -131,7 +135,7 @@ class Analysis:
                 first(one.convergence),
             )  # fmt: skip
             rows.append([one.rule, *map(_number, numbers)])
-        return markdown(_COLUMNS, rows)
+        return rows
 
 
 def analyse(
@@ -151,7 +155,7 @@ def analyse(
 
     Args:
         model: in evaluation mode; comes back untouched.
-        rules: see `backward_rules.backward_rule`.
+        rules: Backward rules, made by `backward_rules.backward_rule`.
         inputs: ``(B, C, *spatial)``.
         targets: ``(B,)`` int64.
         others: ``(B,)`` int64, the class to compare with; by default the highest output beside the target.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -213,4 +213,14 @@ def test_rows_come_back_from_a_file_of_results() -> None:
     plan = evaluate.Plan((), (), (), (), (), (0,), 3, 0, None, None, 8, (), Path("out"), False, 1)
     kept = json.loads(json.dumps(evaluate.document(rows, evaluate.provenance(plan))))
     for row, found in zip(rows, rows_of(kept), strict=True):
-        assert repr(found) == repr(replace(row, samples={}))  # NaN equals no NaN, but looks like it
+        assert str(asdict(found)) == str(asdict(replace(row, samples={})))  # NaN equals no NaN, but looks like it
+
+
+def test_a_notebook_shows_rows_as_a_table() -> None:
+    rows = summarise(cells())
+    page = rows._repr_html_()
+    assert page.startswith("<table>")
+    for text in ("<th>average precision", "<td>Grad-CAM", "<td>0.333 ± 0.033", "<td>gates, learned"):
+        assert text in page
+    assert repr(rows[1]).startswith("Row(vgg, digits, 'Grad-CAM': average precision 0.333 ± 0.033, deletion, zero 0.6")
+    assert repr(rows[4]) == "Row(vgg, digits, 'broken (0 of 1 seeds)': it has no ReLU)"

@@ -1,9 +1,30 @@
-"""What a notebook shows of a result: a small table in HTML, beside the one line of its ``repr``."""
+"""What is shown of a result: one line as its ``repr``, and a small table in HTML in a notebook."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+
+
+def counted(number: int, what: str) -> str:
+    """Returns a number of things in words.
+
+    >>> counted(1, "layer"), counted(3, "sample")
+    ('1 layer', '3 samples')
+    """
+    return f"{number} {what}" + "s" * (number != 1)
+
+
+def listed(values: Mapping[str, float], most: int = 6) -> str:
+    """Returns values by name in a line; of many those in the middle are left out.
+
+    >>> listed({"conv1": 0.5, "conv2": 0.25})
+    "'conv1' 0.500, 'conv2' 0.250"
+    """
+    parts = [f"{name!r} {value:.3f}" for name, value in values.items()]
+    if len(parts) > most:
+        parts = [*parts[: most // 2], "...", *parts[-(most // 2) :]]
+    return ", ".join(parts)
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:

@@ -28,7 +28,13 @@ def part_drops(
     output: str = "softmax",
     internal_batch_size: int = 256,
 ) -> Tensor:
-    """How much the target's quantity falls without each part, ``(M, P)``; negative where it rises.
+    """Returns how much the target's quantity falls without each part, ``(M, P)``; negative where it rises.
+
+    Formula:
+        ``f_t(x) - f_t(x without part p)``.
+
+    Source:
+        Hesse, Schaub-Meyer, Roth, *FunnyBirds*, ICCV 2023, section 4.
 
     Args:
         model: maps images to ``(M, classes)``; a module must be in evaluation mode, otherwise batches mix.
@@ -40,6 +46,13 @@ def part_drops(
 
     Raises:
         MapError: shapes do not fit or an option is out of range.
+
+    Example:
+        >>> images = torch.tensor([[[[3.0, 1.0]]]])
+        >>> without = torch.tensor([[[[[0.0, 1.0]]], [[[3.0, 0.0]]]]])  # two parts of a pixel each
+        >>> drops = part_drops(torch.nn.Flatten().eval(), images, without, torch.tensor([0]), output="logit")
+        >>> drops
+        tensor([[3., 0.]])
     """
     if images.dim() != 4 or not images.numel():
         raise MapError(f"images must be (M, C, H, W) and not empty, got {tuple(images.shape)}")
@@ -67,11 +80,17 @@ def part_drops(
 
 
 def part_correlation(maps: Tensor, parts: Tensor, drops: Tensor) -> Tensor:
-    """Spearman's rank correlation between a map's sum in each part and the part's drop, ``(M,)`` in [-1, 1].
+    """Returns Spearman's rank correlation between a map's sum in each part and the part's drop, ``(M,)`` in [-1, 1].
 
-    ``corr(rank(sum_{i in part p} m_i), rank(drop_p))`` over the parts, float64; equal values share their mean rank,
-    as in ``scipy.stats.spearmanr``. Where all sums or all drops are equal there is no ranking: 0. Negative values of
-    the map count against a part; clamp them first to leave them out.
+    Higher is better. Equal values share their mean rank, as in ``scipy.stats.spearmanr``. Where all sums or all drops
+    are equal there is no ranking: 0. Negative values of the map count against a part; clamp them first to leave them
+    out.
+
+    Formula:
+        ``corr over parts p of (rank(sum_{i in p} m_i), rank(drop_p))``.
+
+    Source:
+        Hesse, Schaub-Meyer, Roth, *FunnyBirds*, ICCV 2023, section 4 ("single deletion").
 
     Args:
         maps: ``(M, H, W)`` or ``(M, 1, H, W)``, higher is more relevant.
@@ -80,6 +99,14 @@ def part_correlation(maps: Tensor, parts: Tensor, drops: Tensor) -> Tensor:
 
     Raises:
         MapError: shapes do not fit, masks are not bool, or a value is not finite.
+
+    Example:
+        >>> images = torch.tensor([[[[3.0, 1.0]]]])
+        >>> without = torch.tensor([[[[[0.0, 1.0]]], [[[3.0, 0.0]]]]])  # two parts of a pixel each
+        >>> drops = part_drops(torch.nn.Flatten().eval(), images, without, torch.tensor([0]), output="logit")
+        >>> parts = torch.tensor([[[[True, False]], [[False, True]]]])
+        >>> part_correlation(torch.tensor([[[2.0, 1.0]]]), parts, drops)
+        tensor([1.], dtype=torch.float64)
     """
     if parts.dim() != 4 or parts.dtype != torch.bool or parts.shape[1] < 2:
         raise MapError(

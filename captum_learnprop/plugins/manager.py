@@ -27,6 +27,7 @@ from typing import Any
 import pluggy
 
 from captum_learnprop.errors import PluginError, PluginWarning, did_you_mean
+from captum_learnprop.notebook import counted, html_table
 from captum_learnprop.plugins import builtin, specs
 from captum_learnprop.plugins.containment import describe, loading, named, using
 from captum_learnprop.plugins.specs import NAME, RECORD_TYPES, SUPPORTED_API_VERSIONS, Record
@@ -157,6 +158,23 @@ class PluginManager:
         self._pluggy.add_hookspecs(specs)
         self._plugins: list[_PluginStatus] = []
         self._entries: dict[str, dict[str, Entry]] = {kind: {} for kind in RECORD_TYPES}
+
+    def __repr__(self) -> str:
+        listed = (
+            f"{one.name} {one.version} ({one.status}, {counted(len(one.records), 'record')})" for one in self._plugins
+        )
+        return f"PluginManager({', '.join(listed)})"
+
+    def _repr_html_(self) -> str:
+        """Returns every plugin and every record as tables, for a notebook."""
+        plugins = [[one.name, one.version, one.owner, one.status, one.error or ""] for one in self._plugins]
+        records = [
+            [one.name, row.record.kind, row.record.name, row.status, row.record.summary]
+            for one in self._plugins for row in one.records
+        ]  # fmt: skip
+        return html_table(["plugin", "version", "owner", "status", "error"], plugins) + html_table(
+            ["plugin", "kind", "name", "status", "summary"], records
+        )
 
     @classmethod
     def discover(cls, *, strict: bool | None = None) -> PluginManager:

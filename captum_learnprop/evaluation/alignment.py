@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_learnprop.evaluation.backward_rules import BackwardRule
+from captum_learnprop.evaluation.checks import require_batch_size, require_targets
 from captum_learnprop.forward import output_of
 from captum_learnprop.maps import MapError
 from captum_learnprop.notebook import counted, html_table, listed
@@ -545,13 +546,10 @@ def _profile(
     scores: Callable[[_Pass, Tensor], Tensor],
     internal_batch_size: int,
 ) -> LayerProfile:
-    if not len(inputs) or targets.shape != (len(inputs),) or targets.dtype != torch.int64:
-        raise MapError(
-            f"targets must be int64 ({len(inputs)},) for inputs {tuple(inputs.shape)}, got {targets.dtype} "
-            f"{tuple(targets.shape)}"
-        )
-    if internal_batch_size < 1:
-        raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
+    if not len(inputs):
+        raise MapError(f"inputs must be (B, C, ...) and not empty, got {tuple(inputs.shape)}")
+    require_targets(targets, len(inputs))
+    require_batch_size(internal_batch_size)
     names: tuple[str, ...] = ()
     chunks = []
     for rows in torch.arange(len(inputs), device=inputs.device).split(internal_batch_size):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.evaluation.baselines import Baseline, fill_values
-from captum_learnprop.evaluation.faithfulness import OUTPUTS, Model, require_batch_size, require_maps, target_curve
+from captum_learnprop.evaluation.checks import require_batch_size, require_maps
+from captum_learnprop.evaluation.faithfulness import OUTPUTS, Model, target_curve
 from captum_learnprop.evaluation.similarity import pearson
 from captum_learnprop.maps import MapError
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from captum_learnprop.evaluation.checks import require_batch_size, require_targets
 from captum_learnprop.evaluation.localization import grid_pointing
 from captum_learnprop.evaluation.randomization import Attribute
 from captum_learnprop.forward import output_of
@@ -137,10 +138,8 @@ def difull_score(
         tensor([1., 1., 1., 1.], dtype=torch.float64)
     """
     mosaics = mosaic(images.detach(), cells)
-    if targets.shape != images.shape[:1] or targets.dtype != torch.int64:
-        raise MapError(f"targets must be int64 of shape ({len(images)},), got {targets.dtype} {tuple(targets.shape)}")
-    if internal_batch_size < 1:
-        raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
+    require_targets(targets, len(images))
+    require_batch_size(internal_batch_size)
     disconnected = DiFull(model, cells)
     with torch.no_grad():
         classes = output_of(model, (images[:1],)).shape[1]

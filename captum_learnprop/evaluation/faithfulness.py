@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.evaluation.baselines import Baseline, fill_values
+from captum_learnprop.evaluation.checks import require_batch_size, require_maps
 from captum_learnprop.forward import output_of, warn_of_training
 from captum_learnprop.maps import MapError
 from zennit_rules.core.scalars import plain_fields
@@ -204,18 +205,13 @@ def deletion_curve(
 ) -> Tensor:
     """Returns the curve ``(B, steps + 1)`` behind `deletion`, from the unchanged input to the baseline.
 
+    Arguments are those of `deletion`.
+
     Formula:
         ``c_k``, the target's quantity after ``round(k * H * W / steps)`` pixels were replaced, ``k = 0..steps``.
 
     Source:
         Petsiuk, Das, Saenko, *RISE*, BMVC 2018, section 4.3.
-
-    Args:
-        model: maps inputs to ``(B, classes)``; a module must be in evaluation mode, otherwise batches mix.
-        inputs: ``(B, C, H, W)``.
-        maps: ``(B, H, W)`` or ``(B, 1, H, W)``, higher is more relevant.
-        targets: ``(B,)`` int64 class of each map.
-        **options: those of `deletion`.
 
     Raises:
         MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
@@ -238,6 +234,8 @@ morf_curve = deletion_curve
 def lerf_curve(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **options: Unpack[CurveOptions]) -> Tensor:
     """Returns the curve ``(B, steps + 1)`` while the lowest-ranked pixels are replaced by the baseline.
 
+    Arguments are those of `deletion`.
+
     It goes from the unchanged input to the baseline; among equal values the first in reading order is replaced first.
 
     Formula:
@@ -246,13 +244,6 @@ def lerf_curve(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **op
 
     Source:
         Schulz, Sixt, Tombari, Landgraf, *Restricting the Flow*, ICLR 2020.
-
-    Args:
-        model: maps inputs to ``(B, classes)``; a module must be in evaluation mode, otherwise batches mix.
-        inputs: ``(B, C, H, W)``.
-        maps: ``(B, H, W)`` or ``(B, 1, H, W)``, higher is more relevant.
-        targets: ``(B,)`` int64 class of each map.
-        **options: those of `deletion`.
 
     Raises:
         MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
@@ -273,18 +264,13 @@ def insertion_curve(
 ) -> Tensor:
     """Returns the curve ``(B, steps + 1)`` behind `insertion`, from the baseline to the unchanged input.
 
+    Arguments are those of `deletion`.
+
     Formula:
         ``c_k``, the target's quantity after ``round(k * H * W / steps)`` pixels were put back, ``k = 0..steps``.
 
     Source:
         Petsiuk, Das, Saenko, *RISE*, BMVC 2018, section 4.3.
-
-    Args:
-        model: maps inputs to ``(B, classes)``; a module must be in evaluation mode, otherwise batches mix.
-        inputs: ``(B, C, H, W)``.
-        maps: ``(B, H, W)`` or ``(B, 1, H, W)``, higher is more relevant.
-        targets: ``(B,)`` int64 class of each map.
-        **options: those of `deletion`.
 
     Raises:
         MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
@@ -375,34 +361,3 @@ def pixel_ranks(maps: Tensor, *, lowest_first: bool = False) -> Tensor:
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     ranks.scatter_(1, order, places)
     return ranks.reshape(len(maps), 1, *maps.shape[-2:])
-
-
-def require_maps(inputs: Tensor, maps: Tensor, targets: Tensor) -> None:
-    """Checks that there are inputs ``(B, C, H, W)`` and a finite map and a target for each.
-
-    Raises:
-        MapError: they are not.
-    """
-    if inputs.dim() != 4 or not inputs.numel():
-        raise MapError(f"inputs must be (B, C, H, W) and not empty, got {tuple(inputs.shape)}")
-    batch, _, height, width = inputs.shape
-    if tuple(maps.shape) not in ((batch, height, width), (batch, 1, height, width)):
-        raise MapError(
-            f"maps must be {(batch, height, width)} or {(batch, 1, height, width)} for inputs "
-            f"{tuple(inputs.shape)}, got {tuple(maps.shape)}; sum colour channels first"
-        )
-    bad = ~maps.flatten(1).isfinite().all(1)
-    if bad.any():
-        raise MapError(f"map {int(bad.nonzero()[0])} has NaN or infinite values; no ranking exists")
-    if targets.shape != (batch,) or targets.dtype != torch.int64:
-        raise MapError(f"targets must be int64 of shape ({batch},), got {targets.dtype} of {tuple(targets.shape)}")
-
-
-def require_batch_size(internal_batch_size: int) -> None:
-    """Checks that the size of an internal batch is at least 1.
-
-    Raises:
-        MapError: it is less.
-    """
-    if internal_batch_size < 1:
-        raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")

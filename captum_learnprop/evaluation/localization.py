@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captum_learnprop.evaluation.checks import require_order
 from captum_learnprop.maps import MapError
 
 
@@ -247,9 +248,7 @@ def _flatten(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         )
     if masks.dtype != torch.bool:
         raise MapError(f"masks must be bool, got {masks.dtype}; compare with a threshold, e.g. masks > 0.5")
-    bad = ~maps.flatten(1).isfinite().all(1)
-    if bad.any():
-        raise MapError(f"map {int(bad.nonzero()[0])} has NaN or infinite values; no ranking exists")
+    require_order(maps, "map")
     return maps.detach().flatten(1), masks.flatten(1)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from captum_learnprop.evaluation.checks import require_batch_size, require_order, require_targets
 from captum_learnprop.evaluation.faithfulness import OUTPUTS
 from captum_learnprop.forward import output_of, warn_of_training
 from captum_learnprop.maps import MapError
@@ -59,13 +60,11 @@ def part_drops(
     count = len(images)
     if without.dim() != 5 or (count, *images.shape[1:]) != (len(without), *without.shape[2:]):
         raise MapError(f"without must be (M, P, C, H, W) for images {tuple(images.shape)}, got {tuple(without.shape)}")
-    if targets.shape != (count,) or targets.dtype != torch.int64:
-        raise MapError(f"targets must be int64 of shape ({count},), got {targets.dtype} of {tuple(targets.shape)}")
+    require_targets(targets, count)
     if output not in OUTPUTS:
         raise MapError(f"unknown output {output!r}; choose one of {', '.join(OUTPUTS)}")
     internal_batch_size = plain(internal_batch_size)
-    if internal_batch_size < 1:
-        raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
+    require_batch_size(internal_batch_size)
     warn_of_training(model)
     shown = torch.cat([images[:, None], without], 1)
     asked = targets.repeat_interleave(shown.shape[1])
@@ -118,9 +117,7 @@ def part_correlation(maps: Tensor, parts: Tensor, drops: Tensor) -> Tensor:
     if drops.shape != (count, number):
         raise MapError(f"drops must be {(count, number)} for parts {tuple(parts.shape)}, got {tuple(drops.shape)}")
     for name, values in (("map", maps), ("row of drops", drops)):
-        bad = ~values.flatten(1).isfinite().all(1)
-        if bad.any():
-            raise MapError(f"{name} {int(bad.nonzero()[0])} has NaN or infinite values; no ranking exists")
+        require_order(values, name)
     mass = (maps.detach().reshape(count, 1, height, width).double() * parts).sum((2, 3))
     first, second = (_ranks(values) - (number - 1) / 2 for values in (mass, drops.double()))
     spread = (first.square().sum(1) * second.square().sum(1)).sqrt()

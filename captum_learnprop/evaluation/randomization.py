@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_learnprop.evaluation.baselines import normal_draws
+from captum_learnprop.evaluation.checks import require_batch_size, require_targets
 from captum_learnprop.evaluation.similarity import SIMILARITIES
 from captum_learnprop.forward import output_of
 from captum_learnprop.maps import MapError
@@ -374,8 +375,7 @@ def _explain(
 ) -> Tensor:
     _require(inputs, targets)
     size = len(inputs) if internal_batch_size is None else internal_batch_size
-    if size < 1:
-        raise MapError(f"internal_batch_size must be at least 1, got {size}")
+    require_batch_size(size)
     chunks = zip(inputs.detach().split(size), targets.split(size), strict=True)
     maps = torch.cat([attribute(model, *chunk).detach() for chunk in chunks])
     if maps.dim() not in (3, 4) or len(maps) != len(inputs) or maps.shape[-2:] != inputs.shape[-2:]:
@@ -389,8 +389,7 @@ def _explain(
 def _require(inputs: Tensor, targets: Tensor) -> None:
     if inputs.dim() != 4 or not inputs.numel():
         raise MapError(f"inputs must be (B, C, H, W) and not empty, got {tuple(inputs.shape)}")
-    if targets.shape != inputs.shape[:1] or targets.dtype != torch.int64:
-        raise MapError(f"targets must be int64 of shape ({len(inputs)},), got {targets.dtype} {tuple(targets.shape)}")
+    require_targets(targets, len(inputs))
 
 
 def _noisy(inputs: Tensor, level: float, seed: int, draw: int) -> Tensor:

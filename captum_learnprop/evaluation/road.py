@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_learnprop.evaluation.baselines import normal_draws
+from captum_learnprop.evaluation.checks import require_batch_size, require_maps
 from captum_learnprop.evaluation.faithfulness import (
     OUTPUTS,
     Model,
     pixel_ranks,
-    require_batch_size,
-    require_maps,
     target_curve,
 )
 from captum_learnprop.maps import MapError
@@ -114,23 +113,13 @@ def road_curve(
 ) -> Tensor:
     """Returns the target's quantity at each percentage, ``(B, len(percentages))``: what `road` is the mean of.
 
+    Arguments are those of `road`.
+
     Formula:
         ``f_t(imputed(x, the round(p / 100 * H * W) first pixels of the order) + noise * N(0, 1))`` at each ``p``.
 
     Source:
         Rong et al., *A Consistent and Efficient Evaluation Strategy for Attribution Methods*, ICML 2022.
-
-    Args:
-        model: maps inputs to ``(B, classes)``; a module must be in evaluation mode, otherwise batches mix.
-        inputs: ``(B, C, H, W)``.
-        maps: ``(B, H, W)`` or ``(B, 1, H, W)``, higher is more relevant; ties in reading order.
-        targets: ``(B,)`` int64 class of each map.
-        percentages: of pixels removed, each in [0, 100); at least one pixel stays.
-        order: ``"morf"``, most relevant pixels first, or ``"lerf"``.
-        noise: standard deviation of what is added to removed pixels, in units of the inputs.
-        output: ``"softmax"``, ``"sigmoid"``, ``"logit"`` or ``"accuracy"``.
-        seed: of the noise.
-        internal_batch_size: how many changed inputs are imputed and go through the model together.
 
     Raises:
         MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.

@@ -29,10 +29,10 @@ import pluggy
 from captum_learnprop.errors import PluginError, PluginWarning, did_you_mean
 from captum_learnprop.notebook import counted, html_table
 from captum_learnprop.plugins import builtin, specs
-from captum_learnprop.plugins.containment import describe, loading, named, using
+from captum_learnprop.plugins.containment import NamedErrors, describe, loading, with_named_errors
 from captum_learnprop.plugins.specs import NAME, RECORD_TYPES, SUPPORTED_API_VERSIONS, Record
 
-__all__ = ["Entry", "PluginManager", "blame", "get_manager"]
+__all__ = ["Entry", "PluginManager", "get_manager", "plugin_at_fault"]
 
 _DISABLE = "CAPTUM_LEARNPROP_DISABLE_PLUGINS"
 _STRICT = "CAPTUM_LEARNPROP_STRICT_PLUGINS"
@@ -93,11 +93,11 @@ class Entry:
             factory = self.record.resolve()
         except PluginError as error:
             raise PluginError(f"{_label(self.plugin, self.owner, self.version)}: {error}") from error
-        return self.named(factory) if self.home else factory
+        return self.with_named_errors(factory) if self.home else factory
 
-    def named(self, factory: Callable[..., Any]) -> Callable[..., Any]:
+    def with_named_errors(self, factory: Callable[..., Any]) -> Callable[..., Any]:
         """Return the factory with errors that name the plugin; models are the user's and stay as they are."""
-        return named(factory, self.label, "" if self.kind == "model" else self.home)
+        return with_named_errors(factory, self.label, "" if self.kind == "model" else self.home)
 
     def make(self, *args: Any, **kwargs: Any) -> Any:
         """Call the factory.
@@ -118,7 +118,7 @@ class Entry:
         Args:
             given: Names of options; one that does not exist is the caller's mistake.
         """
-        return using(self.label, given) if self.home else nullcontext()
+        return NamedErrors(self.label, given) if self.home else nullcontext()
 
 
 @dataclass
@@ -273,7 +273,7 @@ class PluginManager:
 
         with loading():
             check(entry.kind, entry.name, factory)
-        return entry.named(factory)
+        return entry.with_named_errors(factory)
 
     def available(self, kind: str) -> dict[str, Entry]:
         """Return everything of one kind by name.
@@ -441,7 +441,7 @@ def _check_record(record: object, hook: str, expected: type[Record]) -> None:
         )
 
 
-def blame(error: BaseException | None) -> str | None:
+def plugin_at_fault(error: BaseException | None) -> str | None:
     """Return the plugin whose code was running when an error was raised; None if it was none's.
 
     The script of ``learnprop run`` is on its own.

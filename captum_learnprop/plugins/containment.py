@@ -130,7 +130,9 @@ def _flush() -> None:
 
 
 class NamedErrors:
-    """A context around the use of what a plugin made: errors become a `PluginError` that names it, chained to the first.
+    """A context around the use of what a plugin made: errors come out as a `PluginError` that names it.
+
+    They are chained to the first.
 
     Errors of memory and Ctrl-C are nobody's, and pass; so does an option that does not exist, the caller's mistake.
 

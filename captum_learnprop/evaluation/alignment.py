@@ -29,8 +29,8 @@ from captum_learnprop.evaluation.backward_rules import BackwardRule
 from captum_learnprop.evaluation.checks import require_batch_size, require_targets
 from captum_learnprop.forward import output_of
 from captum_learnprop.maps import MapError
-from captum_learnprop.notebook import counted, html_table, listed
 from captum_learnprop.reparametrized import copied
+from captum_learnprop.wording import counted, html_table, listed
 from zennit_rules import RuleSet
 from zennit_rules.core.linear_map import DenseMap, LinearOperands
 from zennit_rules.core.linear_watch import linear_calls_watched

@@ -25,7 +25,7 @@ from captum_learnprop.evaluation.randomization import full_randomization, parame
 from captum_learnprop.evaluation.similarity import spearman
 from captum_learnprop.forward import output_of
 from captum_learnprop.maps import MapError
-from captum_learnprop.notebook import counted, html_table
+from captum_learnprop.wording import counted, html_table
 
 LOW, HIGH = 0.15, 0.5
 """A map whose correlation with those of re-initialised nets is up to the first depends on the weights, above the second
@@ -82,7 +82,7 @@ class RuleReport:
     def _repr_html_(self) -> str:
         """Returns the verdicts as a table, for a notebook."""
         rows = [[about, text.partition(": ")[2]] for about, text in self.verdicts.items()]
-        return html_table(["about", "verdict"], rows, self.rule)
+        return html_table(["about", self.rule], rows)
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,6 @@ class Analysis:
     def __repr__(self) -> str:
         rules = ", ".join(one.rule for one in self.reports)
         return f"Analysis({self.model!r}, {counted(self.images, 'image')}: {rules})"
-
-    def _repr_html_(self) -> str:
-        """Returns what the numbers mean for each rule as a table, for a notebook."""
-        rows = [
-            [one.rule, *(one.verdicts[about].partition(": ")[2] for about in ("weights", "class", "input"))]
-            for one in self.reports
-        ]
-        head = ["rule", "depends on the weights", "on the class", "redraws the input"]
-        return html_table(head, rows, f"{self.model}, means over {counted(self.images, 'image')}")
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain data; numbers that do not exist are None."""
@@ -165,7 +156,7 @@ def analyse(
 
     Args:
         model: in evaluation mode; comes back untouched.
-        rules: from `backward_rule`.
+        rules: backward rules, made by `backward_rule`.
         inputs: ``(B, C, *spatial)``.
         targets: ``(B,)`` int64.
         others: ``(B,)`` int64, the class to compare with; by default the highest output beside the target.

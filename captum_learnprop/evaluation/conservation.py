@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from zennit.composites import COMPOSITES
 
 from captum_learnprop.maps import MapError
-from captum_learnprop.notebook import counted, html_table
+from captum_learnprop.wording import counted, html_table
 from zennit_rules import LearnedEpsilonGammaBox, RuleSet, composite_class
 from zennit_rules.composites import LearnedComposite
 from zennit_rules.rules.contributions import ContributionGate
@@ -96,7 +96,7 @@ class Conservation:
         """Returns both shares of each sample as a table, for a notebook."""
         pairs = zip(self.with_biases.tolist(), self.without_biases.tolist(), strict=True)
         rows = [[str(sample), f"{given:.3f}", f"{none:.3f}"] for sample, (given, none) in enumerate(pairs)]
-        return html_table(["sample", "with biases", "without biases"], rows, "share of relevance that arrives")
+        return html_table(["sample", "arrives with biases", "without biases"], rows)
 
 
 def measure_conservation(

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError, PluginError, did_you_mean
-from captum_learnprop.notebook import html_table
 from captum_learnprop.plugins import MetricRecord, get_manager
 from captum_learnprop.plugins.builtin import METRICS as OUR_RECORDS
 from captum_learnprop.plugins.manager import Entry
+from captum_learnprop.wording import html_table
 
 
 class UnknownMetricError(LearnpropError):

@@ -21,9 +21,9 @@ from captum_learnprop.evaluation.checks import require_batch_size, require_targe
 from captum_learnprop.evaluation.similarity import SIMILARITIES
 from captum_learnprop.forward import output_of
 from captum_learnprop.maps import MapError
-from captum_learnprop.notebook import counted, html_table, listed
 from captum_learnprop.reinitialization import layers_top_down, randomized
 from captum_learnprop.reparametrized import copied
+from captum_learnprop.wording import counted, html_table, listed
 
 Attribute = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(model, inputs (B, C, H, W), targets (B,)) -> attribution (B, H, W) or (B, C, H, W)``, for example
@@ -64,7 +64,7 @@ class ParameterRandomization:
     def _repr_html_(self) -> str:
         """Returns the mean by layer as a table, for a notebook."""
         rows = [[name, f"{value:.3f}"] for name, value in self.by_layer().items()]
-        return html_table(["randomised up to", "similarity"], rows, "lower is better")
+        return html_table(["randomised up to", "similarity"], rows)
 
 
 def parameter_randomization(

@@ -27,10 +27,10 @@ from typing import Any
 import pluggy
 
 from captum_learnprop.errors import PluginError, PluginWarning, did_you_mean
-from captum_learnprop.notebook import counted, html_table
 from captum_learnprop.plugins import builtin, specs
 from captum_learnprop.plugins.containment import NamedErrors, describe, loading, with_named_errors
 from captum_learnprop.plugins.specs import NAME, RECORD_TYPES, SUPPORTED_API_VERSIONS, Record
+from captum_learnprop.wording import counted, html_table
 
 __all__ = ["Entry", "PluginManager", "get_manager", "plugin_at_fault"]
 

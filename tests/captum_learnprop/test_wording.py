@@ -16,8 +16,8 @@ from captum_learnprop.evaluation.backward_rules import backward_rule
 from captum_learnprop.evaluation.conservation import Conservation
 from captum_learnprop.evaluation.metrics import METRICS
 from captum_learnprop.evaluation.randomization import ParameterRandomization
-from captum_learnprop.notebook import counted, html_table, listed
 from captum_learnprop.plugins import PluginManager
+from captum_learnprop.wording import counted, html_table, listed
 
 
 class Cells(HTMLParser):
@@ -67,7 +67,7 @@ SHOWN: dict[str, tuple[Any, str, list[list[str]]]] = {
     "conservation": (
         Conservation(torch.tensor([0.5]), torch.tensor([1.0])),
         "Conservation(1 sample: 0.500 with biases, 1.000 without)",
-        [["sample", "with biases", "without biases"], ["0", "0.500", "1.000"]],
+        [["sample", "arrives with biases", "without biases"], ["0", "0.500", "1.000"]],
     ),
     "randomization": (
         ParameterRandomization(("head",), torch.tensor([[0.25, 0.75]])),
@@ -77,15 +77,7 @@ SHOWN: dict[str, tuple[Any, str, list[list[str]]]] = {
     "report": (
         REPORT,
         "RuleReport('gradient': Weights: it depends on them. Class: another. Input: not.)",
-        [["about", "verdict"], ["weights", "it depends on them."], ["class", "another."], ["input", "not."]],
-    ),
-    "analysis": (
-        Analysis("vgg <small>", 4, {}, (REPORT,)),
-        "Analysis('vgg <small>', 4 images: gradient)",
-        [
-            ["rule", "depends on the weights", "on the class", "redraws the input"],
-            ["gradient", "it depends on them.", "another.", "not."],
-        ],
+        [["about", "gradient"], ["weights", "it depends on them."], ["class", "another."], ["input", "not."]],
     ),
     "metric": (
         METRICS["compactness"],
@@ -113,13 +105,17 @@ def test_plugins() -> None:
     assert ["builtin", "gate", "channel", "ok", "one weight per channel, shared over samples"] in rows
 
 
-def test_an_own_backward_rule() -> None:
+def test_an_analysis() -> None:
+    assert repr(Analysis("vgg", 4, {}, (REPORT,))) == "Analysis('vgg', 4 images: gradient)"
+
+
+def test_a_backward_rule() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU()).eval()
     assert repr(backward_rule("rect_grad", model, torch.ones(1, 2))) == "BackwardRule('rect_grad', rect_grad)"
 
 
 def test_html_of_names_is_not_html() -> None:
-    assert Cells(html_table(["<b>"], [["a & b"]], "<i>")).rows == [["<b>"], ["a & b"]]
+    assert Cells(html_table(["<b>"], [["a & b"]])).rows == [["<b>"], ["a & b"]]
 
 
 def test_long_lists_are_cut_in_the_middle() -> None:

@@ -135,7 +135,7 @@ def _message(error: BaseException) -> str | None:
 def _plugin_of(error: BaseException) -> str | None:
     """The plugin in which an error was raised, if plugins were loaded at all."""
     loader = sys.modules.get("captum_learnprop.plugins.manager")
-    found: str | None = None if loader is None else loader.blame(error)
+    found: str | None = None if loader is None else loader.plugin_at_fault(error)
     return found
 
 

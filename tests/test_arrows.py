@@ -29,7 +29,7 @@ FLOORS = {
     ],
     "captum_learnprop": [
         ["_compat", "errors"],
-        ["files", "forward", "notebook", "tables"],
+        ["files", "forward", "tables", "wording"],
         ["targets", "maps", "reparametrized", "reinitialization", "images", "plot", "plugins", "attribution_store"],
         ["scenes"],
         ["training"],

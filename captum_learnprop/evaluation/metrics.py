@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError, PluginError, did_you_mean
-from captum_learnprop.notebook import html_table
 from captum_learnprop.plugins import MetricRecord, get_manager
 from captum_learnprop.plugins.builtin import METRICS as OUR_RECORDS
 from captum_learnprop.plugins.manager import Entry
+from captum_learnprop.tables import html
 
 
 class UnknownMetricError(LearnpropError):
@@ -50,7 +50,7 @@ class Metric:
 
     def _repr_html_(self) -> str:
         """Returns the facts as a table, for a notebook."""
-        return html_table(["metric", "what it is", "needs", "bounds", "which way"],
+        return html(["metric", "what it is", "needs", "bounds", "which way"],
                           [[self.name, self.summary, ", ".join(self.needs), *self._facts()]])  # fmt: skip
 
     def _facts(self) -> tuple[str, str]:

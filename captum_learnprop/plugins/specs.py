@@ -236,7 +236,10 @@ RECORD_TYPES: dict[str, type[Record]] = {
 
 @hookspec
 def learnprop_composites() -> Iterable[CompositeRecord]:
-    """Add composites. Scripts also find them by name in ``zennit.composites.COMPOSITES``.
+    """Add composites, which say which rule goes to which layer.
+
+    The factory is a ``zennit.core.Composite`` class that needs no arguments. It can be named as ``--composite`` and
+    ``composite=``, and scripts find it in ``zennit.composites.COMPOSITES``.
 
     Example::
 
@@ -251,7 +254,10 @@ def learnprop_composites() -> Iterable[CompositeRecord]:
 
 @hookspec
 def learnprop_gates() -> Iterable[GateRecord]:
-    """Add gates. They can then be named wherever a gate is asked for: ``LearnedGradient(gate="calm")``.
+    """Add gates, which weigh the backward signal at an activation.
+
+    The factory is a class derived from ``zennit_rules.gates.Gate``. It can be named wherever a gate is asked for:
+    ``LearnedGradient(gate="calm")``.
 
     Example::
 
@@ -268,6 +274,9 @@ def learnprop_gates() -> Iterable[GateRecord]:
 def learnprop_objectives() -> Iterable[ObjectiveRecord]:
     """Add objectives: what training minimises, from the original and the masked outputs.
 
+    The factory makes a term of training, or an objective like ``captum_learnprop.training.objectives.Agreement``. It
+    can be named as ``learnprop train --objective``.
+
     Example::
 
         @hookimpl
@@ -281,7 +290,10 @@ def learnprop_objectives() -> Iterable[ObjectiveRecord]:
 
 @hookspec
 def learnprop_methods() -> Iterable[MethodRecord]:
-    """Add methods: Captum ``Attribution`` classes that ``learnprop attribute --method`` can name.
+    """Add methods, which ``learnprop attribute --method`` can name.
+
+    The factory is a ``captum.attr.Attribution`` class, or a function of the model that makes one; its ``attribute``
+    takes ``target=``.
 
     Example::
 
@@ -317,7 +329,10 @@ def learnprop_metrics() -> Iterable[MetricRecord]:
 
 @hookspec
 def learnprop_models() -> Iterable[ModelRecord]:
-    """Add sources of models, named by ``--model record[:argument]``.
+    """Add sources of models, which ``--model record[:argument]`` can name.
+
+    ``factory(argument, weights, checkpoint)`` returns an ``nn.Module`` in evaluation mode; each of the three may be
+    None.
 
     Example::
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from tabulate import tabulate
+
 MOST_ROWS = 30
 """The rows that are shown of a table; a line says how many there are beyond."""
 
@@ -18,17 +20,9 @@ def html_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]
         rows: Texts, as many a row as there are columns; all are escaped.
         most: Rows that are shown.
     """
-    lines = [f"<div>{escape(caption)}</div>", "<table>", f"<thead>{_row('th', header)}</thead>", "<tbody>"]
-    lines += [_row("td", row) for row in rows[:most]]
-    lines += ["</tbody>", "</table>"]
-    if len(rows) > most:
-        lines.append(f"<div>... and {len(rows) - most} more</div>")
-    return "\n".join(lines)
-
-
-def _row(tag: str, texts: Sequence[str]) -> str:
-    cells = "".join(f'<{tag} style="text-align: left">{escape(text)}</{tag}>' for text in texts)
-    return f"<tr>{cells}</tr>"
+    body = tabulate(list(rows[:most]), headers=list(header), tablefmt="html", disable_numparse=True)
+    more = f"<div>... and {len(rows) - most} more</div>" if len(rows) > most else ""
+    return f"<div>{escape(caption)}</div>{body}{more}"
 
 
 __all__ = ["MOST_ROWS", "html_table"]

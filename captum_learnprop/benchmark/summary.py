@@ -171,7 +171,7 @@ class Rows(list[Row]):
 
     def _repr_html_(self) -> str:
         """Returns a table of every score, one line a row."""
-        names = [name for name in SCORES if any(name in row.estimates for row in self)]
+        names = in_table_order(name for row in self for name in row.estimates)
         lines = [
             [row.model, row.scenes, row.label, *(_plain(row.estimates.get(name)) for name in names)] for row in self
         ]

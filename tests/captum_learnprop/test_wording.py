@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 import torch
+from html_cells import Cells
 from torch import nn
 
 from captum_learnprop.evaluation.alignment import Filtering, LayerProfile
@@ -19,32 +19,6 @@ from captum_learnprop.evaluation.randomization import ParameterRandomization
 from captum_learnprop.plugins import PluginManager
 from captum_learnprop.tables import html
 from captum_learnprop.wording import counted, listed
-
-
-class Cells(HTMLParser):
-    """The rows of the tables in a text; tags that are not closed are an error."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self._open: list[str] = []
-        self.feed(text)
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open[-1] in ("td", "th"):
-            self.rows[-1][-1] += data
-
 
 PROFILE = LayerProfile(("conv1", "conv2"), torch.tensor([[0.5, 0.25], [1.0, math.nan]], dtype=torch.float64))
 

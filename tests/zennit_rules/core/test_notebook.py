@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-from html.parser import HTMLParser
-
 import pytest
 import torch
+from html_cells import Cells
 from torch import nn
 
 import zennit_rules as zr
 from zennit_rules.core.coverage import Coverage, CoverageRow
 from zennit_rules.core.notebook import MOST_ROWS, html_table
-
-
-class Cells(HTMLParser):
-    """Reads the cells of a table, row by row, and the text around it."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.around: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        assert tag in ("div", "table", "thead", "tbody", "tr", "th", "td")
-        self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if data.strip():
-            (self.rows[-1] if self.open[-1] in ("th", "td") else self.around).append(data)
 
 
 def net() -> nn.Module:

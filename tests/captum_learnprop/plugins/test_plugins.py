@@ -434,7 +434,7 @@ class TestInstall:
     def test_name_that_zennit_uses(self) -> None:
         from zennit.composites import COMPOSITES
 
-        from zennit_rules.composites.base import LearnedGradient
+        from zennit_rules.composites import LearnedGradient
 
         class Plugin:
             @hookimpl

@@ -69,7 +69,7 @@ class Filtering:
 
 
 @dataclass
-class _Points:
+class _NotedTensors:
     """Tensors of one forward pass."""
 
     names: list[str] = field(default_factory=list)
@@ -92,7 +92,7 @@ class _Points:
 
 
 @contextmanager
-def _points_noted(points: _Points) -> Iterator[None]:
+def _tensors_noted(points: _NotedTensors) -> Iterator[None]:
     token = recorder.set(points)
     try:
         yield
@@ -101,24 +101,24 @@ def _points_noted(points: _Points) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class _WatchedPass:
     """A forward pass under a rule whose tensors are known; the rule is still on the model."""
 
     rule: BackwardRule
     run: RulePass
-    points: _Points
+    points: _NotedTensors
 
     @classmethod
     @contextmanager
-    def of(cls, model: nn.Module, rule: BackwardRule, inputs: Tensor) -> Iterator[_Pass]:
+    def of(cls, model: nn.Module, rule: BackwardRule, inputs: Tensor) -> Iterator[_WatchedPass]:
         """Run the model.
 
         Raises:
             MapError: If no layer is called.
         """
-        points, composite = _Points(), rule.rules.composite()
+        points, composite = _NotedTensors(), rule.rules.composite()
         with linear_calls_watched(model, points.linear), rules_in_place(model, composite):
-            with _points_noted(points):
+            with _tensors_noted(points):
                 run = RulePass.of(model, composite, leaves_of((inputs,)))
             if not points.layers:
                 raise MapError(f"{type(model).__name__} calls no convolution or linear layer")
@@ -161,7 +161,7 @@ def input_alignment(
         MapError: inputs and targets do not fit, or the model has no layer.
     """
 
-    def scores(run: _Pass, rows: Tensor) -> Tensor:
+    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
         layers = run.points.layers
         return torch.stack([
             cosine(signal, x, centred=centred)
@@ -196,7 +196,7 @@ def class_alignment(
     if others.shape != targets.shape or bool((others == targets).any()):
         raise MapError(f"others must be {tuple(targets.shape)} and differ from the targets, got {others.tolist()}")
 
-    def scores(run: _Pass, rows: Tensor) -> Tensor:
+    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
         pairs = zip(
             run.signals(targets[rows], run.points.layers), run.signals(others[rows], run.points.layers), strict=True
         )
@@ -225,7 +225,7 @@ def negative_filtering(
         MapError: see there, or no activation can be seen.
     """
 
-    def scores(run: _Pass, rows: Tensor) -> Tensor:
+    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
         if not run.points.sites:
             raise MapError("no activation can be seen: the model has none, or all overwrite their input")
         names, before, after = zip(*run.points.sites, strict=True)
@@ -278,7 +278,7 @@ def direction_convergence(
     if vectors < 2:
         raise MapError(f"vectors must be at least 2, to compare them, got {vectors}")
 
-    def scores(run: _Pass, rows: Tensor) -> Tensor:
+    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
         names = run.points.names
         place = len(names) - 1 if start is None else names.index(start) if start in names else -1
         if place < 1:
@@ -430,7 +430,7 @@ def _profile(
     rule: BackwardRule,
     inputs: Tensor,
     targets: Tensor,
-    scores: Callable[[_Pass, Tensor], Tensor],
+    scores: Callable[[_WatchedPass, Tensor], Tensor],
     internal_batch_size: int,
 ) -> LayerProfile:
     if not len(inputs) or targets.shape != (len(inputs),) or targets.dtype != torch.int64:
@@ -443,7 +443,7 @@ def _profile(
     names: tuple[str, ...] = ()
     chunks = []
     for rows in torch.arange(len(inputs), device=inputs.device).split(internal_batch_size):
-        with _Pass.of(model, rule, inputs[rows]) as run:
+        with _WatchedPass.of(model, rule, inputs[rows]) as run:
             chunks.append(scores(run, rows))
             names = tuple(run.points.names)
     return LayerProfile(names, torch.cat(chunks, 1))

@@ -170,7 +170,7 @@ class ExtremalPerturbation(ShownAsCall, PerturbationAttribution):
         if isinstance(soften, bool) or not isinstance(soften, (int, float)) or not 0 <= soften < 1:
             raise LearnpropError(f"soften is a fraction of the image's side in [0, 1), got {soften!r}")
         wanted = checked_areas(areas, tensors[0])
-        with quiet(self.model, options.seed):
+        with undisturbed(self.model, options.seed):
             areas_of_all = wanted.expand(len(tensors[0]), -1)
             found = rows.masks(areas_of_all, show_progress=show_progress, describe="extremal masks")
         _, several = areas_of(areas)
@@ -241,7 +241,7 @@ class ExtremalPerturbation(ShownAsCall, PerturbationAttribution):
         )  # fmt: skip
         tensors, rows = self._rows(inputs, target, additional_forward_args, options)
         ladder = checked_areas(areas, tensors[0]).unique()
-        with quiet(self.model, options.seed):
+        with undisturbed(self.model, options.seed):
             return _narrowed(rows, ladder, share=share, halvings=halvings, show_progress=show_progress)
 
     def attribute_future(self) -> None:
@@ -286,7 +286,7 @@ class ExtremalPerturbation(ShownAsCall, PerturbationAttribution):
         return tensors, rows
 
 
-def quiet(model: Any, seed: int | None) -> AbstractContextManager[None]:
+def undisturbed(model: Any, seed: int | None) -> AbstractContextManager[None]:
     """A context that leaves a model's buffers and torch's random numbers as they were; a mere function may draw."""
     return left_as_found(model, seed=seed, draws=not isinstance(model, nn.Module) or in_training_mode(model))
 

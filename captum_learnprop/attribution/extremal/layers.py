@@ -16,7 +16,7 @@ from ..checked_inputs import checked_inputs
 from ..rewards import Reward
 from ..shown import ShownAsCall
 from ..suffix import Suffix
-from .inputs import quiet
+from .inputs import undisturbed
 from .mask_spaces import SIGMA, STEP, FreeMasks, MaskSpace, SmoothMasks
 from .options import DEFAULT_STEPS, SearchOptions
 from .rows import Rows, areas_of, checked_areas, mask_type
@@ -131,7 +131,7 @@ class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttri
             internal_batch_size=internal_batch_size, seed=seed,
         )  # fmt: skip
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
-        with quiet(self.model, options.seed):
+        with undisturbed(self.model, options.seed):
             suffix = Suffix(self.model, self.layer, (*(x.detach() for x in tensors), *additional))
             activation = suffix.activation
             like = activation.new_empty(0, dtype=mask_type(activation))
@@ -171,7 +171,7 @@ class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttri
             brings it to that of the input.
         """
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
-        with quiet(self.model, None):
+        with undisturbed(self.model, None):
             activation = Suffix(self.model, self.layer, (*(x.detach() for x in tensors), *additional)).activation
         chosen = masks[:, None] if masks.dim() == 2 else masks
         if chosen.dim() != 3 or chosen.shape[::2] != activation.shape[:2]:

@@ -43,7 +43,7 @@ Rewards = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 
 
 @dataclass
-class Found:
+class FoundRows:
     """What a search found, by row.
 
     Attributes:
@@ -95,7 +95,7 @@ def _levelled(masks: Tensor, ones: Tensor) -> Tensor:
 
 
 @dataclass
-class _State:
+class _SearchState:
     """Rows at work."""
 
     rows: Tensor
@@ -162,7 +162,7 @@ def search(
     start: Sequence[Tensor] | None = None,
     progress: tqdm | None = None,
     drawn: bool = False,
-) -> Found:
+) -> FoundRows:
     """Masks of the wanted areas under which the reward is highest.
 
     Args:
@@ -180,7 +180,7 @@ def search(
     found = [like.new_empty(count, *space.cells) for space in spaces]
     steps = torch.zeros(count, dtype=torch.long, device=like.device)
     converged, neutral = steps.bool(), steps.bool()
-    state = _first(reward, spaces, everything, like, start)
+    state = _initial_state(reward, spaces, everything, like, start)
     first, share = (FIRST_LAMBDA, RAMP) if start is None else (WARM_LAMBDA, WARM_RAMP)
     ramp = max(1, round(share * n_steps))
     for step in range(n_steps):
@@ -193,12 +193,12 @@ def search(
         if step == PATIENCE:
             done = done | state.flat
         if done.any():
-            _file(found, converged, neutral, state, done, ended=True)
+            _store(found, converged, neutral, state, done, ended=True)
             state.keep(~done)
             if not len(state.rows):
                 break
     if len(state.rows):
-        _file(found, converged, neutral, state, torch.ones_like(state.rows, dtype=torch.bool), ended=drawn)
+        _store(found, converged, neutral, state, torch.ones_like(state.rows, dtype=torch.bool), ended=drawn)
     with torch.no_grad():
         masks = [
             _levelled(space.masks(values), ones_of(areas, space)) for space, values in zip(spaces, found, strict=True)
@@ -207,19 +207,19 @@ def search(
             values[neutral] = areas[neutral].to(values).reshape(-1, *[1] * (values.dim() - 1))
         rewards = reward(tuple(masks), everything).detach()
         hard = torch.stack([(each > 0.5).flatten(1).double().mean(1) for each in masks], 1)
-    return Found(tuple(masks), tuple(found), rewards, hard, steps, converged, neutral)
+    return FoundRows(tuple(masks), tuple(found), rewards, hard, steps, converged, neutral)
 
 
-def _first(
+def _initial_state(
     reward: Rewards, spaces: Sequence[MaskSpace], rows: Tensor, like: Tensor, start: Sequence[Tensor] | None
-) -> _State:
+) -> _SearchState:
     count = len(rows)
     if start is None:
         start = [like.new_ones(count, *space.cells) for space in spaces]
     with torch.no_grad():
         ends = [reward(tuple(like.new_full((count, *s.shape), v) for s in spaces), rows) for v in (0.0, 1.0)]
     nothing, whole = (end.detach().to(like.dtype) for end in ends)
-    return _State(
+    return _SearchState(
         rows=rows,
         parameters=[each.detach().clone() for each in start],
         speed=[torch.zeros_like(each) for each in start],
@@ -237,7 +237,7 @@ def _step(
     reward: Rewards,
     spaces: Sequence[MaskSpace],
     areas: Tensor,
-    state: _State,
+    state: _SearchState,
     weight: float,
     *,
     settled: bool,
@@ -272,8 +272,8 @@ def _step(
             values.requires_grad_(False).add_(speed, alpha=-RATE).clamp_(0.0, 1.0)
 
 
-def _file(
-    found: list[Tensor], converged: Tensor, neutral: Tensor, state: _State, which: Tensor, *, ended: bool
+def _store(
+    found: list[Tensor], converged: Tensor, neutral: Tensor, state: _SearchState, which: Tensor, *, ended: bool
 ) -> None:
     rows = state.rows[which]
     for place, values in zip(found, state.best, strict=True):

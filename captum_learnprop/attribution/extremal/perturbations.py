@@ -171,7 +171,7 @@ class Noise(Perturbation):
         return inputs - (median.reshape(*median.shape, *[1] * (inputs.dim() - 3)) if inputs.dim() > 2 else median)
 
 
-class Own(Perturbation):
+class UserPerturbation(Perturbation):
     """A perturbation of the user's: ``(inputs (R, ...), masks (R, 1, *spatial) or (R, F)) -> (R, ...)``."""
 
     def __init__(self, inputs: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -216,4 +216,4 @@ def perturbation_of(kind: Any, inputs: Tensor, baseline: Any, seed: int = 0) -> 
         raise LearnpropError(
             f"unknown perturbation {kind!r}; choose 'blur', 'fade', 'noise' or a function (inputs, masks)"
         )
-    return Own(inputs, kind)
+    return UserPerturbation(inputs, kind)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from captum.log import log_usage
 from torch import nn
 
 from zennit_rules import RectGradComposite, RuleSet
 from zennit_rules.rules.rect_grad import PERCENTILE
 
-from .learned import LearnedPropagation, TensorOrTuple
+from .one_pass import PropagationInOnePass
 
 
-class RectGrad(LearnedPropagation):
+class RectGrad(PropagationInOnePass):
     """At each activation only the strongest ``activation x signal`` pass; times the input in the end.
 
     Functional, in-place and reused activations count like any. The constant ``threshold=0`` is guided backprop.
@@ -74,27 +73,3 @@ class RectGrad(LearnedPropagation):
     def arguments(self) -> dict[str, Any]:
         """Arguments by name, for ``repr``; given rules have options of their own."""
         return {**super().arguments(), **(self._rule_options if self.rules is None else {})}
-
-    @log_usage()
-    def attribute(
-        self,
-        inputs: TensorOrTuple,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        create_graph: bool = False,
-    ) -> TensorOrTuple:
-        """Attribute the target's output to the inputs; see `LearnedPropagation.attribute`.
-
-        Args:
-            inputs: ``(B, ...)`` floating-point tensor or tuple of them.
-            target: Explained entry of the output, by captum's conventions.
-            additional_forward_args: Further arguments of the model, after ``inputs``; not differentiated.
-            create_graph: Keep the graph of the result.
-
-        Returns:
-            Signed maps in the shapes and the container of ``inputs``.
-        """
-        return super().attribute.__wrapped__(
-            self, inputs, target, additional_forward_args, n_steps=0, create_graph=create_graph
-        )

@@ -17,7 +17,7 @@ from ..rewards import rows_of_target
 from ..suffix import Suffix
 from .attention_weights import attention_weights
 from .layout import Anatomy, tokens_of, with_tokens
-from .token_attribution import TokenAttribution, check_output
+from .token_attribution import ResultForm, TokenAttribution
 
 
 class TokenAblation(TokenAttribution, PerturbationAttribution):
@@ -65,7 +65,7 @@ class TokenAblation(TokenAttribution, PerturbationAttribution):
         Raises:
             LearnpropError: If the model cannot do without a token.
         """
-        check_output(output, mode)
+        result_form = ResultForm(output, mode, prefix_scores)
         internal_batch_size = plain(internal_batch_size)
         if internal_batch_size is not None and internal_batch_size < 1:
             raise LearnpropError(f"internal_batch_size must be at least 1, got {internal_batch_size!r}")
@@ -73,7 +73,7 @@ class TokenAblation(TokenAttribution, PerturbationAttribution):
             scores = self._falls(
                 given, anatomy, 0 if self.layer is None else place, target, internal_batch_size, prefix_scores
             )
-        return self._shown(scores, given[0], anatomy, output, mode, prefix_scores)
+        return result_form.of(scores, given[0], anatomy)
 
     def _falls(
         self,

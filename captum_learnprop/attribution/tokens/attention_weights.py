@@ -31,7 +31,7 @@ def attention_weights(run: Callable[[], Any], attentions: tuple[nn.Module, ...])
     Raises:
         LearnpropError: If one of the modules does not attend, or attends more than once.
     """
-    seen = _Weights(attentions)
+    seen = _WeightRecorder(attentions)
     with interposed(attentions, seen.around), seen:
         output = run()
     for attention in attentions:
@@ -44,7 +44,7 @@ def attention_weights(run: Callable[[], Any], attentions: tuple[nn.Module, ...])
     return output, [seen.found[attention][0] for attention in attentions]
 
 
-class _Weights(TorchFunctionMode):
+class _WeightRecorder(TorchFunctionMode):
     def __init__(self, attentions: tuple[nn.Module, ...]) -> None:
         super().__init__()
         self.found: dict[nn.Module, list[Tensor]] = {attention: [] for attention in attentions}

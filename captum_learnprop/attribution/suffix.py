@@ -34,13 +34,13 @@ class Suffix:
     """The part of a model behind a layer, for samples of one batch.
 
     Args:
-        model: contains the layer.
-        layer: called once in a forward pass; returns a tensor.
-        inputs: positional arguments of the model.
+        model: The model that contains the layer.
+        layer: A module that is called once in a forward pass and returns a tensor.
+        inputs: Positional arguments of the model.
 
     Attributes:
-        activation: output of the layer, ``(B, ...)``.
-        output: of the model.
+        activation: Output of the layer, ``(B, ...)``.
+        output: Output of the model, ``(B, ...)``.
 
     Raises:
         LearnpropError: If the layer is no module of the model, is not called or is called several times, or returns no
@@ -115,8 +115,11 @@ class Suffix:
         """Output of the model for some samples ``(R,)`` with the layer's output changed.
 
         Args:
-            change: from the activation of those samples ``(R, ...)`` to what takes its place.
-            samples: indices into the batch.
+            change: Makes, of the activation of those samples ``(R, ...)``, what takes its place.
+            samples: Indices into the batch, ``(R,)``.
+
+        Returns:
+            ``(R, ...)``.
         """
         batch = len(self.activation)
         counts: dict[nn.Module, int] = {}

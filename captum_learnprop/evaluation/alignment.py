@@ -43,8 +43,8 @@ class LayerProfile:
     """Scores by layer and sample.
 
     Attributes:
-        names: layers, from the input on, L of them.
-        values: ``(L, B)`` float64.
+        names: Names of the L layers, from the input on.
+        values: Scores, ``(L, B)`` float64.
     """
 
     names: tuple[str, ...]
@@ -60,8 +60,8 @@ class Filtering:
     """What activations let pass.
 
     Attributes:
-        positive: share of the positive part of the arriving signal.
-        negative: share of its negative part.
+        positive: Share of the positive part of the arriving signal that passes.
+        negative: Share of its negative part that passes.
     """
 
     positive: LayerProfile
@@ -150,15 +150,15 @@ def input_alignment(
     a normalisation makes of it.
 
     Args:
-        model: in evaluation mode; comes back untouched.
-        rule: see `backward_rules.backward_rule`.
+        model: The model, in evaluation mode; comes back untouched.
+        rule: The rule that propagates, as `backward_rules.backward_rule` makes it.
         inputs: ``(B, C, *spatial)``.
-        targets: ``(B,)`` int64.
-        centred: subtract each sample's mean from both.
-        internal_batch_size: how many inputs are propagated together, which bounds the memory.
+        targets: Explained classes, ``(B,)`` int64.
+        centred: Subtract each sample's mean from both.
+        internal_batch_size: Number of inputs that are propagated together, which bounds the memory.
 
     Raises:
-        MapError: inputs and targets do not fit, or the model has no layer.
+        MapError: If inputs and targets do not fit, or the model has no layer.
     """
 
     def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
@@ -183,15 +183,15 @@ def class_alignment(
     """Cosine between the signals of two classes at each layer's input, ``(L, B)``; 1 says nothing of the class.
 
     Args:
-        model: see `input_alignment`, as the others.
-        rule: see there.
-        inputs: see there.
-        targets: see there.
-        others: ``(B,)`` int64, the other class of each sample.
-        internal_batch_size: see there.
+        model: The model, in evaluation mode; comes back untouched.
+        rule: The rule that propagates, as `backward_rules.backward_rule` makes it.
+        inputs: ``(B, C, *spatial)``.
+        targets: Explained classes, ``(B,)`` int64.
+        others: The other class of each sample, ``(B,)`` int64.
+        internal_batch_size: Number of inputs that are propagated together, which bounds the memory.
 
     Raises:
-        MapError: see there, or another class is the target.
+        MapError: If inputs and targets do not fit, the model has no layer, or another class is the target.
     """
     if others.shape != targets.shape or bool((others == targets).any()):
         raise MapError(f"others must be {tuple(targets.shape)} and differ from the targets, got {others.tolist()}")
@@ -215,14 +215,14 @@ def negative_filtering(
     Activations that overwrite their input by a function (``F.relu(x, inplace=True)``) cannot be seen.
 
     Args:
-        model: see `input_alignment`, as the others.
-        rule: see there.
-        inputs: see there.
-        targets: see there.
-        internal_batch_size: see there.
+        model: The model, in evaluation mode; comes back untouched.
+        rule: The rule that propagates, as `backward_rules.backward_rule` makes it.
+        inputs: ``(B, C, *spatial)``.
+        targets: Explained classes, ``(B,)`` int64.
+        internal_batch_size: Number of inputs that are propagated together, which bounds the memory.
 
     Raises:
-        MapError: see there, or no activation can be seen.
+        MapError: If inputs and targets do not fit, the model has no layer, or no activation can be seen.
     """
 
     def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
@@ -264,16 +264,16 @@ def direction_convergence(
     is asked above, the signal below points the same way.
 
     Args:
-        model: see `input_alignment`, as the others.
-        rule: see there.
-        inputs: see there.
-        start: name of the layer at whose input vectors start; the last one by default.
-        vectors: how many; at least 2.
-        seed: of the vectors, which are the same for all samples.
-        internal_batch_size: see there.
+        model: The model, in evaluation mode; comes back untouched.
+        rule: The rule that propagates, as `backward_rules.backward_rule` makes it.
+        inputs: ``(B, C, *spatial)``.
+        start: Name of the layer at whose input vectors start; the last one by default.
+        vectors: Number of vectors, at least 2.
+        seed: The seed of the vectors, which are the same for all samples.
+        internal_batch_size: Number of inputs that are propagated together, which bounds the memory.
 
     Raises:
-        MapError: the layer is not called, or has none below it.
+        MapError: If the layer is not called, or has none below it.
     """
     if vectors < 2:
         raise MapError(f"vectors must be at least 2, to compare them, got {vectors}")
@@ -320,14 +320,14 @@ def proportion_sweep(
     the units pass.
 
     Args:
-        model: see `input_alignment`, as the others.
-        inputs: see there.
-        targets: see there.
-        percentiles: of RectGrad.
-        internal_batch_size: see there.
+        model: The model, in evaluation mode; comes back untouched.
+        inputs: ``(B, C, *spatial)``.
+        targets: Explained classes, ``(B,)`` int64.
+        percentiles: Percentiles of RectGrad, in [0, 100].
+        internal_batch_size: Number of inputs that are propagated together, which bounds the memory.
 
     Raises:
-        MapError: see there.
+        MapError: If inputs and targets do not fit, or the model has no layer.
     """
     rows = []
     for percentile in percentiles:
@@ -349,14 +349,14 @@ def retained_energy(
     ``W_A W_A^T c = W_A x``.
 
     Args:
-        model: see `input_alignment`.
-        inputs: see there.
-        iterations: of conjugate gradients, at most. The share is approached from below: 16 are within .02 of the end
-            on the reference nets, but for a first layer whose active units span nearly everything.
-        internal_batch_size: see there.
+        model: The model, in evaluation mode; comes back untouched.
+        inputs: ``(B, C, *spatial)``.
+        iterations: Steps of conjugate gradients at most. The share is approached from below: 16 are within .02 of the
+            end on the reference nets, but for a first layer whose active units span nearly everything.
+        internal_batch_size: Number of inputs that are propagated together, which bounds the memory.
 
     Raises:
-        MapError: the model has no convolution or linear layer.
+        MapError: If the model has no convolution or linear layer.
     """
     found: list[tuple[str, Tensor]] = []
 

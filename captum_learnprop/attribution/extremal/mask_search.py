@@ -47,13 +47,13 @@ class FoundRows:
     """What a search found, by row.
 
     Attributes:
-        masks: ``(R, *shape)`` of each input, in [0, 1].
-        parameters: what they were made from.
-        rewards: of the masks, ``(R,)``.
-        areas: share of each input's mask above one half, ``(R, inputs)``.
-        steps: taken, ``(R,)``.
-        converged: whether the energy stopped rising, ``(R,)`` bool; of drawn rewards, whether all steps were taken.
-        neutral: rows whose reward does not depend on the mask: theirs is the wanted area everywhere, ``(R,)`` bool.
+        masks: One tensor for each input, ``(R, *shape)``, in [0, 1].
+        parameters: What they were made from, ``(R, *cells)`` each.
+        rewards: Rewards of the masks, ``(R,)``.
+        areas: Share of each input's mask above one half, ``(R, inputs)``.
+        steps: Number of steps that were taken, ``(R,)``.
+        converged: Whether the energy stopped rising, ``(R,)`` bool; of drawn rewards, whether all steps were taken.
+        neutral: Rows whose reward does not depend on the mask: theirs is the wanted area everywhere, ``(R,)`` bool.
     """
 
     masks: tuple[Tensor, ...]
@@ -96,7 +96,7 @@ def _levelled(masks: Tensor, ones: Tensor) -> Tensor:
 
 @dataclass
 class _SearchState:
-    """Rows at work."""
+    """The rows that are still searched for: their parameters, and what was seen of their rewards."""
 
     rows: Tensor
     parameters: list[Tensor]
@@ -166,14 +166,14 @@ def search(
     """Masks of the wanted areas under which the reward is highest.
 
     Args:
-        reward: differentiable in the masks.
-        spaces: of each input's mask.
-        areas: ``(R,)``, share of every input's mask that is 1.
-        like: gives type and device of masks.
-        n_steps: at most.
-        start: parameters to start from; ones by default.
-        progress: gets a tick for each step of a row.
-        drawn: whether rewards are drawn, so that all steps are taken and masks are made from mean parameters.
+        reward: A function that is differentiable in the masks.
+        spaces: The space of each input's mask.
+        areas: Share of every input's mask that is 1, ``(R,)``.
+        like: A tensor of the type and on the device of masks.
+        n_steps: Steps at most.
+        start: Parameters to start from, one tensor for each input; ones by default.
+        progress: A bar that gets a tick for each step of a row.
+        drawn: Whether rewards are drawn, so that all steps are taken and masks are made from mean parameters.
     """
     count = len(areas)
     everything = torch.arange(count, device=like.device)

@@ -87,7 +87,7 @@ class Rows:
         return preserved - deleted
 
     def _step_rewards(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
-        """What a step goes by: the mean of its draws."""
+        """Rewards that a step goes by, ``(R,)``: the mean of its draws."""
         drawn = [self.variant_rewards(masks, samples, streams, draw) for draw in range(self.options.draws)]
         return drawn[0] if len(drawn) == 1 else torch.stack(drawn).mean(0)
 
@@ -157,8 +157,16 @@ class Rows:
         progress: tqdm | None = None,
         streams: Tensor | None = None,
     ) -> FoundRows:
-        """Masks of rows ``(R,)``: the sample and the area of each, and the stream of random numbers that it draws from
-        (one for all by default)."""
+        """Search for the masks of some rows.
+
+        Args:
+            samples: The sample of each row, ``(R,)``.
+            areas: The area of each row, ``(R,)``.
+            n_steps: Steps at most.
+            start: Parameters to start from, one tensor for each input; ones by default.
+            progress: A bar that gets a tick for each step of a row.
+            streams: The stream of random numbers that each row draws from, ``(R,)``; one for all by default.
+        """
         streams = torch.zeros_like(samples) if streams is None else streams
         parts: list[FoundRows] = []
         # Rows come sample by sample, so the parts follow each other as they came.

@@ -14,7 +14,7 @@ from .one_pass import PropagationInOnePass
 
 
 class RectGrad(PropagationInOnePass):
-    """At each activation only the strongest ``activation x signal`` pass; times the input in the end.
+    """The gradient of which only the strongest ``activation x signal`` pass at each activation, times the input.
 
     Functional, in-place and reused activations count like any. The constant ``threshold=0`` is guided backprop.
 
@@ -26,7 +26,8 @@ class RectGrad(PropagationInOnePass):
 
     Args:
         model: The model; returned untouched from every call.
-        percentile: Of ``activation x signal`` over a layer, for each sample.
+        percentile: What is below this percentile of ``activation x signal`` over a layer does not pass; in [0, 100],
+            for each sample.
         threshold: A constant threshold in its place.
         derivative: Multiply by the activation's derivative too, as one published implementation does.
         pool: ``"gradient"`` or ``"proportional"`` redistribution at max-pools.

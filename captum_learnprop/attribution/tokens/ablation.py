@@ -28,10 +28,10 @@ class TokenAblation(TokenAttribution, PerturbationAttribution):
     one.
 
     Args:
-        model: See `TokenAttribution`.
+        model: The vision transformer; returned untouched from every call.
         layer: The block before which tokens leave; the first by default.
-        num_prefix_tokens: See `TokenAttribution`.
-        grid_size: See there.
+        num_prefix_tokens: Number of tokens before the patches; found by default.
+        grid_size: Rows and columns of patches; found by default.
     """
 
     @property
@@ -51,18 +51,22 @@ class TokenAblation(TokenAttribution, PerturbationAttribution):
         mode: str = "nearest",
         prefix_scores: bool = False,
     ) -> Any:
-        """Falls of the output, see `CDAM.attribute`.
+        """Falls of the output when each patch leaves.
 
         Args:
-            inputs: See there.
-            target: See there.
-            additional_forward_args: See there.
+            inputs: Images ``(B, C, H, W)``.
+            target: Class by captum's conventions, or a function ``output (B, ...) -> (B,)``.
+            additional_forward_args: Passed on to the model after the images.
             internal_batch_size: Most rows (samples times tokens) at once; None for all.
-            output: See there.
-            mode: See there.
+            output: ``"patches"`` or ``"input"``, brought to the size of the images.
+            mode: How it is brought there: ``"nearest"`` or ``"bilinear"``.
             prefix_scores: Take out prefix tokens too; the head may read one by its place.
 
+        Returns:
+            ``(B, 1, rows, columns)`` or ``(B, 1, H, W)``, signed; with ``prefix_scores`` also ``(B, prefix)``.
+
         Raises:
+            TargetError: If the target does not fit the output.
             LearnpropError: If the model cannot do without a token.
         """
         result_form = ResultForm(output, mode, prefix_scores)

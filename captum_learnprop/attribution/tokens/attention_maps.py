@@ -149,10 +149,10 @@ class GenericAttention(_AttentionBased, GradientAttribution):
     self-attention alone.
 
     Args:
-        model: See `TokenAttribution`.
-        layer: The last layer that counts, see there.
-        num_prefix_tokens: See there.
-        grid_size: See there.
+        model: The vision transformer; returned untouched from every call.
+        layer: The last layer that counts, as a block or an attention module; the last one by default.
+        num_prefix_tokens: Number of tokens before the patches; found by default.
+        grid_size: Rows and columns of patches; found by default.
     """
 
     @log_usage()
@@ -166,7 +166,23 @@ class GenericAttention(_AttentionBased, GradientAttribution):
         mode: str = "nearest",
         prefix_scores: bool = False,
     ) -> Any:
-        """Relevance of the patches, see `CDAM.attribute`."""
+        """Relevance of the patches, not negative.
+
+        Args:
+            inputs: Images ``(B, C, H, W)``.
+            target: Class by captum's conventions, or a function ``output (B, ...) -> (B,)``.
+            additional_forward_args: Passed on to the model after the images.
+            output: ``"patches"`` or ``"input"``, brought to the size of the images.
+            mode: How it is brought there: ``"nearest"`` or ``"bilinear"``.
+            prefix_scores: Return the scores of the prefix tokens as well.
+
+        Returns:
+            ``(B, 1, rows, columns)`` or ``(B, 1, H, W)``; with ``prefix_scores`` also ``(B, prefix)``.
+
+        Raises:
+            TargetError: If the target does not fit the output.
+            LearnpropError: If the model is no plain vision transformer, or for options that are not known.
+        """
         result_form = ResultForm(output, mode, prefix_scores)
         with self._opened(inputs, additional_forward_args) as (given, anatomy, place):
             with torch.enable_grad():

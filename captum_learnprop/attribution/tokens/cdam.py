@@ -42,10 +42,10 @@ class CDAM(TokenAttribution, GradientAttribution):
     also reads them past the attention, which the map does not see; a `PatchReadingWarning` says so once.
 
     Args:
-        model: See `TokenAttribution`.
-        layer: See there.
-        num_prefix_tokens: See there.
-        grid_size: See there.
+        model: The vision transformer; returned untouched from every call.
+        layer: A block, or an attention module; the last one by default.
+        num_prefix_tokens: Number of tokens before the patches; found by default.
+        grid_size: Rows and columns of patches; found by default.
 
     Example:
         >>> import torch, torchvision, captum_learnprop as cl
@@ -93,7 +93,7 @@ class CDAM(TokenAttribution, GradientAttribution):
         return result_form.of(tokens, given[0], anatomy)
 
     def _scores(self, given: tuple[Any, ...], anatomy: Anatomy, place: int, target: Any) -> Tensor:
-        """``(B, N)``."""
+        """Scores of all tokens, ``(B, N)``."""
         run = _TokenSwap(lambda tokens: tokens.detach().requires_grad_(), enable_grad=True)
         attention = anatomy.attentions[place]
         with torch.no_grad(), interposed([attention], run.around):
@@ -129,9 +129,9 @@ class _TokenSwap:
     """Puts other tokens before an attention.
 
     Args:
-        change: from the attention's input ``(R, N, D)`` to what takes its place.
-        enable_grad: whether gradients are recorded from there on, to the end of the caller's ``no_grad``.
-        rows: number of first tokens whose output is needed; all by default.
+        change: Makes, of the attention's input ``(R, N, D)``, what takes its place.
+        enable_grad: Whether gradients are recorded from there on, to the end of the caller's ``no_grad``.
+        rows: Number of first tokens whose output is needed; all by default.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class _TokenSwap:
         self._made: tuple[Tensor, Tensor] | None = None
 
     def around(self, module: nn.Module) -> Callable[..., Any]:
-        """See `interpose`."""
+        """A wrapper of the attention's calls, for `interposed`, that swaps the tokens."""
 
         def run(call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             old = tokens_of(args, kwargs)
@@ -184,11 +184,11 @@ def first_rows(result: Any, rows: int) -> Any:
 
 @dataclass(frozen=True)
 class _GradientPoints:
-    """Where gradients are taken, for each sample of a batch.
+    """The points at which gradients are taken, for each sample of a batch.
 
     Attributes:
-        at: ``(T of some rows (R, N, D), number of the point of each row (R,)) -> (R, N, D)``.
-        weights: of each point, ``(n,)``.
+        at: A function ``(T of some rows (R, N, D), number of the point of each row (R,)) -> (R, N, D)``.
+        weights: Weight of each point, ``(n,)``.
     """
 
     at: Callable[[Tensor, Tensor], Tensor]
@@ -234,7 +234,7 @@ class _AfterAttention:
     block is run for the prefix alone, which is found out by trying.
 
     Attributes:
-        tokens: that input, ``(B, N, D)``.
+        tokens: The input of the attention, ``(B, N, D)``.
     """
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, place: int, given: tuple[Any, ...]) -> None:
@@ -307,19 +307,26 @@ class SmoothCDAM(_AveragedCDAM):
         mode: str = "nearest",
         prefix_scores: bool = False,
     ) -> Any:
-        """Scores of the patches, see `CDAM.attribute`.
+        """Scores of the patches, as `CDAM.attribute` returns them.
 
         Args:
-            inputs: See there.
-            target: See there.
-            additional_forward_args: See there.
+            inputs: Images ``(B, C, H, W)``.
+            target: Class by captum's conventions, or a function ``output (B, ...) -> (B,)``.
+            additional_forward_args: Passed on to the model after the images.
             n_samples: Number of noisy copies of the tokens.
             noise_level: Standard deviation, as a share of ``max T - min T`` of the sample.
-            seed: Of the noise.
+            seed: Where the noise begins.
             internal_batch_size: Most rows (samples times copies) at once; all by default.
-            output: See there.
-            mode: See there.
-            prefix_scores: See there.
+            output: ``"patches"`` or ``"input"``, brought to the size of the images.
+            mode: How it is brought there: ``"nearest"`` or ``"bilinear"``.
+            prefix_scores: Return the scores of the prefix tokens as well.
+
+        Returns:
+            ``(B, 1, rows, columns)`` or ``(B, 1, H, W)``, signed; with ``prefix_scores`` also ``(B, prefix)``.
+
+        Raises:
+            TargetError: If the target does not fit the output.
+            LearnpropError: If the model is no plain vision transformer, or for options out of range.
         """
         result_form = ResultForm(output, mode, prefix_scores)
         n_samples, noise_level, seed = plain(n_samples), plain(noise_level), plain(seed)
@@ -368,21 +375,30 @@ class IntegratedCDAM(_AveragedCDAM):
         mode: str = "nearest",
         prefix_scores: bool = False,
     ) -> Any:
-        """Scores of the patches, see `CDAM.attribute`.
+        """Scores of the patches, as `CDAM.attribute` returns them.
 
         Args:
-            inputs: See there.
-            target: See there.
-            additional_forward_args: See there.
+            inputs: Images ``(B, C, H, W)``.
+            target: Class by captum's conventions, or a function ``output (B, ...) -> (B,)``.
+            additional_forward_args: Passed on to the model after the images.
             n_steps: Points on the path: Gauss-Legendre, or ``n + 1`` even ones of the average.
             form: ``"integrated"`` or ``"average"``.
-            noise_level: Of noise at every point, see `SmoothCDAM`; with noise, scores do not add up.
-            seed: Of the noise.
+            noise_level: Standard deviation of noise at every point, as a share of ``max T - min T`` of the sample; with
+                noise, scores do not add up.
+            seed: Where the noise begins.
             internal_batch_size: Most rows (samples times points) at once; all by default.
             return_convergence_delta: Also return the sum of all scores minus ``f(T) - f(0)``, ``(B,)``.
-            output: See there.
-            mode: See there.
-            prefix_scores: See there.
+            output: ``"patches"`` or ``"input"``, brought to the size of the images.
+            mode: How it is brought there: ``"nearest"`` or ``"bilinear"``.
+            prefix_scores: Return the scores of the prefix tokens as well.
+
+        Returns:
+            ``(B, 1, rows, columns)`` or ``(B, 1, H, W)``, signed; with ``prefix_scores`` also ``(B, prefix)``.
+            With ``return_convergence_delta`` the delta ``(B,)`` comes last.
+
+        Raises:
+            TargetError: If the target does not fit the output.
+            LearnpropError: If the model is no plain vision transformer, or for options out of range.
         """
         result_form = ResultForm(output, mode, prefix_scores)
         n_steps, noise_level, seed = plain(n_steps), plain(noise_level), plain(seed)

@@ -1,4 +1,4 @@
-"""Where a vision transformer has its attention, its prefix tokens and its patches, found by watching a forward pass.
+"""The anatomy of a vision transformer: its attention, its prefix tokens and its patches, seen in a forward pass.
 
 No class names are known here: an attention module is one that calls one of torch's attention functions, or a softmax
 over four dimensions, on tokens ``(B, N, D)``; the patches are what the last convolution before the first of them gave.
@@ -30,13 +30,13 @@ class Anatomy:
     """What a forward pass shows.
 
     Attributes:
-        attentions: modules that attend and lead to the output, in the order of their calls.
-        blocks: of each, the entry of a list of modules it belongs to.
-        sources: of each, a module that was finished just before, whose output its input is or comes from; None if
-            there is none.
-        block_sources: the same for the input of each block.
-        prefix: number of tokens before the patches: class, distillation, registers.
-        grid: rows and columns of patches.
+        attentions: Modules that attend and lead to the output, in the order of their calls.
+        blocks: The entry of a list of modules that each belongs to.
+        sources: A module that was finished just before each, whose output its input is or comes from; None if there is
+            none.
+        block_sources: The same for the input of each block.
+        prefix: Number of tokens before the patches: class, distillation, registers.
+        grid: Rows and columns of patches.
     """
 
     attentions: tuple[nn.Module, ...]
@@ -184,10 +184,10 @@ def anatomy_of(
     """Watch one forward pass.
 
     Args:
-        model: a vision transformer.
-        inputs: what its forward takes; one sample is enough.
-        num_prefix_tokens: tokens before the patches, if not to be found.
-        grid_size: rows and columns of patches, if not to be found.
+        model: A vision transformer.
+        inputs: What its forward takes; one sample is enough.
+        num_prefix_tokens: Number of tokens before the patches, if not to be found.
+        grid_size: Rows and columns of patches, if not to be found.
 
     Raises:
         LearnpropError: If no attention over tokens ``(B, N, D)`` is called, or prefix and grid cannot be told or do not
@@ -262,7 +262,7 @@ class TensorOutput(nn.Module):
     """A model whose output is a tensor: the ``logits`` of a structured output, or its embedding.
 
     Args:
-        model: returns a tensor, or an object with ``logits``, ``image_embeds``, ``pooler_output`` or
+        model: A model that returns a tensor, or an object with ``logits``, ``image_embeds``, ``pooler_output`` or
             ``last_hidden_state (B, N, D)``, whose first token is taken.
     """
 

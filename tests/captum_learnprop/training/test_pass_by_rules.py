@@ -56,7 +56,7 @@ class TestRulePass:
         before = snapshot(model)
         with rules_recorded(model, composite):
             run = RulePass.of(model, composite, leaves_of((x,)))
-        assert_untouched(model, before)
+        assert_untouched(before, model)
         for target in (1, 4):
             (found,) = run.attributions(run.seed_of(run.select(target)), keep=True)
             torch.testing.assert_close(found, by_hand(model, rules, x, target), rtol=1e-10, atol=1e-12)
@@ -109,7 +109,7 @@ class TestLeftAsFound:
         with left_as_found(model, (x,), seed=4, draws=True):
             model(x)
             drawn = torch.rand(3)
-        assert_untouched(model, before)
+        assert_untouched(before, model)
         assert torch.equal(torch.random.get_rng_state(), state)
         assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(4)))
 

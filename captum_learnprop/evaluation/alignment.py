@@ -46,8 +46,8 @@ class LayerProfile:
     """Scores by layer and sample.
 
     Attributes:
-        names: layers, from the input on, L of them.
-        values: ``(L, B)`` float64.
+        names: Names of the L layers, from the input on.
+        values: Scores, ``(L, B)`` float64.
     """
 
     names: tuple[str, ...]
@@ -72,8 +72,8 @@ class Filtering:
     """What activations let pass.
 
     Attributes:
-        positive: share of the positive part of the arriving signal.
-        negative: share of its negative part.
+        positive: Share of the positive part of the arriving signal that passes.
+        negative: Share of its negative part that passes.
     """
 
     positive: LayerProfile
@@ -92,7 +92,7 @@ class Filtering:
 
 
 @dataclass
-class _Points:
+class _NotedTensors:
     """Tensors of one forward pass."""
 
     names: list[str] = field(default_factory=list)
@@ -115,7 +115,7 @@ class _Points:
 
 
 @contextmanager
-def _points_noted(points: _Points) -> Iterator[None]:
+def _tensors_noted(points: _NotedTensors) -> Iterator[None]:
     token = recorder.set(points)
     try:
         yield
@@ -124,24 +124,24 @@ def _points_noted(points: _Points) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class _WatchedPass:
     """A forward pass under a rule whose tensors are known; the rule is still on the model."""
 
     rule: BackwardRule
     run: RulePass
-    points: _Points
+    points: _NotedTensors
 
     @classmethod
     @contextmanager
-    def of(cls, model: nn.Module, rule: BackwardRule, inputs: Tensor) -> Iterator[_Pass]:
+    def of(cls, model: nn.Module, rule: BackwardRule, inputs: Tensor) -> Iterator[_WatchedPass]:
         """Run the model.
 
         Raises:
             MapError: If no layer is called.
         """
-        points, composite = _Points(), rule.rules.composite()
+        points, composite = _NotedTensors(), rule.rules.composite()
         with linear_calls_watched(model, points.linear), rules_in_place(model, composite):
-            with _points_noted(points):
+            with _tensors_noted(points):
                 run = RulePass.of(model, composite, leaves_of((inputs,)))
             if not points.layers:
                 raise MapError(f"{type(model).__name__} calls no convolution or linear layer")
@@ -182,9 +182,9 @@ def input_alignment(
         model: in evaluation mode; comes back untouched.
         rule: from `backward_rule`: what propagates.
         inputs: ``(B, C, *spatial)``.
-        targets: ``(B,)`` int64.
-        centred: subtract each sample's mean from both.
-        internal_batch_size: how many inputs are propagated together, which bounds the memory.
+        targets: Explained classes, ``(B,)`` int64.
+        centred: Subtract each sample's mean from both.
+        internal_batch_size: Number of inputs that are propagated together, which bounds the memory.
 
     Raises:
         MapError: inputs and targets do not fit, or the model has no layer.
@@ -199,7 +199,7 @@ def input_alignment(
         LayerProfile(2 layers, 1 sample: '0' 0.707, '2' 0.707)
     """
 
-    def scores(run: _Pass, rows: Tensor) -> Tensor:
+    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
         layers = run.points.layers
         return torch.stack([
             cosine(signal, x, centred=centred)
@@ -249,7 +249,7 @@ def class_alignment(
     if others.shape != targets.shape or bool((others == targets).any()):
         raise MapError(f"others must be {tuple(targets.shape)} and differ from the targets, got {others.tolist()}")
 
-    def scores(run: _Pass, rows: Tensor) -> Tensor:
+    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
         pairs = zip(
             run.signals(targets[rows], run.points.layers), run.signals(others[rows], run.points.layers), strict=True
         )
@@ -294,7 +294,7 @@ def negative_filtering(
         Filtering(1 activation, 1 sample: positive 1.000, negative nan)
     """
 
-    def scores(run: _Pass, rows: Tensor) -> Tensor:
+    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
         if not run.points.sites:
             raise MapError("no activation can be seen: the model has none, or all overwrite their input")
         names, before, after = zip(*run.points.sites, strict=True)
@@ -362,7 +362,7 @@ def direction_convergence(
     if vectors < 2:
         raise MapError(f"vectors must be at least 2, to compare them, got {vectors}")
 
-    def scores(run: _Pass, rows: Tensor) -> Tensor:
+    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
         names = run.points.names
         place = len(names) - 1 if start is None else names.index(start) if start in names else -1
         if place < 1:
@@ -547,7 +547,7 @@ def _profile(
     rule: BackwardRule,
     inputs: Tensor,
     targets: Tensor,
-    scores: Callable[[_Pass, Tensor], Tensor],
+    scores: Callable[[_WatchedPass, Tensor], Tensor],
     internal_batch_size: int,
 ) -> LayerProfile:
     if not len(inputs):
@@ -557,7 +557,7 @@ def _profile(
     names: tuple[str, ...] = ()
     chunks = []
     for rows in torch.arange(len(inputs), device=inputs.device).split(internal_batch_size):
-        with _Pass.of(model, rule, inputs[rows]) as run:
+        with _WatchedPass.of(model, rule, inputs[rows]) as run:
             chunks.append(scores(run, rows))
             names = tuple(run.points.names)
     return LayerProfile(names, torch.cat(chunks, 1))

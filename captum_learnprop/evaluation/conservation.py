@@ -46,8 +46,8 @@ def conservation(relevance: Tensor | tuple[Tensor, ...], output_relevance: Tenso
         Propagation*, PLOS ONE 2015.
 
     Args:
-        relevance: signed attribution ``(B, ...)``, or one per input.
-        output_relevance: what the backward pass started with, ``(B, ...)``; for LRP the explained logit.
+        relevance: Signed attribution ``(B, ...)``, or one per input.
+        output_relevance: What the backward pass started with, ``(B, ...)``; for LRP the explained logit.
 
     Raises:
         MapError: batches differ, a value is not finite, or an output's relevance sums to 0.
@@ -83,8 +83,8 @@ class Conservation:
     """How much relevance arrives under a composite.
 
     Attributes:
-        with_biases: share by the composite's rules as they are, ``(B,)``.
-        without_biases: share if biases take none, ``(B,)``.
+        with_biases: Share by the composite's rules as they are, ``(B,)``.
+        without_biases: Share if biases take none, ``(B,)``.
     """
 
     with_biases: Tensor
@@ -115,14 +115,14 @@ def measure_conservation(
         `conservation` of the map and the explained logit.
 
     Args:
-        model: maps inputs to ``(B, classes)``; in evaluation mode.
-        composite: what makes the composite from ``zero_params=`` and ``canonizers=``: a class of zennit, a
+        model: A model that maps inputs to ``(B, classes)``; in evaluation mode.
+        composite: What makes the composite from ``zero_params=`` and ``canonizers=``: a class of zennit, a
             ``functools.partial`` of one that needs more arguments, or a name in ``zennit.composites.COMPOSITES``.
-            Of the learned composites `zennit_rules.LearnedEpsilonGammaBox`, in any of these forms, or a `RuleSet` of
-            it.
+            The one learned composite of relevance is `zennit_rules.LearnedEpsilonGammaBox`, in any of these forms or as
+            a `RuleSet` of it.
         inputs: ``(B, ...)``.
-        targets: ``(B,)`` int64 classes; their logits are the relevance to conserve.
-        canonizers: for the composite, for instance ``zennit_rules.canonizers_for(model, inputs)``.
+        targets: Classes, ``(B,)`` int64; their logits are the relevance to conserve.
+        canonizers: Canonizers of the composite, for instance ``zennit_rules.canonizers_for(model, inputs)``.
 
     Raises:
         MapError: an unknown name, a composite that does not propagate relevance or cannot be made, or shapes that do

@@ -105,7 +105,7 @@ class Examples:
         return sum(self._sizes)
 
     def rows(self, index: Tensor) -> dict[str, Tensor]:
-        """The rows ``index`` (R,): ``inputs`` (R, C, *spatial), ``targets`` (R,), and, where there are deletions,
+        """The rows ``index`` (R,): ``inputs (R, C, *spatial)``, ``targets`` (R,), and, where there are deletions,
         ``boxes`` (R, D, boxes, dims, 2), of tables (R, D, F) bool, and ``drops`` (R, D)."""
         found = [self._row(*divmod(row, self.targets_per_image)) for row in index.tolist()]
         return {name: torch.stack([row[name] for row in found]) for name in found[0]}

@@ -35,6 +35,7 @@ from captum_learnprop.evaluation.localization import (
     relevance_mass,
     relevance_rank_accuracy,
 )
+from captum_learnprop.evaluation.metrics import METRICS, Metric, UnknownMetricError, find_metric
 from captum_learnprop.evaluation.part_importance import part_correlation, part_drops
 from captum_learnprop.evaluation.quantus import as_quantus_explain_func
 from captum_learnprop.evaluation.randomization import (
@@ -52,11 +53,14 @@ from captum_learnprop.maps import MapError, reduce_channels, smooth
 from zennit_rules._moved import keep_old_names
 
 __all__ = [
+    "METRICS",
     "BackwardRule",
     "Conservation",
     "DiFull",
     "MapError",
+    "Metric",
     "ParameterRandomization",
+    "UnknownMetricError",
     "as_quantus_explain_func",
     "average_precision",
     "backward_rule",
@@ -70,6 +74,7 @@ __all__ = [
     "deletion_curve",
     "difull_score",
     "direction_convergence",
+    "find_metric",
     "full_randomization",
     "grid_pointing",
     "input_alignment",

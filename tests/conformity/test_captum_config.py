@@ -19,6 +19,7 @@ from captum.metrics import infidelity, sensitivity_max
 from captum.testing.attr.helpers.gen_test_utils import get_target_layer
 from captum.testing.attr.helpers.test_config import config as CONFIG
 from captum.testing.helpers.basic_models import BasicModel_ConvNet, BasicModel_MultiLayer
+from pairwise import crossed
 from torch import Tensor, nn
 from untouched import assert_untouched, snapshot
 
@@ -146,9 +147,7 @@ def test_batch_of_targets_equals_each_sample_alone(config: dict[str, Any], metho
 # -- nothing left behind ---------------------------------------------------------------------------------------------
 
 
-@each_method
-@each_config
-@pytest.mark.parametrize("mode", ["normal", "bad target", "failing module"])
+@crossed(config={c["name"]: c for c in PLAIN}, method=METHODS, mode=["normal", "bad target", "failing module"])
 def test_no_hook_is_left(config: dict[str, Any], method: Make, mode: str) -> None:
     model, args = copy.deepcopy(config["model"]), dict(config["attribute_args"])
     attribution = attributor(config, model, method)

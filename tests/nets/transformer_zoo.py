@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import timm
@@ -103,7 +105,17 @@ FAMILIES: dict[str, Family] = {
 
 
 def make(name: str) -> nn.Module:
-    """The model of a family, with weights so large that no output is constant, in evaluation mode."""
+    """The model of a family, with weights so large that no output is constant, in evaluation mode.
+
+    Built once; each call gives another copy, and random numbers go on as they would after building it.
+    """
+    model, state = _built(name)
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
+
+
+@cache
+def _built(name: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     model = FAMILIES[name].make().eval()
     with torch.no_grad():
@@ -112,4 +124,4 @@ def make(name: str) -> nn.Module:
                 parameter.normal_(std=0.1)
             elif "gamma" in path or "lambda" in path:  # layer scales start near 0
                 parameter.fill_(0.5)
-    return model
+    return model, torch.get_rng_state()

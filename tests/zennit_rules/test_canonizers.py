@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.models as models
 from rule_nets import NETS, images, one_hot, prepare, score
+from shallow_nets import AS_SHIPPED, SHALLOW, shallow_by_default
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import register_parametrization
@@ -46,7 +47,8 @@ def make(name: str, size: int = 64) -> tuple[nn.Module, Tensor]:
     Biases take relevance, and so do outputs for which nothing but a bias speaks; without them all of it must arrive.
     """
     torch.manual_seed(0)
-    model = models.get_model(name, weights=None, num_classes=4).double()
+    build = SHALLOW.get(name) or partial(models.get_model, name.removesuffix(AS_SHIPPED), weights=None)
+    model = build(num_classes=4).double()
     for path, parameter in model.named_parameters():
         if path.endswith("bias"):
             nn.init.zeros_(parameter)
@@ -96,9 +98,9 @@ def tiny_canonizers(model: nn.Module, x: Tensor) -> list[Canonizer]:
 
 
 class TestConservation:
-    @pytest.mark.parametrize("name", TORCHVISION)
+    @pytest.mark.parametrize("name", shallow_by_default(TORCHVISION))
     def test_torchvision(self, name: str) -> None:
-        model, x = make(name, 32 if name == "convnext_tiny" else 64)
+        model, x = make(name, 32 if name == f"convnext_tiny{AS_SHIPPED}" else 64)
         canonizers = tiny_canonizers(model, x)
         assert abs(share(model, gamma(canonizers), x) - 1) < 1e-6
         assert abs(share(model, epsilon(), x) - 1) > 0.05
@@ -109,10 +111,10 @@ class TestConservation:
         model, x = make(name)
         assert abs(share(model, plus(tiny_canonizers(model, x)), x) - 1) < lost
 
-    @pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"])
+    @pytest.mark.parametrize("name", shallow_by_default(["mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"]))
     def test_epsilon(self, name: str) -> None:
         """Relevance of both signs, a million times the logit's in ConvNeXt: what arrives is their difference."""
-        model, x = make(name, 32 if name == "convnext_tiny" else 64)
+        model, x = make(name, 32 if name == f"convnext_tiny{AS_SHIPPED}" else 64)
         assert abs(share(model, epsilon(tiny_canonizers(model, x)), x) - 1) < 1e-3
 
     @pytest.mark.parametrize("name", NETS)
@@ -203,7 +205,7 @@ class TestPairs:
 
     def test_across_blocks_in_densenet(self) -> None:
         """Norm1 of a layer sees a concatenation, although conv2 of the one before is defined right before it."""
-        model, x = make("densenet121", 32)
+        model, x = make(f"densenet121{AS_SHIPPED}", 32)
         pairs = batch_norm_pairs(model, x)
         assert len(pairs) == 59
         assert all(norm.endswith(("norm0", "norm2")) for _, norm in pairs)

@@ -9,6 +9,7 @@ from pathlib import Path
 import captum.attr
 import pytest
 import torch
+from pairwise import crossed
 from rule_nets import GATE_NAMES, NETS, STARTS, images, one_hot, randomise, twin
 from torch import Tensor, nn
 from zennit.attribution import Gradient
@@ -156,9 +157,7 @@ class TestFeatureGate:
         assert a[0, 0].std() > 0.01
 
 
-@pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("name", GATE_NAMES)
-@pytest.mark.parametrize("silent", ["z", "g", "both"])
+@crossed(name=GATE_NAMES, start=STARTS, silent=["z", "g", "both"])
 def test_silence_is_finite(name: str, start: str, silent: str) -> None:
     z, g = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     z = torch.zeros_like(z) if silent in ("z", "both") else z

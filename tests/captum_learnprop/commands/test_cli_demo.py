@@ -27,10 +27,10 @@ def reduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """One small run for all tests of its outcome."""
     out = tmp_path_factory.mktemp("demo") / "new" / "folder"
     patch = pytest.MonkeyPatch()
-    patch.setattr(demo, "TRAINING_SCENES", 12)
+    patch.setattr(demo, "TRAINING_SCENES", 6)
     patch.setattr(demo, "VALIDATION_SCENES", 2)
     patch.setattr(demo, "DELETIONS", 24)
-    arguments = ["--out", str(out), "--scenes", "6", "--steps", "12", "--sample-steps", "2", "--threads", "1"]
+    arguments = ["--out", str(out), "--scenes", "3", "--steps", "12", "--sample-steps", "2", "--threads", "1"]
     result = CliRunner().invoke(demo.command, arguments, catch_exceptions=False)
     patch.undo()
     return result, out
@@ -41,7 +41,7 @@ def test_prints_a_row_per_method_and_what_was_learned(reduced: tuple[Result, Pat
     assert result.exit_code == 0
     for name in ("saliency", "guided backprop", "integrated gradients", "learned per sample", "shared rules, learned"):
         assert f"\n{name} " in result.stdout
-    assert "12 questions about 6 test scenes" in result.stdout
+    assert "6 questions about 3 test scenes" in result.stdout
     assert "parameters learned in" in result.stdout
 
 
@@ -56,8 +56,8 @@ def test_writes_four_whole_files(reduced: tuple[Result, Path]) -> None:
     assert [row["method"] for row in rows] == [row["method"] for row in document["table"]]
     for row in rows:
         values = document["scores"][row["method"]]["average precision"]
-        assert len(values) == 12
-        assert float(row["average precision"]) == pytest.approx(sum(values) / 12)
+        assert len(values) == 6
+        assert float(row["average precision"]) == pytest.approx(sum(values) / 6)
         assert 0 < float(row["average precision"]) <= 1
         assert float(row["seconds per image"]) > 0
 
@@ -74,7 +74,7 @@ def test_the_saved_rules_give_the_maps_of_the_table(reduced: tuple[Result, Path]
 
     out = reduced[1]
     document = json.loads((out / "results.json").read_text())
-    questions = make_scenes("pairs", 6, split="test", seed=0).questions()
+    questions = make_scenes("pairs", 3, split="test", seed=0).questions()
     row = next(row for row in document["table"] if row["method"] == demo.SHARED)
     sign, sigma = row["treatment"].split(", sigma ")
     method = LearnedPropagation(digits_net.load(), rules=out / "rules.safetensors")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from launched import each_launcher, launch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -465,22 +466,21 @@ class TestResume:
 
 
 class TestTorchrun:
-    def test_two_processes_learn_what_one_learns(self, images: Path, tmp_path: Path) -> None:
-        """The module itself under torchrun, with a model that ships with the package."""
+    @each_launcher
+    def test_two_processes_learn_what_one_learns(
+        self, launcher: str, images: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """The module itself, as torchrun starts it, with a model that ships with the package."""
         (images / "05b.png").write_text("no image")
 
         options = ["--size", "64", "--steps", "2", "--validation", "0.4", "--log-dir", str(tmp_path / "log")]
         options += ["--quantity", "logit", "--objective", "OcclusionRegression(density=0.5)"]
         one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
         assert train(images, one, *options, model="digits_cnn").exit_code == 0
-        double = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-             "-m", "captum_learnprop.cli", *arguments(images, two, "digits_cnn"), *options],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert double.returncode == 0, double.stderr[-3000:]
-        assert double.stdout.count("written to") == 1
-        assert double.stderr.count("skipped 05b.png") == 1
+        command = ["-m", "captum_learnprop.cli", *arguments(images, two, "digits_cnn"), *options]
+        stdout, stderr = launch(command, 2, tmp_path_factory.mktemp("written"), launcher)
+        assert stdout.count("written to") == 1
+        assert stderr.count("skipped 05b.png") == 1
         first, second = (RuleSet.load(path).training for path in (one, two))
         assert (first["processes"], second["processes"]) == (1, 2)
         assert second["validation_loss"] == pytest.approx(first["validation_loss"], abs=1e-4)
@@ -542,7 +542,15 @@ def test_a_full_disk_on_the_way_costs_the_checkpoint_alone(
     def full(number: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    save = RuleSet.save
+
+    def save_with_room(*args: Any) -> Path:  # that the rules do not fit is another test
+        with monkeypatch.context() as room:
+            room.setattr(files.os, "fsync", lambda number: None)
+            return save(*args)
+
     monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(RuleSet, "save", save_with_room)
     out, run = tmp_path / "rules.safetensors", tmp_path / "run.safetensors"
     result = train(images, out, "--resume", str(run), "--log-dir", str(tmp_path / "log"))
     assert result.exit_code == 0, result.output

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
+from torchvision.models.vgg import make_layers
 from zennit.attribution import Gradient
 from zennit.composites import Convolution, Linear, SpecialFirstLayerMapComposite, layer_map_base
 from zennit.rules import ZBox, ZPlus
@@ -251,16 +251,19 @@ class TestKnownResults:
         assert deep_lift.values[0].mean() < 0.9
 
     @pytest.mark.parametrize(
-        ("name", "low", "high"),
+        ("name", "width", "low", "high"),
         [
-            ("guided backprop", 0.6, 1.0), ("excitation backprop", 0.6, 1.0),
-            ("saliency", 0.0, 0.15), ("integrated gradients", 0.0, 0.15),
+            ("guided backprop", 64, 0.6, 1.0), ("excitation backprop", 32, 0.6, 1.0),
+            ("saliency", 16, 0.0, 0.15), ("integrated gradients", 16, 0.0, 0.15),
         ],
     )  # fmt: skip
-    def test_randomisation_of_a_random_vgg(self, name: str, low: float, high: float) -> None:
-        """Rank correlation of signed maps when all parameters are drawn anew."""
-        features = torchvision.models.vgg11(weights=None).features
-        model = nn.Sequential(*features, nn.Flatten(), nn.Linear(2048, 256), nn.ReLU(), nn.Linear(256, 10)).eval()
+    def test_randomisation_of_a_random_vgg(self, name: str, width: int, low: float, high: float) -> None:
+        """Rank correlation of signed maps when all parameters are drawn anew; that of guided backprop grows with width.
+
+        Layers are those of VGG-11, which is 64 wide.
+        """
+        features = make_layers([width * k if k else "M" for k in (1, 0, 2, 0, 4, 4, 0, 8, 8, 0, 8, 8, 0)])
+        model = nn.Sequential(*features, nn.Flatten(), nn.Linear(32 * width, 256), nn.ReLU(), nn.Linear(256, 10)).eval()
         x = make_scenes("pairs", 2, seed=5).images
 
         def explain(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:

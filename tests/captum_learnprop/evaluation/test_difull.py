@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from captum.attr import DeepLift, InputXGradient, IntegratedGradients, Saliency
+from pairwise import crossed
 from torch import nn
 from torch.nn import functional as F
 
@@ -66,9 +67,7 @@ def test_the_outputs_of_a_cell_are_those_of_its_image_and_depend_on_nothing_else
         assert norms.count_nonzero() == 1
 
 
-@pytest.mark.parametrize("method", list(METHODS))
-@pytest.mark.parametrize("cells", [2, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@crossed(method=list(METHODS), cells=[2, 3], dtype=[torch.float32, torch.float64])
 def test_gradient_methods_score_exactly_one(method: str, cells: int, dtype: torch.dtype) -> None:
     images, targets = case(cells)
     scores = difull_score(small_net().to(dtype), METHODS[method], images.to(dtype), targets, cells=cells)

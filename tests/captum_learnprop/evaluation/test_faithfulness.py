@@ -7,6 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from pairwise import crossed
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
@@ -47,9 +48,7 @@ def slow_curve(model, image, fill, map_, target, steps, quantity, insert, sign=-
     return curve
 
 
-@pytest.mark.parametrize("insert", [False, True], ids=["deletion", "insertion"])
-@pytest.mark.parametrize("steps", [1, 7, 48])
-@pytest.mark.parametrize("output", ["softmax", "sigmoid", "logit"])
+@crossed(insert={"deletion": False, "insertion": True}, steps=[1, 7, 48], output=["softmax", "sigmoid", "logit"])
 def test_curves_and_areas_are_those_of_the_definition(setting, insert: bool, steps: int, output: str) -> None:  # type: ignore[no-untyped-def]
     model, inputs, maps, targets = setting
     quantity = {"softmax": lambda x: x.softmax(1), "sigmoid": torch.sigmoid, "logit": lambda x: x}[output]

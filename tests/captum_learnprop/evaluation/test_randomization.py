@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import Saliency
+from pairwise import crossed
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -384,9 +385,7 @@ def test_batches_layout_types_and_state(setting, dtype: torch.dtype) -> None:  #
 # Entropy
 
 
-@pytest.mark.parametrize("levels", [None, 2])
-@pytest.mark.parametrize("bins", [1, 7, 100])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@crossed(levels=[None, 2], bins=[1, 7, 100], dtype=[torch.float32, torch.float64])
 def test_entropy_is_that_of_numpy_and_scipy(levels: int | None, bins: int, dtype: torch.dtype) -> None:
     maps = torch.randn(5, 9, 8, dtype=dtype)
     maps = (maps * levels).round() if levels else maps

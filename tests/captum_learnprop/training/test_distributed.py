@@ -1,17 +1,17 @@
-"""Two processes under torchrun learn what one learns, from the same global batches.
+"""Two processes, as torchrun starts them, learn what one learns, from the same global batches.
 
 In float64, so that rounding, which Adam can enlarge, hides no fault of the averaging.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launched import each_launcher, launch
 
 import zennit_rules as zr
 from captum_learnprop.training.distributed import Processes, processes
@@ -50,24 +50,29 @@ rules.save(out / f"rules-{{os.environ.get('RANK', '0')}}.safetensors", model)
 """
 
 
-def start(folder: Path, count: int, program: str = SCRIPT) -> list[Path]:
-    """Train in ``count`` processes; the rules that each of them ended with."""
+def written(folder: Path, program: str) -> str:
+    """The program in a folder of its own."""
     folder.mkdir()
     script = folder / "train.py"
     script.write_text(program.format(here=str(NETS)))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
-    done = subprocess.run(
-        [sys.executable, *launcher, str(script), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return sorted(folder.glob("rules-*.safetensors"))
+    return str(script)
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    (single,) = start(tmp_path / "one", 1)
-    first, second = start(tmp_path / "two", 2)
-    expected = zr.RuleSet.load(single)
+@pytest.fixture
+def single(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> zr.RuleSet:
+    """The rules that this process learns."""
+    script = written(tmp_path / "one", SCRIPT)
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "one")])
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    runpy.run_path(script)
+    return zr.RuleSet.load(tmp_path / "one" / "rules-0.safetensors")
+
+
+@each_launcher
+def test_two_processes_equal_one(launcher: str, single: zr.RuleSet, tmp_path: Path) -> None:
+    launch([written(tmp_path / "two", SCRIPT), str(tmp_path / "two")], 2, tmp_path, launcher)
+    first, second = sorted((tmp_path / "two").glob("rules-*.safetensors"))
+    expected = single
     for path in (first, second):
         rules = zr.RuleSet.load(path)
         assert rules.training["processes"] == 2
@@ -106,7 +111,7 @@ except DataError as error:
 
 
 def test_more_processes_than_rows_and_processes_that_disagree(tmp_path: Path) -> None:
-    start(tmp_path / "few", 2, FEW)
+    launch([written(tmp_path / "few", FEW), str(tmp_path / "few")], 2, tmp_path)
     assert sorted(path.name for path in (tmp_path / "few").glob("refused-*")) == ["refused-0", "refused-1"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pairwise import crossed
 from torch import Tensor
 
 from captum_learnprop import LearnpropError, MaxMask
@@ -29,9 +30,11 @@ def test_features_have_no_channels(reduce: str) -> None:
     torch.testing.assert_close(mask, torch.tensor([[0.25, 0.5, 0.0, 1.0]]))
 
 
-@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 2, 5), (3, 2, 4, 5), (3, 2, 3, 4, 5)], ids=str)
-@pytest.mark.parametrize("options", [{}, {"sigma": 0.2}, {"power": 0.5}, {"sigma": 0.2, "power": 0.5}], ids=str)
-@pytest.mark.parametrize("reduce", ["max", "sum", "positive"])
+@crossed(
+    shape=[(3,), (3, 4), (3, 2, 5), (3, 2, 4, 5), (3, 2, 3, 4, 5)],
+    options=[{}, {"sigma": 0.2}, {"power": 0.5}, {"sigma": 0.2, "power": 0.5}],
+    reduce=["max", "sum", "positive"],
+)
 def test_shapes_and_range(shape: tuple[int, ...], options: dict[str, float], reduce: str) -> None:
     a = torch.randn(shape).abs() if len(shape) == 1 else torch.randn(shape)
     mask = MaxMask(reduce, **options)(a)
@@ -142,9 +145,7 @@ def area_of(masks: Tensor) -> Tensor:
     return masks.double().flatten(1).mean(1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.001])
-@pytest.mark.parametrize("kind", KINDS)
+@crossed(kind=KINDS, temperature=[1.0, 0.1, 0.001], dtype=[torch.float32, torch.float64])
 def test_area_is_exact(kind: str, temperature: float, dtype: torch.dtype) -> None:
     maps = maps_of(kind, dtype)
     for area in (0.002, 0.2, 0.97):

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import crossed
 from torch import Tensor, nn
 
 from captum_learnprop.errors import TargetError
-from captum_learnprop.training.per_sample import Descent, OriginalPass, learn, select_target
+from captum_learnprop.targets import select_target
+from captum_learnprop.training.per_sample import Descent, OriginalPass, learn
 from zennit_rules import ElementGate, LearnedGradient, QuadrantGate, RuleError, RuleWarning
 
 # -- select ----------------------------------------------------------------------------------------------------------
@@ -105,9 +107,11 @@ def residual() -> tuple[nn.Module, Tensor, Tensor]:
     return Residual().double().eval(), x, torch.randn_like(x)
 
 
-@pytest.mark.parametrize("gate", ["element", "position", "channel", "quadrant", "feature"])
-@pytest.mark.parametrize("start", ["gradient", "guided_backprop", "deconvnet"])
-@pytest.mark.parametrize("pooling", ["exact", "soft"])
+@crossed(
+    gate=["element", "position", "channel", "quadrant", "feature"],
+    start=["gradient", "guided_backprop", "deconvnet"],
+    pooling=["exact", "soft"],
+)
 def test_fast_path_equals_double_backward(gate: str, start: str, pooling: str) -> None:
     model, x, v = residual()
     fast, slow = (shaken(original_pass(model, x, gate, start=start, pooling=pooling)) for _ in range(2))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pairwise import crossed
 from rescale_oracle import pool_by_loops, slopes, softmax_matrix
 from rule_nets import NETS, assert_gradient, images, one_hot, prepare, randomise, score, vgg
 from torch import Tensor, nn
@@ -217,9 +218,7 @@ def test_max_pools_are_sites_with_nothing_to_train_unless_soft() -> None:
 # -- derivatives -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("functional", [False, True], ids=["constant target", "functional target"])
-@pytest.mark.parametrize("net", [*NETS, "chain"])
-@pytest.mark.parametrize("gate", GATES)
+@crossed(gate=GATES, net=[*NETS, "chain"], functional={"constant target": False, "functional target": True})
 def test_parameters_by_finite_differences(gate: str, net: str, functional: bool) -> None:
     model, x = (chain(), images(2, 7)) if net == "chain" else (NETS[net](), images())
     rules = moved(model, x, gate=gate, pooling="soft", rule_options={"baseline": 0.3})

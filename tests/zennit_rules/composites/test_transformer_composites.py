@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from pairwise import crossed
 from rule_nets import assert_gradient, one_hot, randomise, score
 from torch import Tensor, nn
 from untouched import assert_untouched, snapshot
@@ -311,9 +312,7 @@ class TestRules:
 class TestTraining:
     """Parameters learn by double backpropagation."""
 
-    @pytest.mark.parametrize("kind", [*KINDS, "gated"])
-    @pytest.mark.parametrize("composite", ["learned_transformer", "learned_attnlrp"])
-    @pytest.mark.parametrize("gate", ["channel", "feature"])
+    @crossed(gate=["channel", "feature"], composite=["learned_transformer", "learned_attnlrp"], kind=[*KINDS, "gated"])
     def test_finite_differences(self, kind: str, composite: str, gate: str) -> None:
         model, x = net(kind), tokens()
         rules = build(model, x, composite, gate=gate)

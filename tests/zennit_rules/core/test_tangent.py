@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pairwise import crossed
 from rule_nets import GATE_NAMES, NETS, STARTS, images, prepare, randomise
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -201,9 +202,7 @@ def assert_equal(result: Result) -> None:
     assert abs(error) < 1e-10
 
 
-@pytest.mark.parametrize("pooling", ["exact", "soft"])
-@pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("gate", GATE_NAMES)
+@crossed(gate=GATE_NAMES, start=STARTS, pooling=["exact", "soft"])
 def test_gates(gate: str, start: str, pooling: str) -> None:
     for net in NETS.values():
         composite = zr.LearnedGradient(gate=gate, start=start, pooling=pooling, per_sample=gate == "channel")
@@ -220,9 +219,7 @@ def test_gates_that_weigh_positions() -> None:
 FALLS_BACK = {"softmax, then write"}
 
 
-@pytest.mark.parametrize("gate", ["element", "feature"])
-@pytest.mark.parametrize("frozen", [True, False])
-@pytest.mark.parametrize("name", OPERATIONS)
+@crossed(name=list(OPERATIONS), frozen={"frozen": True, "free": False}, gate=["element", "feature"])
 def test_operations(name: str, frozen: bool, gate: str) -> None:
     model = middle(name).requires_grad_(not frozen)
     result = both_ways(model, images(2, 6), zr.LearnedGradient(gate=gate, pooling="soft"))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pairwise import crossed
 from rule_nets import GATE_NAMES, STARTS, assert_gradient, one_hot, prepare, randomise, score
 from torch import Tensor, nn
 from zennit.attribution import Gradient
@@ -128,10 +129,7 @@ def check_rule_gradient(
         assert_gradient(lambda: score(relevance(model, x, target, "grad", False)), parameters, gradients)
 
 
-@pytest.mark.parametrize("method", ["grad", "backward"])
-@pytest.mark.parametrize("target", ["function", "constant"])
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("gate", GATE_NAMES)
+@crossed(gate=GATE_NAMES, adapter=ADAPTERS, target=["function", "constant"], method=["grad", "backward"])
 def test_rule_gradient(gate: str, adapter: str, target: str, method: str) -> None:
     model, x = build("ReLU", adapter)
     check_rule_gradient(model, x, zr.LearnedGradient(gate=gate), target, method, sites=2)
@@ -167,9 +165,11 @@ def test_start_is_the_gradient(gate: str, activation: str, adapter: str) -> None
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("when", ["inactive", "after the context"])
-@pytest.mark.parametrize("activation", [*SMOOTH, "ReLU", "LeakyReLU"])
-@pytest.mark.parametrize("gate", ["channel", "quadrant", "feature"])
+@crossed(
+    gate=["channel", "quadrant", "feature"],
+    activation=[*SMOOTH, "ReLU", "LeakyReLU"],
+    when=["inactive", "after the context"],
+)
 def test_input_gradient_of_an_attribution(gate: str, activation: str, when: str) -> None:
     for adapter in ("reused", "functional"):
         model, x = build(activation, adapter)

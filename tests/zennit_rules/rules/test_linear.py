@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pairwise import crossed
 from rule_nets import assert_gradient, one_hot, prepare, randomise, score
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -21,7 +22,8 @@ from zennit.types import Linear as LinearLike
 import zennit_rules as zr
 from zennit_rules._compat import DisableTorchFunction
 from zennit_rules.core.dependence import Dependence
-from zennit_rules.core.linear_map import LinearOperands, is_linear_function, linear_operands
+from zennit_rules.core.linear_calls import is_linear_function, linear_operands
+from zennit_rules.core.linear_map import LinearOperands
 from zennit_rules.rules.contributions import (
     AlphaBetaGate,
     BoxGate,
@@ -187,9 +189,7 @@ GATES: dict[str, tuple[type[ContributionGate], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("sign", [None, "positive"])
-@pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("name", LAYERS)
+@crossed(name=list(LAYERS), gate=list(GATES), sign=[None, "positive"])
 def test_equals_its_formula(name: str, gate: str, sign: str | None) -> None:
     make, shape = LAYERS[name]
     layer, x = prepare(make()), torch.randn(shape, dtype=torch.float64)
@@ -377,10 +377,12 @@ CONSTANT = "constant"
 TARGETS: dict[str, Any] = {CONSTANT: one_hot, "function": lambda output: output * one_hot(output)}
 
 
-@pytest.mark.parametrize("backward", [False, True], ids=["grad", "backward"])
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("rule", ["epsilon", "gamma", "z+", "alpha 2", "box"])
-@pytest.mark.parametrize("name", ["dense", "uneven and reflected padding", "1d"])
+@crossed(
+    name=["dense", "uneven and reflected padding", "1d"],
+    rule=["epsilon", "gamma", "z+", "alpha 2", "box"],
+    target=list(TARGETS),
+    backward={"grad": False, "backward": True},
+)
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_finite_differences(name: str, rule: str, target: str, backward: bool) -> None:
     model, x = net(name)

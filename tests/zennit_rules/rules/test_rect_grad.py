@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pairwise import crossed
 from rule_nets import assert_gradient, images, inception, one_hot, randomise, resnet, score, vgg
 from torch import Tensor, nn
 from untouched import assert_untouched, snapshot
@@ -75,9 +76,7 @@ def rect_grad(model: nn.Module, x: Tensor, **options: Any) -> Tensor:
 class TestValues:
     """What passes."""
 
-    @pytest.mark.parametrize("q", [0.0, 20.0, 50.0, 80.0, 98.0])
-    @pytest.mark.parametrize("derivative", [False, True])
-    @pytest.mark.parametrize("pool", ["gradient", "proportional"])
+    @crossed(q=[0.0, 20.0, 50.0, 80.0, 98.0], derivative=[False, True], pool=["gradient", "proportional"])
     def test_dense_backward(self, q: float, derivative: bool, pool: str) -> None:
         model, x = net(), images(3).detach()
         found = rect_grad(model, x, percentile=q, derivative=derivative, pool=pool)

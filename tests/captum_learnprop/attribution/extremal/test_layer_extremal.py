@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from shallow_nets import light_head
 from torch import Tensor, nn
 from torchvision.models import get_model
 from untouched import assert_untouched, snapshot
@@ -97,7 +99,8 @@ def test_the_suffix_alone_gives_what_the_whole_model_gives(name: str, layer: str
     torch.manual_seed(0)
     size = 224 if name.startswith("vit") else 64
     kwargs = {"init_weights": False} if name == "googlenet" else {}
-    model = get_model(name, weights=None, **kwargs).eval()
+    build = partial(get_model, name, weights=None, **kwargs)
+    model = (light_head(build) if name.startswith("vgg") else build()).eval()
     x = torch.randn(2, 3, size, size)
     module = model.get_submodule(layer)
     before = snapshot(model, x)

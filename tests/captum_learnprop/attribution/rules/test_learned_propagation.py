@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from difference_quotient import difference_quotient
+from pairwise import crossed
 from torch import Tensor, nn
 from untouched import assert_untouched, snapshot
 
@@ -467,10 +468,12 @@ class Stop:
             raise self.error("stopped here")
 
 
-@pytest.mark.parametrize("way", ["learn", "rules", "refine", "create_graph"])
-@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("at", [1, 2, 4])
-@pytest.mark.parametrize("deep", [False, True], ids=["model", "layer"])
+@crossed(
+    way=["learn", "rules", "refine", "create_graph"],
+    error=[None, RuntimeError, KeyboardInterrupt],
+    at=[1, 2, 4],
+    deep={"model": False, "layer": True},
+)
 def test_model_and_inputs_are_untouched(way: str, error: Any, at: int, deep: bool) -> None:
     model, x = well_used_model(), batch(2, torch.float32).requires_grad_()
     x.grad = torch.full_like(x, 3.0)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pairwise import crossed
 from torch import Tensor, nn
 from transformer_zoo import FAMILIES, make
 from untouched import assert_untouched, snapshot
@@ -218,10 +219,7 @@ class TestAttentionOf:
             attention_of(F.scaled_dot_product_attention, (q, k, v), {"enable_gqa": True}), expected
         )
 
-    @pytest.mark.parametrize("kdim", [None, 7])
-    @pytest.mark.parametrize("bias", [True, False])
-    @pytest.mark.parametrize("flat", [True, False])
-    @pytest.mark.parametrize("masks", ["none", "padding", "both", "by head"])
+    @crossed(kdim=[None, 7], bias=[True, False], flat=[True, False], masks=["none", "padding", "both", "by head"])
     def test_multi_head(self, kdim: int | None, bias: bool, flat: bool, masks: str) -> None:
         module = nn.MultiheadAttention(8, 2, bias=bias, kdim=kdim, vdim=kdim).double().eval()
         shape = (5,) if flat else (5, 3)

@@ -65,12 +65,12 @@ class NonFiniteError(LearnpropError):
 
 @dataclass(frozen=True)
 class StoredMap:
-    """What is kept of one image.
+    """The results that are kept of one image.
 
     Attributes:
-        attribution: (C, H, W), float32.
-        prediction: (classes,), float32, the model's output.
-        target: the class that was explained.
+        attribution: The attribution, (C, H, W), float32.
+        prediction: The model's output, (classes,), float32.
+        target: The class that was explained.
     """
 
     attribution: torch.Tensor
@@ -79,10 +79,10 @@ class StoredMap:
 
 
 def require_h5py() -> Any:
-    """The ``h5py`` module, which only the HDF5 output needs.
+    """Returns the ``h5py`` module, which only the HDF5 output needs.
 
     Raises:
-        LearnpropError: it is not installed.
+        LearnpropError: It is not installed.
     """
     try:
         return importlib.import_module("h5py")
@@ -93,16 +93,16 @@ def require_h5py() -> Any:
 
 
 class AttributionStore:
-    """One output folder.
+    """An output folder of ``learnprop attribute``.
 
     Args:
-        folder: where it is; nothing is created before something is saved.
-        options: what decides over the values of the maps, as JSON values. A folder that already holds maps is
+        folder: Where it is; nothing is created before something is saved.
+        options: What decides over the values of the maps, as JSON values. A folder that already holds maps is
             resumed when its options are the same.
-        overwrite: first delete what an earlier run wrote there.
+        overwrite: Whether what an earlier run wrote there is deleted first.
 
     Raises:
-        LearnpropError: the folder holds a run with other options, or files that no run has written.
+        LearnpropError: The folder holds a run with other options, or files that no run has written.
     """
 
     def __init__(self, folder: Path, options: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -122,7 +122,7 @@ class AttributionStore:
             raise LearnpropError(f"{folder} exists and was not written by `learnprop attribute`; choose another --out")
 
     def has(self, image: ImageFile) -> bool:
-        """True if the map of this image, with the content it has now, is there."""
+        """Returns whether the map of this image, with the content it has now, is there."""
         stem = self._stem(image.id)
         try:
             return (
@@ -137,9 +137,9 @@ class AttributionStore:
         """Writes the overlay (H, W, 3) and, last because it marks the image as done, the map.
 
         Raises:
-            NonFiniteError: the attribution holds NaN or infinite values.
-            UnreadableImageError: the image is gone meanwhile.
-            WriteError: the disk is full, or the folder is read-only.
+            NonFiniteError: The attribution holds NaN or infinite values.
+            UnreadableImageError: The image is gone meanwhile.
+            WriteError: The disk is full, or the folder is read-only.
         """
         wrong = int((~torch.isfinite(stored.attribution)).sum())
         if wrong:
@@ -171,7 +171,7 @@ class AttributionStore:
         """Reads a map back.
 
         Raises:
-            LearnpropError: there is none, or its file is damaged.
+            LearnpropError: There is none, or its file is damaged.
         """
         path = self._path(MAPS, self._stem(image.id) or image.id)
         try:
@@ -190,7 +190,7 @@ class AttributionStore:
 
         Raises:
             LearnpropError: h5py is missing, or the maps differ in shape.
-            WriteError: the disk is full.
+            WriteError: The disk is full.
         """
         first = self.load(images[0])
         path = self.folder / HDF5
@@ -228,9 +228,9 @@ class AttributionStore:
         ``attributions.h5``; ``project.yaml`` is the file to give to ViRelAy.
 
         Args:
-            images: the images of ``attributions.h5``, in the same order.
-            pixels: gives the input of an image before normalisation, (C, H, W) in [0, 1].
-            class_names: name of each class.
+            images: The images of ``attributions.h5``, in the same order.
+            pixels: Gives the input of an image before normalisation, (C, H, W) in [0, 1].
+            class_names: Name of each class.
         """
         first = pixels(images[0])
         with _hdf5(self.folder / DATASET) as (file, disk):
@@ -286,11 +286,11 @@ class AttributionStore:
         return self.folder / kind / f"{stem}{_SUFFIXES[kind]}"
 
     def _stem(self, identifier: str) -> str | None:
-        """The name under which the map of this id is there."""
+        """Returns the name under which the map of this id is there."""
         return next((stem for stem in _stems(identifier) if self._metadata(stem).get("id") == identifier), None)
 
     def _metadata(self, stem: str) -> dict[str, str]:
-        """What a map's file says of itself; nothing if there is none, or it is damaged."""
+        """Returns what a map's file says of itself; nothing if there is none, or it is damaged."""
         try:
             with safe_open(self._path(MAPS, stem), framework="pt") as file:
                 return file.metadata() or {}
@@ -302,7 +302,7 @@ _SUFFIXES = {MAPS: ".safetensors", OVERLAYS: ".png"}
 
 
 def _stems(identifier: str) -> tuple[str, str]:
-    """Names without their suffix: the id itself, and one that every disk takes.
+    """Returns names without their suffix: the id itself, and one that every disk takes.
 
     The second ends with a digest and an id with the suffix of an image, so that neither can be another's first.
     """
@@ -320,7 +320,7 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 @contextmanager
 def _hdf5(path: Path) -> Iterator[tuple[Any, _Disk]]:
-    """An HDF5 file to fill, which gets its name when it is whole; ask the disk now and then whether it is full."""
+    """Gives an HDF5 file to fill, which gets its name when it is whole; ask the disk now and then if it is full."""
     h5py = require_h5py()
     with replacing(path) as temporary, _Disk(temporary, "w+") as disk:
         with h5py.File(disk, "w") as file:
@@ -340,12 +340,12 @@ class _Disk(io.FileIO):
         self._kept: list[tuple[int, bytes]] = []
 
     def check(self) -> None:
-        """Raise what the disk said, if it is full; better soon, since the rest is kept in memory."""
+        """Raises what the disk said, if it is full; better soon, since the rest is kept in memory."""
         if self._error is not None:
             raise self._error
 
     def write(self, data: Any) -> int:
-        """Write all of it, or keep it."""
+        """Writes all of it, or keeps it."""
         whole = memoryview(data).cast("B")
         start, done = self.tell(), 0
         try:
@@ -359,7 +359,7 @@ class _Disk(io.FileIO):
         return len(whole)
 
     def readinto(self, buffer: Any) -> int:
-        """Read what was written, wherever it is."""
+        """Reads what was written, wherever it is."""
         view = memoryview(buffer).cast("B")
         start = self.tell()
         view[:] = bytes(len(view))
@@ -372,7 +372,7 @@ class _Disk(io.FileIO):
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
-        """Cut off or extend the file."""
+        """Cuts off or extends the file."""
         try:
             return super().truncate(size)
         except OSError as error:
@@ -422,7 +422,7 @@ def _delete_run(folder: Path) -> None:
 
 
 def _yaml(value: Mapping[str, Any], indent: str = "") -> str:
-    """Nested mappings as block YAML; lists and scalars as JSON, which YAML contains. Saves a dependency."""
+    """Returns nested mappings as block YAML; lists and scalars as JSON, which YAML contains. Saves a dependency."""
     lines = []
     for key, item in value.items():
         if isinstance(item, Mapping):

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from captum_learnprop.commands._log import logs_shown
 from captum_learnprop.errors import LearnpropError, PluginWarning, did_you_mean
 
 __all__ = ["LazyGroup", "cli", "main"]
@@ -80,7 +81,7 @@ class LazyGroup(click.Group):
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         options = extra.setdefault("obj", {"debug": False})
         _print_any_name()
-        with _short_plugin_warnings():
+        with _short_plugin_warnings(), logs_shown():
             try:
                 result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             except click.Abort:
@@ -134,7 +135,7 @@ def _message(error: BaseException) -> str | None:
 def _plugin_of(error: BaseException) -> str | None:
     """The plugin in which an error was raised, if plugins were loaded at all."""
     loader = sys.modules.get("captum_learnprop.plugins.manager")
-    found: str | None = None if loader is None else loader.blame(error)
+    found: str | None = None if loader is None else loader.plugin_at_fault(error)
     return found
 
 

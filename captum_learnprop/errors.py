@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 __all__ = [
     "InputWarning", "LearnpropError", "PluginError", "PluginWarning", "PropagationRuleError", "TargetError",
-    "did_you_mean",
+    "TrainingWarning", "did_you_mean",
 ]  # fmt: skip
 
 
@@ -31,17 +30,20 @@ class InputWarning(UserWarning):
     """Inputs can be explained, but look like none that the model was trained on."""
 
 
+class TrainingWarning(UserWarning):
+    """A training went otherwise than asked for, such as an early end; what it gave can be used."""
+
+
 class PluginWarning(UserWarning):
     """A plugin, or one record of it, was left out; the program goes on without it."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'saliency'?"`` for a misspelled name, to end an error's text with.
 
     It is empty where no known name is near. Upper and lower case count as alike, so that ``default`` finds ``DEFAULT``.
     """
-    spelled: dict[str, list[str]] = {}
-    for one in known:
-        spelled.setdefault(one.casefold(), []).append(one)
-    close = [one for near in difflib.get_close_matches(name.casefold(), spelled) for one in spelled[near]]
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    # zennit_rules imports torch, which the command line must not wait for; only who has erred does.
+    from zennit_rules.core.names import did_you_mean as hint
+
+    return hint(name, known)

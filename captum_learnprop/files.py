@@ -1,12 +1,11 @@
-"""Writing whole files: one is there under its name only when all of it has reached the disk."""
+"""Writing whole files, with errors that a user can act on, and what can be said of a path beforehand."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 from captum_learnprop.errors import LearnpropError
 
@@ -25,30 +24,33 @@ class WriteError(LearnpropError, OSError):
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary name beside ``path`` to write to; the file is renamed only when all went well.
 
+    It is `zennit_rules.files.replacing` in a folder that is made where there is none, with an error for the user.
+
+    Args:
+        path: Where the file goes; an earlier file is replaced in one move, or kept.
+
     Raises:
         WriteError: The disk is full, the folder is read-only, the name does not fit, and the like.
     """
-    # The name says nothing of the final one, which may be as long as the disk allows; the suffix stays last, because
-    # writers choose the format by it.
-    temporary = path.with_name(f".{uuid4().hex}{path.suffix if len(path.suffix) <= 16 else ''}")
+    # zennit_rules imports torch, which the command line must not wait for; whoever writes a file has it.
+    from zennit_rules import files as whole_files
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        # Without the flush to disk a power cut could leave an empty file under the final name.
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with whole_files.replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         if isinstance(error, LearnpropError):  # of what is written, not of the writing
             raise
         raise _write_error(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> Path:
-    """Writes a file as a whole.
+    """Writes a file as a whole, and returns its path.
+
+    Args:
+        path: Where the file goes; its folder is made where there is none.
+        data: All of the content.
 
     Raises:
         WriteError: It could not be written.
@@ -59,7 +61,11 @@ def write_bytes(path: Path, data: bytes) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes a text file as a whole, in UTF-8; bytes of file names that are no UTF-8 are written as escapes.
+    """Writes a text file as a whole, in UTF-8, and returns its path.
+
+    Args:
+        path: Where the file goes; its folder is made where there is none.
+        text: All of the content; bytes of file names that are no UTF-8 are written as escapes.
 
     Raises:
         WriteError: It could not be written.
@@ -69,6 +75,10 @@ def write_text(path: Path, text: str) -> Path:
 
 def check_folder(folder: Path, option: str = "--out") -> None:
     """Refuses a folder in which nothing could be written after hours of work; makes nothing.
+
+    Args:
+        folder: The folder; it need not exist.
+        option: Name of the option that it came by, for the error.
 
     Raises:
         LearnpropError: It is a file, or lies in a folder that may not be written to.

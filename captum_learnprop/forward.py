@@ -75,7 +75,7 @@ def tensor_of(output: Any, model: Any) -> Tensor:
     if isinstance(logits, Tensor):
         return logits
     raise TargetError(
-        f"{name_of(model)} returned {_described(output)}, but what is explained must be one tensor, batch first, or "
+        f"{name_of(model)} returned {_output_text(output)}, but what is explained must be one tensor, batch first, or "
         "the 'logits' of a structured output; wrap the model in a module whose forward returns that tensor"
     )
 
@@ -150,7 +150,7 @@ def name_of(model: Any) -> str:
     return type(model).__name__ if isinstance(model, nn.Module) else "the model"
 
 
-def _described(output: Any) -> str:
+def _output_text(output: Any) -> str:
     if isinstance(output, Mapping):
         return f"a {type(output).__name__} with {', '.join(map(repr, list(output)[:6])) or 'nothing'}"
     if isinstance(output, (tuple, list)):

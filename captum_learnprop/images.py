@@ -40,9 +40,9 @@ class ImageFile:
     """One image file below a folder.
 
     Attributes:
-        id: path relative to the folder, with ``/`` between its parts and the suffix kept (``cats/a.png``):
+        id: Path relative to the folder, with ``/`` between its parts and the suffix kept (``cats/a.png``):
             unique, and the same whatever else lies in the folder. Bytes that are no UTF-8 are written as ``\\xff``.
-        path: where the file is.
+        path: Where the file is.
     """
 
     id: str
@@ -55,10 +55,10 @@ class ImageFile:
         return first if slash else None
 
     def sha256(self) -> str:
-        """Hexadecimal SHA-256 of the file's bytes.
+        """Returns the hexadecimal SHA-256 of the file's bytes.
 
         Raises:
-            UnreadableImageError: the file is gone, may not be read, or is no longer a file.
+            UnreadableImageError: The file is gone, may not be read, or is no longer a file.
         """
         digest = hashlib.sha256()
         try:
@@ -76,14 +76,14 @@ def find_images(
     """Finds image files by their suffix, sorted by id. Hidden files and folders are left out.
 
     Args:
-        folder: the folder to look in, or one image file.
-        recursive: look in sub-folders too (links to folders are not followed).
-        exclude: a folder whose content never counts, such as the output folder inside ``folder``.
-        left_out: is filled with the reasons, by id, of what has the name of an image and is no regular file (a pipe,
+        folder: The folder to look in, or one image file.
+        recursive: Whether to look in sub-folders too (links to folders are not followed).
+        exclude: A folder whose content never counts, such as the output folder inside ``folder``.
+        left_out: Is filled with the reasons, by id, of what has the name of an image and is no regular file (a pipe,
             a device, a link to nothing, a folder that is not looked into), and of folders that cannot be read.
 
     Raises:
-        LearnpropError: the folder is missing or holds no image.
+        LearnpropError: The folder is missing or holds no image.
     """
     if folder.is_file():
         return [ImageFile(_identifier(folder.name), folder)]
@@ -105,7 +105,7 @@ def find_images(
 
 
 def _searched(folder: Path, excluded: Path | None, recursive: bool) -> tuple[list[ImageFile], dict[str, str]]:
-    """Images in a folder and in all below it, which also serve the hint at --recursive; reasons for what is none."""
+    """Returns images in a folder and in all below it, which also serve the hint at --recursive; reasons for others."""
     unread: list[OSError] = []
     found: list[ImageFile] = []
     faults: dict[str, str] = {}
@@ -126,7 +126,7 @@ def _searched(folder: Path, excluded: Path | None, recursive: bool) -> tuple[lis
 
 
 def _walk(folder: Path, excluded: Path | None, recursive: bool, unread: list[OSError]) -> Iterator[Path]:
-    """Everything with the name of an image; folders too where their content is not looked for."""
+    """Yields everything with the name of an image; folders too where their content is not looked for."""
     for root, folders, names in os.walk(folder, onerror=unread.append):
         here = Path(root)
         folders[:] = [name for name in folders if not name.startswith(".") and (here / name).resolve() != excluded]
@@ -142,7 +142,7 @@ _KINDS = {
 
 
 def _why_no_file(path: Path) -> str | None:
-    """The reason why a path cannot be read as a file; None for a regular file. Opens nothing: a pipe would wait."""
+    """Returns why a path cannot be read as a file; None for a regular file. Opens nothing: a pipe would wait."""
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except OSError as error:
@@ -155,7 +155,7 @@ def _opened(path: Path) -> BinaryIO:
     """Opens a regular file, and nothing that would wait for a writer or turn a device on.
 
     Raises:
-        OSError: it is no regular file, or may not be read.
+        OSError: It is no regular file, or may not be read.
     """
     reason = _why_no_file(path)
     if reason is not None:
@@ -178,7 +178,7 @@ def _unreadable(path: Path, error: Exception) -> UnreadableImageError:
 
 
 def _identifier(relative: str) -> str:
-    """The path as text, which JSON, HDF5 and PNG names need; each path gives another.
+    """Returns the path as text, which JSON, HDF5 and PNG names need; each path gives another.
 
     A byte that is no UTF-8 is written as ``\\xff``, so a backslash that begins such a text itself is written ``\\x5c``.
     """
@@ -196,7 +196,7 @@ def folder_labels(
     ``ImageFolder``.
 
     Raises:
-        LearnpropError: an image lies in no sub-folder, a number is out of range, or the names mean nothing.
+        LearnpropError: An image lies in no sub-folder, a number is out of range, or the names mean nothing.
     """
     outside = [image.id for image in images if image.folder is None]
     if outside:
@@ -234,7 +234,7 @@ def read_image(path: Path) -> Image.Image:
     is scaled by its full range (PIL's own conversion clips it to white).
 
     Raises:
-        UnreadableImageError: the file is missing, no regular file, damaged, cut short, too large or of an unknown
+        UnreadableImageError: The file is missing, no regular file, damaged, cut short, too large or of an unknown
             format.
     """
     try:
@@ -270,10 +270,10 @@ class Preprocessing:
     """How an image becomes the input of a classifier.
 
     Attributes:
-        resize: the shorter side after resizing, in pixels.
-        crop: side of the central square that is kept, in pixels.
-        mean, std: per-channel statistics of the normalisation, for pixels in [0, 1].
-        interpolation: name of a ``torchvision.transforms.InterpolationMode`` value.
+        resize: The shorter side after resizing, in pixels.
+        crop: Side of the central square that is kept, in pixels.
+        mean, std: Per-channel statistics of the normalisation, for pixels in [0, 1].
+        interpolation: Name of a ``torchvision.transforms.InterpolationMode`` value.
     """
 
     resize: int = 224
@@ -284,14 +284,14 @@ class Preprocessing:
 
     @classmethod
     def of_weights(cls, model: str, weights: str) -> Preprocessing:
-        """The preprocessing that belongs to pretrained torchvision weights.
+        """Returns the preprocessing that belongs to pretrained torchvision weights.
 
         Args:
-            model: name in ``torchvision.models``, e.g. ``resnet18``.
+            model: Name in ``torchvision.models``, e.g. ``resnet18``.
             weights: ``DEFAULT`` or another of its weights, e.g. ``IMAGENET1K_V1``.
 
         Raises:
-            LearnpropError: no such model or weights, or weights that are not for image classification.
+            LearnpropError: There is no such model or weights, or they are not for image classification.
         """
         preset = torchvision_weights(model, weights).transforms()
         if not hasattr(preset, "crop_size"):
@@ -305,15 +305,15 @@ class Preprocessing:
         )
 
     def at_size(self, size: int) -> Preprocessing:
-        """The same preprocessing for inputs of ``size`` pixels; the crop cuts off the same share."""
+        """Returns the same preprocessing for inputs of ``size`` pixels; the crop cuts off the same share."""
         return replace(self, resize=max(size, round(self.resize * size / self.crop)), crop=size)
 
     def without_normalization(self) -> Preprocessing:
-        """The same geometry for a model that takes pixels in [0, 1]."""
+        """Returns the same geometry for a model that takes pixels in [0, 1]."""
         return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """What the model gets to see, before normalisation: (3, crop, crop), float32 in [0, 1]."""
+        """Returns what the model gets to see, before normalisation: (3, crop, crop), float32 in [0, 1]."""
         mode = InterpolationMode(self.interpolation)
         resized = transforms.resize(_trimmed(image), [self.resize], interpolation=mode)
         square = transforms.center_crop(resized, [self.crop])
@@ -321,7 +321,7 @@ class Preprocessing:
         return pixels
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalises pixels (..., 3, H, W) in [0, 1] per channel."""
+        """Returns pixels (..., 3, H, W) in [0, 1], normalised per channel."""
         normalized: torch.Tensor = transforms.normalize(pixels, list(self.mean), list(self.std))
         return normalized
 
@@ -336,10 +336,10 @@ def _trimmed(image: Image.Image) -> Image.Image:
 
 
 def torchvision_weights(model: str, weights: str) -> Any:
-    """The ``torchvision`` weights entry of that name (with ``.transforms()`` and ``.meta``).
+    """Returns the ``torchvision`` weights entry of that name (with ``.transforms()`` and ``.meta``).
 
     Raises:
-        LearnpropError: no such model, or no such weights for it.
+        LearnpropError: There is no such model, or no such weights for it.
     """
     try:
         entries = torchvision.models.get_model_weights(model)

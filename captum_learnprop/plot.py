@@ -1,11 +1,12 @@
 """Figures of attributions: one image beside many maps, many methods side by side.
 
 Figures are built on `matplotlib.figure.Figure` directly: no window system, no global state of pyplot, safe
-in threads.
+in threads. A notebook shows them by itself (see `NotebookFigure`).
 """
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,8 +40,22 @@ class PlotError(LearnpropError):
     """An image or map that cannot be drawn."""
 
 
+class NotebookFigure(Figure):
+    """A figure that a notebook shows by itself, as the result of a cell.
+
+    Matplotlib does this only for sessions in which pyplot has been set up. Where it has, its own way of showing a
+    figure takes precedence, so that the figure appears once.
+    """
+
+    def _repr_png_(self) -> bytes:
+        """Returns the figure as PNG: what Jupyter asks a result for."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
 def to_hwc(image: Tensor | NDArray[np.floating]) -> Array:
-    """An image as ``(H, W, 3)`` in [0, 1], from ``(3, H, W)``, ``(1, H, W)``, ``(H, W)`` or ``(1, C, H, W)``.
+    """Returns an image as ``(H, W, 3)`` in [0, 1], from ``(3, H, W)``, ``(1, H, W)``, ``(H, W)`` or ``(1, C, H, W)``.
 
     Values outside [0, 1] (a normalised image, say) are brought into it by the image's own range; an image
     that lies in it is left as it is. Grey images get three equal channels.
@@ -64,7 +79,7 @@ def to_hwc(image: Tensor | NDArray[np.floating]) -> Array:
 
 
 def normalize_map(attribution: Tensor | NDArray[np.floating], *, percentile: float = 99.0) -> Array:
-    """A map ``(H, W)`` scaled to [-1, 1], zero staying zero; a leading channel axis is summed.
+    """Returns a map ``(H, W)`` scaled to [-1, 1], zero staying zero; a leading channel axis is summed.
 
     The scale is a percentile of the absolute values, so that a few extreme pixels do not hide the rest;
     values beyond it are clipped. Where that percentile is zero (most pixels are) the maximum is the scale;
@@ -99,15 +114,15 @@ def overlay(
     *,
     strength: float = 0.75,
 ) -> Array:
-    """The image in grey with the map's colour where the map is large: ``(H, W, 3)`` in [0, 1].
+    """Returns the image in grey with the map's colour where the map is large: ``(H, W, 3)`` in [0, 1].
 
     Args:
-        image: see `to_hwc`.
-        attribution: see `normalize_map`; must have the image's height and width.
+        image: An image in a layout that `to_hwc` takes.
+        attribution: A map in a layout that `normalize_map` takes, of the image's height and width.
         strength: opacity of the colour where the map is at its largest, in [0, 1].
 
     Raises:
-        PlotError: sizes differ, or see `to_hwc` and `normalize_map`.
+        PlotError: Sizes differ, or the image or map cannot be drawn.
     """
     background, scaled = to_hwc(image), normalize_map(attribution)
     if background.shape[:2] != scaled.shape:
@@ -125,8 +140,8 @@ def compare(
     outlines: Tensor | Sequence[Tensor] | None = None,
     captions: Mapping[str, str] | None = None,
     title: str | None = None,
-) -> Figure:
-    """One row per image, the image first, then one column per method.
+) -> NotebookFigure:
+    """Draws one row per image, the image first, then one column per method.
 
     Maps without negative values are drawn from dark to light, signed ones from blue through white to red;
     all maps of a method share the choice, so that a column reads the same from top to bottom.
@@ -141,7 +156,7 @@ def compare(
         title: headline of the figure.
 
     Raises:
-        PlotError: no map or image, numbers of rows that differ, or see `to_hwc` and `normalize_map`.
+        PlotError: No map or image, numbers of rows that differ, or one that cannot be drawn.
     """
     rows = len(images)
     if not maps or not rows:
@@ -152,7 +167,7 @@ def compare(
     for name, values in (("row_titles", row_titles), ("outlines", outlines)):
         if values is not None and len(values) != rows:
             raise PlotError(f"{name} has {len(values)} entries for {rows} images")
-    figure = Figure(figsize=(1.75 * (len(maps) + 1), 1.72 * rows + 0.9), layout="constrained")
+    figure = NotebookFigure(figsize=(1.75 * (len(maps) + 1), 1.72 * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, len(maps) + 1, squeeze=False)
     for row in range(rows):
         outline = None if outlines is None else _to_array(outlines[row])
@@ -178,12 +193,13 @@ class CostQuality:
     """A point of `cost_quality`.
 
     Attributes:
-        name: label.
-        group: points of one group share a colour.
-        cost: above 0.
-        quality: of the vertical axis.
-        error: half the length of the error bar, 0 for none.
-        highlighted: drawn large, in red, with a bold label.
+        name: Label of the point.
+        group: Points of one group share a colour.
+        cost: Place on the horizontal axis, above 0.
+        quality: Place on the vertical axis.
+        error: Half the length of the error bar, 0 for none.
+        highlighted: Whether it is drawn large and in red, with a bold label.
+        labelled: Whether it is named; the others are drawn small and in grey.
     """
 
     name: str
@@ -192,24 +208,26 @@ class CostQuality:
     quality: float
     error: float = 0.0
     highlighted: bool = False
+    labelled: bool = True
 
 
 def cost_quality(
     panels: Mapping[str, Sequence[CostQuality]], *, cost: str, quality: str, title: str | None = None
-) -> Figure:
-    """Quality against cost on a logarithmic axis, one panel each, every point named at the right of its panel.
+) -> NotebookFigure:
+    """Draws quality against cost, one panel each; all have the same two axes, that of cost is logarithmic.
 
-    Names stand in the order of quality, each joined to its point by a thin line, so that crowded points stay
-    readable.
+    Names stand at the right of their panel in the order of quality, each joined to its point by a thin line, so that
+    crowded points stay readable. Points that are not labelled are the grey background that the others are seen against:
+    the vertical axis fits the labelled ones, and triangles at its lower end stand for those that are worse.
 
     Args:
-        panels: points by the panel's title.
-        cost: label of the horizontal axis.
-        quality: label of the vertical axis.
-        title: headline of the figure.
+        panels: Points by the panel's title.
+        cost: Label of the horizontal axis.
+        quality: Label of the vertical axis.
+        title: Headline of the figure.
 
     Raises:
-        PlotError: nothing to draw, a cost that is not positive, or values that are not finite.
+        PlotError: There is nothing to draw, a cost is not positive, or values are not finite.
     """
     points = [point for panel in panels.values() for point in panel]
     if not points or not all(panels.values()):
@@ -217,43 +235,68 @@ def cost_quality(
     for point in points:
         if not (np.isfinite([point.cost, point.quality, point.error]).all() and point.cost > 0 and point.error >= 0):
             raise PlotError(f"{point.name!r} has cost {point.cost}, quality {point.quality}, error {point.error}")
-    groups = list(dict.fromkeys(point.group for point in points if not point.highlighted))
+    groups = list(dict.fromkeys(point.group for point in points if point.labelled and not point.highlighted))
     colours = {group: GROUP_COLOURS[index % len(GROUP_COLOURS)] for index, group in enumerate(groups)}
-    longest = max(map(len, panels.values()))
-    figure = Figure(figsize=(6.6 * len(panels), max(4.5, 0.21 * longest + 1.4)), layout="constrained")
-    for axes, (name, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    most = max(sum(point.labelled for point in panel) for panel in panels.values())
+    height = max(5.0, _LABEL_INCHES * most + 1.6)
+    figure = NotebookFigure(figsize=(4.4 * max(len(panels), 1.5), height), layout="constrained")
+    row = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
+    row[0].set_ylim(_limits([point for point in points if point.labelled] or points))
+    for axes, (name, panel) in zip(row, panels.items(), strict=True):
         _draw_panel(axes, panel, colours)
-        axes.set_title(name, fontsize=12)
-        axes.set_xlabel(cost)
-    figure.axes[0].set_ylabel(quality)
+        _name_points(axes, [point for point in panel if point.labelled], colours, _LABEL_INCHES / (height - 1.6))
+        axes.set_title(name, fontsize=11, loc="left")
+    row[0].set_ylabel(quality)
+    figure.supxlabel(cost, fontsize=10)
     if title is not None:
-        figure.suptitle(textwrap.fill(title, 62 * len(panels)), fontsize=13)
+        figure.suptitle(textwrap.fill(title, 60 * max(len(panels), 1)), fontsize=12)
     return figure
+
+
+def _limits(points: Sequence[CostQuality]) -> tuple[float, float]:
+    low = min(point.quality - point.error for point in points)
+    high = max(point.quality + point.error for point in points)
+    room = 0.06 * (high - low) or 0.05
+    return low - room, high + room
+
+
+_LABEL_INCHES = 0.17
+"""Height of a label's line in `cost_quality`, in inches."""
+
+_BACKGROUND_COLOUR = "#b4b4b4"
 
 
 def _draw_panel(axes: Axes, points: Sequence[CostQuality], colours: Mapping[str, str]) -> None:
     axes.set_xscale("log")
-    low = min(point.quality - point.error for point in points)
-    high = max(point.quality + point.error for point in points)
-    room = 0.06 * (high - low) or 0.05
-    axes.set_ylim(low - room, high + room)
+    axes.spines[["top", "right"]].set_visible(False)
+    bottom = axes.get_ylim()[0]
     for point in points:
-        colour = HIGHLIGHT_COLOUR if point.highlighted else colours[point.group]
+        colour = _colour_of(point, colours)
+        if point.quality < bottom:
+            axes.plot(point.cost, bottom, marker="v", color=colour, markersize=4.5, clip_on=False)
+            continue
         axes.errorbar(
             point.cost, point.quality, yerr=point.error or None, fmt="o", color=colour, ecolor=colour,
-            markersize=8 if point.highlighted else 5, elinewidth=1.0, capsize=0, zorder=3 if point.highlighted else 2,
+            markersize=7 if point.highlighted else 5.5 if point.labelled else 3.5,
+            elinewidth=1.1 if point.labelled else 0.7, zorder=2 + point.labelled + point.highlighted,
         )  # fmt: skip
-    axes.grid(True, which="major", color="#e6e6e6", linewidth=0.8)
+    axes.grid(True, which="major", color="#ececec", linewidth=0.8)
     axes.set_axisbelow(True)
-    _name_points(axes, sorted(points, key=lambda point: point.quality), colours)
 
 
-def _name_points(axes: Axes, points: Sequence[CostQuality], colours: Mapping[str, str]) -> None:
-    """Names in a column at the right, from the lowest quality up, as near to their points as their height allows."""
+def _colour_of(point: CostQuality, colours: Mapping[str, str]) -> str:
+    if not point.labelled:
+        return _BACKGROUND_COLOUR
+    return HIGHLIGHT_COLOUR if point.highlighted else colours[point.group]
+
+
+def _name_points(axes: Axes, points: Sequence[CostQuality], colours: Mapping[str, str], gap: float) -> None:
+    """Writes names in a column at the right, from the lowest quality up, as near to their points as the gap allows."""
+    points = sorted(points, key=lambda point: point.quality)
     low, high = axes.get_ylim()
     wanted = [(point.quality - low) / (high - low) for point in points]
-    for place, point in zip(_spread(wanted, 1.0 / max(len(points), 20)), points, strict=True):
-        colour = HIGHLIGHT_COLOUR if point.highlighted else colours[point.group]
+    for place, point in zip(_spread(wanted, min(gap, 0.985 / max(len(points), 1))), points, strict=True):
+        colour = _colour_of(point, colours)
         axes.annotate(
             f"{point.name}  {point.quality:.2f}", (point.cost, point.quality), (1.05, place),
             textcoords="axes fraction", va="center", fontsize=8, color=colour, annotation_clip=False,
@@ -261,16 +304,16 @@ def _name_points(axes: Axes, points: Sequence[CostQuality], colours: Mapping[str
         )  # fmt: skip
         axes.annotate(
             "", (point.cost, point.quality), (1.045, place), textcoords="axes fraction", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.55, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.6, "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip
 
 
 def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Rising places in [0, 1], at least ``gap`` apart, near the wanted ones, which rise."""
+    """Returns rising places in [0, 1], at least ``gap`` apart, near the wanted ones, which rise."""
     places: list[float] = []
     for value in wanted:
         places.append(max(value, places[-1] + gap if places else 0.0))
-    ceiling = 1.0
+    ceiling = 0.985  # leaves the title alone
     for index in range(len(places) - 1, -1, -1):
         places[index] = min(places[index], ceiling)
         ceiling = places[index] - gap
@@ -279,8 +322,8 @@ def _spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 def area_curves(
     areas: Tensor, preserved: Tensor, *, share: float | None = None, extremal: Tensor | None = None
-) -> Figure:
-    """How the preserved output grows with the area of extremal masks, a line per sample.
+) -> NotebookFigure:
+    """Draws how the preserved output grows with the area of extremal masks, a line per sample.
 
     Args:
         areas: ``(B, P)``, ascending; `ExtremalArea.curve_areas`.
@@ -293,7 +336,7 @@ def area_curves(
     """
     if areas.dim() != 2 or areas.shape != preserved.shape or not areas.numel():
         raise PlotError(f"areas {tuple(areas.shape)} and preserved {tuple(preserved.shape)} must both be (B, P)")
-    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    figure = NotebookFigure(figsize=(5, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for row, (x, y) in enumerate(zip(_to_array(areas), _to_array(preserved), strict=True)):
         colour = GROUP_COLOURS[row % len(GROUP_COLOURS)]
@@ -309,8 +352,8 @@ def area_curves(
     return figure
 
 
-def alignment_curves(reports: Sequence[Any]) -> Figure:
-    """How rules compare by layer: alignment with the input, cosine of two classes, convergence, re-initialisation.
+def alignment_curves(reports: Sequence[Any]) -> NotebookFigure:
+    """Draws how rules compare by layer: alignment with the input, cosine of two classes, convergence, cascades.
 
     Args:
         reports: `evaluation.analysis.RuleReport`, one line each.
@@ -324,7 +367,7 @@ def alignment_curves(reports: Sequence[Any]) -> Figure:
         ("alignment", "cosine with the input (centred)"), ("classes", "cosine of two classes"),
         ("convergence", "cosine of random vectors"), ("cascading", "re-initialised from the output on"),
     )  # fmt: skip
-    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    figure = NotebookFigure(figsize=(11, 6.4), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         for row, report in enumerate(reports):
             values = list(getattr(report, name).values())
@@ -343,8 +386,8 @@ def theory_curves(
     widths: Mapping[str, Sequence[tuple[int, float, float, float]]],
     fractions: Sequence[tuple[float, float, float, float]],
     orthogonal: Mapping[str, Sequence[tuple[int, float, float, float]]],
-) -> Figure:
-    """Closed forms of alignment as lines, simulated layers as points with bands of 95 %.
+) -> NotebookFigure:
+    """Draws closed forms of alignment as lines, simulated layers as points with bands of 95 %.
 
     Args:
         widths: by coefficients, ``(units, closed form, mean, half of the band)``.
@@ -356,7 +399,7 @@ def theory_curves(
     """
     if not widths or not fractions or not orthogonal:
         raise PlotError("nothing to draw: give points by width, by share, and of orthogonal rows")
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    figure = NotebookFigure(figsize=(12, 3.8), layout="constrained")
     left, right, last = figure.subplots(1, 3)
     for axes, lines in ((left, widths), (last, orthogonal)):
         for row, (name, points) in enumerate(lines.items()):
@@ -379,11 +422,11 @@ def _draw_theory(axes: Axes, points: Sequence[tuple[float, float, float, float]]
     axes.errorbar(x, mean, yerr=half, fmt="o", color=colour, markersize=3, capsize=2)
 
 
-def training_curves(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """Loss, its terms and the validation loss by step, the learning rate on a small axis below.
+def training_curves(rows: Sequence[Mapping[str, float]]) -> NotebookFigure:
+    """Draws loss, its terms and the validation loss by step, the learning rate on a small axis below.
 
     Args:
-        rows: of a training log, see `training.log.read_log`: ``step``, ``loss``, ``lr``, values of terms, and
+        rows: Rows of a training log, from `training.log.read_log`: ``step``, ``loss``, ``lr``, values of terms, and
             ``validation loss`` where there was a validation. What is missing or not finite is left out.
 
     Raises:
@@ -393,7 +436,7 @@ def training_curves(rows: Sequence[Mapping[str, float]]) -> Figure:
         raise PlotError("nothing to draw: a training log has rows with a column 'step'")
     names = dict.fromkeys(name for row in rows for name in row)
     terms = [name for name in names if name not in _NO_TERMS and not name.startswith("validation ")]
-    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
+    figure = NotebookFigure(figsize=(7.0, 4.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
     _draw_column(upper, rows, "loss", color="#4c78a8", linewidth=1.6)
     for index, name in enumerate(terms if len(terms) > 1 else ()):  # the only term is the loss
@@ -424,7 +467,7 @@ def _draw_column(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, **s
 
 
 def save_figure(figure: Figure, path: str | Path, *, dpi: int = 120) -> Path:
-    """Write a figure as a whole: an interrupted run leaves no half file.
+    """Writes a figure as a whole: an interrupted run leaves no half file.
 
     The format is that of the suffix, e.g. ``.png`` or ``.pdf``. Missing folders are made.
 
@@ -457,7 +500,7 @@ def _draw(axes: Axes, picture: Array, outline: Array | None) -> None:
 
 
 def _colour(scaled: Array, *, signed: bool) -> Array:
-    """Colours ``(H, W, 3)`` of a map in [-1, 1], or in [0, 1] where it is not signed."""
+    """Returns colours ``(H, W, 3)`` of a map in [-1, 1], or in [0, 1] where it is not signed."""
     if signed:
         return np.asarray(colormaps[SIGNED_COLOURS]((scaled + 1.0) / 2.0)[..., :3], dtype=np.float64)
     return np.asarray(colormaps[POSITIVE_COLOURS](scaled)[..., :3], dtype=np.float64)

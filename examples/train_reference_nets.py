@@ -63,13 +63,13 @@ SCHEDULE_OF_NET = {
     ("vgg", "digits"): Schedule(1400, 30, batch_size=64, lr=3e-3),
     ("vit", "digits"): Schedule(1400, 70, batch_size=32, lr=8e-4),
 }
-"""Of nets that learn nothing by the schedule of their task."""
+"""Schedules of nets that learn nothing by the schedule of their task."""
 
 HELPED = 0.5
 """Share of the epochs in which a transformer's tokens learn what lies on them."""
 
 HELP_WEIGHT = 5.0
-"""Of their loss, which is small because most tokens see no digit."""
+"""Weight of their loss, which is small because most tokens see no digit."""
 
 
 def main() -> None:

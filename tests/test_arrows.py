@@ -18,18 +18,18 @@ PACKAGES = ("zennit_rules", "captum_learnprop")
 #: Rooms and single files by floor, from the ground up; an arrow may stay on its floor or run down.
 FLOORS = {
     "zennit_rules": [
-        ["_compat", "errors", "_moved", "rule_file"],
+        ["_compat", "errors", "_moved", "files", "rule_file"],
         ["core"],
         ["gates"],
         ["rules"],
-        ["linear_canonizer"],
+        ["linear_canonizer", "rule_document"],
         ["canonizers", "ruleset"],
         ["composites"],
         ["__init__"],
     ],
     "captum_learnprop": [
         ["_compat", "errors"],
-        ["files", "forward"],
+        ["files", "forward", "tables", "wording"],
         ["targets", "maps", "reparametrized", "reinitialization", "images", "plot", "plugins", "attribution_store"],
         ["scenes"],
         ["training"],
@@ -46,14 +46,19 @@ FLOORS = {
 #: Rooms of a room, from the ground up.
 INNER_FLOORS = {
     "captum_learnprop.attribution": [
-        ["checked_inputs", "rewards", "suffix"],
+        ["checked_inputs", "rewards", "shown", "suffix"],
         ["rules", "extremal", "tokens"],
         ["__init__"],
     ],
 }
 
 #: Where a module may be imported inside a function: the command line and plugins must not wait for torch.
-DEFERRED = ("captum_learnprop.commands", "captum_learnprop.plugins")
+DEFERRED = (
+    "captum_learnprop.commands",
+    "captum_learnprop.errors",
+    "captum_learnprop.files",
+    "captum_learnprop.plugins",
+)
 
 #: Heavy packages that are extras, and those that only some calls need.
 OPTIONAL = {"h5py", "sklearn", "timm", "transformers", "matplotlib", "tensorboard", "torch"}

@@ -13,6 +13,7 @@ BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 
 
 def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)  # a script finds its neighbours
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
 

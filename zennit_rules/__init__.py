@@ -26,7 +26,7 @@ from .rules.attention import LearnedSecant, MixedGate, ProductGate
 from .rules.linear import LearnedAlphaBeta, LearnedBox, LearnedEpsilon, LearnedGamma
 from .rules.pooling import LearnedMaxPool, PoolGate
 from .rules.rect_grad import ProportionalPool, RectGate, RectGrad
-from .rules.relevance import unkept_nodes
+from .rules.relevance_nodes import unkept_nodes
 from .rules.rescale import LearnedRescale, RescaleMaxPool, RescaleSoftmax, reference_pass
 from .ruleset import RuleSet
 
@@ -63,7 +63,7 @@ keep_old_names(
         "rescale_functions": "zennit_rules.rules.rescale_functions",
         "scalars": "zennit_rules.core.scalars",
         "sites": "zennit_rules.core.sites",
-        "spellings": "zennit_rules.core.spellings",
+        "spellings": "zennit_rules.core.functions",
         "steps": "zennit_rules.rules.steps",
         "streams": "zennit_rules.core.streams",
         "tangent": "zennit_rules.core.tangent",

@@ -49,11 +49,11 @@ def keep_old_names(package: str, homes: Mapping[str, str]) -> None:
 
 
 def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a ``__getattr__`` for a module whose functions or classes have other names now.
+    """Return a ``__getattr__`` for a module whose functions or classes have other names now, or another home.
 
     Args:
         module: Its whole name.
-        names: New name by old name.
+        names: New name by old name; a whole one, with its module, for what has moved.
     """
 
     def __getattr__(name: str) -> Any:
@@ -61,6 +61,7 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         message = f"{module}.{name} is {names[name]} now; the old name goes with the next release"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
-        return getattr(sys.modules[module], names[name])
+        home, _, new = names[name].rpartition(".")
+        return getattr(import_module(home or module), new)
 
     return __getattr__

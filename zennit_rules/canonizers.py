@@ -28,18 +28,18 @@ from ._compat import (
     NamedMergeBatchNorm,
     RemovableHandle,
     RemovableHandleList,
-    tree_flatten,
     unsupported_model,
     zennit_hooks,
 )
 from .core.buffers import buffers_kept
-from .core.dependence import current, forward_pass
+from .core.dependence import current, forward_pass, tensors_in
 from .core.interpose import Interposed, interpose
-from .core.linear_map import is_linear_function
+from .core.linear_calls import is_linear_function
 from .core.plain_copies import PlainCopies, plain_copies
 from .errors import RuleError, RuleWarning
 from .linear_canonizer import LINEAR_TYPES, LinearCanonizer, linear_functions, own_parameter
-from .rules.relevance import node_name, nodes_without_rule, relevance_call
+from .rules.relevance import relevance_call
+from .rules.relevance_nodes import node_name, nodes_without_rule
 from .rules.steps import steps_of
 
 Pairs = list[tuple[list[str], str]]
@@ -81,7 +81,7 @@ def _warn_of_unreached(
 ) -> None:
     leaves = [x.detach().clone().requires_grad_() if _is_float(x) else x for x in inputs]
     # Any rule on the layers that zennit knows: what matters is which functions have none.
-    rules = LayerMapComposite([(LINEAR_TYPES, _Anything())], canonizers=canonizers)
+    rules = LayerMapComposite([(LINEAR_TYPES, _AnyRule())], canonizers=canonizers)
     with forward_pass(leaves) as depends, rules.context(model), torch.enable_grad():
         missed = nodes_without_rule(model(*leaves), depends)
     counts = Counter(node_name(node) for node in missed)
@@ -96,19 +96,19 @@ def _warn_of_unreached(
         )
 
 
-class _Anything(Hook):
+class _AnyRule(Hook):
     """Stands for any rule of a layer: a custom autograd Function on the way out."""
 
     def register(self, module: nn.Module) -> RemovableHandleList:
-        """Around the whole module, so that nothing in it is looked at."""
+        """Puts itself around the whole module, so that nothing in it is looked at."""
         handle = interpose(module, partial(self._around, module))
         return RemovableHandleList([RemovableHandle(self), module.register_forward_pre_hook(self.pre_forward), handle])
 
     def pre_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Marks the module as one that has a rule."""
 
-    def copy(self) -> _Anything:
-        """Another."""
+    def copy(self) -> _AnyRule:
+        """Returns another one."""
         return type(self)()
 
     @staticmethod
@@ -198,7 +198,7 @@ class _Registration:
                 return self._around(module, call_next, *args, **kwargs)
         if next(module.children(), None) is not None or not zennit_hooks(module):
             return call_next(*args, **kwargs)
-        with functions.left_alone():
+        with functions.paused():
             return call_next(*args, **kwargs)
 
     @contextmanager
@@ -224,26 +224,26 @@ class _Functions(TorchFunctionMode):
     def __init__(self, registration: _Registration) -> None:
         super().__init__()
         self._registration = registration
-        self._alone = 0
+        self._paused = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = NotImplemented
-        steps = steps_of(func, tuple(args), kwargs or {}) if not self._alone and torch.is_grad_enabled() else None
+        steps = steps_of(func, tuple(args), kwargs or {}) if not self._paused and torch.is_grad_enabled() else None
         if steps is not None:
             with self:
                 return steps()
-        if not self._alone:
+        if not self._paused:
             out = relevance_call(func, args, kwargs, self._registration.active, self._registration.stabilizer)
         return func(*args, **(kwargs or {})) if out is NotImplemented else out
 
     @contextmanager
-    def left_alone(self) -> Iterator[None]:
-        """Inside a layer that has a rule already."""
-        self._alone += 1
+    def paused(self) -> Iterator[None]:
+        """Leaves functions that are called inside alone: their layer has a rule already."""
+        self._paused += 1
         try:
             yield
         finally:
-            self._alone -= 1
+            self._paused -= 1
 
 
 # -- batch norms -----------------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ class MergeBatchNormPairs(NamedMergeBatchNorm):
         self._eps = float(vars(batch_norm)["eps"])
         for module, tensors in self._kept:
             plain = {"eps": self._eps} if module is batch_norm else {}
-            self._copies.append(plain_copies(module, partial(_unmerge, _values(tensors), plain)))
+            self._copies.append(plain_copies(module, partial(_unmerge, _kept_values(tensors), plain)))
         super().register(linears, batch_norm)
         vars(batch_norm)["eps"] = 0.0
 
@@ -322,8 +322,8 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor | None]:
     return {**tensors, **dict(module.named_buffers(recurse=False)), **dict(module.named_parameters(recurse=False))}
 
 
-def _values(tensors: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-    """Tensors of their own that keep the values of a module's, since zennit may give its tensors others."""
+def _kept_values(tensors: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Returns tensors of their own that keep the values of a module's, since zennit may give its tensors others."""
     return {
         name: nn.Parameter(tensor.data, tensor.requires_grad) if isinstance(tensor, nn.Parameter)
         else None if tensor is None else tensor.data
@@ -341,7 +341,7 @@ def _unmerge(tensors: dict[str, Tensor | None], plain: dict[str, Any], state: di
 
 
 def batch_norm_pairs(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -> Pairs:
-    """Batch norms that can be merged into the layer before them, found by one forward pass.
+    """Finds the batch norms that can be merged into the layer before them, by one forward pass.
 
     A pair is a linear layer or convolution and a norm whose input is that layer's output, if nothing else uses the
     output, both are called once, and neither shares parameters. Norms that use the statistics of the batch, and layers
@@ -370,7 +370,7 @@ def batch_norm_pairs(model: nn.Module, example_inputs: Tensor | tuple[Any, ...])
 
 
 class _CallWatch(TorchFunctionMode):
-    """Who uses the outputs of linear layers in a forward pass."""
+    """A watch over who uses the outputs of linear layers in a forward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -411,12 +411,12 @@ class _CallWatch(TorchFunctionMode):
         if is_linear_function(func):
             given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
             self._computed.append((given.get("weight"), given.get("bias")))
-        if _tensors(out):  # what returns none (dim(), size()) uses no values
+        if tensors_in(out):  # what returns none (dim(), size()) uses no values
             self._note((args, kwargs), self._norm)
         return out
 
     def _note(self, values: Any, user: str | None) -> None:
-        for tensor in _tensors(values):
+        for tensor in tensors_in(values):
             name, made = self._made.get(id(tensor), ("", None))
             if made is tensor:
                 self._users[name].append(user)
@@ -436,10 +436,6 @@ class _CallWatch(TorchFunctionMode):
 
     def _leave(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self._norm = None
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(values)[0] if isinstance(leaf, Tensor)]
 
 
 def _is_mergeable_linear(module: Any) -> bool:

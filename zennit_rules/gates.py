@@ -104,7 +104,7 @@ class Gate(nn.Module):
         return f"start={self.start!r}{samples}"
 
     def _rows(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Size of the first dimension of parameters; none where the site is one number."""
+        """Returns the size of the first dimension of parameters; none where the site is one number."""
         return (1,) if shape and self.samples is None else shape[:1]
 
     def _channel_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -117,10 +117,10 @@ class PlainGate(Gate):
     name = "none"
 
     def make_parameters(self, shape: tuple[int, ...]) -> None:
-        """None."""
+        """Makes none."""
 
     def forward(self, z: Tensor, g: Tensor) -> tuple[Weight, Weight]:
-        """See `Gate.forward`."""
+        """Returns the start's weights."""
         return start_weights(self.start, g)
 
 
@@ -130,7 +130,7 @@ class ScaledGate(Gate):
     raw: nn.Parameter
 
     def forward(self, z: Tensor, g: Tensor) -> tuple[Weight, Weight]:
-        """See `Gate.forward`."""
+        """Returns the start's weights, scaled."""
         w = self.scale().to(g.dtype)
         if self.start == "gradient":
             return w, 0.0
@@ -213,7 +213,7 @@ class QuadrantGate(Gate):
         return base + torch.tanh(self.raw)
 
     def forward(self, z: Tensor, g: Tensor) -> tuple[Weight, Weight]:
-        """See `Gate.forward`."""
+        """Returns the weights of the quadrants that ``z`` and ``g`` fall into."""
         a, b = start_weights(self.start, g)
         t = torch.tanh(self.raw).to(g.dtype)
         g_positive = g > 0
@@ -271,7 +271,7 @@ class FeatureGate(Gate):
             self.raw_position = nn.Parameter(torch.zeros((1, 5 if self.contrast else 3, *self._rows(shape), *ones)))
 
     def forward(self, z: Tensor, g: Tensor, h: Tensor | None = None) -> tuple[Weight, Weight]:
-        """See `Gate.forward`; ``h`` is the contrast signal, or None where there is none yet."""
+        """Predicts both weights; ``h`` is the contrast signal, or None where there is none yet."""
         a, b = start_weights(self.start, g)
         raw, zg = self.raw.to(g.dtype), z.to(g.dtype)
         zs, gs = _squash(zg), _squash(g)
@@ -300,7 +300,7 @@ class FeatureGate(Gate):
         return 1 + torch.tanh(total)
 
     def _around(self, relevance: Tensor) -> Tensor:
-        """Mean over the neighbourhood of each position, for layers ``(B, C, *spatial)``."""
+        """Returns the mean over the neighbourhood of each position, for layers ``(B, C, *spatial)``."""
         dims = relevance.ndim - 2
         if self.channel_dim != 1 or not 1 <= dims <= 3:
             return relevance

@@ -72,7 +72,7 @@ class LinearCanonizer(Canonizer):
             self._watch.remove()
             delattr(self._root, STAND_INS)
             for module in self.calls.values():
-                _set(module, None, None)
+                _with_parameters(module, None, None)
         self._watch = self._root = None
 
     def _call(self, name: str, module: nn.Module, operands: LinearOperands, call: Any) -> Tensor:
@@ -82,13 +82,13 @@ class LinearCanonizer(Canonizer):
             return value
         bias = operands.bias
         inside = bias is not None and _is_per_channel(bias, operands)
-        _set(stand_in, operands.weight, bias.flatten() if bias is not None and inside else None)
+        _with_parameters(stand_in, operands.weight, bias.flatten() if bias is not None and inside else None)
         out: Tensor = stand_in(operands.x)
         return out if bias is None or inside else out + bias
 
 
 def linear_functions(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Linear functions in a forward pass that zennit's rules do not find, or would get wrong.
+    """Finds the linear functions in a forward pass that zennit's rules do not find, or would get wrong.
 
     Args:
         model: The model; run once.
@@ -147,17 +147,19 @@ def _stand_in(operands: LinearOperands) -> nn.Module | None:
     """A module of torch without weights that computes the call; None if there is none."""
     linear, weight = operands.map, operands.weight
     if isinstance(linear, DenseMap):
-        return _set(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), None, None)
+        return _with_parameters(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), None, None)
     if not isinstance(linear, ConvolutionMap):
         return None
     kind: Any = getattr(nn, linear.name)
     options = dict(linear.options)
     groups = int(options.get("groups", 1))
     sizes = (operands.x.shape[1], _channels(operands))
-    return _set(kind(*sizes, tuple(weight.shape[2:]), **{**options, "groups": groups}, device="meta"), None, None)
+    return _with_parameters(
+        kind(*sizes, tuple(weight.shape[2:]), **{**options, "groups": groups}, device="meta"), None, None
+    )
 
 
-def _set(module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> nn.Module:
+def _with_parameters(module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> nn.Module:
     for name, value in (("weight", weight), ("bias", bias)):
         parameter = None if value is None else nn.Parameter(value.detach(), requires_grad=False)
         module.register_parameter(name, parameter)

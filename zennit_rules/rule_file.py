@@ -1,23 +1,23 @@
 """Files of tensors with a document: written whole, and read only if they are whole.
 
-A safetensors file whose metadata has a document in JSON, and in that a checksum of its other fields and all tensors.
-Files from before there was one are read without it.
+They are safetensors files whose metadata has a document in JSON, and in that a checksum of its other fields and all
+tensors. Files from before there was one are read without it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from .files import replacing
 
 _CHECKSUM = "sha256"
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -27,40 +27,46 @@ class FileFault(ValueError):
     """Something is wrong with a file; whoever asked puts its path before the message, and the way out behind it."""
 
 
-def write(path: Path, key: str, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write under a temporary name, then move.
+def packed(key: str, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """Returns the content of a file of tensors with a document and a checksum of both.
 
     Args:
-        path: Target; an existing file is replaced in one move.
         key: Says in the metadata whose document it is.
         document: What ``json`` can write.
-        tensors: By name.
-
-    Raises:
-        OSError: No space, no folder, no permission; an earlier file is kept.
+        tensors: Any tensors by their names.
     """
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(document)
     signed = json.dumps({**json.loads(text), _CHECKSUM: _checksum(text, kept)})
-    temporary = path.with_name(f".{uuid4().hex}.part")  # the final name may be as long as the disk allows
-    try:
-        temporary.write_bytes(save(kept, metadata={key: signed}))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    return save(kept, metadata={key: signed})
+
+
+def write(path: Path, key: str, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Writes a file of tensors with a document as a whole.
+
+    Args:
+        path: Where the file goes; an earlier file is replaced in one move.
+        key: Says in the metadata whose document it is.
+        document: What ``json`` can write.
+        tensors: Any tensors by their names.
+
+    Raises:
+        OSError: There is no space, no folder, or no permission; an earlier file is kept.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(packed(key, document, tensors))
 
 
 def read(path: Path, key: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The document and the tensors of a file.
+    """Returns the document and the tensors of a file.
 
     Args:
         path: The file.
-        key: See `write`.
+        key: Says in the metadata whose document it is.
         what: What it should be, with its article, for the error.
 
     Raises:
-        FileFault: No file, truncated or changed, of another kind, or a document that is none.
+        FileFault: There is no file, it is truncated, changed or of another kind, or its document is none.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -83,10 +89,10 @@ def read(path: Path, key: str, what: str) -> tuple[dict[str, Any], dict[str, Ten
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse what cannot be a parameter.
+    """Refuses what cannot be a parameter.
 
     Raises:
-        ValueError: Naming a tensor that is not of a floating type, or has values that are NaN or infinite.
+        ValueError: A tensor, which is named, is not of a floating type, or has values that are NaN or infinite.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATING:
@@ -103,4 +109,4 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["FileFault", "check_tensors", "read", "write"]
+__all__ = ["FileFault", "check_tensors", "packed", "read", "write"]

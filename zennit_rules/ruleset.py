@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import rule_file
+from . import rule_document, rule_file
 from .core import fingerprint
 from .core.buffers import buffers_kept
-from .core.coverage import Coverage, CoverageRow, check_reach
+from .core.coverage import Coverage, check_reach
 from .core.fusion import Fusion
-from .core.hook import SiteHook
+from .core.notebook import html_table
 from .core.protocols import TrainableComposite
 from .core.registry import composite_class, composite_name
 from .core.sites import Site
 from .errors import RuleError
+from .rule_document import FORMAT_VERSION
 
-FORMAT_VERSION = 1
-_KEY = "captum-learnprop"
-_COMPOSITE_KINDS = ("activation", "pooling", "linear", "first", "softmax", "norm", "product")
 FUSION = "(fusion)"
 """Stands for a site in the names of the fusion's parameters."""
 
 
 class RuleSet:
-    """Parameters of trainable rules, keyed by site.
+    """The parameters of trainable rules, keyed by site.
 
     Make one with `RuleSet.build` or `RuleSet.load`. An *open* rule set (as made by a composite that was given none)
     grows a gate at each new site it meets; a *closed* one knows its sites and refuses others.
@@ -109,7 +106,7 @@ class RuleSet:
         args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
         if any(isinstance(a, Tensor) and a.numel() == 0 for a in args):
             raise RuleError("example_inputs are empty: the batch needs at least one sample")
-        leaves = tuple(_leaf(a) for a in args)
+        leaves = tuple(_as_leaf(a) for a in args)
         with buffers_kept(model), instance.context(model), torch.enable_grad():
             output = model(*leaves)
             inputs = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad] or [*instance.tracker.embedded]
@@ -290,7 +287,7 @@ class RuleSet:
         return self._gates[site]
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """``(<site>::<parameter>, parameter)`` pairs."""
+        """Yields ``(<site>::<parameter>, parameter)`` pairs."""
         for site, gate in self._gates.items():
             for name, parameter in gate.named_parameters():
                 yield f"{site}::{name}", parameter
@@ -298,7 +295,7 @@ class RuleSet:
             yield f"{FUSION}::raw", self.fusion.raw
 
     def parameters(self) -> list[nn.Parameter]:
-        """All trainable parameters; none of them is in the model's ``state_dict()``."""
+        """Returns all trainable parameters; none of them is in the model's ``state_dict()``."""
         return [parameter for _, parameter in self.named_parameters()]
 
     def coverage(self) -> Coverage:
@@ -315,10 +312,27 @@ class RuleSet:
         count = sum(p.numel() for p in self.parameters())
         return f"RuleSet({self.composite_name!r}, {self.config}, sites={len(self._sites)}, parameters={count})"
 
+    def _repr_html_(self) -> str:
+        """Shows the sites in a notebook: their functions, rules, parameters, and shares of the multiply-adds."""
+        work = {} if self._coverage is None else {row.name: row.multiply_adds for row in self._coverage.rows}
+        total = sum(work.values())
+        header = ["site", "function", "rule", "parameters", *(["share of work"] if total else [])]
+        rows = [
+            [
+                site.name,
+                site.function,
+                type(self._gates[site.name]).__name__,
+                str(sum(p.numel() for p in self._gates[site.name].parameters())),
+                *([f"{work.get(site.name, 0) / total:.1%}"] if total else []),
+            ]
+            for site in self.sites
+        ]
+        return html_table(repr(self), header, rows)
+
     # -- keeping -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Detached parameters and buffers of the gates, by ``<site>::<name>``."""
+        """Returns detached parameters and buffers of the gates, by ``<site>::<name>``."""
         return {name: tensor.detach() for name, tensor in self._named_tensors()}
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -381,7 +395,7 @@ class RuleSet:
             rule_file.check_tensors(self.state_dict())
         except ValueError as error:
             raise RuleError(f"cannot write {path}: parameter {error}, which no map can be made of") from error
-        rule_file.write(path, _KEY, document, self.state_dict())
+        rule_file.write(path, rule_document.KEY, document, self.state_dict())
         return path
 
     @classmethod
@@ -399,7 +413,7 @@ class RuleSet:
         """
         if not isinstance(path, (str, os.PathLike)):
             raise RuleError(f"rules must be a RuleSet or the path of one, got {type(path).__name__}")
-        document, tensors = _read(Path(path))
+        document, tensors = rule_document.read(Path(path))
         try:
             rules = cls._from_document(document, tensors)
         except RuleError as error:
@@ -418,22 +432,23 @@ class RuleSet:
     @classmethod
     def _from_document(cls, document: dict[str, Any], tensors: dict[str, Tensor]) -> RuleSet:
         rule_file.check_tensors(tensors)
-        rules = cls(document["composite"], _checked_config(document["composite"], document["config"]))
-        stored = _by_site(tensors)
-        for fields in _listed(document["sites"]):
-            site = _site(fields)
+        rules = cls(document["composite"], rule_document.checked_config(document["composite"], document["config"]))
+        stored = rule_document.by_site(tensors)
+        for fields in rule_document.as_list(document["sites"]):
+            site = rule_document.site_of(fields)
             if site.name in rules._sites:
                 raise RuleError(f"site {site.name!r} is there twice")
             rules._sites[site.name] = site
             rules._gates[site.name] = rules._stored_gate(site, stored.get(site.name, {}))
         if "fusion" in rules.config:
-            fused = [rules._sites[name].name for name in _strings(rules.config["fusion"])]
+            fused = [rules._sites[name].name for name in rule_document.as_strings(rules.config["fusion"])]
             rules._fuse(fused).to(dtype=tensors[f"{FUSION}::raw"].dtype)
         rules.load_state_dict(tensors)
         rules.closed = True
-        rules.architecture, rules.weights = _text(document["architecture"]), _text(document["weights"])
+        rules.architecture = rule_document.as_string(document["architecture"])
+        rules.weights = rule_document.as_string(document["weights"])
         rules.training = {**document["training"]}
-        rules._coverage = Coverage(tuple(map(_row, _listed(document["coverage"]))))
+        rules._coverage = Coverage(tuple(map(rule_document.row_of, rule_document.as_list(document["coverage"]))))
         return rules
 
     def _stored_gate(self, site: Site, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -448,7 +463,7 @@ class RuleSet:
         try:
             with torch.device("meta"):
                 planned = self._composite.make_gate(self.config, site, samples)
-            wanted = {name: tuple(tensor.shape) for name, tensor in _named(planned)}
+            wanted = {name: tuple(tensor.shape) for name, tensor in _parameters_and_buffers(planned)}
         except (NotImplementedError, RuntimeError):  # a gate whose making needs values
             wanted = shapes
         if wanted != shapes:
@@ -466,114 +481,21 @@ class RuleSet:
         return self
 
 
-def _leaf(value: Any) -> Any:
+def _as_leaf(value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.detach().clone().requires_grad_()
     return value
 
 
-def _named(gate: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _parameters_and_buffers(gate: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from gate.named_parameters()
     yield from gate.named_buffers()
 
 
 def _tensors(gate: nn.Module) -> Iterator[Tensor]:
-    return (tensor for _, tensor in _named(gate))
+    return (tensor for _, tensor in _parameters_and_buffers(gate))
 
 
 def _parameter_dtype(z: Tensor) -> torch.dtype:
-    """Gates of half-precision sites are kept in float32."""
+    """Returns the dtype of a site's parameters: those of half-precision sites are kept in float32."""
     return z.dtype if z.dtype in (torch.float32, torch.float64) else torch.float32
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise RuleError(f"no rule set at {path}")
-    try:
-        document, tensors = rule_file.read(path, _KEY, "a rule set")
-    except rule_file.FileFault as error:
-        raise RuleError(f"{path} {error}; save the rule set again") from error
-    version = document.get("format_version")
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise RuleError(f"{path} is damaged (its format version is {version!r}); save the rule set again")
-    if version > FORMAT_VERSION:
-        raise RuleError(
-            f"{path} has format {version}, newer than this version reads ({FORMAT_VERSION}): upgrade captum-learnprop"
-        )
-    return document, tensors
-
-
-def _by_site(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        site, _, name = key.rpartition("::")
-        found.setdefault(site, {})[name] = tensor
-    return found
-
-
-def _checked_config(composite: Any, config: Any) -> dict[str, Any]:
-    """The configuration in a file.
-
-    Raises:
-        TypeError: If it is none.
-        RuleError: For options that the composite does not have, or out of range.
-    """
-    known = ("gate", "start", "pooling", "gate_options", "rule_options", "per_sample")
-    options = {name: value for name, value in config.items() if name != "fusion"}
-    odd = sorted(options.keys() - set(known))
-    if odd or not isinstance(options.get("per_sample", False), bool):
-        raise RuleError(f"the configuration has {odd or 'per_sample=' + repr(options['per_sample'])}")
-    if not {"gate", "start", "pooling"} <= options.keys():
-        raise RuleError(f"the configuration {options} lacks gate, start or pooling")
-    checked = composite_class(composite)(**options).rules.config  # with options that came after the file
-    return {**checked, **({"fusion": config["fusion"]} if "fusion" in config else {})}
-
-
-def _kinds() -> set[str]:
-    """Kinds of sites: those that composites of this package name, and those of all hooks."""
-    hooks: list[type[SiteHook]] = [SiteHook]
-    for hook in hooks:
-        hooks.extend(hook.__subclasses__())
-    return {*_COMPOSITE_KINDS, *(hook.kind for hook in hooks if hook.kind)}
-
-
-def _site(fields: Any) -> Site:
-    """A site as a file has it.
-
-    Raises:
-        TypeError: If it is none.
-        RuleError: If a value is out of range.
-    """
-    site = Site(**{**fields, "shape": tuple(fields["shape"])})
-    _strings([site.name, site.kind, site.function])
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in site.shape):
-        raise RuleError(f"site {site.name!r} has the shape {site.shape}")
-    if site.kind not in _kinds():
-        raise RuleError(f"site {site.name!r} is of the unknown kind {site.kind!r}")
-    if type(site.channel_dim) is not int or not min(len(site.shape), 1) - 1 <= site.channel_dim < max(
-        len(site.shape), 1
-    ):
-        raise RuleError(f"site {site.name!r} of shape {site.shape} has its channels in dimension {site.channel_dim!r}")
-    return site
-
-
-def _row(fields: Any) -> CoverageRow:
-    row = CoverageRow(**fields)
-    _strings([getattr(row, field.name) for field in dataclass_fields(row) if field.type == "str"])
-    return row
-
-
-def _listed(values: Any) -> list[Any]:
-    if not isinstance(values, list):
-        raise TypeError(f"{values!r} should be a list")
-    return values
-
-
-def _strings(values: Any) -> list[str]:
-    if not all(isinstance(value, str) for value in _listed(values)):
-        raise TypeError(f"{values!r} should be texts")
-    return values
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else _strings([value])[0]

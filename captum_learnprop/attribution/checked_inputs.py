@@ -14,11 +14,6 @@ from ..errors import LearnpropError
 from ..forward import warn_of_bytes, warn_of_training
 
 
-def leaves_of(inputs: tuple[Tensor, ...], *, create_graph: bool) -> tuple[Tensor, ...]:
-    """What gradients are taken of: copies, or, to be differentiated themselves, inputs that require gradients."""
-    return tuple(x if create_graph and x.requires_grad else x.detach().clone().requires_grad_() for x in inputs)
-
-
 def checked_inputs(
     model: nn.Module | Callable[..., Any], inputs: Any, additional_forward_args: Any
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""Compare methods on scenes with known ground truth, each with the treatment of its maps that suits it best.
+"""Comparing methods on scenes with known ground truth, each with the treatment of its maps that suits it best.
 
 A method's attribution becomes a map by a *treatment*: how signs and channels are reduced, and how much the
 map is smoothed. Hand-made methods gain a lot from a good one, so a comparison without it is not fair: the
@@ -20,6 +20,7 @@ from captum_learnprop.evaluation.faithfulness import deletion
 from captum_learnprop.evaluation.localization import average_precision, class_auc
 from captum_learnprop.maps import SIGNS, reduce_channels, smooth
 from captum_learnprop.scenes.scenes import Questions
+from captum_learnprop.tables import html
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,19 @@ class Treatment:
     """How an attribution ``(B, C, H, W)`` becomes a map ``(B, H, W)``.
 
     Attributes:
-        sign: see `reduce_channels`.
-        sigma: Gaussian smoothing in pixels.
+        sign: How signs are treated and channels reduced, a name of `reduce_channels`.
+        sigma: Standard deviation of the Gaussian smoothing, in pixels.
     """
 
     sign: str = "absolute"
     sigma: float = 1.0
 
     def __call__(self, attribution: Tensor) -> Tensor:
-        """The map."""
+        """Returns the map ``(B, H, W)`` of an attribution ``(B, C, H, W)``."""
         return smooth(reduce_channels(attribution.detach(), self.sign), self.sigma)
 
     def __str__(self) -> str:
+        """Returns the treatment as tables show it."""
         return f"{self.sign}, sigma {self.sigma:g}"
 
 
@@ -50,7 +52,7 @@ TREATMENTS = tuple(Treatment(sign, sigma) for sign, sigma in product(SIGNS, SIGM
 
 
 def treatments_at(sigma: float) -> tuple[Treatment, ...]:
-    """Every sign with one smoothing in pixels: what is left to choose when all methods are smoothed alike."""
+    """Returns every sign with one smoothing in pixels: what is left to choose when all methods are smoothed alike."""
     return tuple(Treatment(sign, sigma) for sign in SIGNS)
 
 
@@ -59,9 +61,9 @@ class Method:
     """Something that explains.
 
     Attributes:
-        name: as in tables and figures.
-        attribute: ``(images (B, C, H, W), targets (B,)) -> attribution (B, C, H, W)``.
-        treatments: what its treatment is chosen from; one means that nothing is chosen.
+        name: Name of the method, as in tables and figures.
+        attribute: A function ``(images (B, C, H, W), targets (B,)) -> attribution (B, C, H, W)``.
+        treatments: Treatments that one is chosen from; one means that nothing is chosen.
     """
 
     name: str
@@ -74,11 +76,11 @@ class Result:
     """What a method scored on ``M`` questions.
 
     Attributes:
-        name: of the method.
-        treatment: of its maps.
-        maps: ``(M, H, W)``.
-        scores: by metric, ``(M,)`` each; see `SCORES`.
-        seconds: per image, for the attribution alone.
+        name: Name of the method.
+        treatment: Treatment of its maps.
+        maps: The maps ``(M, H, W)``.
+        scores: Scores ``(M,)`` by the names in `SCORES`.
+        seconds: Seconds per image, for the attribution alone.
         scenes: ``(M,)`` int64, the scene of each question; None if every question has its own.
     """
 
@@ -89,12 +91,28 @@ class Result:
     seconds: float
     scenes: Tensor | None = None
 
+    def __repr__(self) -> str:
+        """Returns the scores, without the maps."""
+        scores = "".join(f", {name} {self._text(name)}" for name in self.scores)
+        return f"Result({self.name!r}, {str(self.treatment)!r}, {len(self.maps)} questions{scores})"
+
+    def _repr_html_(self) -> str:
+        """Returns a table of the scores, for a notebook."""
+        facts = [["method", self.name], ["treatment", str(self.treatment)], ["questions", str(len(self.maps))]]
+        times = [["ms / image", f"{1000 * self.seconds:.1f}"]]
+        return html(
+            ["", "mean ± standard error"], [*facts, *([name, self._text(name)] for name in self.scores), *times]
+        )
+
+    def _text(self, score: str) -> str:
+        return f"{self.mean(score):.3f} ± {self.standard_error(score):.3f}"
+
     def mean(self, score: str) -> float:
-        """Mean over the questions."""
+        """Returns the mean of a score over the questions."""
         return self.scores[score].mean().item()
 
     def standard_error(self, score: str) -> float:
-        """Standard error of the mean over scenes, see `standard_error`."""
+        """Returns the standard error of a score's mean over scenes (see the function `standard_error`)."""
         return self._standard_error(self.scores[score])
 
     def _standard_error(self, values: Tensor) -> float:
@@ -103,13 +121,13 @@ class Result:
 
 
 def standard_error(values: ArrayLike, scenes: ArrayLike) -> float:
-    """Of the mean of values ``(M,)``, NaN where not defined; NaN for fewer than two scenes.
+    """Returns the standard error of the mean of values; NaN for fewer than two scenes.
 
     Questions about one scene share its image and are not independent: their mean counts as one observation.
 
     Args:
-        values: ``(M,)``.
-        scenes: ``(M,)``, the scene of each.
+        values: ``(M,)`` numbers, NaN where a value is not defined.
+        scenes: ``(M,)`` numbers, the scene of each value.
     """
     numbers, places = np.asarray(values, dtype=np.float64), np.asarray(scenes)
     known = ~np.isnan(numbers)
@@ -118,24 +136,33 @@ def standard_error(values: ArrayLike, scenes: ArrayLike) -> float:
 
 
 BASELINE = "blur"
-"""Of deletion. A black fill draws the object anew, as a silhouette, when the very pixels of the object are removed:
-the true mask then scores worse than a smear around it."""
+"""Baseline of deletion. A black fill draws the object anew, as a silhouette, when the very pixels of the object are
+removed: the true mask then scores worse than a smear around it."""
 
 SCORES: dict[str, bool] = {"average precision": True, "class AUC": True, "deletion": False}
 """Scores by name, and whether higher is better."""
 
 
 def choose_treatment(method: Method, questions: Questions) -> Treatment:
-    """The treatment with the highest mean average precision; the first of equals. Give it validation
-    scenes."""
+    """Returns the treatment with the highest mean average precision, the first of equals.
+
+    Args:
+        method: The method whose treatments are compared.
+        questions: What is asked about validation scenes; test scenes are for scores alone.
+    """
     if len(method.treatments) == 1:
         return method.treatments[0]
     return best_treatment(method.attribute(questions.images, questions.targets), questions.masks, method.treatments)
 
 
 def best_treatment(attribution: Tensor, masks: Tensor, treatments: Sequence[Treatment] = TREATMENTS) -> Treatment:
-    """The treatment of an attribution ``(B, C, H, W)`` with the highest mean average precision on masks
-    ``(B, H, W)``; the first of equals."""
+    """Returns the treatment of an attribution with the highest mean average precision, the first of equals.
+
+    Args:
+        attribution: ``(B, C, H, W)``.
+        masks: ``(B, H, W)`` bool, the pixels that a map should find.
+        treatments: Treatments that one is chosen from.
+    """
     quality = [average_precision(treat(attribution), masks).mean().item() for treat in treatments]
     return treatments[quality.index(max(quality))]
 
@@ -150,17 +177,20 @@ def measure(
     deletion_steps: int = 32,
     repeats: int = 1,
 ) -> Result:
-    """Explain all questions, score the maps, take the time.
+    """Explains all questions, scores the maps and takes the time.
 
     Args:
-        method: what to measure.
-        model: the explained model, for deletion, see `BASELINE`.
-        questions: what is asked; every image must hold another object, which class AUC compares with.
-        treatment: from `choose_treatment` on other scenes.
-        output: the quantity on the deletion curve, see `deletion`.
-        deletion_steps: points of the deletion curve.
-        repeats: how often the time is taken; the fastest counts, which is the least disturbed by other
+        method: The method to measure.
+        model: The explained model, for deletion with the baseline `BASELINE`.
+        questions: What is asked; every image must hold another object, which class AUC compares with.
+        treatment: Treatment of the maps, from `choose_treatment` on other scenes.
+        output: The quantity on the deletion curve, a name that `deletion` knows.
+        deletion_steps: Number of points of the deletion curve.
+        repeats: How often the time is taken; the fastest counts, which is the least disturbed by other
             programs.
+
+    Raises:
+        MapError: An attribution has no shape of a map.
     """
     seconds = float("inf")
     for _ in range(repeats):
@@ -179,6 +209,6 @@ def measure(
 
 
 def paired_difference(first: Result, second: Result, score: str) -> tuple[float, float]:
-    """Mean difference first - second over the same questions, and its standard error over scenes."""
+    """Returns the mean difference first - second over the same questions, and its standard error over scenes."""
     difference = first.scores[score].double() - second.scores[score].double()
     return difference.mean().item(), first._standard_error(difference)

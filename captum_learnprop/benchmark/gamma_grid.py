@@ -76,7 +76,7 @@ class Setting:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Setting:
-        """From its fields, as JSON has them."""
+        """Makes one from its fields, as JSON has them."""
         return cls(**{**fields, "convolutions": tuple(fields["convolutions"])})
 
 
@@ -141,7 +141,7 @@ PAIRS = Grid("LRP gamma grid, 15 pairs", (0.1, 0.25, 100.0), 1, (0.0, 0.01, 0.05
 _SEVEN = (0.0, 0.1, 0.25, 0.5, 1.0, 10.0, 50.0)
 
 GROUPS = Grid("LRP gamma grid, 4 groups", _SEVEN, 3, _SEVEN, rows=24)
-"""On 24 rows, the budget of a default training allows for 90 of its settings."""
+"""A grid of many settings: the budget of a default training allows for 90 of them, each on 24 rows."""
 
 GRIDS = (PAIRS, GROUPS)
 
@@ -159,7 +159,7 @@ class Scored:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Scored:
-        """From its fields, as JSON has them."""
+        """Makes one from its fields, as JSON has them."""
         return cls(Setting.of(fields["setting"]), fields["sign"], fields["score"])
 
 
@@ -179,6 +179,11 @@ class Search:
     rows: int
     seconds: float
 
+    def __repr__(self) -> str:
+        """Returns how far the search got and what it found, without all that was judged."""
+        best = f", best {self.best.score:.3f} by {self.best.setting}" if self.trace else ""
+        return f"Search({len(self.trace)} of {self.settings} settings on {self.rows} rows{best})"
+
     @property
     def finished(self) -> bool:
         """Whether all settings were judged."""
@@ -195,12 +200,12 @@ class Search:
         return self.rows * len(self.trace)
 
     def config(self) -> dict[str, Any]:
-        """For JSON; `of` reads it."""
+        """Returns all fields for JSON, which `of` reads."""
         return asdict(self)
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Search:
-        """From its fields, as JSON has them."""
+        """Makes one from its fields, as JSON has them."""
         return cls(tuple(map(Scored.of, fields["trace"])), fields["settings"], fields["rows"], fields["seconds"])
 
 
@@ -231,7 +236,7 @@ def search(
 
     Raises:
         GammaGridError: a budget too small for the grid, or a ``known`` search with other settings.
-        TwinError: see `make_twin`.
+        TwinError: The net cannot be taken apart by `make_twin`.
     """
     rows = grid.rows_for(budget, len(examples))
     chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:rows]

@@ -58,7 +58,7 @@ GREY = 0.5
 INTEGRATED_STEPS = 50
 OCCLUSION_WINDOW, OCCLUSION_STRIDE = 8, 4
 NOISE_SAMPLES, NOISE = 20, 0.1
-"""Of SmoothGrad; the noise is a standard deviation on the scale of the images."""
+"""Number of noisy copies that SmoothGrad averages, and the standard deviation of the noise on the images' scale."""
 
 _NOISE_AND_PARTS: dict[str, Any] = {"variant": "dual", "perturbation": "noise", "parts": True}
 EXTREMAL: dict[str, Any] = {
@@ -67,9 +67,9 @@ EXTREMAL: dict[str, Any] = {
 EXTREMAL_X_INPUT: dict[str, Any] = {
     **_NOISE_AND_PARTS, "areas": (0.06, 0.1, 0.15), "draws": 3, "n_steps": 60, "reward": "contrastive", "soften": 0.08,
 }  # fmt: skip
-"""Of extremal perturbations, chosen on validation scenes: masks that keep and delete, of which random parts count, and
-noise in the place of what is removed. Over a blur or a fixed colour masks find evidence that is not the object. A mask
-by itself must be fine; one that is multiplied by the input need not."""
+"""Options of extremal perturbations, chosen on validation scenes: masks that keep and delete, of which random parts
+count, and noise in the place of what is removed. Over a blur or a fixed colour masks find evidence that is not the
+object. A mask by itself must be fine; one that is multiplied by the input need not."""
 
 INTERNAL_BATCH_SIZE = 256
 
@@ -120,7 +120,7 @@ def saliency(model: nn.Module) -> Explain:
 
 
 def input_x_gradient(model: nn.Module) -> Explain:
-    """Image times gradient."""
+    """Returns the image times the gradient."""
     return _captum(InputXGradient(model))
 
 
@@ -456,7 +456,16 @@ HAND_MADE: dict[str, HandMade] = {
 def twin_of(
     model: nn.Module, *, shape: tuple[int, ...] = (3, EXAMPLE_SIZE, EXAMPLE_SIZE), for_deep_lift: bool = False
 ) -> Twin:
-    """The model in separate modules, see `make_twin`, checked with images of noise of a shape ``(C, H, W)``."""
+    """Returns the model in separate modules, checked with images of noise.
+
+    Args:
+        model: The net.
+        shape: ``(C, H, W)`` of the images.
+        for_deep_lift: Whether the twin is for DeepLIFT.
+
+    Raises:
+        TwinError: The net cannot be taken apart, or its twin computes something else.
+    """
     parameter = next(model.parameters(), torch.zeros(0))
     example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     return make_twin(model, example.to(parameter), for_deep_lift=for_deep_lift)
@@ -464,7 +473,7 @@ def twin_of(
 
 @contextmanager
 def _quiet_captum() -> Iterator[None]:
-    """Without captum's warnings on every call, which tell of nothing a user could change here."""
+    """Silences captum's warnings on every call, which tell of nothing a user could change here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU")
         warnings.filterwarnings("ignore", message="Setting forward, backward hooks and attributes on non-linear")

@@ -1,4 +1,4 @@
-"""From the benchmark's cells to tables: means, standard errors over scenes and training seeds, paired differences."""
+"""The benchmark's tables, made from its cells: means, standard errors over scenes and seeds, paired differences."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from captum_learnprop.benchmark.comparison import standard_error
 from captum_learnprop.benchmark.rule_families import RULE_FAMILIES, RuleFamily, rule_family
-from captum_learnprop.benchmark.scorecard import SCORES
+from captum_learnprop.benchmark.scorecard import in_table_order, score
 from captum_learnprop.scenes.scenes import QUESTIONS_PER_SCENE
+from captum_learnprop.tables import html, markdown
 
 Array = NDArray[np.float64]
 
@@ -103,6 +104,11 @@ class Row:
     error: str | None
     composite: str | None = None
 
+    def __repr__(self) -> str:
+        """Returns the scores, without those of single samples."""
+        found = self.error or "".join(f", {name} {_plain(one)}" for name, one in self.estimates.items()).strip(", ")
+        return f"Row({self.model}, {self.scenes}, {self.label!r}: {found})"
+
     @property
     def label(self) -> str:
         """The method's name, with a mark where training seeds are missing."""
@@ -110,7 +116,7 @@ class Row:
 
     @property
     def mark(self) -> str:
-        """Empty if all training seeds have scores."""
+        """A note that training seeds are missing, empty if all have scores."""
         return "" if self.seeds == self.asked else f" ({self.seeds} of {self.asked} seeds)"
 
 
@@ -144,11 +150,11 @@ class Difference:
 
 
 def estimate(scores: Sequence[Sequence[float | None]], together: int = 1) -> Estimate:
-    """The estimate from scores by seed and sample, ``(seeds, M)``, None where not defined.
+    """Returns the estimate from scores by seed and sample, ``(seeds, M)``, None where not defined.
 
     Args:
-        scores: by seed and sample.
-        together: how many samples in a row are about one scene, see `standard_error`.
+        scores: Numbers by seed and sample.
+        together: How many samples in a row are about one scene, and count as one for the standard error.
     """
     table = _table(scores)
     samples = _seed_means(table)
@@ -160,17 +166,64 @@ def estimate(scores: Sequence[Sequence[float | None]], together: int = 1) -> Est
     return Estimate(float(known.mean()), error, spread, spread / len(table) ** 0.5, len(known), len(table))
 
 
-def summarise(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """One row per net, scene family and method, in the order of the cells."""
+class Rows(list[Row]):
+    """Results of a benchmark; a notebook shows them as a table."""
+
+    def _repr_html_(self) -> str:
+        """Returns a table of every score, one line a row."""
+        names = in_table_order(name for row in self for name in row.estimates)
+        lines = [
+            [row.model, row.scenes, row.label, *(_plain(row.estimates.get(name)) for name in names)] for row in self
+        ]
+        return html(["net", "scenes", "method", *names], lines)
+
+
+def _plain(found: Estimate | None) -> str:
+    return "-" if found is None else _shown(found, math.nan)
+
+
+def summarise(cells: Iterable[Mapping[str, Any]]) -> Rows:
+    """Returns one row per net, scene family and method, in the order of the cells.
+
+    Args:
+        cells: Cells of a run, from `suite.run` or `suite.read_cells`.
+    """
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for cell in cells:
         groups.setdefault((cell["model"], cell["scenes"], cell["method"]), []).append(cell)
-    return [_row(key, group) for key, group in groups.items()]
+    return Rows(_row(key, group) for key, group in groups.items())
+
+
+def rows_of(results: Mapping[str, Any]) -> Rows:
+    """Returns the rows of a ``results.json``, without the scores of single samples, which only cells have.
+
+    Args:
+        results: The file's content, as `json.load` reads it.
+
+    Raises:
+        KeyError: It is no such content.
+    """
+    return Rows(_row_of(fields) for fields in results["rows"])
+
+
+def _row_of(fields: Mapping[str, Any]) -> Row:
+    numbers = {name: math.nan for name in ("seconds", "recognised", "training_seconds") if fields[name] is None}
+    tables = {
+        which: {name: Estimate(**_nan_for_none(one)) for name, one in fields[which].items()}
+        for which in ("estimates", "same")
+    }
+    failures = tuple((seed, error) for seed, error in fields["failures"])
+    return Row(**{**fields, **numbers, **tables, "failures": failures, "samples": {}})
+
+
+def _nan_for_none(numbers: Mapping[str, float | None]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in numbers.items()}
 
 
 def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
     good = [cell for cell in group if cell["error"] is None]
-    names = [name for name in SCORES if good and all(name in cell["scores"] for cell in good)]
+    known = in_table_order(name for cell in good for name in cell["scores"])
+    names = [name for name in known if all(name in cell["scores"] for cell in good)]
     alike = [name for name in names if all(name in cell["same smoothing"]["scores"] for cell in good)]
     together = QUESTIONS_PER_SCENE[group[0]["scenes"]]
     by_seed = {name: [cell["scores"][name] for cell in good] for name in names}
@@ -194,13 +247,13 @@ def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
 
 
 def _composite(cell: Mapping[str, Any]) -> str | None:
-    """Of rules from a file, or of the variant that was trained."""
+    """Returns the composite of rules from a file, or of the variant that was trained."""
     trained: str | None = cell.get("settings", {}).get("training options", {}).get("composite")
     return cell.get("composite") or trained
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    """NaN if one is missing."""
+    """Returns the mean, NaN if a value is missing."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known and len(known) == len(values) else math.nan
 
@@ -210,7 +263,11 @@ def _treatment(fields: Mapping[str, Any]) -> str:
 
 
 def differences(rows: Sequence[Row]) -> list[Difference]:
-    """Every learned method against every reference, score by score, on the same samples."""
+    """Returns every learned method against every reference, score by score, on the same samples.
+
+    Args:
+        rows: Results of cells, whose samples are kept.
+    """
     found = []
     for row in rows:
         if row.family != LEARNED or row.error is not None:
@@ -238,7 +295,7 @@ def _reference(reference: str, room: Sequence[Row], name: str, learned: Row) -> 
         families = ("lrp",) if reference == "best LRP" else GRADIENT_FAMILIES
         candidates = [row for row in room if row.family in families]
     known = [row for row in candidates if name in row.estimates and not math.isnan(row.estimates[name].mean)]
-    choose = max if SCORES[name].higher_is_better else min
+    choose = max if score(name).higher_is_better else min
     return choose(known, key=lambda row: row.estimates[name].mean, default=None)
 
 
@@ -250,7 +307,7 @@ def _difference(row: Row, other: Row, reference: str, name: str) -> Difference:
     error = standard_error(values, np.arange(len(values)) // QUESTIONS_PER_SCENE[row.scenes])
     several = len(by_seed) > 1 and known.any()
     seed_error = float(by_seed[:, known].mean(1).std(ddof=1) / len(by_seed) ** 0.5) if several else math.nan
-    gain = mean if SCORES[name].higher_is_better else -mean
+    gain = mean if score(name).higher_is_better else -mean
     better = gain > CLEARLY * math.hypot(error, seed_error if several else 0.0)
     return Difference(row.model, row.scenes, row.method, reference, other.method, name, mean, error, seed_error, better)
 
@@ -260,7 +317,7 @@ def _table(scores: Sequence[Sequence[float | None]]) -> Array:
 
 
 def _seed_means(table: Array) -> Array:
-    """Mean over seeds of each sample that all seeds have; NaN for others."""
+    """Returns the mean over seeds of each sample that all seeds have; NaN for others."""
     return np.asarray(table.mean(axis=0))
 
 
@@ -268,7 +325,7 @@ def _seed_means(table: Array) -> Array:
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """An overview of average precision, then for each net and scene family all scores and the paired differences."""
+    """Returns an overview of average precision, then for each net and scene family all scores and differences."""
     found = differences(rows)
     parts = ["# Results", _READING, "## Average precision", _overview(rows), *_families(rows, found)]
     for model, scenes in dict.fromkeys((row.model, row.scenes) for row in rows):
@@ -296,7 +353,8 @@ def _overview(rows: Sequence[Row]) -> str:
     name = "average precision"
     places = _places(rows)
     by_place = {(row.model, row.scenes, row.method): row for row in rows}
-    lines = [["method", *(f"{model} {scenes}" for model, scenes in places)]]
+    head = ["method", *(f"{model} {scenes}" for model, scenes in places)]
+    lines = []
     best = {place: _best([row for row in rows if (row.model, row.scenes) == place], name) for place in places}
     for method in dict.fromkeys(row.method for row in rows):
         cells = []
@@ -305,7 +363,7 @@ def _overview(rows: Sequence[Row]) -> str:
             known = row is not None and name in row.estimates
             cells.append(_shown(row.estimates[name], best[place]) + row.mark if row is not None and known else "-")
         lines.append([method, *cells])
-    return _grid(lines)
+    return markdown(head, lines)
 
 
 def _families(rows: Sequence[Row], found: Sequence[Difference]) -> list[str]:
@@ -316,10 +374,10 @@ def _families(rows: Sequence[Row], found: Sequence[Difference]) -> list[str]:
     parts = ["## Hand-made and trained members of each family", _FAMILY_READING]
     for name in FAMILY_SCORES:
         if any(name in row.estimates for row in rows):
-            arrow = "higher" if SCORES[name].higher_is_better else "lower"
+            arrow = "higher" if score(name).higher_is_better else "lower"
             lines = [line for family in trained for line in _family_lines(family, name, rows, found)]
             head = ["family", "method", *(f"{model} {scenes}" for model, scenes in _places(rows))]
-            parts += [f"{name[0].upper()}{name[1:]} ({arrow} is better):", _grid([head, *lines])]
+            parts += [f"{name[0].upper()}{name[1:]} ({arrow} is better):", markdown(head, lines)]
     return parts
 
 
@@ -357,13 +415,14 @@ _FAMILY_READING = (
 
 
 def _scores(room: Sequence[Row], which: str) -> str:
-    names = [name for name in SCORES if any(name in getattr(row, which) for row in room)]
+    names = in_table_order(name for row in room for name in getattr(row, which))
     if not names:
         return ""
     best = {name: _best(room, name, which) for name in names}
-    arrows = [f"{name} {'^' if SCORES[name].higher_is_better else 'v'}" for name in names]
+    arrows = [f"{name} {'^' if score(name).higher_is_better else 'v'}" for name in names]
     trained = which == "estimates" and any(not math.isnan(row.training_seconds) for row in room)
-    lines = [["method", *arrows, "passes", "ms / image", *["training s"] * trained, "treatment"]]
+    head = ["method", *arrows, "passes", "ms / image", *["training s"] * trained, "treatment"]
+    lines = []
     for row in room:
         found = getattr(row, which)
         if row.error is None:
@@ -371,13 +430,13 @@ def _scores(room: Sequence[Row], which: str) -> str:
             training = "-" if math.isnan(row.training_seconds) else f"{row.training_seconds:.0f}"
             last = [*[training] * trained, row.treatment if which == "estimates" else ""]
             lines.append([row.label, *cells, str(row.passes), f"{1000 * row.seconds:.1f}", *last])
-    return _grid(lines)
+    return markdown(head, lines)
 
 
 def _best(room: Sequence[Row], name: str, which: str = "estimates") -> float:
     means = [getattr(row, which)[name].mean for row in room if name in getattr(row, which)]
     means = [mean for mean in means if not math.isnan(mean)]
-    return (max if SCORES[name].higher_is_better else min)(means, default=math.nan)
+    return (max if score(name).higher_is_better else min)(means, default=math.nan)
 
 
 def _shown(found: Estimate, best: float) -> str:
@@ -405,12 +464,12 @@ def _paired(found: Sequence[Difference]) -> str:
     if not found:
         return ""
     names = list(dict.fromkeys(one.score for one in found))
-    lines = [["learned method minus", *names]]
+    lines = []
     by_key = {(one.method, one.reference, one.score): one for one in found}
     for method, reference in dict.fromkeys((one.method, one.reference) for one in found):
         cells = [_gain(by_key.get((method, reference, name)), reference) for name in names]
         lines.append([f"{method} minus {reference}", *cells])
-    return f"{_PAIRED}\n\n{_grid(lines)}"
+    return "\n\n".join([_PAIRED, markdown(["learned method minus", *names], lines)])
 
 
 def _gain(one: Difference | None, reference: str) -> str:
@@ -428,8 +487,3 @@ _PAIRED = (
     "training seeds, of the mean difference of each seed. Bold: better than the reference by more than "
     f"{CLEARLY:g} standard errors, the root of the sum of both squared."
 )
-
-
-def _grid(lines: Sequence[Sequence[str]]) -> str:
-    head, *body = (f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-    return "\n".join([head, "|---" * len(lines[0]) + "|", *body])

@@ -1,13 +1,12 @@
-"""What commands on a model and a folder of images share: loading both, and the options that name them."""
+"""What commands on a model and a folder of images share: loading both."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from captum_learnprop.errors import LearnpropError
 
@@ -17,13 +16,11 @@ if TYPE_CHECKING:
 
     from captum_learnprop.images import Preprocessing
 
+_LOG = logging.getLogger(__name__)
+
 PREDICTED = "predicted"
 FROM_FOLDER = "label-from-folder"
 TORCHVISION = "torchvision:"
-
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-PATH = click.Path(path_type=Path)
-POSITIVE = click.IntRange(min=1)
 
 
 @dataclass(frozen=True)
@@ -40,12 +37,12 @@ class ModelRequest:
 
     @property
     def torchvision_name(self) -> str | None:
-        """Name of the model in torchvision; None if it comes from elsewhere."""
+        """The name of the model in torchvision; None if it comes from elsewhere."""
         return self.model.removeprefix(TORCHVISION) if self.model.startswith(TORCHVISION) else None
 
     @property
     def weights_name(self) -> str | None:
-        """Name of the weights, whatever DEFAULT means in this torchvision."""
+        """The name of the weights, whatever DEFAULT means in this torchvision."""
         from captum_learnprop.images import torchvision_weights
 
         name = self.torchvision_name
@@ -54,9 +51,9 @@ class ModelRequest:
         return str(torchvision_weights(name, self.weights).name)
 
     def warn_of_random_weights(self) -> None:
-        """Say that a torchvision model was asked for without weights."""
+        """Says that a torchvision model was asked for without weights."""
         if self.torchvision_name and not (self.weights or self.checkpoint):
-            click.echo("warning: neither --weights nor --checkpoint: the model has random weights", err=True)
+            _LOG.warning("neither --weights nor --checkpoint: the model has random weights")
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,10 @@ class Classifier:
     """A model that has shown that it classifies the images of this run.
 
     Attributes:
-        module: in evaluation mode, on the device of the run.
-        name: as the user wrote it.
-        classes: number of columns of its output.
-        class_names: their names, where the weights tell them.
+        module: The model, in evaluation mode, on the device of the run.
+        name: Its name, as the user wrote it.
+        classes: Number of columns of its output.
+        class_names: The names of the classes, where the weights tell them.
     """
 
     module: nn.Module
@@ -76,14 +73,14 @@ class Classifier:
     class_names: tuple[str, ...] | None
 
     def names(self) -> list[str]:
-        """A name for each class, its number where no other is known."""
+        """Returns a name for each class, its number where no other is known."""
         return list(self.class_names or map(str, range(self.classes)))
 
     def check(self, target: int) -> int:
         """Gives the target back.
 
         Raises:
-            LearnpropError: it is no class of this model.
+            LearnpropError: It is no class of this model.
         """
         if not 0 <= target < self.classes:
             raise LearnpropError(
@@ -93,10 +90,10 @@ class Classifier:
 
 
 def load(request: ModelRequest) -> nn.Module:
-    """The model in evaluation mode, on its device; random weights are those of the seed.
+    """Returns the model in evaluation mode, on its device; random weights are those of the seed.
 
     Raises:
-        LearnpropError: no such model, weights or device.
+        LearnpropError: There is no such model, weights or device.
     """
     import torch
 
@@ -107,7 +104,7 @@ def load(request: ModelRequest) -> nn.Module:
 
 
 def preprocessing_of(request: ModelRequest) -> Preprocessing:
-    """How images become inputs of the model."""
+    """Returns how images become inputs of the model."""
     from captum_learnprop.images import Preprocessing
 
     torchvision_name = request.torchvision_name
@@ -124,10 +121,10 @@ def preprocessing_of(request: ModelRequest) -> Preprocessing:
 
 
 def classifier_of(request: ModelRequest, module: nn.Module, preprocessing: Preprocessing) -> Classifier:
-    """The model with its classes, run once.
+    """Returns the model with its classes; runs it once.
 
     Raises:
-        LearnpropError: it does not take such images, or is no classifier.
+        LearnpropError: It does not take such images, or is no classifier.
     """
     from captum_learnprop.images import torchvision_weights
 
@@ -138,7 +135,7 @@ def classifier_of(request: ModelRequest, module: nn.Module, preprocessing: Prepr
 
 
 def digest(path: Path | None) -> str | None:
-    """A file by its content, because paths move."""
+    """Returns a file by its content, because paths move; None for none."""
     return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" if path is not None else None
 
 

@@ -15,7 +15,7 @@ class KeyValue(click.ParamType):
     """``NAME=VALUE``: a value in JSON, ``inf``, or a bare word for a string.
 
     Args:
-        example: what an error shows as right, e.g. ``"position=true"``.
+        example: What an error shows as right, e.g. ``"position=true"``.
     """
 
     name = "name=value"
@@ -24,7 +24,7 @@ class KeyValue(click.ParamType):
         self.example = example
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        """The name and the value."""
+        """Returns the name and the value."""
         if isinstance(value, tuple):
             return value
         key, equals, text = value.partition("=")
@@ -55,7 +55,7 @@ def _parsed(text: str) -> Any:
 
 
 def as_dict(ctx: click.Context, parameter: click.Parameter, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A callback: the pairs as a dictionary, each name once."""
+    """Returns the pairs as a dictionary, each name once; a callback of click."""
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:

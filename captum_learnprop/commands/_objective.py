@@ -16,14 +16,14 @@ EXAMPLE = "OcclusionRegression + 0.1 * ClassContrast(other='strongest')"
 
 
 def parse(text: str) -> Objective:
-    """The weighted sum of terms that a text names.
+    """Returns the weighted sum of terms that a text names.
 
     Terms are those of `terms.TERMS` and the objectives of plugins, alone or with options in brackets; an option is a
     number, a text in quotes, a sequence of them, or a mask such as ``MaxMask(sigma=0.05)``. An objective of per-sample
     learning, such as ``agreement``, judges the input masked by `MaxMask`.
 
     Raises:
-        LearnpropError: naming the part of the text that cannot be read, or the unknown name.
+        LearnpropError: A part of the text, which is named, cannot be read, or a name is unknown.
     """
     from captum_learnprop.training.terms import Objective
 
@@ -64,7 +64,7 @@ def _literal(node: ast.expr) -> Any:
 
 
 def _named(node: ast.Name | ast.Call) -> tuple[str, dict[str, Any]]:
-    """A name, and the options that stand in brackets behind it."""
+    """Returns a name, and the options that stand in brackets behind it."""
     if isinstance(node, ast.Name):
         return node.id, {}
     if not isinstance(node.func, ast.Name) or node.args:

@@ -13,7 +13,7 @@ class OneOf(click.Choice):
     """A choice that says which word was probably meant."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The word itself."""
+        """Returns the word itself."""
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as error:

@@ -7,7 +7,7 @@ import os
 import click
 
 _COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
-"""Where torchrun and mpirun say how many processes they started."""
+"""The variables in which torchrun and mpirun say how many processes they started."""
 
 
 def one_process(ctx: click.Context) -> None:

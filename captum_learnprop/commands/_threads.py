@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads, and as many as before afterwards."""
+    """Lets torch use ``count`` threads, and as many as before afterwards."""
     import torch
 
     before = torch.get_num_threads()

@@ -10,16 +10,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from captum_learnprop.commands._inputs import (
-    FILE,
-    PATH,
-    POSITIVE,
     ModelRequest,
     classifier_of,
     load,
     preprocessing_of,
 )
-from captum_learnprop.commands._one_of import OneOf
+from captum_learnprop.commands._mistakes import users_mistakes
 from captum_learnprop.commands._one_process import one_process
+from captum_learnprop.commands._options import (
+    PATH,
+    POSITIVE,
+    checkpoint_option,
+    debug_option,
+    normalization_option,
+    recursive_option,
+    size_option,
+    threads_option,
+    weights_option,
+)
 from captum_learnprop.errors import LearnpropError, did_you_mean
 
 if TYPE_CHECKING:
@@ -132,8 +140,8 @@ def _rule(name: str, model: nn.Module, images: Tensor) -> BackwardRule:
 
 @click.command(name="analyse", context_settings={"show_default": True})
 @click.option("--model", default="digits_cnn", metavar="SPEC", help="What to analyse, e.g. torchvision:resnet18.")
-@click.option("--weights", metavar="NAME", help="Pretrained weights of the model, e.g. DEFAULT.")
-@click.option("--checkpoint", type=FILE, help="File with the model's weights.")
+@weights_option
+@checkpoint_option
 @click.option(
     "--rules",
     multiple=True,
@@ -141,22 +149,17 @@ def _rule(name: str, model: nn.Module, images: Tensor) -> BackwardRule:
     help="A backward rule, or the file of a trained rule set. May be repeated.  [default: " + ", ".join(RULES) + "]",
 )
 @click.option("--images", type=PATH, help="Folder of images, or one image.  [default: scenes of digits]")
-@click.option("--recursive", is_flag=True, help="Look in sub-folders too.")
+@recursive_option
 @click.option("--count", type=POSITIVE, default=16, help="Images at most.")
 @click.option("--target", type=int, help="Class to explain.  [default: the predicted one]")
 @click.option("--out", required=True, type=PATH, help="Folder for the report.")
 @click.option("--batch-size", type=POSITIVE, default=8, help="Images propagated at a time; bounds the memory.")
-@click.option("--size", type=POSITIVE, help="Input size.  [default: that of the weights, else 224]")
-@click.option(
-    "--normalization",
-    type=OneOf(["auto", "imagenet", "none"]),
-    default="auto",
-    help="auto: that of the weights, ImageNet's for other torchvision models, none for other models.",
-)
-@click.option("--threads", type=POSITIVE, help="CPU threads.  [default: torch decides]")
+@size_option
+@normalization_option
+@threads_option
 @click.option("--device", default="cpu", metavar="NAME", help="Where to compute.")
 @click.option("--seed", type=int, default=0, help="For random weights and scenes.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@debug_option
 @click.pass_context
 def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     """Say of backward rules whether their maps depend on the weights, on the class, or on the image alone.
@@ -169,12 +172,8 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     one_process(ctx)
     request = Request(**options)
     request.warn_of_random_weights()
-    try:
+    with users_mistakes((ValueError, OSError)):
         analysis = run(request)
-    except (ValueError, OSError) as error:
-        if isinstance(error, LearnpropError):
-            raise
-        raise LearnpropError(str(error) or type(error).__name__) from error
     for report in analysis.reports:
         click.echo(report.rule)
         for text in report.verdicts.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,10 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 from captum_learnprop.commands._inputs import (
-    FILE,
     FROM_FOLDER,
-    PATH,
-    POSITIVE,
     PREDICTED,
     Classifier,
     ModelRequest,
@@ -26,8 +24,21 @@ from captum_learnprop.commands._inputs import (
     preprocessing_of,
 )
 from captum_learnprop.commands._key_value import KeyValue, as_dict
+from captum_learnprop.commands._mistakes import users_mistakes
 from captum_learnprop.commands._one_of import OneOf
 from captum_learnprop.commands._one_process import one_process
+from captum_learnprop.commands._options import (
+    FILE,
+    PATH,
+    POSITIVE,
+    checkpoint_option,
+    debug_option,
+    normalization_option,
+    recursive_option,
+    size_option,
+    threads_option,
+    weights_option,
+)
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.files import WriteError, printable
 
@@ -42,6 +53,8 @@ if TYPE_CHECKING:
     from zennit_rules import RuleSet
 
     Explainer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,7 @@ class Report:
 
     @property
     def done(self) -> int:
-        """Number of images whose maps are there."""
+        """The number of images whose maps are there."""
         return len(self.computed) + len(self.resumed)
 
 
@@ -87,11 +100,11 @@ def run(request: Request, report: Report) -> None:
     """Explains the images that the output folder does not hold yet, then gathers all maps.
 
     Args:
-        request: what to do.
-        report: is filled on the way.
+        request: What to do.
+        report: Is filled on the way.
 
     Raises:
-        LearnpropError: the request cannot be carried out as given.
+        LearnpropError: The request cannot be carried out as given.
     """
     import torch
 
@@ -248,7 +261,7 @@ def _searches_folders(request: Request) -> bool:
 
 
 def _targets(target: int | str, images: Sequence[ImageFile], classifier: Classifier) -> dict[str, int] | None:
-    """The class to explain for each image id; None for the predicted one."""
+    """Returns the class to explain for each image id; None for the predicted one."""
     from captum_learnprop.images import folder_labels
 
     if target == PREDICTED:
@@ -300,14 +313,14 @@ def _explainer(request: Request, model: nn.Module) -> Explainer:
 _FLAGS = {
     "rule_options": "--rule-option", "n_steps": "--steps", "inputs": "--images", "forward_func": "--model",
 }  # fmt: skip
-"""Options of methods that have another name here."""
+"""The options of methods that have another name here."""
 
 _OWN = (*_FLAGS, "model", "composite", "gate", "start", "pooling", "rules", "seed", "target")
-"""Options of methods that have an option here."""
+"""The options of methods that have an option here."""
 
 
 def _method_option(ctx: click.Context, parameter: click.Parameter, pairs: Any) -> dict[str, Any]:
-    """A callback: the pairs as a dictionary, without names that are options here."""
+    """Returns the pairs as a dictionary, without names that are options here; a callback of click."""
     options = as_dict(ctx, parameter, pairs)
     for name in options:
         if name in _OWN:
@@ -316,7 +329,7 @@ def _method_option(ctx: click.Context, parameter: click.Parameter, pairs: Any) -
 
 
 def _built(request: Request) -> dict[str, Any]:
-    """What the method is made with, as far as it was given."""
+    """Returns what the method is made with, as far as it was given."""
     given = {name: getattr(request, name) for name in ("composite", "gate", "start", "pooling")}
     given["rule_options"] = request.rule_option or None
     return {name: value for name, value in given.items() if value is not None}
@@ -331,7 +344,7 @@ def _rules(request: Request, model: nn.Module) -> RuleSet | None:
 
 
 def _attribute_options(request: Request, method: Any, built: dict[str, Any]) -> dict[str, Any]:
-    """What this method's ``attribute`` gets beside inputs and target: not what the method is built with."""
+    """Returns what this method's ``attribute`` gets beside inputs and target: not what the method is built with."""
     options: dict[str, Any] = {}
     if request.steps is not None:
         _require(method.attribute, "n_steps", "--steps", request.method)
@@ -372,15 +385,16 @@ def _check_gradient_method(name: str, method: Any) -> None:
 
 
 def _warn_of_other_seeds(rules: RuleSet, method: str) -> None:
-    """Relevance starts with the output and contributions end with the input: a plain gradient method knows neither."""
+    """Warns where relevance starts with the output, or contributions end with the input: plain gradients do neither."""
     from zennit_rules import composite_class
 
     used = composite_class(rules.composite_name)
     if used.starts_with_output or used.ends_with_input:
-        click.echo(
-            f"warning: {method} neither starts nor ends as rules of {rules.composite_name} do, so its maps may have "
-            "another sign or scale; use --method learned_propagation",
-            err=True,
+        _LOG.warning(
+            "%s neither starts nor ends as rules of %s do, so its maps may have another sign or scale; use --method "
+            "learned_propagation",
+            method,
+            rules.composite_name,
         )
 
 
@@ -397,7 +411,7 @@ def _checked(attribution: Any, inputs: Tensor, method: str, label: str) -> Tenso
 
 
 def _options(request: Request, preprocessing: Preprocessing) -> dict[str, Any]:
-    """Everything that decides over the values of the maps; files by content, because paths move."""
+    """Returns everything that decides over the values of the maps; files by content, because paths move."""
     pixels = asdict(preprocessing)
     return {
         "model": request.model,
@@ -420,7 +434,7 @@ def _options(request: Request, preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def _overlay(pixels: Tensor, attribution: Tensor) -> npt.NDArray[np.uint8]:
-    """The attribution (C, H', W') laid over the image (3, H, W): (H, W, 3)."""
+    """Returns the attribution (C, H', W') laid over the image (3, H, W): (H, W, 3)."""
     import numpy as np
     import torch
     from torch.nn import functional as F
@@ -450,8 +464,8 @@ class _Target(click.ParamType):
 
 @click.command(name="attribute", context_settings={"show_default": True})
 @click.option("--model", required=True, metavar="SPEC", help="What to explain, e.g. torchvision:resnet18.")
-@click.option("--weights", metavar="NAME", help="Pretrained weights of the model, e.g. DEFAULT.")
-@click.option("--checkpoint", type=FILE, help="File with the model's weights.")
+@weights_option
+@checkpoint_option
 @click.option("--method", required=True, metavar="NAME", help="How to explain; see `learnprop plugins`.")
 @click.option("--composite", metavar="NAME", help="Composite of the method, if it takes one.")
 @click.option("--gate", metavar="NAME", help="Gate of the method, if it takes one.")
@@ -478,7 +492,7 @@ class _Target(click.ParamType):
 @click.option("--rules", type=FILE, help="Trained rule set, for every gradient-based method.")
 @click.option("--steps", type=POSITIVE, help="Steps of the method, if it takes some.")
 @click.option("--images", required=True, type=PATH, help="Folder of images, or one image.")
-@click.option("--recursive", is_flag=True, help="Look in sub-folders too.")
+@recursive_option
 @click.option(
     "--target",
     type=_Target(),
@@ -491,17 +505,12 @@ class _Target(click.ParamType):
 @click.option("--hdf5/--no-hdf5", default=True, help="Gather all maps in one HDF5 file (needs h5py).")
 @click.option("--dataset-file", is_flag=True, help="Also write the other files that ViRelAy needs.")
 @click.option("--batch-size", type=POSITIVE, default=8, help="Images explained at a time.")
-@click.option("--size", type=POSITIVE, help="Input size.  [default: that of the weights, else 224]")
-@click.option(
-    "--normalization",
-    type=OneOf(["auto", "imagenet", "none"]),
-    default="auto",
-    help="auto: that of the weights, ImageNet's for other torchvision models, none for other models.",
-)
-@click.option("--threads", type=POSITIVE, help="CPU threads.  [default: torch decides]")
+@size_option
+@normalization_option
+@threads_option
 @click.option("--device", default="cpu", metavar="NAME", help="Where to compute.")
 @click.option("--seed", type=int, default=0, help="For random weights and methods that draw at random.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@debug_option
 @click.pass_context
 def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     """Write attributions of a model for a folder of images.
@@ -519,18 +528,14 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     report = Report()
     request.warn_of_random_weights()
     try:
-        run(request, report)
+        with users_mistakes():
+            run(request, report)
     except KeyboardInterrupt as error:
         during = f" ({error.during})" if hasattr(error, "during") else ""
         click.echo(f"stopped with {_counted(report)}; the same command resumes{during}", err=True)
         raise
     except WriteError as error:
         raise LearnpropError(f"{error}; {_counted(report)}: make room, the same command resumes") from error
-    # Captum, Zennit and the file system tell mistakes of the user by these.
-    except (ValueError, OSError, AssertionError) as error:
-        if isinstance(error, LearnpropError):
-            raise
-        raise LearnpropError(str(error) or type(error).__name__) from error
     for name, reason in report.skipped.items():
         click.echo(f"skipped {printable(name)}: {reason}", err=True)
     click.echo(f"{_counted(report)} in {request.out}")

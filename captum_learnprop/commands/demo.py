@@ -16,6 +16,7 @@ import click
 from captum_learnprop.commands._one_process import one_process
 from captum_learnprop.commands._threads import threads
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.tables import columns
 
 # torch takes seconds to import: the help must not wait for it.
 if TYPE_CHECKING:
@@ -86,7 +87,11 @@ def command(ctx: click.Context, **options: Any) -> None:
 
 
 def run(plan: Plan) -> None:
-    """Everything the command does."""
+    """Does everything the command does.
+
+    Raises:
+        LearnpropError: scikit-learn is missing, or a file cannot be written.
+    """
     from captum_learnprop.benchmark.comparison import choose_treatment, measure
     from captum_learnprop.files import WriteError, check_folder
     from captum_learnprop.scenes import digits_net
@@ -130,7 +135,7 @@ def run(plan: Plan) -> None:
 
 
 def learn(model: nn.Module, plan: Plan) -> tuple[RuleSet, dict[str, float]]:
-    """Shared rules from scenes of training digits, of which the classifier's own two highest classes are explained."""
+    """Learns shared rules on training scenes, explaining the classifier's own two highest classes; no label is read."""
     from captum_learnprop.scenes.scenes import make_scenes
 
     images = make_scenes("pairs", TRAINING_SCENES, split="train", seed=plan.seed).images
@@ -155,7 +160,7 @@ def _trainer(model: nn.Module, plan: Plan) -> RuleTrainer:
 
 
 def methods(model: nn.Module, rules: RuleSet, plan: Plan) -> list[Method]:
-    """What is compared: hand-made rules, then learned ones. The learned shared rules have no treatment to choose."""
+    """Returns what is compared: hand-made rules, then learned ones; the shared rules have no treatment to choose."""
     from captum_learnprop.attribution.rules.learned import LearnedPropagation
     from captum_learnprop.benchmark.comparison import Method, Treatment
     from captum_learnprop.benchmark.hand_made import hand_made
@@ -185,8 +190,7 @@ def _untrained(model: nn.Module, plan: Plan) -> RuleSet:
 
 
 def table(results: Sequence[Result]) -> list[dict[str, str | float]]:
-    """One row per method: scores with standard errors, seconds per image, cost in Saliency calls,
-    treatment."""
+    """Returns a row per method: scores, standard errors, seconds per image, cost in Saliency calls, treatment."""
     from captum_learnprop.benchmark.comparison import SCORES
 
     gradient = results[0].seconds
@@ -202,13 +206,14 @@ def table(results: Sequence[Result]) -> list[dict[str, str | float]]:
 
 
 def format_table(results: Sequence[Result]) -> str:
-    """The table as text; the best of each score is starred."""
+    """Returns the table as text; the best of each score is starred."""
     from captum_learnprop.benchmark.comparison import SCORES
 
     rows = table(results)
     best = {score: (max if higher else min)(float(row[score]) for row in rows) for score, higher in SCORES.items()}
-    lines = [["method", *(f"{score} {'^' if higher else 'v'}" for score, higher in SCORES.items()),
-              "cost (x saliency)", "ms / image", "map treatment"]]  # fmt: skip
+    head = ["method", *(f"{score} {'^' if higher else 'v'}" for score, higher in SCORES.items()),
+            "cost (x saliency)", "ms / image", "map treatment"]  # fmt: skip
+    lines = []
     for row in rows:
         scores = [
             f"{row[score]:.3f} +- {row[f'{score} standard error']:.3f}" + ("*" if row[score] == best[score] else " ")
@@ -216,12 +221,11 @@ def format_table(results: Sequence[Result]) -> str:
         ]
         cost = [f"{row['cost']:.1f}", f"{1000 * float(row['seconds per image']):.1f}"]
         lines.append([str(row["method"]), *scores, *cost, str(row["treatment"])])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return columns(head, lines)
 
 
 def summary(results: Sequence[Result], learning: dict[str, float]) -> str:
-    """What the table says about the shared rules, score by score, against the best hand-made rule in each."""
+    """Returns what the table says about the shared rules, score by score, against the best hand-made rule in each."""
     from captum_learnprop.benchmark.comparison import SCORES, paired_difference
 
     named = {result.name: result for result in results}
@@ -242,7 +246,7 @@ def summary(results: Sequence[Result], learning: dict[str, float]) -> str:
 
 
 def draw(model: nn.Module, questions: Questions, results: Sequence[Result], path: Path) -> Path:
-    """The first scenes of which the model names both digits, one row per asked digit."""
+    """Draws the first scenes of which the model names both digits, one row per asked digit."""
     import torch
 
     from captum_learnprop.plot import compare, save_figure
@@ -265,7 +269,7 @@ def draw(model: nn.Module, questions: Questions, results: Sequence[Result], path
 
 
 def write_csv(results: Sequence[Result], path: Path) -> Path:
-    """The table as CSV."""
+    """Writes the table as CSV."""
     from captum_learnprop.files import write_text
 
     rows = table(results)
@@ -279,7 +283,7 @@ def write_csv(results: Sequence[Result], path: Path) -> Path:
 def write_json(
     results: Sequence[Result], learning: dict[str, float], training: dict[str, Any], plan: Plan, path: Path
 ) -> Path:
-    """The table, the scores of every question, and everything that is needed to repeat the run."""
+    """Writes the table, the scores of every question, and everything that is needed to repeat the run."""
     import torch
 
     from captum_learnprop.files import write_text

@@ -22,9 +22,11 @@ from captum_learnprop.commands._one_process import one_process
 from captum_learnprop.commands._threads import threads
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import WriteError, check_folder
+from captum_learnprop.tables import columns
 
 # torch takes seconds to import: the help must not wait for it.
 if TYPE_CHECKING:
+    from captum_learnprop.benchmark.cost_figure import Mean
     from captum_learnprop.benchmark.suite import Suite
     from captum_learnprop.benchmark.summary import Row
 
@@ -33,11 +35,6 @@ SCENES = ("digits", "pairs", "grid", "patch", "parts")
 COMPOSITES = ("learned_gradient", "learned_guided_backprop", "learned_deeplift", "learned_epsilon_gamma_box")
 
 RESULTS, TABLE, FIGURE = "results.json", "table.md", "figure.png"
-
-SHORTEST = 1e-5
-"""Seconds per image that the figure starts at: controls take less."""
-
-FIGURE_SCORE = "average precision"
 
 PACKAGES = ("captum-learnprop", "torch", "torchvision", "captum", "zennit", "numpy", "scikit-learn")
 
@@ -48,7 +45,7 @@ class Seeds(click.ParamType):
     name = "numbers"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """The numbers, each once."""
+        """Returns the numbers, each once."""
         if isinstance(value, tuple):
             return value
         try:
@@ -64,7 +61,7 @@ class Family(OneOf):
     """A composite, by its name or a short one."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The full name."""
+        """Returns the full name."""
         from zennit_rules.core.registry import SHORT_NAMES  # imports torch, which --help must not wait for
 
         return super().convert(SHORT_NAMES.get(value, value), param, ctx)
@@ -99,7 +96,11 @@ class Plan:
     help="Family of trained rules; all by default. Repeatable.",
 )  # fmt: skip
 @click.option("--method", multiple=True, help="Method, as in the tables; all by default. Repeatable.")
-@click.option("--metric", multiple=True, help="Score, as in the tables; all by default. Repeatable.")
+@click.option(
+    "--metric",
+    multiple=True,
+    help="Metric, of a plugin too, or a heading of the tables; all headings by default. Repeatable.",
+)
 @click.option("--seeds", type=Seeds(), default="0,1,2", show_default=True, help="Training seeds of learned methods.")
 @click.option("--questions", type=click.IntRange(1), default=48, show_default=True, help="Questions per family.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the scenes.")
@@ -136,7 +137,11 @@ def command(ctx: click.Context, **options: Any) -> None:
 
 
 def run(plan: Plan) -> None:
-    """Everything the command does."""
+    """Does everything the command does.
+
+    Raises:
+        LearnpropError: The request cannot be carried out as given, or a file cannot be written.
+    """
     from captum_learnprop.benchmark import suite as benchmark
     from captum_learnprop.benchmark.summary import summarise
 
@@ -182,7 +187,7 @@ def _unwritten(error: OSError, plan: Plan) -> str:
 
 
 def suite_of(plan: Plan) -> Suite:
-    """The benchmark's suite."""
+    """Returns the suite that the command line asked for."""
     from captum_learnprop.benchmark.suite import Suite, default_variants
 
     options: dict[str, Any] = {} if plan.sample_steps is None else {"sample_steps": plan.sample_steps}
@@ -204,9 +209,11 @@ def suite_of(plan: Plan) -> Suite:
 
 
 def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
-    """Tables, figure, and everything that is needed to repeat the run."""
+    """Writes tables, figure, and everything that is needed to repeat the run."""
+    from captum_learnprop.benchmark.cost_figure import cost_figure
     from captum_learnprop.benchmark.summary import to_markdown
     from captum_learnprop.files import write_text
+    from captum_learnprop.plot import save_figure
 
     about = {**provenance(plan), "multiply-adds with a rule of LRP": _reach(dict.fromkeys(row.model for row in rows))}
     facts = "\n".join(f"- {name}: {_words(value)}" for name, value in about.items())
@@ -214,12 +221,12 @@ def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
         write_text(plan.out / RESULTS, json.dumps(document(rows, about), indent=1) + "\n"),
         write_text(plan.out / TABLE, f"{to_markdown(rows)}\n## How it was made\n\n{facts}\n"),
     ]
-    figure = draw(rows, plan.out / FIGURE, threads=plan.threads)
-    return written if figure is None else [*written, figure]
+    figure = cost_figure(rows, threads=plan.threads)
+    return written if figure is None else [*written, save_figure(figure, plan.out / FIGURE)]
 
 
 def _reach(models: Iterable[str]) -> dict[str, str]:
-    """Share of each net's multiply-adds that LRP has a rule for; less than all of it makes its rows wrong."""
+    """Returns the share of each net's multiply-adds that LRP has a rule for; below all of it, its rows are wrong."""
     import torch
 
     from captum_learnprop.scenes.reference_nets import ARCHITECTURES
@@ -234,7 +241,7 @@ def _reach(models: Iterable[str]) -> dict[str, str]:
 
 
 def document(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
-    """The results for JSON; numbers that are not defined are null. Scores of single samples are in the cells."""
+    """Returns the results for JSON; numbers without a value are null. Scores of single samples are in the cells."""
     from captum_learnprop.benchmark.summary import differences
 
     table = []
@@ -246,7 +253,7 @@ def document(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
 
 
 def provenance(plan: Plan) -> dict[str, Any]:
-    """Command line, seeds, versions, hardware."""
+    """Returns the command line, seeds, versions and hardware."""
     return {
         "command": shlex.join(["learnprop", *sys.argv[1:]]),
         "options": {name: [str(one) for one in value] if isinstance(value, tuple) else _simple(value)
@@ -257,74 +264,19 @@ def provenance(plan: Plan) -> dict[str, Any]:
 
 
 def overview(rows: Sequence[Row]) -> str:
-    """Average precision of each method, averaged over the scene families of each net, one column per net."""
-    panels = {model: _mean_precision(rows, model) for model in dict.fromkeys(row.model for row in rows)}
-    methods = list(dict.fromkeys(row.method for row in rows))
-    lines = [[FIGURE_SCORE, *panels]]
-    for method in methods:
-        known = [panel.get(method) for panel in panels.values()]
-        lines.append([method, *("-" if one is None else _number(*one[:3]) for one in known)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    """Returns a table of average precision, averaged over the scene families of each net, one column per net."""
+    from captum_learnprop.benchmark.cost_figure import SCORE, mean_scores
+
+    nets = {model: mean_scores(rows, model) for model in dict.fromkeys(row.model for row in rows)}
+    lines = []
+    for method in dict.fromkeys(row.method for row in rows):
+        known = [means.get(method) for means in nets.values()]
+        lines.append([method, *("-" if one is None else _number(one) for one in known)])
+    return columns([SCORE, *nets], lines)
 
 
-def _number(row: Row, mean: float, error: float) -> str:
-    return f"{mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}") + row.mark
-
-
-def draw(rows: Sequence[Row], path: Path, *, threads: int = 1) -> Path | None:
-    """Time per image against average precision, one panel per net; None without average precision."""
-    from captum_learnprop.benchmark.summary import LEARNED
-    from captum_learnprop.plot import CostQuality, cost_quality, save_figure
-
-    panels = {}
-    for model in dict.fromkeys(row.model for row in rows):
-        known = _mean_precision(rows, model).values()
-        controls = [(mean, row.method) for row, mean, *_ in known if row.family == "control"]
-        title = model + "".join(f" (best control: {name} {mean:.2f})" for mean, name in sorted(controls)[-1:])
-        panels[title] = [
-            CostQuality(
-                row.label, row.family, 1000 * max(seconds, SHORTEST), mean, 0.0 if math.isnan(error) else error,
-                row.family == LEARNED,
-            )
-            for row, mean, error, seconds in known
-            if row.family != "control"
-        ]  # fmt: skip
-    panels = {title: panel for title, panel in panels.items() if panel}
-    if not panels:
-        return None
-    families = ", ".join(dict.fromkeys(row.scenes for row in rows))
-    return save_figure(
-        cost_quality(
-            panels, cost=f"milliseconds per image ({_counted(threads)}, log scale)", quality=FIGURE_SCORE,
-            title=f"Which pixels are the asked object? Mean over {families}; learned rules in red",
-        ),
-        path,
-    )  # fmt: skip
-
-
-def _counted(threads: int) -> str:
-    return "one thread" if threads == 1 else f"{threads} threads"
-
-
-def _mean_precision(rows: Sequence[Row], model: str) -> dict[str, tuple[Row, float, float, float]]:
-    """By method: its row with the fewest seeds; mean, standard error and seconds over all scene families of the net.
-
-    Methods that lack one of the families are left out: their mean would be one of other scenes.
-    """
-    found: dict[str, tuple[Row, float, float, float]] = {}
-    room = [row for row in rows if row.model == model]
-    families = {row.scenes for row in room}
-    for method in dict.fromkeys(row.method for row in room):
-        group = [row for row in room if row.method == method and FIGURE_SCORE in row.estimates]
-        estimates = [row.estimates[FIGURE_SCORE] for row in group]
-        if {row.scenes for row in group} != families or any(math.isnan(one.mean) for one in estimates):
-            continue
-        mean = sum(one.mean for one in estimates) / len(group)
-        error = sum(one.standard_error**2 for one in estimates) ** 0.5 / len(group)  # NaN if one is not known
-        fewest = min(group, key=lambda row: row.seeds)
-        found[method] = (fewest, mean, error, sum(row.seconds for row in group) / len(group))
-    return found
+def _number(mean: Mean) -> str:
+    return f"{mean.score:.3f}" + ("" if math.isnan(mean.error) else f" ± {mean.error:.3f}") + mean.row.mark
 
 
 def _words(value: Any) -> str:
@@ -355,7 +307,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> str:
-    """The processor's model name."""
+    """Returns the processor's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

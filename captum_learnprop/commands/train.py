@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -16,10 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from captum_learnprop.commands._inputs import (
-    FILE,
     FROM_FOLDER,
-    PATH,
-    POSITIVE,
     PREDICTED,
     Classifier,
     ModelRequest,
@@ -28,7 +26,19 @@ from captum_learnprop.commands._inputs import (
     preprocessing_of,
 )
 from captum_learnprop.commands._key_value import KeyValue, as_dict
+from captum_learnprop.commands._mistakes import users_mistakes
 from captum_learnprop.commands._one_of import OneOf
+from captum_learnprop.commands._options import (
+    PATH,
+    POSITIVE,
+    checkpoint_option,
+    debug_option,
+    normalization_option,
+    recursive_option,
+    size_option,
+    threads_option,
+    weights_option,
+)
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import printable
 
@@ -41,12 +51,15 @@ if TYPE_CHECKING:
     from captum_learnprop.training.trainer import RuleTrainer
     from zennit_rules import RuleSet
 
+_LOG = logging.getLogger(__name__)
+
 _CHECKED = 4
-"""Images that rules are built on before anything is measured; one alone could be of one colour, without a range."""
+"""The number of images that rules are built on before anything is measured; one alone could be of one colour, without a
+range."""
 
 _TRAINED_WITH = ("quantity", "sign", "smoothing", "steps", "batch_size", "lr", "deletions", "patience", "seed",
                  "internal_batch_size", "precision", "composite", "gate", "start", "pooling", "fusion")  # fmt: skip
-"""Options that `RuleTrainer` takes under the same name."""
+"""The options that `RuleTrainer` takes under the same name."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +101,11 @@ class Request(ModelRequest):
 
 @dataclass(frozen=True)
 class Result:
-    """What a run made.
+    """The outcome of a run.
 
     Attributes:
-        rules: as they were saved.
-        seconds: of the whole run.
+        rules: The rules, as they were saved.
+        seconds: Duration of the whole run.
     """
 
     rules: RuleSet
@@ -103,7 +116,7 @@ def run(request: Request) -> Result:
     """Trains rules and saves them.
 
     Raises:
-        LearnpropError: the request cannot be carried out as given.
+        LearnpropError: The request cannot be carried out as given.
     """
     import torch
 
@@ -140,7 +153,7 @@ def run(request: Request) -> Result:
 
 
 def _save(request: Request, rules: RuleSet, module: nn.Module) -> None:
-    """Hours of training must not end with a bare error number."""
+    """Saves the rules; hours of training must not end with a bare error number."""
     try:
         rules.save(request.out, module)
     except OSError as error:
@@ -153,13 +166,13 @@ def _save(request: Request, rules: RuleSet, module: nn.Module) -> None:
 
 
 def _is_main() -> bool:
-    """Whether this process writes and prints; under ``torchrun``, the first one alone."""
+    """Returns whether this process writes and prints; under ``torchrun``, the first one alone."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def _warn(message: str) -> None:
     if _is_main():
-        click.echo(f"warning: {message}", err=True)
+        _LOG.warning("%s", message)
 
 
 def _check_output(request: Request) -> None:
@@ -184,7 +197,7 @@ def _check_output(request: Request) -> None:
 
 
 def _find(request: Request) -> list[ImageFile]:
-    """Images of the folder; what earlier runs drew into it does not count."""
+    """Returns the images of the folder; what earlier runs drew into it does not count."""
     from captum_learnprop.images import find_images
 
     own = [path.resolve() for path in (request.log_dir, request.examples_dir) if path is not None]
@@ -203,7 +216,7 @@ def _find(request: Request) -> list[ImageFile]:
 
 
 def _labels(request: Request, images: Sequence[ImageFile], classifier: Classifier) -> dict[str, int] | None:
-    """The class of each image id by its folder; None where the model says it."""
+    """Returns the class of each image id by its folder; None where the model says it."""
     from captum_learnprop.images import folder_labels
 
     if request.target == PREDICTED:
@@ -262,7 +275,7 @@ def _gate_options(request: Request) -> dict[str, Any]:
 def _data(
     images: Sequence[ImageFile], preprocessing: Preprocessing, labels: dict[str, int] | None, skipped: dict[str, str]
 ) -> IterableDataset[tuple[Tensor, int | None]]:
-    """The images that can be read, in order, each when it is asked for; the reasons of others go to ``skipped``."""
+    """Returns the images that can be read, in order, each when asked for; the reasons of others go to ``skipped``."""
     from torch.utils.data import IterableDataset
 
     from captum_learnprop.images import UnreadableImageError, read_image
@@ -320,7 +333,7 @@ def _fit(request: Request, trainer: RuleTrainer, data: Any) -> RuleSet:
 
 
 def _origin(request: Request, preprocessing: Preprocessing, skipped: dict[str, str]) -> dict[str, Any]:
-    """What the trainer cannot know, for the file of the rules."""
+    """Returns what the trainer cannot know, for the file of the rules."""
     return {
         "model": request.model,
         "model_weights": request.weights_name,
@@ -346,10 +359,10 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 
 @click.command(name="train", context_settings={"show_default": True})
 @click.option("--model", required=True, metavar="SPEC", help="Whose rules to learn, e.g. torchvision:resnet18.")
-@click.option("--weights", metavar="NAME", help="Pretrained weights of the model, e.g. DEFAULT.")
-@click.option("--checkpoint", type=FILE, help="File with the model's weights.")
+@weights_option
+@checkpoint_option
 @click.option("--images", required=True, type=PATH, help="Folder of training images; labels are not needed.")
-@click.option("--recursive", is_flag=True, help="Look in sub-folders too.")
+@recursive_option
 @click.option(
     "--composite",
     default="learned_gradient",
@@ -397,13 +410,8 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 @click.option("--targets-per-image", type=POSITIVE, default=1, help="The highest predictions that are explained.")
 @click.option("--out", required=True, type=PATH, metavar="FILE", help="Where the rules go, e.g. rules.safetensors.")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
-@click.option("--size", type=POSITIVE, help="Input size.  [default: that of the weights, else 224]")
-@click.option(
-    "--normalization",
-    type=OneOf(["auto", "imagenet", "none"]),
-    default="auto",
-    help="auto: that of the weights, ImageNet's for other torchvision models, none for other models.",
-)
+@size_option
+@normalization_option
 @click.option("--steps", type=POSITIVE, default=80, help="Optimiser steps.")
 @click.option("--batch-size", type=POSITIVE, default=12, help="Images times targets per step, over all processes.")
 @click.option("--lr", type=float, help="First learning rate.  [default: 0.03, for LRP 0.01]")
@@ -422,11 +430,11 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 @click.option("--precision", type=OneOf(["float32", "bfloat16"]), help="Of autocast.  [default: that of the model]")
 @click.option("--internal-batch-size", type=POSITIVE, default=64, help="Rows at a time; less takes less memory.")
 @click.option("--device", default="cpu", metavar="NAME", help="Where to compute; with torchrun, cuda is one GPU each.")
-@click.option("--threads", type=POSITIVE, help="CPU threads.  [default: torch decides]")
+@threads_option
 @click.option("--examples-dir", type=PATH, metavar="DIR", help="Keep images and measurements there; used again.")
 @click.option("--resume", type=PATH, metavar="FILE", help="Save the run in this file, or go on from it.")
 @click.option("--log-dir", type=PATH, metavar="DIR", help="Write training.csv and training.png there.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@debug_option
 @click.pass_context
 def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     """Learn the propagation rules of a model from a folder of images.
@@ -445,23 +453,18 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     if _is_main():
         request.warn_of_random_weights()
     try:
-        with _short_warnings():
+        with _short_warnings(), users_mistakes():
             result = run(request)
     except KeyboardInterrupt:
         if _is_main():
             click.echo(_stopped(request), err=True)
         raise
-    # The model's code and the file system tell mistakes of the user by these.
-    except (ValueError, OSError, AssertionError) as error:
-        if isinstance(error, LearnpropError):
-            raise
-        raise LearnpropError(str(error) or type(error).__name__) from error
     if _is_main():
         click.echo("\n".join(_summary(request, result)))
 
 
 def _placed(request: Request) -> Request:
-    """Under ``torchrun``, ``cuda`` is the GPU of this process."""
+    """Returns the request with ``cuda`` as the GPU of this process, under ``torchrun``."""
     local = os.environ.get("LOCAL_RANK")
     return replace(request, device=f"cuda:{local}") if request.device == "cuda" and local is not None else request
 
@@ -491,7 +494,7 @@ def _stopped(request: Request) -> str:
 
 
 def _summary(request: Request, result: Result) -> Iterator[str]:
-    """What a run made and how to use it."""
+    """Yields lines that say what a run made and how to use it."""
     rules, training = result.rules, result.rules.training
     yield (
         f"rules of {len(rules.sites)} sites, {sum(p.numel() for p in rules.parameters())} numbers, learned from "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from captum_learnprop import scenes
+from captum_learnprop import scenes as _scenes
 from captum_learnprop.evaluation.alignment import (
     class_alignment,
     direction_convergence,
@@ -35,6 +35,7 @@ from captum_learnprop.evaluation.localization import (
     relevance_mass,
     relevance_rank_accuracy,
 )
+from captum_learnprop.evaluation.metrics import METRICS, Metric, UnknownMetricError, find_metric
 from captum_learnprop.evaluation.part_importance import part_correlation, part_drops
 from captum_learnprop.evaluation.quantus import as_quantus_explain_func
 from captum_learnprop.evaluation.randomization import (
@@ -52,11 +53,14 @@ from captum_learnprop.maps import MapError, reduce_channels, smooth
 from zennit_rules._moved import keep_old_names
 
 __all__ = [
+    "METRICS",
     "BackwardRule",
     "Conservation",
     "DiFull",
     "MapError",
+    "Metric",
     "ParameterRandomization",
+    "UnknownMetricError",
     "as_quantus_explain_func",
     "average_precision",
     "backward_rule",
@@ -70,6 +74,7 @@ __all__ = [
     "deletion_curve",
     "difull_score",
     "direction_convergence",
+    "find_metric",
     "full_randomization",
     "grid_pointing",
     "input_alignment",
@@ -125,8 +130,8 @@ keep_old_names(
 
 def __getattr__(name: str) -> Any:
     """Scenes and their nets, which were here before they had a room of their own."""
-    if name not in scenes.__all__:
+    if name not in _scenes.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     message = f"{__name__}.{name} is captum_learnprop.scenes.{name} now; the old name goes with the next release"
     warnings.warn(message, DeprecationWarning, stacklevel=2)
-    return getattr(scenes, name)
+    return getattr(_scenes, name)

@@ -16,8 +16,8 @@ us: these measures are ours. CSC is that of Sixt, Granz and Landgraf (ICML 2020)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_learnprop.evaluation.backward_rules import BackwardRule
-from captum_learnprop.forward import output_of
+from captum_learnprop.evaluation.checks import require_batch_size, require_targets
 from captum_learnprop.maps import MapError
 from captum_learnprop.reparametrized import copied
+from captum_learnprop.tables import html
+from captum_learnprop.training.pass_by_rules import RulePass, leaves_of, rules_in_place
+from captum_learnprop.wording import counted, listed
 from zennit_rules import RuleSet
 from zennit_rules.core.linear_map import DenseMap, LinearOperands
 from zennit_rules.core.linear_watch import linear_calls_watched
@@ -51,8 +54,17 @@ class LayerProfile:
     values: Tensor
 
     def mean(self) -> dict[str, float]:
-        """Mean over samples, by layer; samples without a value do not count."""
+        """Returns the mean over samples, by layer; samples without a value do not count."""
         return dict(zip(self.names, self.values.nanmean(1).tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        size = f"{counted(len(self.names), 'layer')}, {counted(self.values.shape[1], 'sample')}"
+        return f"LayerProfile({size}: {listed(self.mean())})"
+
+    def _repr_html_(self) -> str:
+        """Returns the mean by layer as a table, for a notebook."""
+        rows = [[name, f"{value:.3f}"] for name, value in self.mean().items()]
+        return html(["layer", f"mean of {counted(self.values.shape[1], 'sample')}"], rows)
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,17 @@ class Filtering:
     positive: LayerProfile
     negative: LayerProfile
 
+    def __repr__(self) -> str:
+        names, samples = self.positive.names, self.positive.values.shape[1]
+        shares = [f"{sign} {profile.values.nanmean().item():.3f}" for sign, profile in vars(self).items()]
+        return f"Filtering({counted(len(names), 'activation')}, {counted(samples, 'sample')}: {', '.join(shares)})"
+
+    def _repr_html_(self) -> str:
+        """Returns both shares by activation as a table, for a notebook."""
+        negative = self.negative.mean()
+        rows = [[name, f"{share:.3f}", f"{negative[name]:.3f}"] for name, share in self.positive.mean().items()]
+        return html(["activation", "positive part", "negative part"], rows)
+
 
 @dataclass
 class _Points:
@@ -78,7 +101,7 @@ class _Points:
     sites: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
 
     def linear(self, name: str, module: nn.Module, operands: LinearOperands, call: Callable[[], Tensor]) -> Tensor:
-        """Note the input of a linear function (see `linear_watch`)."""
+        """Notes the input of a linear function."""
         if torch.is_grad_enabled():
             self.names.append(name)
             self.layers.append(operands.x)
@@ -86,48 +109,51 @@ class _Points:
         return call()
 
     def site(self, call: Any, z: Tensor, out: Tensor) -> None:
-        """Note an activation (see `sites.Recorder`)."""
+        """Notes an activation."""
         if z is not out and z.shape == out.shape and torch.is_grad_enabled():
             self.sites.append((call.name, z, out))
 
 
+@contextmanager
+def _points_noted(points: _Points) -> Iterator[None]:
+    token = recorder.set(points)
+    try:
+        yield
+    finally:
+        recorder.reset(token)
+
+
+@dataclass(frozen=True)
 class _Pass:
-    """A forward pass under a rule whose tensors are known."""
+    """A forward pass under a rule whose tensors are known; the rule is still on the model."""
 
-    def __init__(self, model: nn.Module, rule: BackwardRule, inputs: Tensor) -> None:
-        self.points = _Points()
-        self.rule = rule
-        self.leaf = inputs.detach().clone().requires_grad_()
-        self._stack = ExitStack()
-        try:
-            self._stack.enter_context(linear_calls_watched(model, self.points.linear))
-            self.composite = self._stack.enter_context(rule.around(model))
-            token = recorder.set(self.points)
-            try:
-                with torch.enable_grad():
-                    self.output = output_of(model, (self.leaf,))
-            finally:
-                recorder.reset(token)
-        except BaseException:
-            self._stack.close()
-            raise
-        if not self.points.layers:
-            self._stack.close()
-            raise MapError(f"{type(model).__name__} calls no convolution or linear layer")
+    rule: BackwardRule
+    run: RulePass
+    points: _Points
 
-    def __enter__(self) -> _Pass:
-        return self
+    @classmethod
+    @contextmanager
+    def of(cls, model: nn.Module, rule: BackwardRule, inputs: Tensor) -> Iterator[_Pass]:
+        """Run the model.
 
-    def __exit__(self, *reason: Any) -> None:
-        self._stack.close()
+        Raises:
+            MapError: If no layer is called.
+        """
+        points, composite = _Points(), rule.rules.composite()
+        with linear_calls_watched(model, points.linear), rules_in_place(model, composite):
+            with _points_noted(points):
+                run = RulePass.of(model, composite, leaves_of((inputs,)))
+            if not points.layers:
+                raise MapError(f"{type(model).__name__} calls no convolution or linear layer")
+            yield cls(rule, run, points)
 
     def signals(self, targets: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """What arrives at tensors of the pass."""
-        seed = self.rule.seed(self.composite, self.output, targets)
-        return self.pulled(self.output, seed, tensors)
+        """Returns what arrives at tensors of the pass."""
+        seed = self.rule.seed(self.run.composite, self.run.output, targets)
+        return self.pulled(self.run.output, seed, tensors)
 
     def pulled(self, start: Tensor, seed: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """What arrives at tensors of the pass if ``seed`` starts at another."""
+        """Returns what arrives at tensors of the pass if ``seed`` starts at another."""
         found = torch.autograd.grad(start, tensors, seed, retain_graph=True, allow_unused=True)
         return [torch.zeros_like(x) if s is None else s for x, s in zip(tensors, found, strict=True)]
 
@@ -141,14 +167,20 @@ def input_alignment(
     centred: bool = False,
     internal_batch_size: int = 16,
 ) -> LayerProfile:
-    """Cosine between the signal at each layer's input and that input, ``(L, B)`` in [-1, 1].
+    """Returns the cosine between the signal at each layer's input and that input, ``(L, B)`` in [-1, 1].
 
     Layers are convolutions and linear layers in the order of their calls; the first one's input is the model's, or what
     a normalisation makes of it.
 
+    Formula:
+        ``<s_l, x_l> / (|s_l| |x_l|)`` of the signal ``s_l`` that arrives at the input ``x_l`` of layer ``l``.
+
+    Source:
+        Ours, for the hypotheses of Zheng, Sang, Xu, arXiv 2503.11160.
+
     Args:
         model: in evaluation mode; comes back untouched.
-        rule: see `backward_rules.backward_rule`.
+        rule: from `backward_rule`: what propagates.
         inputs: ``(B, C, *spatial)``.
         targets: ``(B,)`` int64.
         centred: subtract each sample's mean from both.
@@ -156,6 +188,15 @@ def input_alignment(
 
     Raises:
         MapError: inputs and targets do not fit, or the model has no layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
+        >>> for layer in (model[0], model[2]):
+        ...     _ = nn.init.eye_(layer.weight)
+        >>> inputs, targets = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
+        >>> rule = backward_rule("gradient", model, inputs)
+        >>> input_alignment(model, rule, inputs, targets)
+        LayerProfile(2 layers, 1 sample: '0' 0.707, '2' 0.707)
     """
 
     def scores(run: _Pass, rows: Tensor) -> Tensor:
@@ -177,18 +218,33 @@ def class_alignment(
     *,
     internal_batch_size: int = 16,
 ) -> LayerProfile:
-    """Cosine between the signals of two classes at each layer's input, ``(L, B)``; 1 says nothing of the class.
+    """Returns the cosine of the signals of two classes at each layer's input, ``(L, B)``; 1 says nothing of the class.
+
+    Formula:
+        ``<s_l(t), s_l(o)> / (|s_l(t)| |s_l(o)|)`` of the signals for the target ``t`` and the other class ``o``.
+
+    Source:
+        Ours, for the hypotheses of Zheng, Sang, Xu, arXiv 2503.11160.
 
     Args:
-        model: see `input_alignment`, as the others.
-        rule: see there.
-        inputs: see there.
-        targets: see there.
+        model: in evaluation mode; comes back untouched.
+        rule: from `backward_rule`: what propagates.
+        inputs: ``(B, C, *spatial)``.
+        targets: ``(B,)`` int64.
         others: ``(B,)`` int64, the other class of each sample.
-        internal_batch_size: see there.
+        internal_batch_size: how many inputs are propagated together, which bounds the memory.
 
     Raises:
-        MapError: see there, or another class is the target.
+        MapError: inputs and targets do not fit, or the model has no layer, or another class is the target.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
+        >>> for layer in (model[0], model[2]):
+        ...     _ = nn.init.eye_(layer.weight)
+        >>> inputs, targets = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
+        >>> rule = backward_rule("gradient", model, inputs)
+        >>> class_alignment(model, rule, inputs, targets, others=torch.tensor([1]))
+        LayerProfile(2 layers, 1 sample: '0' 0.000, '2' 0.000)
     """
     if others.shape != targets.shape or bool((others == targets).any()):
         raise MapError(f"others must be {tuple(targets.shape)} and differ from the targets, got {others.tolist()}")
@@ -205,21 +261,37 @@ def class_alignment(
 def negative_filtering(
     model: nn.Module, rule: BackwardRule, inputs: Tensor, targets: Tensor, *, internal_batch_size: int = 16
 ) -> Filtering:
-    """Which share of the arriving signal each activation lets pass, of its positive and of its negative part.
+    """Returns which share of the arriving signal each activation lets pass, of its positive and of its negative part.
 
     The sum of absolute values behind the rule, where the arriving signal is positive (negative), over that before it.
     The gradient of a ReLU lets about the active share of both pass, guided backprop none of the negative part.
     Activations that overwrite their input by a function (``F.relu(x, inplace=True)``) cannot be seen.
 
+    Formula:
+        ``sum_{i: g_i > 0} |s_i| / sum_{i: g_i > 0} |g_i|`` of the arriving signal ``g`` and the passed ``s``; likewise
+        for ``g_i < 0``. NaN where there is no such part.
+
+    Source:
+        Ours, for the hypotheses of Zheng, Sang, Xu, arXiv 2503.11160.
+
     Args:
-        model: see `input_alignment`, as the others.
-        rule: see there.
-        inputs: see there.
-        targets: see there.
-        internal_batch_size: see there.
+        model: in evaluation mode; comes back untouched.
+        rule: from `backward_rule`: what propagates.
+        inputs: ``(B, C, *spatial)``.
+        targets: ``(B,)`` int64.
+        internal_batch_size: how many inputs are propagated together, which bounds the memory.
 
     Raises:
-        MapError: see there, or no activation can be seen.
+        MapError: inputs and targets do not fit, or the model has no layer, or no activation can be seen.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
+        >>> for layer in (model[0], model[2]):
+        ...     _ = nn.init.eye_(layer.weight)
+        >>> inputs, targets = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
+        >>> rule = backward_rule("gradient", model, inputs)
+        >>> negative_filtering(model, rule, inputs, targets)
+        Filtering(1 activation, 1 sample: positive 1.000, negative nan)
     """
 
     def scores(run: _Pass, rows: Tensor) -> Tensor:
@@ -255,22 +327,37 @@ def direction_convergence(
     seed: int = 0,
     internal_batch_size: int = 8,
 ) -> LayerProfile:
-    """Cosine between signals that start as random vectors at a layer's input, at each layer below (CSC), ``(L, B)``.
+    """Returns the cosine at each layer between signals that start as random vectors further up (CSC), ``(L, B)``.
 
-    Over channels at each position, absolute values, the mean over positions and all pairs of vectors. 1: whatever
-    is asked above, the signal below points the same way.
+    Vectors start at a layer's input. Over channels at each position, absolute values, the mean over positions and all
+    pairs of vectors. 1: whatever is asked above, the signal below points the same way.
+
+    Formula:
+        ``mean over pairs v, w and positions p of |<s_p(v), s_p(w)>| / (|s_p(v)| |s_p(w)|)``.
+
+    Source:
+        Sixt, Granz, Landgraf, *When Explanations Lie*, ICML 2020.
 
     Args:
-        model: see `input_alignment`, as the others.
-        rule: see there.
-        inputs: see there.
+        model: in evaluation mode; comes back untouched.
+        rule: from `backward_rule`: what propagates.
+        inputs: ``(B, C, *spatial)``.
         start: name of the layer at whose input vectors start; the last one by default.
         vectors: how many; at least 2.
         seed: of the vectors, which are the same for all samples.
-        internal_batch_size: see there.
+        internal_batch_size: how many inputs are propagated together, which bounds the memory.
 
     Raises:
         MapError: the layer is not called, or has none below it.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
+        >>> for layer in (model[0], model[2]):
+        ...     _ = nn.init.eye_(layer.weight)
+        >>> inputs, targets = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
+        >>> rule = backward_rule("gradient", model, inputs)
+        >>> direction_convergence(model, rule, inputs)
+        LayerProfile(1 layer, 1 sample: '0' 0.650)
     """
     if vectors < 2:
         raise MapError(f"vectors must be at least 2, to compare them, got {vectors}")
@@ -311,20 +398,34 @@ def proportion_sweep(
     *,
     internal_batch_size: int = 16,
 ) -> LayerProfile:
-    """Alignment with the model's input when less and less passes: RectGrad by percentile, ``(P, B)``.
+    """Returns the alignment with the model's input when less and less passes: RectGrad by percentile, ``(P, B)``.
 
     The centred cosine at the first layer's input. In the theory of `alignment_theory` it is highest when about 27 % of
     the units pass.
 
+    Formula:
+        `input_alignment`, centred, at the first layer, by RectGrad of each percentile.
+
+    Source:
+        Ours, for the hypotheses of Zheng, Sang, Xu, arXiv 2503.11160.
+
     Args:
-        model: see `input_alignment`, as the others.
-        inputs: see there.
-        targets: see there.
+        model: in evaluation mode; comes back untouched.
+        inputs: ``(B, C, *spatial)``.
+        targets: ``(B,)`` int64.
         percentiles: of RectGrad.
-        internal_batch_size: see there.
+        internal_batch_size: how many inputs are propagated together, which bounds the memory.
 
     Raises:
-        MapError: see there.
+        MapError: inputs and targets do not fit, or the model has no layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
+        >>> for layer in (model[0], model[2]):
+        ...     _ = nn.init.eye_(layer.weight)
+        >>> inputs, targets = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
+        >>> proportion_sweep(model, inputs * torch.tensor([2.0, 1.0]), targets, (0.0,))
+        LayerProfile(1 layer, 1 sample: '0' 1.000)
     """
     rows = []
     for percentile in percentiles:
@@ -340,20 +441,34 @@ def proportion_sweep(
 def retained_energy(
     model: nn.Module, inputs: Tensor, *, iterations: int = 16, internal_batch_size: int = 16
 ) -> LayerProfile:
-    """Share of the norm of each layer's input that lies in the span of its active units' weights, ``(L, B)`` in [0, 1].
+    """Returns the share of each layer's input in the span of its active units' weights, by norm, ``(L, B)`` in [0, 1].
 
     A unit is active where the layer's output is positive. The projection is found by conjugate gradients on
     ``W_A W_A^T c = W_A x``.
 
+    Formula:
+        ``|P x| / |x|`` with the projection ``P`` on the span of the rows of ``W_A``, the weights of active units.
+
+    Source:
+        Ours, for the hypotheses of Zheng, Sang, Xu, arXiv 2503.11160.
+
     Args:
-        model: see `input_alignment`.
-        inputs: see there.
+        model: in evaluation mode; comes back untouched.
+        inputs: ``(B, C, *spatial)``.
         iterations: of conjugate gradients, at most. The share is approached from below: 16 are within .02 of the end
             on the reference nets, but for a first layer whose active units span nearly everything.
-        internal_batch_size: see there.
+        internal_batch_size: how many inputs are propagated together, which bounds the memory.
 
     Raises:
         MapError: the model has no convolution or linear layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
+        >>> for layer in (model[0], model[2]):
+        ...     _ = nn.init.eye_(layer.weight)
+        >>> inputs, targets = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
+        >>> retained_energy(model, inputs)
+        LayerProfile(2 layers, 1 sample: '0' 1.000, '2' 1.000)
     """
     found: list[tuple[str, Tensor]] = []
 
@@ -415,7 +530,12 @@ def _retained(operands: LinearOperands, out: Tensor, iterations: int) -> Tensor:
 
 
 def cosine(first: Tensor, second: Tensor, *, centred: bool = False) -> Tensor:
-    """Cosine of two tensors ``(B, ...)`` per sample, ``(B,)`` float64; NaN where one is 0."""
+    """Returns the cosine of two tensors ``(B, ...)`` per sample, ``(B,)`` float64; NaN where one is 0.
+
+    Example:
+        >>> cosine(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]]))
+        tensor([0.7071], dtype=torch.float64)
+    """
     a, b = first.detach().flatten(1).double(), second.detach().flatten(1).double()
     if centred:
         a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
@@ -430,17 +550,14 @@ def _profile(
     scores: Callable[[_Pass, Tensor], Tensor],
     internal_batch_size: int,
 ) -> LayerProfile:
-    if not len(inputs) or targets.shape != (len(inputs),) or targets.dtype != torch.int64:
-        raise MapError(
-            f"targets must be int64 ({len(inputs)},) for inputs {tuple(inputs.shape)}, got {targets.dtype} "
-            f"{tuple(targets.shape)}"
-        )
-    if internal_batch_size < 1:
-        raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
+    if not len(inputs):
+        raise MapError(f"inputs must be (B, C, ...) and not empty, got {tuple(inputs.shape)}")
+    require_targets(targets, len(inputs))
+    require_batch_size(internal_batch_size)
     names: tuple[str, ...] = ()
     chunks = []
     for rows in torch.arange(len(inputs), device=inputs.device).split(internal_batch_size):
-        with _Pass(model, rule, inputs[rows]) as run:
+        with _Pass.of(model, rule, inputs[rows]) as run:
             chunks.append(scores(run, rows))
             names = tuple(run.points.names)
     return LayerProfile(names, torch.cat(chunks, 1))

@@ -36,7 +36,7 @@ COEFFICIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def alignment(m: int, d: int, coefficients: str = "ones") -> float:
-    """Expected ``cos(s, x)`` of one isotropic layer; of ``"signed"`` coefficients its expected absolute value.
+    """Returns the expected ``cos(s, x)`` of one isotropic layer; of ``"signed"`` coefficients its absolute value.
 
     ``1 / sqrt(1 + pi kappa (d - 1) / m)``; weighted by the activations ``1 / sqrt(1 + 2 (d - 1) / m)``; signed
     ``sqrt(2 / (pi d))``, which does not grow with the width.
@@ -48,6 +48,10 @@ def alignment(m: int, d: int, coefficients: str = "ones") -> float:
 
     Raises:
         MapError: for unknown coefficients or sizes below 1.
+
+    Example:
+        >>> round(alignment(1000, 100), 3)
+        0.873
     """
     _check(m, d, coefficients)
     if coefficients == "signed":
@@ -57,9 +61,21 @@ def alignment(m: int, d: int, coefficients: str = "ones") -> float:
 
 
 def alignment_of_fraction(p: float, m: int, d: int) -> float:
-    """Expected ``cos(s, x)`` if the share ``p`` of units with the highest ``w . x`` is kept, with equal coefficients.
+    """Returns the expected ``cos(s, x)`` if the share ``p`` of units with the highest ``w . x`` is kept, all alike.
 
     ``1 / sqrt(1 + (d - 1) / (m phi(z_p)^2 / p))`` with the normal density at its upper ``p`` quantile.
+
+    Args:
+        p: share in (0, 1).
+        m: units.
+        d: inputs.
+
+    Raises:
+        MapError: for a share out of range or sizes below 1.
+
+    Example:
+        >>> round(alignment_of_fraction(0.27, 1000, 100), 3)
+        0.896
     """
     _check(m, d, "ones")
     if not 0 < p < 1:
@@ -73,7 +89,12 @@ def _gain(p: float) -> float:
 
 
 def best_fraction() -> float:
-    """The share of active units with the highest alignment, whatever the sizes: about 0.27."""
+    """Returns the share of active units with the highest alignment, whatever the sizes: about 0.27.
+
+    Example:
+        >>> round(best_fraction(), 3)
+        0.27
+    """
     low, high = 0.05, 0.95
     for _ in range(60):
         a, b = low + (high - low) / 3, high - (high - low) / 3
@@ -82,7 +103,7 @@ def best_fraction() -> float:
 
 
 def orthogonal_alignment(coefficients: Tensor, activations: Tensor, inputs: Tensor, norm: float) -> Tensor:
-    """``cos(s, x) = cos(R, a) |a| / (s |x|)``, exact for orthogonal rows of equal norm, ``(B,)``.
+    """Returns ``cos(s, x) = cos(R, a) |a| / (s |x|)``, exact for orthogonal rows of equal norm, ``(B,)``.
 
     What a layer's output signal has of alignment its input signal inherits, times the share of the input in the span of
     active rows.
@@ -92,6 +113,11 @@ def orthogonal_alignment(coefficients: Tensor, activations: Tensor, inputs: Tens
         activations: ``a = relu(W x) (B, m)``.
         inputs: ``x (B, d)``.
         norm: ``s`` of each row.
+
+    Example:
+        >>> active = torch.tensor([[1.0, 1.0]])
+        >>> orthogonal_alignment(torch.tensor([[1.0, 0.0]]), active, torch.tensor([[1.0, 1.0]]), norm=1.0)
+        tensor([0.7071])
     """
     cosine = torch.nn.functional.cosine_similarity(coefficients, activations, dim=1)
     return cosine * activations.norm(dim=1) / (norm * inputs.norm(dim=1))
@@ -100,7 +126,7 @@ def orthogonal_alignment(coefficients: Tensor, activations: Tensor, inputs: Tens
 def simulated(
     m: int, d: int, coefficients: str = "ones", *, fraction: float | None = None, trials: int = 32, seed: int = 0
 ) -> Tensor:
-    """``cos(s, x)`` of random layers, ``(trials,)``; of ``"signed"`` coefficients its absolute value.
+    """Returns ``cos(s, x)`` of random layers, ``(trials,)``; of ``"signed"`` coefficients its absolute value.
 
     Args:
         m: units.
@@ -112,6 +138,10 @@ def simulated(
 
     Raises:
         MapError: for unknown coefficients or sizes below 1.
+
+    Example:
+        >>> simulated(1000, 100, trials=1)
+        tensor([0.8641])
     """
     _check(m, d, coefficients)
     generator = torch.Generator().manual_seed(seed)
@@ -131,7 +161,7 @@ def simulated(
 def simulated_orthogonal(
     m: int, d: int, coefficients: str = "ones", *, trials: int = 32, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """``cos(s, x)`` of layers with orthogonal rows, and `orthogonal_alignment` of the same, ``(trials,)`` each.
+    """Returns ``cos(s, x)`` of layers with orthogonal rows, and `orthogonal_alignment` of the same, ``(trials,)`` each.
 
     Args:
         m: units, at most ``d``.
@@ -142,6 +172,11 @@ def simulated_orthogonal(
 
     Raises:
         MapError: for unknown coefficients, sizes below 1, or more units than inputs.
+
+    Example:
+        >>> measured, closed = simulated_orthogonal(4, 8, trials=2)
+        >>> bool((measured - closed).abs().max() < 1e-12)
+        True
     """
     _check(m, d, coefficients)
     if m > d:
@@ -159,7 +194,12 @@ def simulated_orthogonal(
 
 
 def band(values: Tensor) -> tuple[float, float]:
-    """Mean of the values ``(n,)`` and half of its 95 % confidence interval."""
+    """Returns the mean of the values ``(n,)`` and half of its 95 % confidence interval.
+
+    Example:
+        >>> band(torch.tensor([0.5, 0.5, 0.5]))
+        (0.5, 0.0)
+    """
     return float(values.mean()), float(1.96 * values.std() / math.sqrt(len(values)))
 
 

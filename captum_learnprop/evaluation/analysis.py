@@ -25,6 +25,8 @@ from captum_learnprop.evaluation.randomization import full_randomization, parame
 from captum_learnprop.evaluation.similarity import spearman
 from captum_learnprop.forward import output_of
 from captum_learnprop.maps import MapError
+from captum_learnprop.tables import html, markdown
+from captum_learnprop.wording import counted
 
 LOW, HIGH = 0.15, 0.5
 """A map whose correlation with those of re-initialised nets is up to the first depends on the weights, above the second
@@ -75,6 +77,19 @@ class RuleReport:
     verdicts: dict[str, str]
     share: float = 1.0
 
+    def __repr__(self) -> str:
+        return f"RuleReport({self.rule!r}: {' '.join(self.verdicts.values())})"
+
+    def _repr_html_(self) -> str:
+        """Returns the verdicts as a table, for a notebook."""
+        rows = [[about, text.partition(": ")[2]] for about, text in self.verdicts.items()]
+        return html(["about", self.rule], rows)
+
+
+_COLUMNS = (
+    "rule", "re-initialised nets", "absolute", "two classes", "input (centred)", "redraws", "random vectors",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -92,26 +107,22 @@ class Analysis:
     retained: dict[str, float]
     reports: tuple[RuleReport, ...]
 
+    def __repr__(self) -> str:
+        rules = ", ".join(one.rule for one in self.reports)
+        return f"Analysis({self.model!r}, {counted(self.images, 'image')}: {rules})"
+
     def to_json(self) -> dict[str, Any]:
-        """Plain data; numbers that do not exist are None."""
+        """Returns plain data; numbers that do not exist are None."""
         found: dict[str, Any] = _plain(asdict(self))
         return found
 
     def to_markdown(self) -> str:
-        """A table of all rules, then what it means for each."""
+        """Returns a table of all rules, then what it means for each."""
         lines = [
             f"# Backward rules of {self.model}", "",
             f"Means over {self.images} images; the cosines are those at the first layer's input.", "",
-            "| rule | re-initialised nets | absolute | two classes | input (centred) | redraws | random vectors |",
-            "|---|---|---|---|---|---|---|",
+            markdown(_COLUMNS, self._rows()), "",
         ]  # fmt: skip
-        for one in self.reports:
-            numbers = (
-                one.full, one.full_absolute, first(one.classes), first(one.alignment), one.redraws,
-                first(one.convergence),
-            )  # fmt: skip
-            lines.append(f"| {one.rule} | " + " | ".join(_number(value) for value in numbers) + " |")
-        lines.append("")
         for one in self.reports:
             reach = f"{one.share:.1%} of the net's multiply-adds have a rule"
             lines += [f"## {one.rule}", "", *(f"* {text}" for text in (*one.verdicts.values(), reach)), ""]
@@ -124,6 +135,20 @@ class Analysis:
             "",
         ]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Returns the table of all rules, for a notebook."""
+        return html(_COLUMNS, self._rows())
+
+    def _rows(self) -> list[list[str]]:
+        rows = []
+        for one in self.reports:
+            numbers = (
+                one.full, one.full_absolute, first(one.classes), first(one.alignment), one.redraws,
+                first(one.convergence),
+            )  # fmt: skip
+            rows.append([one.rule, *map(_number, numbers)])
+        return rows
 
 
 def analyse(
@@ -139,11 +164,11 @@ def analyse(
     internal_batch_size: int = 16,
     on_rule: Callable[[str], None] | None = None,
 ) -> Analysis:
-    """Measure rules on a model.
+    """Measures rules on a model: what their maps depend on.
 
     Args:
         model: in evaluation mode; comes back untouched.
-        rules: see `backward_rules.backward_rule`.
+        rules: Backward rules, made by `backward_rules.backward_rule`.
         inputs: ``(B, C, *spatial)``.
         targets: ``(B,)`` int64.
         others: ``(B,)`` int64, the class to compare with; by default the highest output beside the target.
@@ -155,6 +180,12 @@ def analyse(
 
     Raises:
         MapError: no rule, or inputs that do not fit.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).eval()
+        >>> inputs, targets = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+        >>> analyse(model, [backward_rule("gradient", model, inputs)], inputs, targets, name="tiny")
+        Analysis('tiny', 2 images: gradient)
     """
     if not rules:
         raise MapError("nothing to analyse: give at least one rule")
@@ -223,7 +254,7 @@ def _report(
 
 
 def verdicts(report: RuleReport) -> dict[str, str]:
-    """What the numbers mean, in a sentence each."""
+    """Returns what the numbers mean, in a sentence each."""
     same, classes, aligned = max(report.full, report.full_absolute), first(report.classes), first(report.alignment)
     numbers = f"{report.full:.2f}, their absolute values by {report.full_absolute:.2f}"
     if math.isnan(report.full + report.full_absolute):
@@ -250,7 +281,12 @@ def verdicts(report: RuleReport) -> dict[str, str]:
 
 
 def first(values: dict[str, float]) -> float:
-    """The value at the layer nearest to the input; NaN if there is none."""
+    """Returns the value at the layer nearest to the input; NaN if there is none.
+
+    Example:
+        >>> first({"conv1": 0.4, "conv2": 0.1})
+        0.4
+    """
     return next(iter(values.values()), math.nan)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,17 +26,16 @@ class BackwardRule:
     name: str
     rules: RuleSet
 
-    def around(self, model: nn.Module) -> AbstractContextManager[TrainableComposite]:
-        """Put the rules around the model, or one of the same architecture with other weights."""
-        return self.rules.applied(model)
+    def __repr__(self) -> str:
+        return f"BackwardRule({self.name!r}, {self.rules.composite_name})"
 
     def seed(self, composite: TrainableComposite, output: Tensor, targets: Tensor) -> Tensor:
-        """What the backward pass starts with."""
+        """Returns what the backward pass starts with, in the shape of the output."""
         chosen = torch.zeros_like(output).scatter_(1, targets[:, None], 1.0)
         return composite.start_signal(output.detach(), chosen)
 
     def attribution(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The map ``(B, C, *spatial)``."""
+        """Returns the map ``(B, C, *spatial)``."""
         found: Tensor = LearnedPropagation(model, rules=self.rules).attribute(inputs, target=targets)
         return found
 
@@ -59,7 +57,7 @@ RULES: tuple[str, ...] = tuple(_RULES)
 def backward_rule(
     rule: str | RuleSet, model: nn.Module, example_inputs: Tensor, name: str | None = None
 ) -> BackwardRule:
-    """A rule for a model.
+    """Returns a rule for a model, by its name or from a trained rule set.
 
     Args:
         rule: of `RULES`, or a trained rule set of this model.
@@ -68,8 +66,13 @@ def backward_rule(
         name: in tables; by default the rule's, or "trained <composite>".
 
     Raises:
-        LearnpropError: For an unknown name.
-        RuleError: For a rule set of another model, or a model without a site.
+        LearnpropError: for an unknown name.
+        RuleError: for a rule set of another model, or a model without a site.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+        >>> backward_rule("guided_backprop", model, torch.ones(1, 2))
+        BackwardRule('guided_backprop', learned_guided_backprop)
     """
     if isinstance(rule, RuleSet):
         rule.check_model(model)

@@ -23,17 +23,23 @@ BLUR_SIGMA = 5.0
 
 
 def fill_values(baseline: Baseline, inputs: Tensor, seed: int = 0) -> Tensor:
-    """The baseline of each input, ``(B, C, H, W)`` of the inputs' type and device.
+    """Returns the baseline of each input, ``(B, C, H, W)`` of the inputs' type and device.
 
     Args:
-        baseline: see `Baseline`. Names: ``"zero"``; ``"mean"``, of each sample's channels over its pixels; ``"blur"``,
-            the input under a Gaussian of `BLUR_SIGMA` pixels; ``"noise"``, normal with the mean and the standard
-            deviation of each sample's channels, the same draw for every sample.
+        baseline: a number, a tensor that broadcasts to the inputs, a function of the inputs, or a name: ``"zero"``;
+            ``"mean"``, of each sample's channels over its pixels; ``"blur"``, the input under a Gaussian of
+            `BLUR_SIGMA` pixels; ``"noise"``, normal with the mean and the standard deviation of each sample's channels,
+            the same draw for every sample.
         inputs: ``(B, C, H, W)``.
         seed: of ``"noise"``; torch's global generator is not used.
 
     Raises:
         MapError: the name is not known, or the baseline does not broadcast to the inputs.
+
+    Example:
+        >>> fill_values("mean", torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]))
+        tensor([[[[2.5000, 2.5000],
+                  [2.5000, 2.5000]]]])
     """
     if isinstance(baseline, str):
         if baseline not in BASELINES:
@@ -52,7 +58,7 @@ def fill_values(baseline: Baseline, inputs: Tensor, seed: int = 0) -> Tensor:
 
 
 def normal_draws(shape: tuple[int, ...], like: Tensor, seed: int) -> Tensor:
-    """Standard normal numbers that depend on the shape and the seed alone, with the type and device of a tensor."""
+    """Returns standard normal numbers of a tensor's type and device that depend on the shape and the seed alone."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(plain(seed)), dtype=torch.float64).to(like)
 
 
@@ -74,4 +80,4 @@ def _noise(inputs: Tensor, seed: int) -> Tensor:
 
 
 BASELINES: dict[str, Callable[[Tensor, int], Tensor]] = {"zero": _zero, "mean": _mean, "blur": _blur, "noise": _noise}
-"""By name; each takes the inputs and a seed."""
+"""Baselines by name; each is a function of the inputs and a seed."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.evaluation.baselines import Baseline, fill_values
-from captum_learnprop.evaluation.faithfulness import OUTPUTS, Model, require_batch_size, require_maps, target_curve
+from captum_learnprop.evaluation.checks import require_batch_size, require_maps
+from captum_learnprop.evaluation.faithfulness import OUTPUTS, Model, target_curve
 from captum_learnprop.evaluation.similarity import pearson
 from captum_learnprop.maps import MapError
 
@@ -33,9 +34,17 @@ def box_sensitivity(
     seed: int = 0,
     internal_batch_size: int = 256,
 ) -> Tensor:
-    """Correlation of the map's sum in random boxes with the fall of the output without them, ``(B,)`` in [-1, 1].
+    """Returns the correlation of the map's sum in random boxes with the output's fall without them, ``(B,)`` in [-1,
+    1].
 
     Higher is better; NaN for a map whose sums do not differ. All samples are asked about the same boxes.
+
+    Formula:
+        ``corr over boxes b of (sum_{i in b} m_i, f_t(x) - f_t(x with b replaced))``, Pearson's.
+
+    Source:
+        After Ancona, Ceolini, Öztireli, Gross, *Towards Better Understanding of Gradient-based Attribution Methods*
+        (Sensitivity-n), ICLR 2018.
 
     Args:
         model: inputs to outputs ``(B, classes)``; a module must be in evaluation mode.
@@ -44,13 +53,21 @@ def box_sensitivity(
         targets: ``(B,)`` int64.
         box: side of the boxes in pixels, at most that of the inputs.
         boxes: how many, at least 2.
-        baseline: what the pixels in a box become, see `Baseline`.
+        baseline: what the pixels in a box become: a number, a tensor, a name or a function, as `fill_values` takes
+            them.
         output: ``"logit"``, or a ``"softmax"`` or ``"sigmoid"`` probability.
         seed: of the places and of a baseline that is drawn.
         internal_batch_size: how many inputs go through the model together.
 
     Raises:
         MapError: shapes do not fit, an option is out of range, or a map is not finite.
+
+    Example:
+        >>> inputs = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+        >>> model = lambda images: images.sum((2, 3))  # one class, to which each pixel adds its value
+        >>> targets = torch.tensor([0])
+        >>> box_sensitivity(model, inputs, inputs[:, 0], targets, box=1, boxes=20, baseline="zero")
+        tensor([1.], dtype=torch.float64)
     """
     require_maps(inputs, maps, targets)
     require_batch_size(internal_batch_size)
@@ -78,9 +95,15 @@ def box_sensitivity(
 
 
 def compactness(maps: Tensor, level: float = LEVEL) -> Tensor:
-    """Share of a map's values of at most ``level`` times the largest, in absolute value, ``(B,)`` in [0, 1].
+    """Returns the share of a map's absolute values of at most ``level`` times the largest, ``(B,)`` in [0, 1].
 
     Higher is more compact; 1 for a map of zeros.
+
+    Formula:
+        ``mean_i [|m_i| <= level * max_j |m_j|]``.
+
+    Source:
+        One of the scores that maps of vision transformers are compared by.
 
     Args:
         maps: ``(B, ...)``.
@@ -88,6 +111,10 @@ def compactness(maps: Tensor, level: float = LEVEL) -> Tensor:
 
     Raises:
         MapError: there are no values, or the level is not in [0, 1].
+
+    Example:
+        >>> compactness(torch.tensor([[[10.0, 0.1], [0.0, -3.0]]]))
+        tensor([0.5000], dtype=torch.float64)
     """
     if maps.dim() < 2 or not maps.numel() or not 0 <= level <= 1:
         raise MapError(f"maps must be (B, ...) and level in [0, 1], got {tuple(maps.shape)} and {level}")

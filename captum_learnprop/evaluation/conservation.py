@@ -24,8 +24,11 @@ from torch import Tensor, nn
 from zennit.composites import COMPOSITES
 
 from captum_learnprop.maps import MapError
+from captum_learnprop.tables import html
+from captum_learnprop.training.pass_by_rules import leaves_of, rules_in_place
+from captum_learnprop.wording import counted
 from zennit_rules import LearnedEpsilonGammaBox, RuleSet, composite_class
-from zennit_rules.composites.base import LearnedComposite
+from zennit_rules.composites import LearnedComposite
 from zennit_rules.rules.contributions import ContributionGate
 
 Makers = tuple[Callable[..., Any], Callable[..., Any]]
@@ -33,7 +36,14 @@ Makers = tuple[Callable[..., Any], Callable[..., Any]]
 
 
 def conservation(relevance: Tensor | tuple[Tensor, ...], output_relevance: Tensor) -> Tensor:
-    """Share of the output's relevance that arrived at the input, ``(B,)`` float64; 1 is conservation.
+    """Returns the share of the output's relevance that arrived at the input, ``(B,)`` float64; 1 is conservation.
+
+    Formula:
+        ``sum_i R_i(input) / sum_j R_j(output)``.
+
+    Source:
+        Bach et al., *On Pixel-wise Explanations for Non-linear Classifier Decisions by Layer-wise Relevance
+        Propagation*, PLOS ONE 2015.
 
     Args:
         relevance: signed attribution ``(B, ...)``, or one per input.
@@ -41,6 +51,10 @@ def conservation(relevance: Tensor | tuple[Tensor, ...], output_relevance: Tenso
 
     Raises:
         MapError: batches differ, a value is not finite, or an output's relevance sums to 0.
+
+    Example:
+        >>> conservation(torch.tensor([[1.5, 0.5]]), torch.tensor([[2.5]]))
+        tensor([0.8000], dtype=torch.float64)
     """
     parts = relevance if isinstance(relevance, tuple) else (relevance,)
     count = len(output_relevance) if output_relevance.dim() else 0
@@ -76,6 +90,16 @@ class Conservation:
     with_biases: Tensor
     without_biases: Tensor
 
+    def __repr__(self) -> str:
+        shares = f"{self.with_biases.mean().item():.3f} with biases, {self.without_biases.mean().item():.3f} without"
+        return f"Conservation({counted(len(self.with_biases), 'sample')}: {shares})"
+
+    def _repr_html_(self) -> str:
+        """Returns both shares of each sample as a table, for a notebook."""
+        pairs = zip(self.with_biases.tolist(), self.without_biases.tolist(), strict=True)
+        rows = [[str(sample), f"{given:.3f}", f"{none:.3f}"] for sample, (given, none) in enumerate(pairs)]
+        return html(["sample", "arrives with biases", "without biases"], rows)
+
 
 def measure_conservation(
     model: nn.Module,
@@ -85,7 +109,10 @@ def measure_conservation(
     *,
     canonizers: Sequence[Any] = (),
 ) -> Conservation:
-    """Conservation of an LRP composite on a model, with and without biases.
+    """Returns the conservation of an LRP composite on a model, with and without biases.
+
+    Formula:
+        `conservation` of the map and the explained logit.
 
     Args:
         model: maps inputs to ``(B, classes)``; in evaluation mode.
@@ -100,6 +127,13 @@ def measure_conservation(
     Raises:
         MapError: an unknown name, a composite that does not propagate relevance or cannot be made, or shapes that do
             not fit.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
+        >>> for layer in (model[0], model[2]):
+        ...     _ = nn.init.eye_(layer.weight)
+        >>> measure_conservation(model, "epsilon_plus", torch.tensor([[2.0, 1.0]]), torch.tensor([0]))
+        Conservation(1 sample: 1.000 with biases, 1.000 without)
     """
     makers = _makers(_named(composite) if isinstance(composite, str) else composite)
     if not isinstance(targets, Tensor):
@@ -166,9 +200,9 @@ def _made(make: Callable[..., Any], canonizers: list[Any]) -> Any:
 
 
 def _share(model: nn.Module, composite: Any, inputs: Tensor, targets: Tensor) -> Tensor:
-    leaf = inputs.detach().clone().requires_grad_()
+    (leaf,) = leaves_of((inputs,))
     try:
-        with composite.context(model), torch.enable_grad():
+        with rules_in_place(model, composite):
             output = model(leaf)
             if output.dim() != 2:
                 raise MapError(f"the model must return (B, classes), got {tuple(output.shape)}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from captum_learnprop.evaluation.checks import require_batch_size, require_targets
 from captum_learnprop.evaluation.localization import grid_pointing
 from captum_learnprop.evaluation.randomization import Attribute
 from captum_learnprop.forward import output_of
@@ -51,10 +52,19 @@ class DiFull(nn.Module):
 
 
 def mosaic(images: Tensor, cells: int = 2) -> Tensor:
-    """Mosaics ``(B / cells^2, C, cells * H, cells * W)`` of successive images ``(B, C, H, W)``, in reading order.
+    """Returns mosaics ``(B / cells^2, C, cells * H, cells * W)`` of successive images, in reading order.
+
+    Args:
+        images: ``(B, C, H, W)``, B a multiple of ``cells^2``.
+        cells: per side of a mosaic.
 
     Raises:
         MapError: the images do not fill the mosaics.
+
+    Example:
+        >>> mosaic(torch.arange(4.0).reshape(4, 1, 1, 1))
+        tensor([[[[0., 1.],
+                  [2., 3.]]]])
     """
     if images.dim() != 4 or cells < 1 or not len(images) or len(images) % cells**2:
         raise MapError(f"images must be (B, C, H, W) with B a multiple of {cells}^2, got {tuple(images.shape)}")
@@ -64,10 +74,18 @@ def mosaic(images: Tensor, cells: int = 2) -> Tensor:
 
 
 def split(mosaics: Tensor, cells: int = 2) -> Tensor:
-    """The images ``(B * cells^2, C, H, W)`` of mosaics ``(B, C, cells * H, cells * W)``, the inverse of `mosaic`.
+    """Returns the images ``(B * cells^2, C, H, W)`` that mosaics are made of: the inverse of `mosaic`.
+
+    Args:
+        mosaics: ``(B, C, cells * H, cells * W)``.
+        cells: per side of a mosaic.
 
     Raises:
         MapError: the mosaics cannot be cut into that many cells.
+
+    Example:
+        >>> split(torch.arange(4.0).reshape(1, 1, 2, 2)).flatten()
+        tensor([0., 1., 2., 3.])
     """
     if mosaics.dim() != 4 or cells < 1 or mosaics.shape[2] % cells or mosaics.shape[3] % cells:
         raise MapError(f"mosaics must be (B, C, {cells} * H, {cells} * W), got {tuple(mosaics.shape)}")
@@ -86,12 +104,17 @@ def difull_score(
     sign: str = "positive",
     internal_batch_size: int = 64,
 ) -> Tensor:
-    """Share of the attribution in the cell of the explained output, ``(B,)`` in [0, 1]; 1 is the only right answer,
-    ``1 / cells^2`` that of a constant map.
+    """Returns the share of the attribution in the cell of the explained output, ``(B,)`` in [0, 1].
 
-    Successive images make up mosaics; for each image the `DiFull` model's output for its cell and its target is
-    explained, and the map scored by `grid_pointing`. A map without positive values scores 0: take ``sign="absolute"``
-    where attributions can be negative everywhere.
+    1 is the only right answer, ``1 / cells^2`` that of a constant map. Successive images make up mosaics; for each
+    image the `DiFull` model's output for its cell and its target is explained, and the map scored by `grid_pointing`. A
+    map without positive values scores 0: take ``sign="absolute"`` where attributions can be negative everywhere.
+
+    Formula:
+        ``sum_{i in own cell} max(m_i, 0) / sum_i max(m_i, 0)`` on a mosaic whose other cells cannot matter.
+
+    Source:
+        Rao, Böhle, Schiele, *Towards Better Understanding Attribution Methods*, CVPR 2022.
 
     Args:
         model: classifier of single images, in evaluation mode; not changed.
@@ -100,18 +123,23 @@ def difull_score(
         images: ``(B, C, H, W)``, B a multiple of ``cells^2``.
         targets: ``(B,)`` int64.
         cells: per side of a mosaic.
-        sign: how channels are reduced, see `reduce_channels`; maps ``(n, H, W)`` are taken as they are.
+        sign: how `captum_learnprop.maps.reduce_channels` reduces channels; maps ``(n, H, W)`` are taken as they are.
         internal_batch_size: how many mosaics are explained together; each costs ``cells^2`` images.
 
     Raises:
         MapError: shapes do not fit, the model is in training mode, a target does not exist, or an attribution is not
             finite.
+
+    Example:
+        >>> def gradient(model, inputs, targets):
+        ...     leaf = inputs.clone().requires_grad_()
+        ...     return torch.autograd.grad(model(leaf).gather(1, targets[:, None]).sum(), leaf)[0]
+        >>> difull_score(nn.Flatten().eval(), gradient, torch.ones(4, 1, 2, 2), torch.tensor([0, 1, 2, 3]))
+        tensor([1., 1., 1., 1.], dtype=torch.float64)
     """
     mosaics = mosaic(images.detach(), cells)
-    if targets.shape != images.shape[:1] or targets.dtype != torch.int64:
-        raise MapError(f"targets must be int64 of shape ({len(images)},), got {targets.dtype} {tuple(targets.shape)}")
-    if internal_batch_size < 1:
-        raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
+    require_targets(targets, len(images))
+    require_batch_size(internal_batch_size)
     disconnected = DiFull(model, cells)
     with torch.no_grad():
         classes = output_of(model, (images[:1],)).shape[1]

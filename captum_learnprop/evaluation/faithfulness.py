@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.evaluation.baselines import Baseline, fill_values
+from captum_learnprop.evaluation.checks import require_batch_size, require_maps
 from captum_learnprop.forward import output_of, warn_of_training
 from captum_learnprop.maps import MapError
 from zennit_rules.core.scalars import plain_fields
@@ -72,11 +73,16 @@ class _Options:
 
 @torch.no_grad()
 def deletion(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **options: Unpack[CurveOptions]) -> Tensor:
-    """Area under the target's curve while the highest-ranked pixels are replaced by the baseline, ``(B,)``; lower is
-    better.
+    """Returns the area under the target's curve while the highest-ranked pixels are replaced by the baseline, ``(B,)``.
 
-    ``mean over k = 1..steps of (c_{k-1} + c_k) / 2`` (trapezoids on a width of 1) with ``c_k`` the target's quantity
-    after ``round(k * H * W / steps)`` pixels, all channels of each, were replaced.
+    Lower is better; in [0, 1] for probabilities.
+
+    Formula:
+        ``mean over k = 1..steps of (c_{k-1} + c_k) / 2`` (trapezoids on a width of 1) with ``c_k`` the target's
+        quantity after ``round(k * H * W / steps)`` pixels, all channels of each, were replaced.
+
+    Source:
+        Petsiuk, Das, Saenko, *RISE*, BMVC 2018, section 4.3.
 
     Args:
         model: maps inputs to ``(B, classes)``; a module must be in evaluation mode, otherwise batches mix.
@@ -101,16 +107,48 @@ def deletion(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **opti
 
     Raises:
         MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+
+    Example:
+        >>> model = torch.nn.Flatten().eval()  # a pixel for each class
+        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])
+        >>> targets = torch.tensor([0])
+        >>> deletion_curve(model, inputs, maps, targets, steps=2, output="logit")
+        tensor([[2., 0., 0.]])
+        >>> deletion(model, inputs, maps, targets, steps=2, output="logit")
+        tensor([0.5000])
     """
     return area(deletion_curve(model, inputs, maps, targets, **options))
 
 
 @torch.no_grad()
 def insertion(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **options: Unpack[CurveOptions]) -> Tensor:
-    """Area under the target's curve while the highest-ranked pixels are put into the baseline, ``(B,)``; higher is
-    better.
+    """Returns the area under the target's curve while the highest-ranked pixels are put into the baseline, ``(B,)``.
 
-    Arguments and errors are those of `deletion`. RISE starts from a blurred image: ``baseline="blur"``.
+    Higher is better; in [0, 1] for probabilities. RISE starts from a blurred image: ``baseline="blur"``.
+
+    Formula:
+        ``mean over k = 1..steps of (c_{k-1} + c_k) / 2`` with ``c_k`` the target's quantity after ``round(k * H * W /
+        steps)`` pixels, all channels of each, took the place of the baseline's.
+
+    Source:
+        Petsiuk, Das, Saenko, *RISE*, BMVC 2018, section 4.3.
+
+    Args:
+        model: maps inputs to ``(B, classes)``; a module must be in evaluation mode, otherwise batches mix.
+        inputs: ``(B, C, H, W)``.
+        maps: ``(B, H, W)`` or ``(B, 1, H, W)``, higher is more relevant.
+        targets: ``(B,)`` int64 class of each map.
+        **options: those of `deletion`.
+
+    Raises:
+        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+
+    Example:
+        >>> model = torch.nn.Flatten().eval()  # a pixel for each class
+        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])
+        >>> targets = torch.tensor([0])
+        >>> insertion(model, inputs, maps, targets, steps=2, output="logit")
+        tensor([1.5000])
     """
     return area(insertion_curve(model, inputs, maps, targets, **options))
 
@@ -119,18 +157,45 @@ def insertion(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **opt
 def morf_lerf_area(
     model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **options: Unpack[CurveOptions]
 ) -> Tensor:
-    """Area between the curves of the two orders, LeRF minus MoRF, ``(B,)`` in [-1, 1] for probabilities; higher is
-    better.
+    """Returns the area between the curves of the two orders, LeRF minus MoRF, ``(B,)`` in [-1, 1] for probabilities.
 
-    Zero in expectation for a random map, whatever the baseline, and exactly zero for a constant one. Also called area
-    between perturbation curves (ABPC). Arguments and errors are those of `deletion`; it costs twice as much.
+    Higher is better. Zero in expectation for a random map, whatever the baseline, and exactly zero for a constant one.
+    Also called area between perturbation curves (ABPC). It costs twice as much as `deletion`.
+
+    Formula:
+        ``area(lerf_curve) - area(morf_curve)``, each as in `deletion`.
+
+    Source:
+        Samek et al., TNNLS 2017; Schulz, Sixt, Tombari, Landgraf, *Restricting the Flow*, ICLR 2020.
+
+    Args:
+        model: maps inputs to ``(B, classes)``; a module must be in evaluation mode, otherwise batches mix.
+        inputs: ``(B, C, H, W)``.
+        maps: ``(B, H, W)`` or ``(B, 1, H, W)``, higher is more relevant.
+        targets: ``(B,)`` int64 class of each map.
+        **options: those of `deletion`.
+
+    Raises:
+        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+
+    Example:
+        >>> model = torch.nn.Flatten().eval()  # a pixel for each class
+        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])
+        >>> targets = torch.tensor([0])
+        >>> morf_lerf_area(model, inputs, maps, targets, steps=2, output="logit")
+        tensor([1.])
     """
     least_first = lerf_curve(model, inputs, maps, targets, **options)
     return area(least_first) - area(morf_curve(model, inputs, maps, targets, **options))
 
 
 def area(curves: Tensor) -> Tensor:
-    """Trapezoidal area ``(B,)`` under curves ``(B, steps + 1)`` on a width of 1."""
+    """Returns the trapezoidal area ``(B,)`` under curves ``(B, steps + 1)`` on a width of 1.
+
+    Example:
+        >>> area(torch.tensor([[1.0, 1.0, 0.0]]))
+        tensor([0.7500])
+    """
     return ((curves[:, :-1] + curves[:, 1:]) / 2).mean(1)
 
 
@@ -138,7 +203,26 @@ def area(curves: Tensor) -> Tensor:
 def deletion_curve(
     model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **options: Unpack[CurveOptions]
 ) -> Tensor:
-    """The curve ``(B, steps + 1)`` behind `deletion`, from the unchanged input to the baseline."""
+    """Returns the curve ``(B, steps + 1)`` behind `deletion`, from the unchanged input to the baseline.
+
+    Arguments are those of `deletion`.
+
+    Formula:
+        ``c_k``, the target's quantity after ``round(k * H * W / steps)`` pixels were replaced, ``k = 0..steps``.
+
+    Source:
+        Petsiuk, Das, Saenko, *RISE*, BMVC 2018, section 4.3.
+
+    Raises:
+        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+
+    Example:
+        >>> model = torch.nn.Flatten().eval()  # a pixel for each class
+        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])
+        >>> targets = torch.tensor([0])
+        >>> deletion_curve(model, inputs, maps, targets, steps=2, output="logit")
+        tensor([[2., 0., 0.]])
+    """
     return _curve(model, inputs, maps, targets, _Options(**options))
 
 
@@ -148,8 +232,29 @@ morf_curve = deletion_curve
 
 @torch.no_grad()
 def lerf_curve(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **options: Unpack[CurveOptions]) -> Tensor:
-    """The curve ``(B, steps + 1)`` while the lowest-ranked pixels are replaced, from the unchanged input to the
-    baseline; among equal values the first in reading order. Arguments and errors are those of `deletion`."""
+    """Returns the curve ``(B, steps + 1)`` while the lowest-ranked pixels are replaced by the baseline.
+
+    Arguments are those of `deletion`.
+
+    It goes from the unchanged input to the baseline; among equal values the first in reading order is replaced first.
+
+    Formula:
+        ``c_k``, the target's quantity after the ``round(k * H * W / steps)`` lowest pixels were replaced, ``k =
+        0..steps``.
+
+    Source:
+        Schulz, Sixt, Tombari, Landgraf, *Restricting the Flow*, ICLR 2020.
+
+    Raises:
+        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+
+    Example:
+        >>> model = torch.nn.Flatten().eval()  # a pixel for each class
+        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])
+        >>> targets = torch.tensor([0])
+        >>> lerf_curve(model, inputs, maps, targets, steps=2, output="logit")
+        tensor([[2., 2., 0.]])
+    """
     return _curve(model, inputs, maps, targets, _Options(**options), lowest_first=True)
 
 
@@ -157,7 +262,26 @@ def lerf_curve(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **op
 def insertion_curve(
     model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **options: Unpack[CurveOptions]
 ) -> Tensor:
-    """The curve ``(B, steps + 1)`` behind `insertion`, from the baseline to the unchanged input."""
+    """Returns the curve ``(B, steps + 1)`` behind `insertion`, from the baseline to the unchanged input.
+
+    Arguments are those of `deletion`.
+
+    Formula:
+        ``c_k``, the target's quantity after ``round(k * H * W / steps)`` pixels were put back, ``k = 0..steps``.
+
+    Source:
+        Petsiuk, Das, Saenko, *RISE*, BMVC 2018, section 4.3.
+
+    Raises:
+        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+
+    Example:
+        >>> model = torch.nn.Flatten().eval()  # a pixel for each class
+        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])
+        >>> targets = torch.tensor([0])
+        >>> insertion_curve(model, inputs, maps, targets, steps=2, output="logit")
+        tensor([[0., 2., 2.]])
+    """
     return _curve(model, inputs, maps, targets, _Options(**options), insert=True)
 
 
@@ -198,7 +322,7 @@ def target_curve(
     points: int,
     internal_batch_size: int,
 ) -> Tensor:
-    """The target's quantity on each point of each sample's curve, ``(B, points)``.
+    """Returns the target's quantity on each point of each sample's curve, ``(B, points)``.
 
     Args:
         model: inputs to outputs ``(n, classes)``.
@@ -226,40 +350,14 @@ def target_curve(
 
 
 def pixel_ranks(maps: Tensor, *, lowest_first: bool = False) -> Tensor:
-    """Rank of each pixel, ``(B, 1, H, W)``, 0 the highest (or the lowest); ties in reading order."""
+    """Returns the rank of each pixel, ``(B, 1, H, W)``, 0 the highest (or the lowest); ties in reading order.
+
+    Example:
+        >>> pixel_ranks(torch.tensor([[[0.2, 0.9, 0.2]]]))
+        tensor([[[[1, 0, 2]]]])
+    """
     order = maps.flatten(1).sort(dim=1, descending=not lowest_first, stable=True).indices
     ranks = torch.empty_like(order)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     ranks.scatter_(1, order, places)
     return ranks.reshape(len(maps), 1, *maps.shape[-2:])
-
-
-def require_maps(inputs: Tensor, maps: Tensor, targets: Tensor) -> None:
-    """Inputs ``(B, C, H, W)``, a finite map and a target for each.
-
-    Raises:
-        MapError: they are not.
-    """
-    if inputs.dim() != 4 or not inputs.numel():
-        raise MapError(f"inputs must be (B, C, H, W) and not empty, got {tuple(inputs.shape)}")
-    batch, _, height, width = inputs.shape
-    if tuple(maps.shape) not in ((batch, height, width), (batch, 1, height, width)):
-        raise MapError(
-            f"maps must be {(batch, height, width)} or {(batch, 1, height, width)} for inputs "
-            f"{tuple(inputs.shape)}, got {tuple(maps.shape)}; sum colour channels first"
-        )
-    bad = ~maps.flatten(1).isfinite().all(1)
-    if bad.any():
-        raise MapError(f"map {int(bad.nonzero()[0])} has NaN or infinite values; no ranking exists")
-    if targets.shape != (batch,) or targets.dtype != torch.int64:
-        raise MapError(f"targets must be int64 of shape ({batch},), got {targets.dtype} of {tuple(targets.shape)}")
-
-
-def require_batch_size(internal_batch_size: int) -> None:
-    """At least 1.
-
-    Raises:
-        MapError: it is less.
-    """
-    if internal_batch_size < 1:
-        raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")

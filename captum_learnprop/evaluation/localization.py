@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captum_learnprop.evaluation.checks import require_order
 from captum_learnprop.maps import MapError
 
 
 def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
-    """Area under the precision-recall curve of "this pixel belongs to the object", ``(B,)`` in (0, 1].
+    """Returns the area under the precision-recall curve of "this pixel belongs to the object", ``(B,)`` in (0, 1].
 
-    ``AP = sum_k (R_k - R_{k-1}) P_k`` over the distinct values of the map as thresholds, from high to low,
-    with precision ``P_k`` and recall ``R_k`` of the pixels at or above the k-th value. Equal values enter
-    together, as in ``sklearn.metrics.average_precision_score``: a constant map scores the share of object
-    pixels, whatever their order.
+    Equal values enter together, as in ``sklearn.metrics.average_precision_score``: a constant map scores the share of
+    object pixels, whatever their order.
+
+    Formula:
+        ``AP = sum_k (R_k - R_{k-1}) P_k`` over the distinct values of the map as thresholds, from high to low, with
+        precision ``P_k`` and recall ``R_k`` of the pixels at or above the k-th value.
 
     Args:
         maps: ``(B, H, W)`` or ``(B, 1, H, W)``.
@@ -27,6 +30,12 @@ def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
 
     Raises:
         MapError: shapes differ, a map is not finite, or a mask is empty.
+
+    Example:
+        >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
+        >>> masks = torch.tensor([[[True, False], [True, False]]])
+        >>> average_precision(maps, masks)  # (1/1 + 2/3) / 2
+        tensor([0.8333], dtype=torch.float64)
     """
     scores, positive = _flatten(maps, masks)
     _require_pixels(positive, "masks")
@@ -42,12 +51,15 @@ def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def class_auc(maps: Tensor, masks: Tensor, other_masks: Tensor) -> Tensor:
-    """Probability that a pixel of the asked object outranks a pixel of the others, ``(B,)`` in [0, 1]; 0.5
+    """Returns the probability that a pixel of the asked object outranks a pixel of the others, ``(B,)`` in [0, 1]; 0.5
     is chance.
 
-    The area under the ROC curve (Mann-Whitney statistic) of the asked object's pixels against those of the
-    other objects; the background does not count. A tie counts one half, as in
-    ``sklearn.metrics.roc_auc_score``, which is the expected value over random orders of the tied pixels.
+    The background does not count. A tie counts one half, as in ``sklearn.metrics.roc_auc_score``, which is the expected
+    value over random orders of the tied pixels.
+
+    Formula:
+        ``AUC = mean over pixels i of the object and j of the others of [m_i > m_j] + [m_i = m_j] / 2``: the area under
+        the ROC curve, or Mann-Whitney statistic.
 
     Args:
         maps: ``(B, H, W)`` or ``(B, 1, H, W)``.
@@ -56,6 +68,12 @@ def class_auc(maps: Tensor, masks: Tensor, other_masks: Tensor) -> Tensor:
 
     Raises:
         MapError: shapes differ, a map is not finite, a mask is empty, or the two masks share pixels.
+
+    Example:
+        >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
+        >>> masks = torch.tensor([[[True, False], [True, False]]])
+        >>> class_auc(maps, masks, ~masks)  # of four pairs of pixels three are in order
+        tensor([0.7500], dtype=torch.float64)
     """
     scores, positive = _flatten(maps, masks)
     _, negative = _flatten(maps, other_masks)
@@ -76,12 +94,18 @@ def class_auc(maps: Tensor, masks: Tensor, other_masks: Tensor) -> Tensor:
 
 
 def pointing_game(maps: Tensor, masks: Tensor, tolerance: int = 0) -> Tensor:
-    """Is the highest pixel on the object? ``(B,)`` in [0, 1] (Zhang et al., *Excitation Backprop*, ECCV
-    2016).
+    """Returns whether the highest pixel lies on the object, ``(B,)`` in [0, 1].
 
     Where several pixels share the highest value the score is the share of them that hits: the expected
     value over a random choice. So a constant map scores the share of the image that the object covers, not
     what lies at the corner.
+
+    Formula:
+        ``sum_i [m_i = max m] [i in object] / sum_i [m_i = max m]``; with a tolerance the object is grown by that
+        radius.
+
+    Source:
+        Zhang et al., *Top-down Neural Attention by Excitation Backprop*, ECCV 2016.
 
     Args:
         maps: ``(B, H, W)`` or ``(B, 1, H, W)``.
@@ -91,6 +115,12 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: int = 0) -> Tensor:
 
     Raises:
         MapError: shapes differ, a map is not finite, a mask is empty, or the tolerance is negative.
+
+    Example:
+        >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
+        >>> masks = torch.tensor([[[True, False], [True, False]]])
+        >>> pointing_game(maps, masks)
+        tensor([1.], dtype=torch.float64)
     """
     if tolerance < 0:
         raise MapError(f"tolerance must be at least 0 pixels, got {tolerance}")
@@ -103,10 +133,13 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: int = 0) -> Tensor:
 
 
 def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
-    """Share of the map's positive mass on the object, ``(B,)`` in [0, 1] (Arras et al., *CLEVR-XAI*, 2022,
-    section 3.2).
+    """Returns the share of the map's positive mass that lies on the object, ``(B,)`` in [0, 1].
 
-    ``sum_{i in object} max(m_i, 0) / sum_i max(m_i, 0)``; 0 for a map without positive values.
+    Formula:
+        ``sum_{i in object} max(m_i, 0) / sum_i max(m_i, 0)``; 0 for a map without positive values.
+
+    Source:
+        Arras, Osman, Samek, *CLEVR-XAI*, Information Fusion 2022, section 3.2.
 
     Args:
         maps: ``(B, H, W)`` or ``(B, 1, H, W)``.
@@ -114,6 +147,12 @@ def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
 
     Raises:
         MapError: shapes differ, a map is not finite, or a mask is empty.
+
+    Example:
+        >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
+        >>> masks = torch.tensor([[[True, False], [True, False]]])
+        >>> relevance_mass(maps, masks)  # (4 + 2) / 10
+        tensor([0.6000], dtype=torch.float64)
     """
     scores, positive = _flatten(maps, masks)
     _require_pixels(positive, "masks")
@@ -126,11 +165,16 @@ def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
-    """Share of the K highest pixels that lie on the object of K pixels, ``(B,)`` in [0, 1] (Arras et al., *CLEVR-XAI*,
-    2022).
+    """Returns the share of the K highest pixels that lie on the object of K pixels, ``(B,)`` in [0, 1].
 
     Where pixels with the K-th highest value compete for the last places, the score is its expected value over a random
     choice among them: a constant map scores the share of the image that the object covers.
+
+    Formula:
+        ``|top_K(m) & object| / K`` with ``K = |object|``.
+
+    Source:
+        Arras, Osman, Samek, *CLEVR-XAI*, Information Fusion 2022.
 
     Args:
         maps: ``(B, H, W)`` or ``(B, 1, H, W)``.
@@ -138,6 +182,12 @@ def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
 
     Raises:
         MapError: shapes differ, a map is not finite, or a mask is empty.
+
+    Example:
+        >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
+        >>> masks = torch.tensor([[[True, False], [True, False]]])
+        >>> relevance_rank_accuracy(maps, masks)  # of the two highest pixels one is on it
+        tensor([0.5000], dtype=torch.float64)
     """
     scores, positive = _flatten(maps, masks)
     _require_pixels(positive, "masks")
@@ -150,13 +200,17 @@ def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def grid_pointing(maps: Tensor, cells: Tensor, grid: int = 2) -> Tensor:
-    """Share of a mosaic's positive attribution in the asked cell, ``(B,)`` in [0, 1] (grid pointing game; Böhle, Fritz,
-    Schiele, *Convolutional Dynamic Alignment Networks*, CVPR 2021; Rao, Böhle, Schiele, *Towards Better Understanding
-    Attribution Methods*, CVPR 2022).
+    """Returns the share of a mosaic's positive attribution in the asked cell, ``(B,)`` in [0, 1] (grid pointing game).
 
-    ``sum_{i in cell} max(m_i, 0) / sum_i max(m_i, 0)`` on a mosaic of ``grid x grid`` images of distinct classes that
-    was explained for the class of one cell; chance is ``1 / grid^2``. 0 for a map without positive values, at any
-    scale. The papers sum or average signed channels first: ``reduce_channels(attribution, "signed")``.
+    The mosaic has ``grid x grid`` images of distinct classes and was explained for the class of one cell; chance is
+    ``1 / grid^2``. The papers sum or average signed channels first: ``reduce_channels(attribution, "signed")``.
+
+    Formula:
+        ``sum_{i in cell} max(m_i, 0) / sum_i max(m_i, 0)``; 0 for a map without positive values, at any scale.
+
+    Source:
+        Böhle, Fritz, Schiele, *Convolutional Dynamic Alignment Networks*, CVPR 2021; Rao, Böhle, Schiele, *Towards
+        Better Understanding Attribution Methods*, CVPR 2022.
 
     Args:
         maps: of mosaics, ``(B, H, W)`` or ``(B, 1, H, W)``, with H and W divisible by ``grid``.
@@ -165,6 +219,11 @@ def grid_pointing(maps: Tensor, cells: Tensor, grid: int = 2) -> Tensor:
 
     Raises:
         MapError: shapes do not fit, a map is not finite, or a cell does not exist.
+
+    Example:
+        >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
+        >>> grid_pointing(maps, cells=torch.tensor([0]))
+        tensor([0.4000], dtype=torch.float64)
     """
     height, width = maps.shape[-2:] if maps.dim() in (3, 4) else (0, 0)
     if grid < 1 or height < 1 or width < 1 or height % grid or width % grid:
@@ -189,9 +248,7 @@ def _flatten(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         )
     if masks.dtype != torch.bool:
         raise MapError(f"masks must be bool, got {masks.dtype}; compare with a threshold, e.g. masks > 0.5")
-    bad = ~maps.flatten(1).isfinite().all(1)
-    if bad.any():
-        raise MapError(f"map {int(bad.nonzero()[0])} has NaN or infinite values; no ranking exists")
+    require_order(maps, "map")
     return maps.detach().flatten(1), masks.flatten(1)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from captum_learnprop.evaluation.checks import require_batch_size, require_order, require_targets
 from captum_learnprop.evaluation.faithfulness import OUTPUTS
 from captum_learnprop.forward import output_of, warn_of_training
 from captum_learnprop.maps import MapError
@@ -28,7 +29,13 @@ def part_drops(
     output: str = "softmax",
     internal_batch_size: int = 256,
 ) -> Tensor:
-    """How much the target's quantity falls without each part, ``(M, P)``; negative where it rises.
+    """Returns how much the target's quantity falls without each part, ``(M, P)``; negative where it rises.
+
+    Formula:
+        ``f_t(x) - f_t(x without part p)``.
+
+    Source:
+        Hesse, Schaub-Meyer, Roth, *FunnyBirds*, ICCV 2023, section 4.
 
     Args:
         model: maps images to ``(M, classes)``; a module must be in evaluation mode, otherwise batches mix.
@@ -40,19 +47,24 @@ def part_drops(
 
     Raises:
         MapError: shapes do not fit or an option is out of range.
+
+    Example:
+        >>> images = torch.tensor([[[[3.0, 1.0]]]])
+        >>> without = torch.tensor([[[[[0.0, 1.0]]], [[[3.0, 0.0]]]]])  # two parts of a pixel each
+        >>> drops = part_drops(torch.nn.Flatten().eval(), images, without, torch.tensor([0]), output="logit")
+        >>> drops
+        tensor([[3., 0.]])
     """
     if images.dim() != 4 or not images.numel():
         raise MapError(f"images must be (M, C, H, W) and not empty, got {tuple(images.shape)}")
     count = len(images)
     if without.dim() != 5 or (count, *images.shape[1:]) != (len(without), *without.shape[2:]):
         raise MapError(f"without must be (M, P, C, H, W) for images {tuple(images.shape)}, got {tuple(without.shape)}")
-    if targets.shape != (count,) or targets.dtype != torch.int64:
-        raise MapError(f"targets must be int64 of shape ({count},), got {targets.dtype} of {tuple(targets.shape)}")
+    require_targets(targets, count)
     if output not in OUTPUTS:
         raise MapError(f"unknown output {output!r}; choose one of {', '.join(OUTPUTS)}")
     internal_batch_size = plain(internal_batch_size)
-    if internal_batch_size < 1:
-        raise MapError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
+    require_batch_size(internal_batch_size)
     warn_of_training(model)
     shown = torch.cat([images[:, None], without], 1)
     asked = targets.repeat_interleave(shown.shape[1])
@@ -67,11 +79,17 @@ def part_drops(
 
 
 def part_correlation(maps: Tensor, parts: Tensor, drops: Tensor) -> Tensor:
-    """Spearman's rank correlation between a map's sum in each part and the part's drop, ``(M,)`` in [-1, 1].
+    """Returns Spearman's rank correlation between a map's sum in each part and the part's drop, ``(M,)`` in [-1, 1].
 
-    ``corr(rank(sum_{i in part p} m_i), rank(drop_p))`` over the parts, float64; equal values share their mean rank,
-    as in ``scipy.stats.spearmanr``. Where all sums or all drops are equal there is no ranking: 0. Negative values of
-    the map count against a part; clamp them first to leave them out.
+    Higher is better. Equal values share their mean rank, as in ``scipy.stats.spearmanr``. Where all sums or all drops
+    are equal there is no ranking: 0. Negative values of the map count against a part; clamp them first to leave them
+    out.
+
+    Formula:
+        ``corr over parts p of (rank(sum_{i in p} m_i), rank(drop_p))``.
+
+    Source:
+        Hesse, Schaub-Meyer, Roth, *FunnyBirds*, ICCV 2023, section 4 ("single deletion").
 
     Args:
         maps: ``(M, H, W)`` or ``(M, 1, H, W)``, higher is more relevant.
@@ -80,6 +98,14 @@ def part_correlation(maps: Tensor, parts: Tensor, drops: Tensor) -> Tensor:
 
     Raises:
         MapError: shapes do not fit, masks are not bool, or a value is not finite.
+
+    Example:
+        >>> images = torch.tensor([[[[3.0, 1.0]]]])
+        >>> without = torch.tensor([[[[[0.0, 1.0]]], [[[3.0, 0.0]]]]])  # two parts of a pixel each
+        >>> drops = part_drops(torch.nn.Flatten().eval(), images, without, torch.tensor([0]), output="logit")
+        >>> parts = torch.tensor([[[[True, False]], [[False, True]]]])
+        >>> part_correlation(torch.tensor([[[2.0, 1.0]]]), parts, drops)
+        tensor([1.], dtype=torch.float64)
     """
     if parts.dim() != 4 or parts.dtype != torch.bool or parts.shape[1] < 2:
         raise MapError(
@@ -91,9 +117,7 @@ def part_correlation(maps: Tensor, parts: Tensor, drops: Tensor) -> Tensor:
     if drops.shape != (count, number):
         raise MapError(f"drops must be {(count, number)} for parts {tuple(parts.shape)}, got {tuple(drops.shape)}")
     for name, values in (("map", maps), ("row of drops", drops)):
-        bad = ~values.flatten(1).isfinite().all(1)
-        if bad.any():
-            raise MapError(f"{name} {int(bad.nonzero()[0])} has NaN or infinite values; no ranking exists")
+        require_order(values, name)
     mass = (maps.detach().reshape(count, 1, height, width).double() * parts).sum((2, 3))
     first, second = (_ranks(values) - (number - 1) / 2 for values in (mass, drops.double()))
     spread = (first.square().sum(1) * second.square().sum(1)).sqrt()

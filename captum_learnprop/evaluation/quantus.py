@@ -27,7 +27,7 @@ class _Method(Protocol):
 def as_quantus_explain_func(
     method_factory: Callable[[nn.Module], _Method], *, sign: str | None = None, **kwargs: Any
 ) -> Callable[..., np.ndarray]:
-    """A function ``(model, inputs (B, C, H, W), targets (B,), **options) -> attributions``, all arrays, for Quantus.
+    """Returns ``(model, inputs (B, C, H, W), targets (B,), **options) -> attributions``, all arrays, for Quantus.
 
     It calls ``method_factory(model).attribute(inputs, target=targets, **kwargs, **options)`` anew each time, because
     Quantus hands over other models (randomised copies). Arrays become tensors of the model's type and device; the
@@ -35,13 +35,21 @@ def as_quantus_explain_func(
 
     Args:
         method_factory: a ``captum.attr.Attribution`` class, or a function of the model that makes one.
-        sign: None leaves attributions in the shape of the inputs; else channels are reduced to ``(B, 1, H, W)``, see
-            `reduce_channels`. Quantus' ROAD needs that.
+        sign: None leaves attributions in the shape of the inputs; else `reduce_channels` makes them
+            ``(B, 1, H, W)``. Quantus' ROAD needs that.
         **kwargs: for ``attribute``. Options that Quantus passes (``explain_func_kwargs``) override them; its ``device``
             is where the inputs go, the model's device without it.
 
     Raises:
         MapError: inputs and targets do not fit, or the method does not give one attribution of their shape.
+
+    Example:
+        >>> from captum.attr import Saliency
+        >>> explain = as_quantus_explain_func(Saliency, abs=False)
+        >>> model = nn.Linear(2, 2, bias=False).eval()
+        >>> _ = nn.init.eye_(model.weight)
+        >>> explain(model, np.ones((1, 2), np.float32), np.array([1]))
+        array([[0., 1.]], dtype=float32)
     """
 
     def explain(model: nn.Module, inputs: np.ndarray, targets: np.ndarray, **options: Any) -> np.ndarray:

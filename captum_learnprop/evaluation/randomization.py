@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from captum_learnprop.evaluation.baselines import normal_draws
+from captum_learnprop.evaluation.checks import require_batch_size, require_targets
 from captum_learnprop.evaluation.similarity import SIMILARITIES
 from captum_learnprop.forward import output_of
 from captum_learnprop.maps import MapError
 from captum_learnprop.reinitialization import layers_top_down, randomized
 from captum_learnprop.reparametrized import copied
+from captum_learnprop.tables import html
+from captum_learnprop.wording import counted, listed
 
 Attribute = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(model, inputs (B, C, H, W), targets (B,)) -> attribution (B, H, W) or (B, C, H, W)``, for example
@@ -29,10 +32,10 @@ Attribute = Callable[[nn.Module, Tensor, Tensor], Tensor]
 copies of the model, so it must not keep one."""
 
 ORDERS = ("top_down", "bottom_up")
-"""From the output to the input, from the input to the output."""
+"""Orders of layers: from the output to the input, from the input to the output."""
 
 BINS = 100
-"""Of the histogram of `histogram_entropy`, as in the paper."""
+"""Number of bins in the histogram of `histogram_entropy`, as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,21 @@ class ParameterRandomization:
     similarity: Tensor
 
     def mean(self) -> Tensor:
-        """Mean over the layers, ``(B,)``; layers that gave a constant map (NaN) do not count."""
+        """Returns the mean over the layers, ``(B,)``; layers that gave a constant map (NaN) do not count."""
         return self.similarity.nanmean(0)
+
+    def by_layer(self) -> dict[str, float]:
+        """Returns the mean over the samples, by layer; constant maps (NaN) do not count."""
+        return dict(zip(self.layers, self.similarity.nanmean(1).tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        size = f"{counted(len(self.layers), 'layer')}, {counted(self.similarity.shape[1], 'sample')}"
+        return f"ParameterRandomization({size}: {listed(self.by_layer())})"
+
+    def _repr_html_(self) -> str:
+        """Returns the mean by layer as a table, for a notebook."""
+        rows = [[name, f"{value:.3f}"] for name, value in self.by_layer().items()]
+        return html(["randomised up to", "similarity"], rows)
 
 
 def parameter_randomization(
@@ -68,11 +84,17 @@ def parameter_randomization(
     recalibrate: Tensor | None = None,
     internal_batch_size: int | None = None,
 ) -> ParameterRandomization:
-    """Similarity of each map to the one after each layer was randomised, ``(L, B)``; lower is better (MPRT).
+    """Returns the similarity of each map to the one after each layer was randomised; lower is better (MPRT).
+
+    Formula:
+        ``similarity(m(model), m(model with layers 1..l drawn anew))`` for each layer ``l``, in [-1, 1].
+
+    Source:
+        Adebayo et al., *Sanity Checks for Saliency Maps*, NeurIPS 2018; Hedström et al., arXiv 2401.06465 (sMPRT).
 
     Args:
         model: in evaluation mode; not changed.
-        attribute: see `Attribute`.
+        attribute: called as ``(model, inputs, targets)`` with randomised copies of the model, see `Attribute`.
         inputs: ``(B, C, H, W)``.
         targets: ``(B,)`` int64.
         order: ``"top_down"`` or ``"bottom_up"``, by execution; see `layers_top_down`.
@@ -84,11 +106,21 @@ def parameter_randomization(
             N times the cost. The noise is the same for all samples, times each one's standard deviation.
         noise_level: standard deviation of the noise as a share of each sample's range, highest minus lowest value.
         seed: of the parameters and of the noise.
-        recalibrate: see `randomized`.
+        recalibrate: inputs that batch norms of randomised nets are measured on anew; None leaves their statistics.
         internal_batch_size: how many inputs are explained together; None for all.
 
     Raises:
         MapError: an option is out of range, or the attribution does not fit the inputs or is not finite.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+        >>> inputs, targets = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+        >>> edges = lambda model, inputs, targets: inputs[:, 0]  # asks neither the model nor the class
+        >>> found = parameter_randomization(model, edges, inputs, targets)
+        >>> found
+        ParameterRandomization(1 layer, 2 samples: '1' 1.000)
+        >>> found.mean()
+        tensor([1., 1.], dtype=torch.float64)
     """
     if order not in ORDERS:
         raise MapError(f"unknown order {order!r}; choose one of {', '.join(ORDERS)}")
@@ -128,11 +160,37 @@ def full_randomization(
     recalibrate: Tensor | None = None,
     internal_batch_size: int | None = None,
 ) -> Tensor:
-    """Absolute similarity of each map to that of nets with all parameters drawn anew, mean over seeds, ``(B,)`` in
-    [0, 1]; lower is better.
+    """Returns the absolute similarity of each map to that of nets with all parameters drawn anew, ``(B,)`` in [0, 1].
 
-    Seeds whose net gives a constant map do not count; NaN if none does. Arguments and errors are those of
-    `parameter_randomization`.
+    Lower is better. Seeds whose net gives a constant map do not count; NaN if none does.
+
+    Formula:
+        ``mean over seeds of |similarity(m(model), m(model drawn anew))|``.
+
+    Source:
+        Adebayo et al., *Sanity Checks for Saliency Maps*, NeurIPS 2018.
+
+    Args:
+        model: in evaluation mode; not changed.
+        attribute: called as ``(model, inputs, targets)`` with randomised copies of the model, see `Attribute`.
+        inputs: ``(B, C, H, W)``.
+        targets: ``(B,)`` int64.
+        similarity: ``"spearman"``, ``"pearson"`` or ``"ssim"``.
+        absolute: compare absolute values.
+        seeds: of the nets, at least one.
+        recalibrate: inputs that batch norms of randomised nets are measured on anew; None leaves their statistics.
+        internal_batch_size: how many inputs are explained together; None for all.
+
+    Raises:
+        MapError: an option is out of range, there are no seeds, or the attribution does not fit the inputs or is not
+            finite.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+        >>> inputs, targets = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+        >>> edges = lambda model, inputs, targets: inputs[:, 0]  # asks neither the model nor the class
+        >>> full_randomization(model, edges, inputs, targets)
+        tensor([1., 1.], dtype=torch.float64)
     """
     compare = _Comparison(similarity, absolute)
     original = _explain(attribute, model, inputs, targets, internal_batch_size)
@@ -157,11 +215,37 @@ def complexity_rise(
     recalibrate: Tensor | None = None,
     internal_batch_size: int | None = None,
 ) -> Tensor:
-    """Relative rise of the entropy of a map when all parameters are drawn anew, mean over seeds, ``(B,)``; higher is
-    better (eMPRT).
+    """Returns the relative rise of the entropy of a map when all parameters are drawn anew, ``(B,)`` (eMPRT).
 
-    ``(H(e') - H(e)) / H(e)`` with the `histogram_entropy` of the maps before and after. Infinite or NaN where the map
-    is constant, whose entropy is 0. Arguments and errors are those of `parameter_randomization`.
+    Higher is better; at least -1. Infinite or NaN where the map is constant, whose entropy is 0.
+
+    Formula:
+        ``mean over seeds of (H(m') - H(m)) / H(m)`` with the `histogram_entropy` ``H`` of the maps before and after.
+
+    Source:
+        Hedström et al., *Sanity Checks Revisited*, arXiv 2401.06465.
+
+    Args:
+        model: in evaluation mode; not changed.
+        attribute: called as ``(model, inputs, targets)`` with randomised copies of the model, see `Attribute`.
+        inputs: ``(B, C, H, W)``.
+        targets: ``(B,)`` int64.
+        absolute: take absolute values first.
+        bins: of the histogram.
+        seeds: of the nets, at least one.
+        recalibrate: inputs that batch norms of randomised nets are measured on anew; None leaves their statistics.
+        internal_batch_size: how many inputs are explained together; None for all.
+
+    Raises:
+        MapError: an option is out of range, there are no seeds, or the attribution does not fit the inputs or is not
+            finite.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+        >>> inputs, targets = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+        >>> edges = lambda model, inputs, targets: inputs[:, 0]  # asks neither the model nor the class
+        >>> complexity_rise(model, edges, inputs, targets)
+        tensor([0., 0.], dtype=torch.float64)
     """
     before = histogram_entropy(
         _signed(_explain(attribute, model, inputs, targets, internal_batch_size), absolute), bins
@@ -188,11 +272,17 @@ def random_logit(
     seed: int = 0,
     internal_batch_size: int | None = None,
 ) -> Tensor:
-    """Similarity of the maps for the target and for another class, ``(B,)``; lower is better.
+    """Returns the similarity of the maps for the target and for another class, ``(B,)`` in [-1, 1]; lower is better.
+
+    Formula:
+        ``similarity(m(t), m(t'))`` for a class ``t'`` other than the target ``t``.
+
+    Source:
+        Sixt, Granz, Landgraf, *When Explanations Lie*, ICML 2020.
 
     Args:
         model: in evaluation mode; not changed.
-        attribute: see `Attribute`.
+        attribute: called as ``(model, inputs, targets)``, see `Attribute`.
         inputs: ``(B, C, H, W)``.
         targets: ``(B,)`` int64.
         similarity: ``"ssim"``, ``"spearman"`` or ``"pearson"``; for ``"ssim"`` each map is divided by its highest
@@ -205,6 +295,13 @@ def random_logit(
     Raises:
         MapError: an option is out of range, another class is the target or does not exist, or the attribution does not
             fit the inputs or is not finite.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+        >>> inputs, targets = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+        >>> edges = lambda model, inputs, targets: inputs[:, 0]  # asks neither the model nor the class
+        >>> random_logit(model, edges, inputs, targets, similarity="spearman")
+        tensor([1., 1.], dtype=torch.float64)
     """
     _require(inputs, targets)
     compare = _Comparison(similarity, absolute)
@@ -219,13 +316,24 @@ def random_logit(
 
 
 def histogram_entropy(maps: Tensor, bins: int = BINS) -> Tensor:
-    """Entropy in nats of the histogram of each map's values ``(B, ...)``, ``(B,)`` in [0, log(bins)].
+    """Returns the entropy in nats of the histogram of each map's values ``(B, ...)``, ``(B,)`` in [0, log(bins)].
 
     The bins have equal width from the lowest to the highest value, as ``numpy.histogram`` makes them; 0 for a constant
     map.
 
+    Formula:
+        ``-sum_b p_b log p_b`` over the shares ``p_b`` of values in each bin.
+
+    Args:
+        maps: ``(B, ...)``.
+        bins: of the histogram.
+
     Raises:
         MapError: there are no values or no bins.
+
+    Example:
+        >>> histogram_entropy(torch.tensor([[0.0, 0.0, 1.0, 1.0]]))  # log 2
+        tensor([0.6931], dtype=torch.float64)
     """
     if maps.dim() < 2 or not maps.numel() or bins < 1:
         raise MapError(f"maps must be (B, ...) and bins at least 1, got {tuple(maps.shape)} and {bins}")
@@ -268,8 +376,7 @@ def _explain(
 ) -> Tensor:
     _require(inputs, targets)
     size = len(inputs) if internal_batch_size is None else internal_batch_size
-    if size < 1:
-        raise MapError(f"internal_batch_size must be at least 1, got {size}")
+    require_batch_size(size)
     chunks = zip(inputs.detach().split(size), targets.split(size), strict=True)
     maps = torch.cat([attribute(model, *chunk).detach() for chunk in chunks])
     if maps.dim() not in (3, 4) or len(maps) != len(inputs) or maps.shape[-2:] != inputs.shape[-2:]:
@@ -283,8 +390,7 @@ def _explain(
 def _require(inputs: Tensor, targets: Tensor) -> None:
     if inputs.dim() != 4 or not inputs.numel():
         raise MapError(f"inputs must be (B, C, H, W) and not empty, got {tuple(inputs.shape)}")
-    if targets.shape != inputs.shape[:1] or targets.dtype != torch.int64:
-        raise MapError(f"targets must be int64 of shape ({len(inputs)},), got {targets.dtype} {tuple(targets.shape)}")
+    require_targets(targets, len(inputs))
 
 
 def _noisy(inputs: Tensor, level: float, seed: int, draw: int) -> Tensor:

@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_learnprop.evaluation.baselines import normal_draws
+from captum_learnprop.evaluation.checks import require_batch_size, require_maps
 from captum_learnprop.evaluation.faithfulness import (
     OUTPUTS,
     Model,
     pixel_ranks,
-    require_batch_size,
-    require_maps,
     target_curve,
 )
 from captum_learnprop.maps import MapError
@@ -57,10 +56,17 @@ def road(
     seed: int = 0,
     internal_batch_size: int = 256,
 ) -> Tensor:
-    """Mean of the target's quantity over shares of pixels removed by noisy linear imputation, ``(B,)``.
+    """Returns the mean of the target's quantity over shares of pixels removed by noisy linear imputation, ``(B,)``.
 
-    ``mean over p of f_t(imputed(x, the round(p / 100 * H * W) first pixels of the order) + noise * N(0, 1))``; lower is
-    better with the most relevant pixels first, higher is better with the least relevant first.
+    Lower is better with the most relevant pixels first, higher is better with the least relevant first; in [0, 1] for
+    probabilities.
+
+    Formula:
+        ``mean over p of f_t(imputed(x, the round(p / 100 * H * W) first pixels of the order) + noise * N(0, 1))``, see
+        `linear_imputation`.
+
+    Source:
+        Rong et al., *A Consistent and Efficient Evaluation Strategy for Attribution Methods*, ICML 2022.
 
     Args:
         model: maps inputs to ``(B, classes)``; a module must be in evaluation mode, otherwise batches mix.
@@ -76,6 +82,12 @@ def road(
 
     Raises:
         MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+
+    Example:
+        >>> inputs = torch.arange(9.0).reshape(1, 1, 3, 3)  # a pixel for each class, the last is 8
+        >>> model, targets = torch.nn.Flatten().eval(), torch.tensor([8])
+        >>> road(model, inputs, inputs[:, 0], targets, percentages=[20], noise=0.0, output="logit")
+        tensor([4.6667])
     """
     curve = road_curve(
         model, inputs, maps, targets,
@@ -99,7 +111,25 @@ def road_curve(
     seed: int = 0,
     internal_batch_size: int = 256,
 ) -> Tensor:
-    """The target's quantity at each percentage, ``(B, len(percentages))``; see `road`."""
+    """Returns the target's quantity at each percentage, ``(B, len(percentages))``: what `road` is the mean of.
+
+    Arguments are those of `road`.
+
+    Formula:
+        ``f_t(imputed(x, the round(p / 100 * H * W) first pixels of the order) + noise * N(0, 1))`` at each ``p``.
+
+    Source:
+        Rong et al., *A Consistent and Efficient Evaluation Strategy for Attribution Methods*, ICML 2022.
+
+    Raises:
+        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+
+    Example:
+        >>> inputs = torch.arange(9.0).reshape(1, 1, 3, 3)  # a pixel for each class, the last is 8
+        >>> model, targets = torch.nn.Flatten().eval(), torch.tensor([8])
+        >>> road_curve(model, inputs, inputs[:, 0], targets, percentages=[0, 20], noise=0.0, output="logit")
+        tensor([[8.0000, 4.6667]])
+    """
     require_maps(inputs, maps, targets)
     noise, internal_batch_size = plain(noise), plain(internal_batch_size)
     require_batch_size(internal_batch_size)
@@ -123,7 +153,7 @@ def road_curve(
 
 @torch.no_grad()
 def linear_imputation(images: Tensor, removed: Tensor) -> Tensor:
-    """Images ``(B, C, H, W)`` whose removed pixels are the weighted mean of their neighbours, all at once.
+    """Returns images ``(B, C, H, W)`` whose removed pixels are the weighted mean of their neighbours, all at once.
 
     ``x_i = sum_j w_ij x_j / sum_j w_ij`` for every removed pixel i over the neighbours j inside the image, removed or
     not, with ``w = 1/6`` for the four direct neighbours and ``1/12`` for the four diagonal ones. Solved exactly, in
@@ -136,6 +166,12 @@ def linear_imputation(images: Tensor, removed: Tensor) -> Tensor:
 
     Raises:
         MapError: shapes do not fit, or nothing is left of an image.
+
+    Example:
+        >>> images, removed = torch.arange(9.0).reshape(1, 1, 3, 3), torch.zeros(1, 3, 3, dtype=torch.bool)
+        >>> removed[0, 1, 1] = True
+        >>> linear_imputation(images.square(), removed)[0, 0, 1]
+        tensor([ 9.0000, 22.6667, 25.0000])
     """
     removed = _require_removed(images, removed)
     if images.shape[3] > images.shape[2]:  # the shorter side makes the smaller blocks

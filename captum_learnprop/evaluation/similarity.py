@@ -21,21 +21,43 @@ STABILISERS = (0.01, 0.03)
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
-    """Spearman's rank correlation over all values of a sample, ``(B,)`` in [-1, 1]: `pearson` of `average_ranks`.
+    """Returns Spearman's rank correlation over all values of a sample, ``(B,)`` in [-1, 1].
 
     NaN where one of the two is constant, as in ``scipy.stats.spearmanr``: it has no order.
 
+    Formula:
+        ``corr(rank(a), rank(b))``: `pearson` of `average_ranks`.
+
+    Args:
+        first: ``(B, ...)``.
+        second: of the same shape.
+
     Raises:
         MapError: shapes differ, or a value is not finite.
+
+    Example:
+        >>> spearman(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 10.0, 100.0]]))
+        tensor([1.], dtype=torch.float64)
     """
     return pearson(average_ranks(first), average_ranks(second))
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
-    """Pearson's correlation over all values of a sample, ``(B,)`` in [-1, 1]; NaN where one of the two is constant.
+    """Returns Pearson's correlation over all values of a sample, ``(B,)`` in [-1, 1]; NaN where one is constant.
+
+    Formula:
+        ``sum_i (a_i - mean a) (b_i - mean b) / sqrt(sum_i (a_i - mean a)^2 sum_i (b_i - mean b)^2)``.
+
+    Args:
+        first: ``(B, ...)``.
+        second: of the same shape.
 
     Raises:
         MapError: shapes differ, or a value is not finite.
+
+    Example:
+        >>> pearson(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[2.0, 4.0, 6.0]]))
+        tensor([1.], dtype=torch.float64)
     """
     rows, columns = _pair(first, second)
     flat = (rows == rows[:, :1]).all(1) | (columns == columns[:, :1]).all(1)
@@ -44,11 +66,16 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
 
 
 def average_ranks(values: Tensor) -> Tensor:
-    """Ranks 1 to N of the values of each sample ``(B, ...)``, from low to high, ``(B, N)`` float64; equal values share
-    the mean of their ranks, as in ``scipy.stats.rankdata``.
+    """Returns ranks 1 to N of the values of each sample ``(B, ...)``, from low to high, ``(B, N)`` float64.
+
+    Equal values share the mean of their ranks, as in ``scipy.stats.rankdata``.
 
     Raises:
         MapError: there are no values, or one is not finite.
+
+    Example:
+        >>> average_ranks(torch.tensor([[5.0, 1.0, 5.0]]))
+        tensor([[2.5000, 1.0000, 2.5000]], dtype=torch.float64)
     """
     rows = _rows(values)
     ordered = rows.sort(dim=1).values
@@ -58,12 +85,18 @@ def average_ranks(values: Tensor) -> Tensor:
 
 
 def ssim(first: Tensor, second: Tensor, *, data_range: float | Tensor | None = None) -> Tensor:
-    """Structural similarity of two maps ``(B, H, W)`` or ``(B, C, H, W)``, ``(B,)`` in [-1, 1], mean over channels.
+    """Returns the structural similarity of two maps ``(B, H, W)`` or ``(B, C, H, W)``, ``(B,)`` in [-1, 1].
 
-    ``(2 m_a m_b + C1) (2 c_ab + C2) / ((m_a^2 + m_b^2 + C1) (v_a + v_b + C2))`` with the means, variances and
-    covariance under a Gaussian window of 11 x 11 pixels and 1.5 pixels standard deviation, ``C1 = (0.01 L)^2``,
-    ``C2 = (0.03 L)^2``, averaged over all places where the window fits (Wang, Bovik, Sheikh, Simoncelli: *Image Quality
-    Assessment*, IEEE TIP 2004). Maps of different scale should be normalised first.
+    It is the mean over channels and over all places where the window fits. Maps of different scale should be normalised
+    first.
+
+    Formula:
+        ``(2 m_a m_b + C1) (2 c_ab + C2) / ((m_a^2 + m_b^2 + C1) (v_a + v_b + C2))`` with the means, variances and
+        covariance under a Gaussian window of 11 x 11 pixels and 1.5 pixels standard deviation, ``C1 = (0.01 L)^2``,
+        ``C2 = (0.03 L)^2``.
+
+    Source:
+        Wang, Bovik, Sheikh, Simoncelli, *Image Quality Assessment*, IEEE TIP 2004.
 
     Args:
         first: at least 11 x 11 pixels.
@@ -73,6 +106,10 @@ def ssim(first: Tensor, second: Tensor, *, data_range: float | Tensor | None = N
 
     Raises:
         MapError: shapes differ or are too small, a value is not finite, or the range is not positive.
+
+    Example:
+        >>> ssim(torch.eye(11)[None], torch.eye(11)[None])
+        tensor([1.], dtype=torch.float64)
     """
     if first.dim() not in (3, 4) or min(first.shape[-2:]) < WINDOW:
         raise MapError(f"maps must be (B, H, W) or (B, C, H, W) with H, W >= {WINDOW}, got {tuple(first.shape)}")
@@ -90,7 +127,7 @@ def ssim(first: Tensor, second: Tensor, *, data_range: float | Tensor | None = N
 
 
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"spearman": spearman, "pearson": pearson, "ssim": ssim}
-"""By name."""
+"""Similarities of two maps by name."""
 
 
 def _standardised(rows: Tensor) -> Tensor:

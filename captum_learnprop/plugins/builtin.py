@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 from captum_learnprop.plugins.specs import (
     CompositeRecord,
@@ -27,32 +29,32 @@ def learnprop_composites() -> Iterable[CompositeRecord]:
     )
     yield CompositeRecord(
         "learned_epsilon_gamma_box",
-        "zennit_rules.composites:LearnedEpsilonGammaBox",
+        f"{where}:LearnedEpsilonGammaBox",
         "LRP with trainable rules at linear layers and gates at activations",
     )
     yield CompositeRecord(
         "learned_transformer",
-        "zennit_rules.composites:LearnedTransformer",
+        f"{where}:LearnedTransformer",
         "trainable rules of norms, attention, products and activations, started at the gradient",
     )
     yield CompositeRecord(
         "learned_attnlrp",
-        "zennit_rules.composites:LearnedAttnLRP",
+        f"{where}:LearnedAttnLRP",
         "the same, started at AttnLRP",
     )
     yield CompositeRecord(
         "deep_taylor",
-        "zennit_rules.composites:DeepTaylor",
+        f"{where}:DeepTaylor",
         "z+ at every linear layer and the box rule at the first",
     )
     yield CompositeRecord(
         "rect_grad",
-        "zennit_rules.composites:RectGradComposite",
+        f"{where}:RectGradComposite",
         "strongest contributions alone, with a soft threshold",
     )
     yield CompositeRecord(
         "learned_deeplift",
-        "zennit_rules.composites:LearnedDeepLift",
+        f"{where}:LearnedDeepLift",
         "DeepLIFT's rescale rule with trainable gates at every activation",
     )
 
@@ -124,7 +126,7 @@ def learnprop_methods() -> Iterable[MethodRecord]:
         "captum_learnprop.attribution.rules.rect_grad:RectGrad",
         "rectified gradients: the strongest contributions at each activation",
     )
-    where = "captum_learnprop.attribution"
+    where = "captum_learnprop.attribution.tokens"
     yield MethodRecord("cdam", f"{where}.cdam:CDAM", "class-discriminative attention map of a vision transformer")
     yield MethodRecord("smooth_cdam", f"{where}.cdam:SmoothCDAM", "mean of CDAMs at noisy tokens")
     yield MethodRecord("integrated_cdam", f"{where}.cdam:IntegratedCDAM", "integrated gradients in token space")
@@ -137,9 +139,7 @@ def learnprop_methods() -> Iterable[MethodRecord]:
     yield MethodRecord(
         "generic_attention", f"{where}.attention_maps:GenericAttention", "relevance through attention of all layers"
     )
-    yield MethodRecord(
-        "token_ablation", f"{where}.token_ablation:TokenAblation", "fall of the output without each token"
-    )
+    yield MethodRecord("token_ablation", f"{where}.ablation:TokenAblation", "fall of the output without each token")
     yield MethodRecord("saliency", "captum.attr:Saliency", "gradient of the output (Captum)")
     yield MethodRecord("input_x_gradient", "captum.attr:InputXGradient", "input times gradient (Captum)")
     yield MethodRecord("integrated_gradients", "captum.attr:IntegratedGradients", "path integral of gradients (Captum)")
@@ -147,38 +147,102 @@ def learnprop_methods() -> Iterable[MethodRecord]:
     yield MethodRecord("deconvolution", "captum.attr:Deconvolution", "Deconvnet (Captum)")
 
 
+def _metric(where: str, name: str, summary: str, **facts: Any) -> MetricRecord:
+    return MetricRecord(name, f"captum_learnprop.evaluation.{where}:{name}", summary, **facts)
+
+
+_SHARE, _CORRELATION = (0.0, 1.0), (-1.0, 1.0)
+_MASKS = ("maps", "masks")
+_METHOD = ("model", "attribute", "inputs", "targets")
+
+METRICS: tuple[MetricRecord, ...] = (
+    _metric(
+        "localization", "average_precision", "attribution as a detector of the true region", needs=_MASKS, bounds=_SHARE
+    ),
+    _metric(
+        "localization",
+        "class_auc",
+        "the asked object's pixels against the others'",
+        needs=(*_MASKS, "other_masks"),
+        bounds=_SHARE,
+    ),
+    _metric("localization", "pointing_game", "does the maximum hit the true region", needs=_MASKS, bounds=_SHARE),
+    _metric("localization", "relevance_mass", "share of the mass on the true region", needs=_MASKS, bounds=_SHARE),
+    _metric(
+        "localization",
+        "relevance_rank_accuracy",
+        "share of the highest pixels on the true region",
+        needs=_MASKS,
+        bounds=_SHARE,
+    ),
+    _metric(
+        "localization", "grid_pointing", "share of the mass in the own cell", needs=("maps", "cells"), bounds=_SHARE
+    ),
+    _metric(
+        "part_importance",
+        "part_correlation",
+        "mass on each part against the output's fall without it",
+        needs=("maps", "parts", "drops"),
+        bounds=_CORRELATION,
+    ),
+    _metric(
+        "faithfulness",
+        "deletion",
+        "output while the most relevant input is removed",
+        bounds=_SHARE,
+        higher_is_better=False,
+    ),
+    _metric("faithfulness", "insertion", "output while the most relevant input is added", bounds=_SHARE),
+    _metric("faithfulness", "morf_lerf_area", "area between both removal orders", bounds=_CORRELATION),
+    _metric(
+        "road",
+        "road",
+        "output while relevant pixels are replaced by their neighbours",
+        bounds=_SHARE,
+        higher_is_better=False,
+    ),
+    _metric("box_sensitivity", "box_sensitivity", "sum in random boxes against the output's fall", bounds=_CORRELATION),
+    _metric("box_sensitivity", "compactness", "share of values near zero", needs=("maps",), bounds=_SHARE),
+    _metric("difull", "difull_score", "mass in the only cell that a head can see", needs=_METHOD, bounds=_SHARE),
+    _metric(
+        "randomization",
+        "full_randomization",
+        "similarity to maps of re-initialised nets",
+        needs=_METHOD,
+        bounds=_SHARE,
+        higher_is_better=False,
+    ),
+    _metric(
+        "randomization",
+        "complexity_rise",
+        "entropy gained by re-initialisation (eMPRT)",
+        needs=_METHOD,
+        bounds=(-1.0, math.inf),
+    ),
+    _metric(
+        "randomization",
+        "random_logit",
+        "similarity to the map of another class",
+        needs=_METHOD,
+        bounds=_CORRELATION,
+        higher_is_better=False,
+    ),
+    _metric(
+        "conservation",
+        "conservation",
+        "share of relevance reaching the input",
+        needs=("maps", "output_relevance"),
+        higher_is_better=None,
+    ),
+)
+"""Every metric of ours, with what it needs, its bounds by default, and which way is better: the one table
+that listings, `captum_learnprop.evaluation.find_metric` and the scores of ``learnprop evaluate`` read."""
+
+
 @hookimpl
 def learnprop_metrics() -> Iterable[MetricRecord]:
     """Metrics of ``captum_learnprop.evaluation``."""
-    where = "captum_learnprop.evaluation"
-    yield MetricRecord("deletion", f"{where}.faithfulness:deletion", "output while the most relevant input is removed")
-    yield MetricRecord("insertion", f"{where}.faithfulness:insertion", "output while the most relevant input is added")
-    yield MetricRecord(
-        "average_precision",
-        f"{where}.localization:average_precision",
-        "attribution as a detector of the true region",
-    )
-    yield MetricRecord("pointing_game", f"{where}.localization:pointing_game", "does the maximum hit the true region")
-    yield MetricRecord("class_auc", f"{where}.localization:class_auc", "the asked object's pixels against the others'")
-    yield MetricRecord("relevance_mass", f"{where}.localization:relevance_mass", "share of the mass on the true region")
-    yield MetricRecord(
-        "relevance_rank_accuracy",
-        f"{where}.localization:relevance_rank_accuracy",
-        "share of the highest pixels on the true region",
-    )
-    yield MetricRecord("grid_pointing", f"{where}.localization:grid_pointing", "share of the mass in the own cell")
-    yield MetricRecord("difull", f"{where}.difull:difull_score", "mass in the only cell that a head can see")
-    yield MetricRecord("morf_lerf_area", f"{where}.faithfulness:morf_lerf_area", "area between both removal orders")
-    yield MetricRecord(
-        "box_sensitivity", f"{where}.box_sensitivity:box_sensitivity", "sum in random boxes against the output's fall"
-    )
-    yield MetricRecord("compactness", f"{where}.box_sensitivity:compactness", "share of values near zero")
-    yield MetricRecord("road", f"{where}.road:road", "output while relevant pixels are replaced by their neighbours")
-    yield MetricRecord("conservation", f"{where}.conservation:conservation", "share of relevance reaching the input")
-    where = f"{where}.randomization"
-    yield MetricRecord("full_randomization", f"{where}:full_randomization", "similarity to maps of re-initialised nets")
-    yield MetricRecord("complexity_rise", f"{where}:complexity_rise", "entropy gained by re-initialisation (eMPRT)")
-    yield MetricRecord("random_logit", f"{where}:random_logit", "similarity to the map of another class")
+    yield from METRICS
 
 
 @hookimpl

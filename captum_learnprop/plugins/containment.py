@@ -15,12 +15,12 @@ from typing import Any
 
 from captum_learnprop.errors import LearnpropError, PluginError
 
-__all__ = ["describe", "loading", "named", "using"]
+__all__ = ["NamedErrors", "describe", "loading", "with_named_errors"]
 
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Around the import of a plugin and its hooks: what it prints goes to stderr, whatever it raises is an `Exception`.
+    """Puts a plugin's import and hooks on their own: what it prints goes to stderr, what it raises is an `Exception`.
 
     Raises:
         PluginError: The plugin raised what would end the program: ``SystemExit``, ``GeneratorExit``, a
@@ -129,8 +129,10 @@ def _flush() -> None:
         ctypes.CDLL(None).fflush(None)
 
 
-class using:
-    """Around the use of what a plugin made: an error comes out as a `PluginError` that names it, chained to the first.
+class NamedErrors:
+    """A context around the use of what a plugin made: errors come out as a `PluginError` that names it.
+
+    They are chained to the first.
 
     Errors of memory and Ctrl-C are nobody's, and pass; so does an option that does not exist, the caller's mistake.
 
@@ -144,10 +146,10 @@ class using:
         self.given = given
 
     def __enter__(self) -> None:
-        """Nothing to do before."""
+        """Does nothing before."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Name the plugin."""
+        """Names the plugin in an error."""
         if error is None or isinstance(error, (PluginError, MemoryError)) or type(error).__name__ == "OutOfMemoryError":
             return
         if isinstance(error, KeyboardInterrupt):
@@ -167,16 +169,16 @@ class _Named:
         self._label, self._home = label, home
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with using(self._label, kwargs):
+        with NamedErrors(self._label, kwargs):
             made = self.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
-        named(type(made), self._label, self._home)
+        with_named_errors(type(made), self._label, self._home)
         return made
 
     def __repr__(self) -> str:
         return repr(self.__wrapped__)  # type: ignore[attr-defined]
 
 
-def named(factory: Callable[..., Any], label: str, home: str) -> Callable[..., Any]:
+def with_named_errors(factory: Callable[..., Any], label: str, home: str) -> Callable[..., Any]:
     """Returns a factory whose errors, and those of the methods of its objects, name the plugin.
 
     A class stays the same class, so that it can be compared, pickled and inherited from: its own methods are wrapped in
@@ -216,7 +218,7 @@ def _wrapped(function: FunctionType, label: str) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def method(*args: Any, **kwargs: Any) -> Any:
-        with using(label, kwargs):
+        with NamedErrors(label, kwargs):
             return original(*args, **kwargs)
 
     method._learnprop_original = original  # type: ignore[attr-defined]

@@ -28,16 +28,23 @@ import pluggy
 
 from captum_learnprop.errors import PluginError, PluginWarning, did_you_mean
 from captum_learnprop.plugins import builtin, specs
-from captum_learnprop.plugins.containment import describe, loading, named, using
+from captum_learnprop.plugins.containment import NamedErrors, describe, loading, with_named_errors
 from captum_learnprop.plugins.specs import NAME, RECORD_TYPES, SUPPORTED_API_VERSIONS, Record
+from captum_learnprop.tables import html
+from captum_learnprop.wording import counted
 
-__all__ = ["Entry", "PluginManager", "blame", "get_manager"]
+__all__ = ["Entry", "PluginManager", "get_manager", "plugin_at_fault"]
 
 _DISABLE = "CAPTUM_LEARNPROP_DISABLE_PLUGINS"
 _STRICT = "CAPTUM_LEARNPROP_STRICT_PLUGINS"
 _DISTRIBUTION = "captum-learnprop"
 _LOADED: dict[str, str] = {}
 """Top-level packages of the plugins that this process has loaded, with what errors call them."""
+
+_RENAMED = {("metric", "difull"): "difull_score"}
+"""New names of our own records by kind and old name."""
+
+_RENAMED_WARNING = "{} {!r} is {!r} now; the old name goes with the next release"
 
 _HOOKS = {record.hook: record for record in RECORD_TYPES.values()}
 
@@ -87,11 +94,11 @@ class Entry:
             factory = self.record.resolve()
         except PluginError as error:
             raise PluginError(f"{_label(self.plugin, self.owner, self.version)}: {error}") from error
-        return self.named(factory) if self.home else factory
+        return self.with_named_errors(factory) if self.home else factory
 
-    def named(self, factory: Callable[..., Any]) -> Callable[..., Any]:
+    def with_named_errors(self, factory: Callable[..., Any]) -> Callable[..., Any]:
         """Return the factory with errors that name the plugin; models are the user's and stay as they are."""
-        return named(factory, self.label, "" if self.kind == "model" else self.home)
+        return with_named_errors(factory, self.label, "" if self.kind == "model" else self.home)
 
     def make(self, *args: Any, **kwargs: Any) -> Any:
         """Call the factory.
@@ -112,7 +119,7 @@ class Entry:
         Args:
             given: Names of options; one that does not exist is the caller's mistake.
         """
-        return using(self.label, given) if self.home else nullcontext()
+        return NamedErrors(self.label, given) if self.home else nullcontext()
 
 
 @dataclass
@@ -152,6 +159,23 @@ class PluginManager:
         self._pluggy.add_hookspecs(specs)
         self._plugins: list[_PluginStatus] = []
         self._entries: dict[str, dict[str, Entry]] = {kind: {} for kind in RECORD_TYPES}
+
+    def __repr__(self) -> str:
+        listed = (
+            f"{one.name} {one.version} ({one.status}, {counted(len(one.records), 'record')})" for one in self._plugins
+        )
+        return f"PluginManager({', '.join(listed)})"
+
+    def _repr_html_(self) -> str:
+        """Returns every plugin and every record as tables, for a notebook."""
+        plugins = [[one.name, one.version, one.owner, one.status, one.error or ""] for one in self._plugins]
+        records = [
+            [one.name, row.record.kind, row.record.name, row.status, row.record.summary]
+            for one in self._plugins for row in one.records
+        ]  # fmt: skip
+        return html(["plugin", "version", "owner", "status", "error"], plugins) + html(
+            ["plugin", "kind", "name", "status", "summary"], records
+        )
 
     @classmethod
     def discover(cls, *, strict: bool | None = None) -> PluginManager:
@@ -250,7 +274,7 @@ class PluginManager:
 
         with loading():
             check(entry.kind, entry.name, factory)
-        return entry.named(factory)
+        return entry.with_named_errors(factory)
 
     def available(self, kind: str) -> dict[str, Entry]:
         """Return everything of one kind by name.
@@ -272,6 +296,9 @@ class PluginManager:
             PluginError: If there is no such kind or name; the message lists what there is.
         """
         entries = self.available(kind)
+        if (kind, name) in _RENAMED and name not in entries:
+            warnings.warn(_RENAMED_WARNING.format(kind, name, _RENAMED[kind, name]), DeprecationWarning, stacklevel=2)
+            name = _RENAMED[kind, name]
         if name not in entries:
             raise PluginError(_unknown(kind, name, entries))
         return entries[name]
@@ -415,7 +442,7 @@ def _check_record(record: object, hook: str, expected: type[Record]) -> None:
         )
 
 
-def blame(error: BaseException | None) -> str | None:
+def plugin_at_fault(error: BaseException | None) -> str | None:
     """Return the plugin whose code was running when an error was raised; None if it was none's.
 
     The script of ``learnprop run`` is on its own.

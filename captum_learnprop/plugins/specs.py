@@ -13,10 +13,11 @@ arguments only; an implementation may accept fewer than the specification lists.
 
 from __future__ import annotations
 
+import math
 import pkgutil
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pluggy
@@ -26,6 +27,8 @@ from captum_learnprop.plugins.containment import describe, loading
 
 __all__ = [
     "API_VERSION",
+    "METRIC_ARGUMENTS",
+    "MODEL_METRIC",
     "NAME",
     "RECORD_TYPES",
     "SUPPORTED_API_VERSIONS",
@@ -144,12 +147,72 @@ class MethodRecord(Record):
     hook: ClassVar[str] = "learnprop_methods"
 
 
+MODEL_METRIC = ("model", "inputs", "maps", "targets")
+"""What a metric is called with unless its record says otherwise."""
+
+METRIC_ARGUMENTS: dict[str, str] = {
+    "model": "the explained net, in evaluation mode: (B, C, H, W) to (B, classes)",
+    "inputs": "what was explained, (B, C, H, W)",
+    "maps": "one map per input, (B, H, W), higher is more relevant",
+    "targets": "the explained class of each input, (B,) int64",
+    "masks": "pixels of the asked object, (B, H, W) bool",
+    "other_masks": "pixels of the other objects of the scene, (B, H, W) bool",
+    "cells": "the cell of a mosaic that the asked object is in, (B,) int64",
+    "parts": "visible pixels of each part of the object, (B, P, H, W) bool",
+    "drops": "how much the net's output falls without each part, (B, P)",
+    "attribute": "the method itself, (model, inputs, targets) -> attribution",
+    "output_relevance": "what the backward pass started with, (B, ...)",
+}
+"""Everything that a metric can ask for, by the name of its argument. The last two are not known to
+``learnprop evaluate``, which has maps only."""
+
+
 @dataclass(frozen=True)
 class MetricRecord(Record):
-    """A metric; the factory is the metric function itself, which returns one value per sample."""
+    """A metric; the factory is the metric function itself.
+
+    It is called with tensors in the order of ``needs`` and returns one value per sample, ``(B,)``; NaN where it is not
+    defined. ``learnprop evaluate --metric NAME`` calls it as ``metric(model, inputs, maps, targets)`` by default.
+
+    Args:
+        name: Lower-case snake identifier; that of the function.
+        factory: The function, or a lazy ``"package.module:function"`` string.
+        summary: One line for listings.
+        api_version: The version of this contract that the plugin was written for.
+        needs: What it is called with, in this order: keys of `METRIC_ARGUMENTS`. One that asks for ``"cells"``,
+            ``"parts"`` or ``"other_masks"`` is scored on scenes that have them.
+        bounds: Lowest and highest value; infinite where there is none.
+        higher_is_better: Which way; None where neither, as for a share that should be 1. Such a metric has no place in
+            the tables of ``learnprop evaluate``.
+
+    Raises:
+        PluginError: If a field is malformed.
+    """
+
+    needs: tuple[str, ...] = field(default=MODEL_METRIC, kw_only=True)
+    bounds: tuple[float, float] = field(default=(-math.inf, math.inf), kw_only=True)
+    higher_is_better: bool | None = field(default=True, kw_only=True)
 
     kind: ClassVar[str] = "metric"
     hook: ClassVar[str] = "learnprop_metrics"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        here = f"MetricRecord {self.name!r}"
+        if not isinstance(self.needs, tuple) or not self.needs or not set(self.needs) <= set(METRIC_ARGUMENTS):
+            known = ", ".join(METRIC_ARGUMENTS)
+            raise PluginError(
+                f"{here}: needs must be a tuple of what a metric can ask for ({known}), got {self.needs!r}"
+            )
+        if not _is_range(self.bounds):
+            raise PluginError(f"{here}: bounds must be two numbers, the lower one first, got {self.bounds!r}")
+        if self.higher_is_better not in (True, False, None):
+            raise PluginError(f"{here}: higher_is_better must be True, False or None, got {self.higher_is_better!r}")
+
+
+def _is_range(bounds: Any) -> bool:
+    numbers = isinstance(bounds, tuple) and all(isinstance(one, (int, float)) for one in bounds)
+    return numbers and len(bounds) == 2 and bounds[0] < bounds[1]
 
 
 @dataclass(frozen=True)
@@ -173,7 +236,10 @@ RECORD_TYPES: dict[str, type[Record]] = {
 
 @hookspec
 def learnprop_composites() -> Iterable[CompositeRecord]:
-    """Add composites. Scripts also find them by name in ``zennit.composites.COMPOSITES``.
+    """Add composites, which say which rule goes to which layer.
+
+    The factory is a ``zennit.core.Composite`` class that needs no arguments. It can be named as ``--composite`` and
+    ``composite=``, and scripts find it in ``zennit.composites.COMPOSITES``.
 
     Example::
 
@@ -188,7 +254,10 @@ def learnprop_composites() -> Iterable[CompositeRecord]:
 
 @hookspec
 def learnprop_gates() -> Iterable[GateRecord]:
-    """Add gates. They can then be named wherever a gate is asked for: ``LearnedGradient(gate="calm")``.
+    """Add gates, which weigh the backward signal at an activation.
+
+    The factory is a class derived from ``zennit_rules.gates.Gate``. It can be named wherever a gate is asked for:
+    ``LearnedGradient(gate="calm")``.
 
     Example::
 
@@ -205,6 +274,9 @@ def learnprop_gates() -> Iterable[GateRecord]:
 def learnprop_objectives() -> Iterable[ObjectiveRecord]:
     """Add objectives: what training minimises, from the original and the masked outputs.
 
+    The factory makes a term of training, or an objective like ``captum_learnprop.training.objectives.Agreement``. It
+    can be named as ``learnprop train --objective``.
+
     Example::
 
         @hookimpl
@@ -218,7 +290,10 @@ def learnprop_objectives() -> Iterable[ObjectiveRecord]:
 
 @hookspec
 def learnprop_methods() -> Iterable[MethodRecord]:
-    """Add methods: Captum ``Attribution`` classes that ``learnprop attribute --method`` can name.
+    """Add methods, which ``learnprop attribute --method`` can name.
+
+    The factory is a ``captum.attr.Attribution`` class, or a function of the model that makes one; its ``attribute``
+    takes ``target=``.
 
     Example::
 
@@ -233,13 +308,19 @@ def learnprop_methods() -> Iterable[MethodRecord]:
 
 @hookspec
 def learnprop_metrics() -> Iterable[MetricRecord]:
-    """Add metrics: functions that return one value per sample.
+    """Add metrics that ``learnprop evaluate --metric`` and `captum_learnprop.evaluation.find_metric` know by name.
+
+    A metric returns one value per sample, ``(B,)``. It is called as ``metric(model, inputs, maps, targets)`` unless its
+    record names other ``needs``.
 
     Example::
 
         @hookimpl
         def learnprop_metrics():
-            yield MetricRecord("sparseness", "my_package.metrics:gini", "Gini index of the attribution")
+            yield MetricRecord(
+                "sparseness", "my_package.metrics:gini", "Gini index of the map",
+                needs=("maps",), bounds=(0.0, 1.0), higher_is_better=True,
+            )
 
     .. versionadded:: 0.1
     """
@@ -248,7 +329,10 @@ def learnprop_metrics() -> Iterable[MetricRecord]:
 
 @hookspec
 def learnprop_models() -> Iterable[ModelRecord]:
-    """Add sources of models, named by ``--model record[:argument]``.
+    """Add sources of models, which ``--model record[:argument]`` can name.
+
+    ``factory(argument, weights, checkpoint)`` returns an ``nn.Module`` in evaluation mode; each of the three may be
+    None.
 
     Example::
 

@@ -37,6 +37,7 @@ from captum_learnprop.scenes.drawing import (
     uniform,
 )
 from captum_learnprop.scenes.objects import PATCH_PIXELS, draw_figures, draw_patch
+from captum_learnprop.scenes.thumbnails import thumbnails
 
 NUM_CLASSES = 10
 
@@ -88,11 +89,25 @@ class Scenes:
     without: Tensor | None = None
 
     def __len__(self) -> int:
-        """Number of scenes."""
+        """Returns the number of scenes."""
         return len(self.images)
 
+    def __repr__(self) -> str:
+        """Returns what the scenes hold, without their pixels."""
+        parts = "objects" if self.masks.shape[1] == self.targets.shape[1] else "parts"
+        extra = [name for name in ("cells", "distractors", "without") if getattr(self, name) is not None]
+        return (
+            f"Scenes({len(self)} scenes of {self.masks.shape[1]} {parts}, {tuple(self.images.shape[1:])}"
+            f"{''.join(f', {name}' for name in extra)})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Returns the first scenes with their classes, for a notebook."""
+        captions = [", ".join(str(label) for label in row) for row in self.targets.tolist()]
+        return thumbnails(self.images, captions, repr(self))
+
     def __getitem__(self, index: slice | Tensor) -> Scenes:
-        """The scenes that a slice or an index tensor selects."""
+        """Returns the scenes that a slice or an index tensor selects."""
 
         def select(values: Any) -> Any:
             return None if values is None else values[index]
@@ -100,7 +115,7 @@ class Scenes:
         return Scenes(*(select(getattr(self, field.name)) for field in fields(self)))
 
     def questions(self) -> Questions:
-        """One question per object: where is *this* class? ``N * K`` rows, all objects of a scene in a row."""
+        """Returns one question per object: where is *this* class? ``N * K`` rows, all objects of a scene in a row."""
         if self.masks.shape[1] != self.targets.shape[1]:
             return self._questions_about_parts()
         count, objects = self.targets.shape
@@ -157,14 +172,27 @@ class Questions:
     without: Tensor | None = None
 
     def __len__(self) -> int:
-        """Number of questions."""
+        """Returns the number of questions."""
         return len(self.targets)
+
+    def __repr__(self) -> str:
+        """Returns what the questions hold, without the pixels."""
+        extra = [name for name in ("cells", "parts", "without") if getattr(self, name) is not None]
+        return (
+            f"Questions({len(self)} questions about {len(self.scenes.unique())} scenes, {tuple(self.images.shape[1:])}"
+            f"{''.join(f', {name}' for name in extra)})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Returns the first questions with the asked object cut out, for a notebook."""
+        asked = self.images * (0.25 + 0.75 * self.masks[:, None].to(self.images))
+        return thumbnails(asked, [f"where is the {target}?" for target in self.targets.tolist()], repr(self))
 
 
 def make_scenes(
     family: str, count: int, *, split: str = "train", seed: int = 0, counterfactuals: bool = False
 ) -> Scenes:
-    """Draw scenes of one family; the same arguments give the same scenes.
+    """Draws scenes of one family; the same arguments give the same scenes.
 
     Args:
         family: ``"digits"``, one digit per scene; ``"pairs"``, two digits of different classes that do not
@@ -209,7 +237,14 @@ def _finish(drawing: Drawing, counterfactuals: bool) -> Scenes:
 
 
 def source_digits(split: str) -> tuple[Tensor, Tensor]:
-    """The source images ``(S, 8, 8)`` in [0, 1] and their classes ``(S,)`` that a split draws from."""
+    """Returns the source images ``(S, 8, 8)`` in [0, 1] and their classes ``(S,)`` that a split draws from.
+
+    Args:
+        split: A key of `SPLITS`.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+    """
     images, classes = _load_digits()
     low, high = SPLITS[split]
     shuffled = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
@@ -248,7 +283,7 @@ def _pairs(count: int, split: str, generator: torch.Generator) -> Drawing:
 
 
 def _compose(targets: Tensor, sizes: Tensor, centres: Tensor, split: str, generator: torch.Generator) -> Drawing:
-    """Clutter, then the digits over it."""
+    """Draws the clutter, then the digits over it."""
     digits, classes = source_digits(split)
     base = scatter_fragments(background(len(targets), generator), digits, generator)
     below, layers = base, []
@@ -302,7 +337,7 @@ FAMILIES: dict[str, Callable[[int, str, torch.Generator], Drawing]] = {
 """Scene families by name."""
 
 QUESTIONS_PER_SCENE = {"digits": 1, "pairs": 2, "grid": 4, "patch": 1, "parts": 1}
-"""By family: how many rows of `Scenes.questions` are about one scene."""
+"""Number of rows of `Scenes.questions` that are about one scene, by family."""
 
 
 def _two_classes(count: int, generator: torch.Generator) -> Tensor:

@@ -18,23 +18,23 @@ class ObjectiveError(LearnpropError):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a term may use: ``B`` rows of one training step, or of a chunk of it; each an image with a target.
+    """All that a term may use: ``B`` rows of one training step, or of a chunk of it; each an image with a target.
 
     Attributes:
-        inputs: ``(B, C, *spatial)``, detached; or a table ``(B, F)``, whose ``*spatial`` below is ``F``.
-        targets: ``(B,)`` int64.
-        maps: ``(B, *spatial)``, reduced and smoothed, by the current rules and differentiable in them.
-        outputs: ``(B, classes)``, the model's output for ``inputs``, detached.
-        quantity: ``(outputs (B', classes), targets (B',)) -> (B',)``, what is explained.
-        model: the plain model, differentiable in its input.
-        explain: other targets ``(B,)`` -> maps ``(B, *spatial)``, like ``maps``.
-        draws: the random numbers of these rows.
-        regions: ``(B, D, *spatial)`` bool, the cached deletions of each image.
-        drops: ``(B, D)``, what the explained quantity lost by each of them.
-        explain_randomized: maps ``(B, *spatial)``, like ``maps``, of a net with re-initialised weights.
+        inputs: Images ``(B, C, *spatial)``, detached; or a table ``(B, F)``, whose ``*spatial`` below is ``F``.
+        targets: The explained classes, ``(B,)`` int64.
+        maps: Maps ``(B, *spatial)``, reduced and smoothed, by the current rules and differentiable in them.
+        outputs: The model's output for ``inputs``, ``(B, classes)``, detached.
+        quantity: What is explained, ``(outputs (B', classes), targets (B',)) -> (B',)``.
+        model: The plain model, differentiable in its input.
+        explain: Gives maps ``(B, *spatial)``, like ``maps``, of other targets ``(B,)``.
+        draws: The random numbers of these rows.
+        regions: The cached deletions of each image, ``(B, D, *spatial)`` bool.
+        drops: What the explained quantity lost by each of them, ``(B, D)``.
+        explain_randomized: Gives maps ``(B, *spatial)``, like ``maps``, of a net with re-initialised weights.
 
     Raises:
-        ObjectiveError: shapes do not fit each other.
+        ObjectiveError: Shapes do not fit each other.
     """
 
     inputs: Tensor
@@ -81,9 +81,9 @@ class Batch:
         return self.inputs.dim() == 2
 
     def uniform(self, *shape: int) -> Tensor:
-        """``(B, *shape)``, uniform in [0, 1), in dtype and on device of the maps; see `Draws`."""
+        """Returns numbers of `draws`, ``(B, *shape)``, uniform in [0, 1), in type and on device of the maps."""
         return self.draws.uniform(*shape).to(self.maps)
 
     def normal(self, *shape: int) -> Tensor:
-        """``(B, *shape)``, standard normal, in dtype and on device of the maps; see `Draws`."""
+        """Returns numbers of `draws`, ``(B, *shape)``, standard normal, in type and on device of the maps."""
         return self.draws.normal(*shape).to(self.maps)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.files import replacing
+from captum_learnprop.files import write_bytes
 from zennit_rules import rule_file
 
 FORMAT_VERSION = "1"
@@ -25,17 +25,17 @@ class CheckpointError(LearnpropError):
 
 @dataclass
 class TrainingState:
-    """Where a training run stands.
+    """The place where a training run stands.
 
     Attributes:
-        step: steps done.
-        rules: parameters by name.
-        optimizer: state tensors by ``<parameter number>/<name>``.
-        best: parameters with the lowest validation loss.
-        best_step: when they were met.
-        best_loss: that loss; infinite before the first validation.
-        waited: validations since then.
-        rows: of the log.
+        step: Steps done.
+        rules: Parameters by name.
+        optimizer: State tensors by ``<parameter number>/<name>``.
+        best: Parameters with the lowest validation loss.
+        best_step: The step when they were met.
+        best_loss: That loss; infinite before the first validation.
+        waited: Validations since then.
+        rows: The rows of the log.
     """
 
     step: int
@@ -49,10 +49,15 @@ class TrainingState:
 
 
 def write(path: Path, state: TrainingState, config: Mapping[str, Any]) -> None:
-    """Write a checkpoint as a whole.
+    """Writes a checkpoint as a whole.
+
+    Args:
+        path: Where it goes; an earlier one is replaced.
+        state: Where the run stands.
+        config: What a run must share with this one to go on from here, ready for JSON.
 
     Raises:
-        WriteError: no space, no folder, no permission; an earlier checkpoint is kept.
+        WriteError: There is no space, no folder, or no permission; an earlier checkpoint is kept.
     """
     groups = {"rules": state.rules, "optimizer": state.optimizer, "best": state.best}
     tensors = {f"{group}|{name}": tensor for group, members in groups.items() for name, tensor in members.items()}
@@ -65,15 +70,18 @@ def write(path: Path, state: TrainingState, config: Mapping[str, Any]) -> None:
         "waited": state.waited,
         "rows": state.rows,
     }
-    with replacing(path) as temporary:
-        rule_file.write(temporary, _KEY, document, tensors)
+    write_bytes(path, rule_file.packed(_KEY, document, tensors))
 
 
 def read(path: Path, config: Mapping[str, Any]) -> TrainingState:
-    """The state in a checkpoint of a run with the same configuration.
+    """Returns the state in a checkpoint of a run with the same configuration.
+
+    Args:
+        path: The checkpoint.
+        config: The configuration of this run.
 
     Raises:
-        CheckpointError: damaged, of another format, or of a run with other options (they are named).
+        CheckpointError: It is damaged, of another format, or of a run with other options, which are named.
     """
     try:
         document, tensors = rule_file.read(path, _KEY, "a checkpoint")
@@ -122,7 +130,7 @@ def _number(document: Mapping[str, Any], name: str, kind: Any) -> Any:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """State of an optimiser as tensors, by ``<parameter number>/<name>``."""
+    """Returns the state of an optimiser as tensors, by ``<parameter number>/<name>``."""
     return {
         f"{number}/{name}": torch.as_tensor(value)
         for number, state in optimizer.state_dict()["state"].items()
@@ -131,7 +139,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimiser the state that `optimizer_tensors` took."""
+    """Gives an optimiser the state that `optimizer_tensors` took."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         number, name = key.split("/")

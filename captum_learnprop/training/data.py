@@ -13,7 +13,7 @@ from captum_learnprop.errors import LearnpropError
 from captum_learnprop.forward import warn_of_bytes
 
 Labels = Tensor | None
-"""Class indices ``(B,)`` or ``(B, K)``, or None where the data have none."""
+"""The class indices ``(B,)`` or ``(B, K)``, or None where the data have none."""
 
 
 class DataError(LearnpropError):
@@ -21,17 +21,17 @@ class DataError(LearnpropError):
 
 
 def read_batches(data: Any, *, batch_size: int = 32, labelled: bool = True) -> Iterator[tuple[Tensor, Labels]]:
-    """Images ``(B, C, *spatial)``, or rows of a table ``(B, F)``, and their labels, in the order of the data.
+    """Yields images ``(B, C, *spatial)``, or rows of a table ``(B, F)``, with their labels, in the order of the data.
 
     Args:
-        data: images ``(N, C, *spatial)`` or a table ``(N, F)``; a pair of images and labels; a map-style or iterable
+        data: Images ``(N, C, *spatial)`` or a table ``(N, F)``; a pair of images and labels; a map-style or iterable
             data set whose items are an image ``(C, *spatial)`` or begin with an image and a label; or a `DataLoader` of
             such batches.
-        batch_size: images per batch; a loader has its own.
-        labelled: read labels too; without them, they may be of any kind.
+        batch_size: Images per batch; a loader has its own.
+        labelled: Whether labels are read; without them, they may be of any kind.
 
     Raises:
-        DataError: empty or non-finite data, images of different sizes, or items of another kind.
+        DataError: The data are empty or not finite, images differ in size, or items are of another kind.
     """
     shape: tuple[int, ...] | None = None
     count = 0
@@ -58,7 +58,7 @@ def read_batches(data: Any, *, batch_size: int = 32, labelled: bool = True) -> I
 
 
 def repeats_its_order(data: Any) -> bool:
-    """Whether every process that reads ``data`` meets the images in the same order."""
+    """Returns whether every process that reads ``data`` meets the images in the same order."""
     return not (isinstance(data, DataLoader) and isinstance(getattr(data, "sampler", None), RandomSampler))
 
 
@@ -81,7 +81,7 @@ def _raw_batches(data: Any, batch_size: int, labelled: bool) -> Iterable[tuple[T
 
 
 def _of_items(loader: Iterable[Sequence[Any]], labelled: bool) -> Iterator[tuple[Tensor, Labels]]:
-    """Batches of a data set's items; here images of different sizes can be told by their index."""
+    """Yields batches of a data set's items; here images of different sizes can be told by their index."""
     shape: torch.Size | None = None
     count = 0
     for items in loader:

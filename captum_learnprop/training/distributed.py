@@ -21,9 +21,9 @@ class Processes:
     """The processes of a run.
 
     Attributes:
-        rank: number of this one.
-        world: how many there are.
-        device: where tensors must be to be summed.
+        rank: Number of this one.
+        world: How many there are.
+        device: Where tensors must be to be summed.
     """
 
     rank: int = 0
@@ -36,7 +36,7 @@ class Processes:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over all processes, in each of them; the tensor itself where there is one."""
+        """Returns the sum over all processes, in each of them; the tensor itself where there is one."""
         if self.world == 1:
             return tensor
         total = tensor.detach().to(self.device, copy=True)
@@ -44,7 +44,7 @@ class Processes:
         return total.to(tensor.device)
 
     def agree(self, digest: str) -> bool:
-        """Whether all processes hold the same hexadecimal digest; the same answer in each of them."""
+        """Returns whether all processes hold the same hexadecimal digest; the same answer in each of them."""
         if self.world == 1:
             return True
         number = float(int(digest[:12], 16))
@@ -53,16 +53,16 @@ class Processes:
         return bool(extremes[0] == -extremes[1])
 
     def barrier(self) -> None:
-        """Wait for the others."""
+        """Waits for the others."""
         if self.world > 1:
             self.sum(torch.zeros(1))
 
 
 def processes(device: torch.device) -> Processes:
-    """Join the processes that ``torchrun`` started; the group stays until the program ends, for further runs.
+    """Joins the processes that ``torchrun`` started; the group stays until the program ends, for further runs.
 
     Args:
-        device: of the model; decides between gloo and nccl.
+        device: Where the model is; decides between gloo and nccl.
     """
     if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

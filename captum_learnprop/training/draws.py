@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 class Draws:
-    """Random numbers for some rows of a step.
+    """The random numbers of some rows of a step.
 
     Each row has its own stream, which depends on ``(seed, step, row, call)`` only, ``call`` being how often numbers
     were drawn from this object before. So chunks of a step that draw in the same order see what the whole step sees.
     Numbers are made on the CPU in float32: devices agree too.
 
     Args:
-        seed: of the training run, at least 0.
-        step: of the training run, at least 0.
-        rows: which rows of the step's global batch these are, at least 0 each.
+        seed: The seed of the training, at least 0.
+        step: The step of the training, at least 0.
+        rows: The places of these rows in the whole batch of the step, at least 0 each.
     """
 
     def __init__(self, seed: int, step: int, rows: Sequence[int]) -> None:
@@ -30,15 +30,15 @@ class Draws:
         return f"Draws(seed={self.seed}, step={self.step}, rows={self.rows}) after {self.calls} calls"
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
         return len(self.rows)
 
     def uniform(self, *shape: int) -> Tensor:
-        """``(rows, *shape)`` float32, uniform in [0, 1)."""
+        """Returns ``(rows, *shape)`` float32, uniform in [0, 1)."""
         return self._draw(torch.rand, shape)
 
     def normal(self, *shape: int) -> Tensor:
-        """``(rows, *shape)`` float32, standard normal."""
+        """Returns ``(rows, *shape)`` float32, standard normal."""
         return self._draw(torch.randn, shape)
 
     def _draw(self, make: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,31 +27,32 @@ from captum_learnprop.training.distributed import Processes
 from captum_learnprop.training.occlusion import generator_of, measure_drops, random_regions
 from captum_learnprop.training.quantities import Quantity
 from zennit_rules.core import fingerprint
+from zennit_rules.files import replacing
 
 PREDICTED = "predicted"
 LABELS = "labels"
 
 SHARD = 64
-"""Images per file of a folder."""
+"""The number of images per file of a folder."""
 
 MEMORY_LIMIT = 1 << 30
-"""Bytes of examples that are kept in memory; more go to a temporary folder."""
+"""The bytes of examples that are kept in memory; more go to a temporary folder."""
 
 FORMAT_VERSION = "1"
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What is measured of each image.
+    """The measurements that are made of each image.
 
     Attributes:
-        quantity: what is explained.
-        name: its name.
+        quantity: What is explained.
+        name: Its name.
         targets: ``"predicted"`` explains what the model says, ``"labels"`` what the data say.
-        targets_per_image: K; of predictions, the K highest.
-        deletions: D, regions removed from each image; 0 measures none.
-        seed: of regions and fills.
-        internal_batch_size: how many changed images go through the model together.
+        targets_per_image: Number K of targets; of predictions, the K highest are taken.
+        deletions: Number D of regions removed from each image; 0 measures none.
+        seed: Decides regions and fills.
+        internal_batch_size: How many changed images go through the model together.
     """
 
     quantity: Quantity
@@ -64,21 +64,23 @@ class Collection:
     internal_batch_size: int = 256
 
     def config(self) -> dict[str, Any]:
-        """What a stored collection must share with this one, ready for JSON."""
+        """Returns what a stored collection must share with this one, ready for JSON."""
         names = ("name", "targets", "targets_per_image", "deletions", "seed")
         return {name: getattr(self, name) for name in names}
 
 
 class Examples:
-    """``N`` images with ``K`` targets and ``D`` deletions each, read by row: row ``K * i + k`` is target k of image i.
+    """Examples of ``N`` images with ``K`` targets and ``D`` deletions each, read by row.
+
+    Row ``K * i + k`` is target k of image i.
 
     Args:
-        shards: tensors ``images``, ``targets`` and ``drops``, ``boxes`` where there are deletions; in memory, or the
+        shards: Tensors ``images``, ``targets`` and ``drops``, ``boxes`` where there are deletions; in memory, or the
             path of a file.
-        sizes: images per shard.
-        targets_per_image: K.
-        classes: of the model.
-        digest: tells images, labels, model and what was measured apart from others.
+        sizes: Images per shard.
+        targets_per_image: Number K of targets.
+        classes: Number of classes of the model.
+        digest: Tells images, labels, model and what was measured apart from others.
     """
 
     def __init__(
@@ -96,22 +98,28 @@ class Examples:
         self._starts = [sum(sizes[:index]) for index in range(len(sizes))]
 
     def __len__(self) -> int:
-        """Number of rows, ``N * K``."""
+        """Returns the number of rows, ``N * K``."""
         return self.images * self.targets_per_image
 
     @property
     def images(self) -> int:
-        """Number of images, N."""
+        """The number of images, N."""
         return sum(self._sizes)
 
     def rows(self, index: Tensor) -> dict[str, Tensor]:
-        """The rows ``index`` (R,): ``inputs`` (R, C, *spatial), ``targets`` (R,), and, where there are deletions,
-        ``boxes`` (R, D, boxes, dims, 2), of tables (R, D, F) bool, and ``drops`` (R, D)."""
+        """Returns rows: ``inputs`` ``(R, C, *spatial)`` and ``targets`` ``(R,)``.
+
+        Where there are deletions, ``boxes`` ``(R, D, boxes, dims, 2)``, for tables ``(R, D, F)`` bool, and ``drops``
+        ``(R, D)`` come with them.
+
+        Args:
+            index: Which rows, ``(R,)``.
+        """
         found = [self._row(*divmod(row, self.targets_per_image)) for row in index.tolist()]
         return {name: torch.stack([row[name] for row in found]) for name in found[0]}
 
     def targets(self) -> Tensor:
-        """Targets of all rows, ``(N * K,)``."""
+        """Returns the targets of all rows, ``(N * K,)``."""
         return torch.cat([self._slice(shard, "targets", slice(None)) for shard in self._shards]).flatten()
 
     def _row(self, image: int, target: int) -> dict[str, Tensor]:
@@ -150,21 +158,21 @@ def collect(
     memory_limit: int = MEMORY_LIMIT,
     progress: Callable[[int], None] | None = None,
 ) -> Examples:
-    """Read all images and measure what their targets lose by random deletions.
+    """Reads all images and measures what their targets lose by random deletions.
 
     Args:
-        model: in evaluation mode; run without gradient.
-        batches: images with labels or None, see `data.read_batches`.
-        what: what is measured.
-        processes: measure each their share of the images; all of them keep all examples.
-        folder: where examples are kept as files, which a later call with the same data goes on from; None keeps them
+        model: The model, in evaluation mode; run without gradient.
+        batches: Images with labels or None, as `data.read_batches` yields them.
+        what: What is measured.
+        processes: Measure each their share of the images; all of them keep all examples.
+        folder: Where examples are kept as files, which a later call with the same data goes on from; None keeps them
             in memory.
-        memory_limit: bytes in memory from which examples go to a temporary folder, for as long as they are used.
-        progress: called with the number of images done.
+        memory_limit: Bytes in memory from which examples go to a temporary folder, for as long as they are used.
+        progress: Called with the number of images done.
 
     Raises:
-        DataError: labels that are missing or out of range, or a folder that belongs to other data or cannot be
-            written to.
+        DataError: Labels are missing or out of range, or the folder belongs to other data or cannot be written
+            to.
     """
     store = _Store(model, what, processes, folder)
     labelled = what.targets == LABELS
@@ -194,7 +202,7 @@ def collect(
 
 
 class _Store:
-    """Measures shards of images, or reads the ones that were measured before."""
+    """A store that measures shards of images, or reads the ones that were measured before."""
 
     def __init__(self, model: nn.Module, what: Collection, processes: Processes, folder: Path | None) -> None:
         self.model, self.what, self.processes, self.folder = model, what, processes, folder
@@ -216,10 +224,10 @@ class _Store:
                 raise DataError(f"cannot make the folder {folder} for examples: {error}") from error
 
     def spill(self) -> None:
-        """Go on in a temporary folder, with what is in memory so far.
+        """Goes on in a temporary folder, with what is in memory so far.
 
         Raises:
-            DataError: several processes need a folder that all of them see; or the disk is full.
+            DataError: Several processes need a folder that all of them see; or the disk is full.
         """
         if self.processes.world > 1:
             raise DataError(
@@ -235,7 +243,7 @@ class _Store:
             self.shards[number] = path
 
     def add(self, items: list[dict[str, Tensor]], first: int) -> int:
-        """Measure a shard; returns its bytes."""
+        """Measures a shard, or reads it, and returns the bytes that it takes in memory; 0 where it was read."""
         images = torch.stack([item["image"] for item in items])
         labelled = all("label" in item for item in items)
         labels = torch.stack([item["label"] for item in items]) if labelled else None
@@ -268,7 +276,7 @@ class _Store:
         return size
 
     def _is_there(self, path: Path, digest: str) -> bool:
-        """Whether a file holds this very shard; the same answer in every process."""
+        """Returns whether a file holds this very shard; the same answer in every process."""
         found = 0.0
         if self.processes.main and path.is_file():
             try:
@@ -356,13 +364,10 @@ def _digest(tensors: tuple[Labels, ...], key: dict[str, Any]) -> str:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=metadata)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, metadata=metadata))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(
             f"cannot write examples to {path}: {error}; free some space and start again, it goes on"
         ) from error

@@ -16,11 +16,11 @@ from captum_learnprop.errors import LearnpropError
 from captum_learnprop.maps import per_axis, smooth
 
 BLUR = 1 / 8
-"""Standard deviation of ``"blur"`` as a share of the sides (see `per_axis`): parts of objects are gone, the light
+"""The standard deviation of ``"blur"`` as a share of the sides (see `per_axis`): parts of objects are gone, the light
 stays."""
 
 NOISE = 0.5
-"""Largest standard deviation of ``"noise"`` as a share of each channel's range; as in occlusion regression."""
+"""The largest standard deviation of ``"noise"`` as a share of each channel's range; as in occlusion regression."""
 
 
 class FillError(LearnpropError):
@@ -29,7 +29,7 @@ class FillError(LearnpropError):
 
 @dataclass(frozen=True)
 class FillDraw:
-    """The random numbers of a fill: ``B`` rows.
+    """The random numbers that fills of ``B`` rows are made from.
 
     Attributes:
         colour: ``(B, C)``, uniform in [0, 1).
@@ -44,31 +44,31 @@ class FillDraw:
     noise: Tensor
 
     def __getitem__(self, rows: Tensor) -> FillDraw:
-        """The numbers of the rows that an index or bool tensor selects."""
+        """Returns the numbers of the rows that an index or bool tensor selects."""
         return FillDraw(self.colour[rows], self.strength[rows], self.noise[rows])
 
 
 Fill = Callable[[Tensor, FillDraw], Tensor]
-"""``(inputs (B, C, *spatial), draw) -> (B, C, *spatial)``, row by row."""
+"""A function ``(inputs (B, C, *spatial), draw) -> (B, C, *spatial)`` that sees one row at a time."""
 
 
 def zero(inputs: Tensor, draw: FillDraw) -> Tensor:
-    """0, which is black, grey or the data's mean, depending on how inputs were normalised."""
+    """Returns 0, which is black, grey or the data's mean, depending on how inputs were normalised."""
     return torch.zeros_like(inputs)
 
 
 def mean(inputs: Tensor, draw: FillDraw) -> Tensor:
-    """Each channel's mean over space; of a table each row's mean."""
+    """Returns each channel's mean over space; for a table each row's mean."""
     return inputs.mean(_space(inputs), keepdim=True).expand_as(inputs)
 
 
 def blur(inputs: Tensor, draw: FillDraw) -> Tensor:
-    """The input after a Gaussian blur of `BLUR` times the sides (see `per_axis`); tables have none."""
+    """Returns the input after a Gaussian blur of `BLUR` times the sides (see `per_axis`); tables have none."""
     return smooth(inputs.flatten(0, 1), per_axis(BLUR, inputs.shape[2:])).reshape(inputs.shape)
 
 
 def colour(inputs: Tensor, draw: FillDraw) -> Tensor:
-    """One random colour, each channel uniform between its lowest and highest value in the input.
+    """Returns one random colour, each channel uniform between its lowest and highest value in the input.
 
     Each feature of a table is uniform between the lowest and highest value of its row.
     """
@@ -77,14 +77,14 @@ def colour(inputs: Tensor, draw: FillDraw) -> Tensor:
 
 
 def noise(inputs: Tensor, draw: FillDraw) -> Tensor:
-    """A random colour plus normal noise of random strength up to `NOISE`, within each channel's range in the input."""
+    """Returns a random colour plus normal noise of random strength up to `NOISE`, within each channel's range."""
     low, high = _range(inputs)
     share = _broadcast(draw.colour, inputs) + NOISE * _broadcast(draw.strength[:, None], inputs) * draw.noise
     return low + (high - low) * share.clamp(0.0, 1.0)
 
 
 def shuffle(inputs: Tensor, draw: FillDraw) -> Tensor:
-    """The input's pixels in random order: its colours without its shapes. Channels stay together."""
+    """Returns the input's pixels in random order: its colours without its shapes. Channels stay together."""
     if inputs.dim() == 2:
         return inputs.gather(1, draw.noise.argsort(1))
     order = draw.noise[:, :1].flatten(2).argsort(2).expand(-1, inputs.shape[1], -1)
@@ -99,18 +99,18 @@ FILLS: dict[str, Fill] = {
     "zero": zero,
     "blur": blur,
 }
-"""By name."""
+"""The fills by their names."""
 
 
 def fill_names(fills: str | tuple[str, ...] = "random", exclude: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Names of the fills to draw from.
+    """Returns the names of the fills to draw from.
 
     Args:
         fills: ``"random"`` for all in `FILLS`, one name or several.
-        exclude: fills that must not be used, for example because an evaluation uses them.
+        exclude: Fills that must not be used, for example because an evaluation uses them.
 
     Raises:
-        FillError: an unknown name, a name that is asked for and excluded, or nothing left.
+        FillError: A name is unknown, or asked for and excluded, or nothing is left.
     """
     asked = (fills,) if isinstance(fills, str) and fills != "random" else fills
     names = tuple(name for name in FILLS if name not in exclude) if asked == "random" else tuple(asked)
@@ -130,18 +130,18 @@ def random_fill(
     uniform: Callable[..., Tensor],
     normal: Callable[..., Tensor],
 ) -> Tensor:
-    """A fill for each row, of a kind drawn from ``names``: ``(B, C, *spatial)``.
+    """Returns a fill for each row, of a kind drawn from ``names``: ``(B, C, *spatial)``.
 
     It draws the same numbers whatever the kind, so that the draws that follow do not depend on it.
 
     Args:
-        inputs: ``(B, C, *spatial)``.
-        names: of `FILLS`; a name that comes twice is drawn twice as often.
-        uniform: shape -> ``(B, *shape)`` in [0, 1), as `Batch.uniform`.
-        normal: shape -> ``(B, *shape)`` standard normal, as `Batch.normal`.
+        inputs: Images ``(B, C, *spatial)``, or a table ``(B, F)``.
+        names: Some of `FILLS`; a name that comes twice is drawn twice as often.
+        uniform: Draws ``(B, *shape)`` in [0, 1) for a shape, as `Batch.uniform` does.
+        normal: Draws ``(B, *shape)`` standard normal for a shape, as `Batch.normal` does.
 
     Raises:
-        FillError: inputs without features, or a fill that they cannot have.
+        FillError: The inputs have no features, or cannot have one of the fills.
     """
     if inputs.dim() < 2:
         raise FillError(f"inputs must be (B, C, *spatial) or (B, F), got {tuple(inputs.shape)}")
@@ -167,5 +167,5 @@ def _range(inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _broadcast(values: Tensor, inputs: Tensor) -> Tensor:
-    """``(B, C or 1)`` as ``(B, C or 1, 1, ...)``."""
+    """Returns ``(B, C or 1)`` as ``(B, C or 1, 1, ...)``."""
     return values.reshape(*values.shape, *[1] * (inputs.dim() - 2))

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import csv
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from captum_learnprop.errors import LearnpropError
+from zennit_rules.files import replacing
 
 
 class TrainingLog:
-    """Collects rows and writes them to ``training.csv`` in a folder.
+    """A log that collects rows and writes them to ``training.csv`` in a folder.
 
-    Columns are those of the first row with their later companions; a step without a validation leaves its cells empty.
+    Its columns are those of the first row with their later companions; a step without a validation leaves its cells
+    empty.
 
     Args:
-        folder: where files go; None keeps the rows in memory only.
-        rows: of the steps before, when a run is resumed.
+        folder: Where files go; None keeps the rows in memory only.
+        rows: The rows of the steps before, when a run is resumed.
+
+    Attributes:
+        rows: All rows so far.
+
+    Raises:
+        LearnpropError: The folder cannot be made.
     """
 
     def __init__(self, folder: Path | None, rows: list[dict[str, float]] | None = None) -> None:
@@ -43,7 +50,7 @@ class TrainingLog:
             self._drop_board(error)
 
     def add(self, row: Mapping[str, float]) -> None:
-        """Keep a row; ``step`` is its place."""
+        """Keeps a row; ``step`` is its place."""
         self.rows.append(dict(row))
         try:
             for name, value in row.items():
@@ -57,23 +64,20 @@ class TrainingLog:
         warnings.warn(f"cannot write TensorBoard events: {error}; training goes on without", stacklevel=3)
 
     def flush(self) -> None:
-        """Write what there is; a disk that is full costs the log, not the training."""
+        """Writes what there is; a disk that is full costs the log, not the training."""
         if self._path is None or not self.rows:
             return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
         try:
-            with temporary.open("w", newline="", encoding="utf-8") as file:
+            with replacing(self._path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, columns, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(self.rows)
-            os.replace(temporary, self._path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             warnings.warn(f"cannot write the log {self._path}: {error}; training goes on", stacklevel=2)
 
     def close(self) -> None:
-        """Write the last rows."""
+        """Writes the last rows."""
         self.flush()
         try:
             if self._board is not None:
@@ -83,10 +87,10 @@ class TrainingLog:
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a ``training.csv``; empty cells are left out.
+    """Returns the rows of a ``training.csv``; empty cells are left out.
 
     Raises:
-        LearnpropError: no such file, or it holds no log.
+        LearnpropError: There is no such file, or it holds no log.
     """
     path = Path(path)
     if not path.is_file():

@@ -18,18 +18,18 @@ from captum_learnprop.training.terms import Term
 
 @dataclass(frozen=True)
 class MaskedInput(Term):
-    """What an objective such as `objectives.Agreement` says of the input masked by the map: the paper's family.
+    """A term by which an objective such as `objectives.Agreement` judges the masked input: the paper's family.
 
     Args:
-        objective: judges the masked output, one value per row.
-        mask: turns the map, as an attribution ``(B, 1, *spatial)``, into a mask.
+        objective: Judges the masked output, one value per row.
+        mask: Turns the map, as an attribution ``(B, 1, *spatial)``, into a mask.
     """
 
     objective: SampleObjective
     mask: Mask
 
     def __call__(self, batch: Batch) -> Tensor:
-        """``(B,)``."""
+        """Returns the loss of each row, ``(B,)``."""
         mask = self.mask(batch.maps if batch.table else batch.maps[:, None])
         # Such an objective draws from the global generator, one draw for all rows: seeded by the step, so that chunks
         # of a step see the same.
@@ -45,7 +45,7 @@ class MaskedInput(Term):
         )
 
     def config(self) -> dict[str, Any]:
-        """Name and options in plain types."""
+        """Returns name and options in plain types."""
         return {
             "term": type(self).__name__,
             "objective": re.sub(r" at 0x\w+", "", repr(self.objective)),

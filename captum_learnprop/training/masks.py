@@ -17,8 +17,10 @@ from zennit_rules.core.scalars import plain_fields
 
 from ..errors import LearnpropError
 from ..maps import per_axis, smooth
+from .map_similarity import nonzero
 
 Mask = Callable[[Tensor], Tensor]
+"""A function ``attribution (B, C, *spatial) -> mask (B, 1, *spatial)`` in [0, 1]; ``(B, F) -> (B, F)``."""
 
 
 class MaskError(LearnpropError):
@@ -27,7 +29,7 @@ class MaskError(LearnpropError):
 
 @dataclass(frozen=True)
 class MaxMask:
-    """Strength of the attribution over channels, divided by its largest value in the sample.
+    """A mask by the strength of the attribution over channels, divided by its largest value in the sample.
 
     ``m = r / max(r)`` with ``r = max_c |a|``, ``sum_c |a|`` or ``sum_c max(a, 0)``; then, if asked for, smoothed and
     raised to a power below 1. Channels are dimension 1 of inputs with at least three dimensions; ``(B, F)`` inputs
@@ -42,7 +44,7 @@ class MaxMask:
         power: Exponent applied to ``r / max(r)``.
 
     Raises:
-        MaskError: For an unknown ``reduce``, a negative ``sigma`` or a ``power`` that is not positive.
+        MaskError: ``reduce`` is unknown, ``sigma`` negative or ``power`` not positive.
     """
 
     reduce: str = "max"
@@ -58,15 +60,15 @@ class MaxMask:
             raise MaskError(f"MaxMask(sigma={self.sigma}, power={self.power}): sigma must be >= 0 and power > 0")
 
     def __call__(self, attribution: Tensor) -> Tensor:
-        """Mask ``(B, 1, *spatial)`` (or ``(B, F)``) of a signed attribution ``(B, C, *spatial)`` (or ``(B, F)``)."""
+        """Returns the mask ``(B, 1, *spatial)`` of an attribution ``(B, C, *spatial)``, or ``(B, F)`` of ``(B, F)``."""
         strength = _strength(attribution, self.reduce, self.sigma)
         dims = tuple(range(1, strength.ndim))
         top = strength.amax(dim=dims, keepdim=True) if dims else strength
-        ratio = strength / _positive(top)
+        ratio = strength / nonzero(top)
         return ratio if self.power == 1 else _raised(ratio, self.power)
 
     def of_maps(self, maps: Tensor) -> Tensor:
-        """Mask ``(B, *spatial)`` of maps ``(B, *spatial)``: the maps are the only channel."""
+        """Returns the mask of maps ``(B, *spatial)``, in their shape: the maps are the only channel."""
         return self(maps[:, None])[:, 0]
 
 
@@ -92,7 +94,7 @@ class AreaMask:
             none.
 
     Raises:
-        MaskError: For an option out of range.
+        MaskError: An option is out of range.
     """
 
     area: float = 0.2
@@ -113,19 +115,19 @@ class AreaMask:
             )
 
     def __call__(self, attribution: Tensor, area: Tensor | float | None = None) -> Tensor:
-        """Mask ``(B, 1, *spatial)`` (or ``(B, F)``) of a signed attribution ``(B, C, *spatial)`` (or ``(B, F)``).
+        """Returns the mask ``(B, 1, *spatial)`` of an attribution ``(B, C, *spatial)``, or ``(B, F)`` of ``(B, F)``.
 
         Args:
-            attribution: Signed.
-            area: In place of the mask's own; a number or one for each sample, ``(B,)``.
+            attribution: A signed attribution.
+            area: The share that is kept in place of the mask's own; a number, or one for each sample, ``(B,)``.
 
         Raises:
-            MaskError: For an area outside (0, 1) or of another shape.
+            MaskError: The area is outside (0, 1) or of another shape.
         """
         return self._of_strength(_strength(attribution, self.reduce, self.sigma), area)
 
     def of_maps(self, maps: Tensor, area: Tensor | float | None = None) -> Tensor:
-        """Mask ``(B, *spatial)`` of maps ``(B, *spatial)``: the highest values are kept, signs are not removed."""
+        """Returns the mask of maps ``(B, *spatial)``, in their shape: the highest values are kept, with their signs."""
         return self._of_strength(_low_pass(maps, self.sigma), area)
 
     def _of_strength(self, strength: Tensor, area: Tensor | float | None) -> Tensor:
@@ -136,7 +138,7 @@ class AreaMask:
 
 
 def total_variation(masks: Tensor) -> Tensor:
-    """Mean absolute difference of neighbours of ``(B, *spatial)``, summed over the dimensions of space: ``(B,)``."""
+    """Returns the mean absolute difference of neighbours, summed over space: ``(B,)`` of ``(B, *spatial)``."""
     total = masks.new_zeros(len(masks))
     for dim in range(1, masks.ndim):
         if masks.shape[dim] > 1:
@@ -145,7 +147,7 @@ def total_variation(masks: Tensor) -> Tensor:
 
 
 class _Threshold(torch.autograd.Function):
-    """``tau`` ``(B, 1)`` with ``mean_i sigmoid(score_i - tau) = area``, for score ``(B, N)`` and area ``(B, 1)``."""
+    """Solves ``mean_i sigmoid(score_i - tau) = area`` for ``tau`` ``(B, 1)``; score ``(B, N)``, area ``(B, 1)``."""
 
     @staticmethod
     def forward(ctx: Any, score: Tensor, area: Tensor) -> Tensor:
@@ -163,7 +165,7 @@ class _Threshold(torch.autograd.Function):
 
 
 def _solve(score: Tensor, area: Tensor) -> Tensor:
-    """Newton steps, kept inside a bracket that is halved where they would leave it. Rows do not see each other."""
+    """Takes Newton steps, kept in a bracket that is halved where they would leave it; rows do not see each other."""
     odds = torch.logit(area)
     low, high = score.amin(1, keepdim=True) - odds, score.amax(1, keepdim=True) - odds  # mean(m) >= area; <= area
     tau = (low + high) / 2
@@ -181,19 +183,15 @@ def _solve(score: Tensor, area: Tensor) -> Tensor:
 
 
 def _slope(kept: Tensor) -> Tensor:
-    """Derivative of the sigmoid from its value, above 0 so that sums of it can be divided by."""
+    """Returns the derivative of the sigmoid from its value, above 0 so that sums of it can be divided by."""
     return (kept * (1 - kept)).clamp(min=torch.finfo(kept.dtype).tiny)
 
 
 def _standardised(rows: Tensor) -> Tensor:
-    """Rows ``(B, N)`` minus their mean, over their mean absolute deviation."""
-    rows = rows / _positive(rows.detach().abs().amax(1, keepdim=True))  # sums neither overflow nor vanish
+    """Returns rows ``(B, N)`` minus their mean, over their mean absolute deviation."""
+    rows = rows / nonzero(rows.detach().abs().amax(1, keepdim=True))  # sums neither overflow nor vanish
     deviation = rows - rows.mean(1, keepdim=True)
-    return deviation / _positive(deviation.abs().mean(1, keepdim=True) + FLAT * rows.abs().mean(1, keepdim=True))
-
-
-def _positive(size: Tensor) -> Tensor:
-    return torch.where(size > 0, size, torch.ones_like(size))
+    return deviation / nonzero(deviation.abs().mean(1, keepdim=True) + FLAT * rows.abs().mean(1, keepdim=True))
 
 
 def _areas(area: Tensor | float, rows: Tensor) -> Tensor:
@@ -206,7 +204,7 @@ def _areas(area: Tensor | float, rows: Tensor) -> Tensor:
 
 
 def _strength(attribution: Tensor, reduce: str, sigma: float) -> Tensor:
-    """One value per pixel, ``(B, 1, *spatial)``, smoothed; ``(B, F)`` and ``(B,)`` keep their shape."""
+    """Returns one value per pixel, ``(B, 1, *spatial)``, smoothed; ``(B, F)`` and ``(B,)`` keep their shape."""
     if reduce == "signed":
         strength = attribution
     else:
@@ -219,23 +217,23 @@ def _strength(attribution: Tensor, reduce: str, sigma: float) -> Tensor:
 
 
 def _low_pass(maps: Tensor, sigma: float) -> Tensor:
-    """Maps ``(B, *spatial)`` smoothed by ``sigma``, a fraction of the sides (see `per_axis`)."""
+    """Returns maps ``(B, *spatial)`` smoothed by ``sigma``, a fraction of the sides (see `per_axis`)."""
     return smooth(maps, per_axis(sigma, maps.shape[1:])) if sigma else maps
 
 
 def _raised(ratio: Tensor, power: float) -> Tensor:
-    """``ratio ** power`` with 0 and 1 kept and a finite slope at 0."""
+    """Returns ``ratio ** power`` with 0 and 1 kept and a finite slope at 0."""
     return ((ratio + _SOFT) ** power - _SOFT**power) / ((1 + _SOFT) ** power - _SOFT**power)
 
 
 _SOFT = 1e-4
 
 TOLERANCE = 1e-9
-"""Of the area that `AreaMask` solves for: far below what float32 can tell."""
+"""The largest error of the area that `AreaMask` solves for: far below what float32 can tell."""
 
 MAX_STEPS = 80
-"""Of Newton or halving: halving alone gets from a bracket of 1e6 to the last digit of float64 in 73."""
+"""The most steps of Newton or halving: halving alone gets from a bracket of 1e6 to the last digit of float64 in 73."""
 
 FLAT = 1e-3
-"""Deviation, as a share of the mean absolute value, below which a map fades to constant: rounding is no signal, and
+"""The deviation, as a share of the mean absolute value, below which a map fades to constant: rounding is no signal, and
 the slope at a constant map stays finite."""

@@ -41,21 +41,21 @@ class MaskedPass:
 
 
 class SampleObjective(Protocol):
-    """What per-sample learning needs of an objective."""
+    """An objective of per-sample learning."""
 
     def apply(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """The masked input, in the shape of ``inputs``."""
+        """Returns the masked input, in the shape of ``inputs``."""
 
     def __call__(self, result: MaskedPass) -> Tensor:
-        """Loss of each sample, ``(B,)``."""
+        """Returns the loss of each sample, ``(B,)``."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of the masked output with the original one, plus area, plus optional total variation.
+    """The agreement of the masked output with the original one, plus area, plus optional total variation.
 
-    ``loss = D(f(m * x + (1 - m) * b), f(x)) + area * mean(m) + total_variation * TV(m)``. That the masked output is
-    compared with the original one is stated by Yang et al. (ECCV 2020); the distance, the weights, the baseline and
+    It is ``loss = D(f(m * x + (1 - m) * b), f(x)) + area * mean(m) + total_variation * TV(m)``. Yang et al. (ECCV
+    2020) state that the masked output is compared with the original one; the distance, the weights, the baseline and
     the area term are our reconstruction.
 
     Args:
@@ -66,10 +66,10 @@ class Agreement:
         area: Weight of the mean of the mask.
         total_variation: Weight of the mean absolute difference of neighbours in the mask.
         baseline: What replaces the input where the mask is 0: a number, a function of the input, or ``"noise"``:
-            a random colour and texture of the sample's own mean and spread, drawn anew each step (see `noise_fill`).
+            a random colour and texture of the sample's own mean and spread, drawn anew each step by `noise_fill`.
 
     Raises:
-        LearnpropError: For an unknown distance or a negative weight.
+        LearnpropError: The distance is unknown, or a weight negative.
     """
 
     distance: str = "auto"
@@ -89,7 +89,7 @@ class Agreement:
             )
 
     def apply(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """``m * x + (1 - m) * b``."""
+        """Returns ``m * x + (1 - m) * b``, in the shape of ``inputs``."""
         if not isinstance(self.baseline, (int, float)):
             fill = noise_fill(inputs) if isinstance(self.baseline, str) else self.baseline(inputs)
             return fill + mask * (inputs - fill)
@@ -98,7 +98,7 @@ class Agreement:
         return self.baseline + mask * (inputs - self.baseline)
 
     def __call__(self, result: MaskedPass) -> Tensor:
-        """Loss of each sample, ``(B,)``."""
+        """Returns the loss of each sample, ``(B,)``."""
         loss = self._distance(result)
         for mask in result.masks:
             loss = loss + self.area * mask.reshape(len(mask), -1).mean(dim=1)
@@ -130,7 +130,7 @@ class Agreement:
 
 
 def noise_fill(inputs: Tensor) -> Tensor:
-    """A random fill ``mean + std * (u + n / 2)`` in the shape of ``inputs``.
+    """Returns a random fill ``mean + std * (u + n / 2)`` in the shape of ``inputs``.
 
     Mean and standard deviation are those of each sample and channel, ``u`` is uniform in [-1, 1] per channel and ``n``
     normal per element. All samples share the draw, so that a sample's fill does not depend on its batch.
@@ -143,7 +143,7 @@ def noise_fill(inputs: Tensor) -> Tensor:
 
 
 def _class_index(r: MaskedPass) -> Tensor | None:
-    """The target as class indices ``(B,)``, or None where outputs or target are of another kind."""
+    """Returns the target as class indices ``(B,)``, or None where outputs or target are of another kind."""
     if r.masked.ndim != 2 or r.masked.shape[1] < 2:
         return None
     target = plain(r.target)

@@ -25,11 +25,11 @@ from captum_learnprop.forward import output_of
 from captum_learnprop.training.quantities import Quantity
 
 REGION_SIDES = (1 / 16, 1 / 2)
-"""Range of the side of a box, as a share of the image's side, drawn log-uniformly: from a stroke to an object. Of the
-features of a table, which have no order, the share that is removed."""
+"""The range of the side of a box, as a share of the image's side, drawn log-uniformly: from a stroke to an object. For
+the features of a table, which have no order, it is the share that is removed."""
 
 MAX_BOXES = 4
-"""A region is a union of 1 to this many boxes of one scale: one box alone cannot tell parts from wholes."""
+"""The most boxes of a region, a union of boxes of one scale: one box alone cannot tell parts from wholes."""
 
 
 class OcclusionError(LearnpropError):
@@ -37,7 +37,7 @@ class OcclusionError(LearnpropError):
 
 
 def generator_of(seed: int, index: int) -> torch.Generator:
-    """The random numbers of image ``index`` under ``seed``; neighbours get unrelated ones."""
+    """Returns the random numbers of image ``index`` under ``seed``; neighbours get unrelated ones."""
     state = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
@@ -55,18 +55,18 @@ def measure_drops(
     generator: torch.Generator,
     internal_batch_size: int = 256,
 ) -> Tensor:
-    """What each target of one image, or row of a table, loses by each deletion: ``(K, D)`` float32.
+    """Returns what each target of one image, or row of a table, loses by each deletion: ``(K, D)`` float32.
 
     Args:
-        model: maps images to ``(B, classes)``, in evaluation mode.
-        image: ``(C, *spatial)``, or the features ``(F,)``.
-        targets: ``(K,)`` int64; they share the deletions, and with them the passes of the model.
-        boxes: D regions as `random_regions` draws them.
-        quantity: what is explained, see `quantities`.
-        low: ``(C,)`` lowest value of a fill, per channel; ``(F,)`` of a table.
-        high: ``(C,)`` highest.
-        generator: of the fills.
-        internal_batch_size: how many changed images go through the model together.
+        model: Maps images to ``(B, classes)``, in evaluation mode.
+        image: The image ``(C, *spatial)``, or the features ``(F,)``.
+        targets: Classes ``(K,)`` int64; they share the deletions, and with them the passes of the model.
+        boxes: Regions, D of them, as `random_regions` draws them.
+        quantity: What is explained, one of `quantities.QUANTITIES`.
+        low: The lowest value of a fill for each channel, ``(C,)``; for a table ``(F,)``.
+        high: The highest, in the same shape.
+        generator: Draws the fills.
+        internal_batch_size: How many changed images go through the model together.
     """
     regions = regions_of(boxes, tuple(image.shape)).to(image.device)
     fills = random_fills(len(regions), tuple(image.shape), low, high, generator).to(image)
@@ -81,32 +81,32 @@ def measure_drops(
 
 
 def random_regions(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Regions of an image ``(C, *spatial)``, see `random_boxes`, or of the features ``(F,)``, see `random_features`."""
+    """Returns `random_boxes` for an image ``(C, *spatial)``, `random_features` for the features ``(F,)`` of a table."""
     return random_features(count, shape[0], generator) if len(shape) == 1 else random_boxes(count, shape[1:], generator)
 
 
 def regions_of(boxes: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """What `random_regions` gave, ``(..., D, *)``, as ``(..., D, *spatial)`` or ``(..., D, F)`` bool.
+    """Returns what `random_regions` gave, ``(..., D, *)``, as ``(..., D, *spatial)`` or ``(..., D, F)`` bool.
 
     Args:
-        boxes: boxes, which take little memory, or features, which are regions as they are.
-        shape: of an image ``(C, *spatial)``, or of a row of a table ``(F,)``.
+        boxes: Boxes, which take little memory, or features, which are regions as they are.
+        shape: The shape of an image ``(C, *spatial)``, or of a row of a table ``(F,)``.
     """
     return boxes if len(shape) == 1 else box_regions(boxes, shape[1:])
 
 
 def random_boxes(count: int, spatial: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Regions as unions of 1 to `MAX_BOXES` boxes of one random scale each.
+    """Returns regions as unions of 1 to `MAX_BOXES` boxes of one random scale each.
 
     Args:
-        count: how many regions.
-        spatial: size of the images in pixels, one to three dimensions.
-        generator: what draws.
+        count: How many regions.
+        spatial: Size of the images in pixels, one to three dimensions.
+        generator: What draws.
 
     Returns:
-        ``(count, MAX_BOXES, dims, 2)`` int32: first pixel and length per dimension. A box may begin before the image
-        or end behind it, by all but one pixel: so every pixel is removed equally often. Boxes that are not used have
-        length 0.
+        Boxes ``(count, MAX_BOXES, dims, 2)`` int32: first pixel and length per dimension. A box may begin before the
+        image or end behind it, by all but one pixel: so every pixel is removed equally often. Boxes that are not used
+        have length 0.
     """
     low, high = (math.log(side) for side in REGION_SIDES)
     dims = len(spatial)
@@ -121,7 +121,7 @@ def random_boxes(count: int, spatial: tuple[int, ...], generator: torch.Generato
 
 
 def random_features(count: int, features: int, generator: torch.Generator) -> Tensor:
-    """Regions of the features of a table, which have no order: ``(count, features)`` bool, none empty.
+    """Returns regions of the features of a table, which have no order: ``(count, features)`` bool, none empty.
 
     Each takes a random share of the features, log-uniform in `REGION_SIDES`, at least one.
     """
@@ -132,7 +132,7 @@ def random_features(count: int, features: int, generator: torch.Generator) -> Te
 
 
 def box_regions(boxes: Tensor, spatial: tuple[int, ...]) -> Tensor:
-    """Pixels inside the boxes ``(..., boxes, dims, 2)``: ``(..., *spatial)`` bool, none empty."""
+    """Returns the pixels inside the boxes ``(..., boxes, dims, 2)``: ``(..., *spatial)`` bool, none empty."""
     region = torch.ones((), dtype=torch.bool, device=boxes.device)
     for dim, size in enumerate(spatial):
         position = torch.arange(size, device=boxes.device)
@@ -144,8 +144,10 @@ def box_regions(boxes: Tensor, spatial: tuple[int, ...]) -> Tensor:
 
 
 def random_fills(count: int, shape: tuple[int, ...], low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
-    """What replaces a region: a random colour plus noise, ``(count, C, *spatial)`` in [low, high]; ``(count, F)`` of
-    features, each of which is a channel."""
+    """Returns what replaces regions: a random colour plus noise, ``(count, C, *spatial)`` in [low, high].
+
+    Features of a table are channels each: ``(count, F)``.
+    """
     ones = (1,) * (len(shape) - 1)
     colour = torch.rand(count, shape[0], *ones, generator=generator)
     strength = 0.5 * torch.rand(count, 1, *ones, generator=generator)
@@ -155,5 +157,5 @@ def random_fills(count: int, shape: tuple[int, ...], low: Tensor, high: Tensor, 
 
 
 def region_mass(maps: Tensor, regions: Tensor) -> Tensor:
-    """Sum of each map ``(B, *spatial)``, or ``(B, F)``, inside each of its regions ``(B, D, *spatial)``: ``(B, D)``."""
+    """Returns the sum of maps ``(B, *spatial)``, or ``(B, F)``, in their regions ``(B, D, *spatial)``: ``(B, D)``."""
     return torch.bmm(regions.flatten(2).to(maps.dtype), maps.flatten(1)[..., None])[..., 0]

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from zennit_rules import RuleSet, RuleWarning
@@ -23,10 +22,10 @@ from zennit_rules.core.protocols import TrainableComposite
 from zennit_rules.core.tangent import record
 
 from ..errors import TargetError
-from ..forward import output_of
-from ..targets import require_finite, select_target
+from ..targets import select_target
 from .masks import Mask
 from .objectives import MaskedPass, SampleObjective
+from .pass_by_rules import RulePass, rules_recorded
 
 # A linear map's transpose satisfies <v, A g> = <A' v, g> up to rounding; anything beyond this is a fault.
 _ADJOINT_TOLERANCE = {torch.float64: 1e-8}
@@ -60,11 +59,12 @@ class OriginalPass:
         self.leaves = leaves
         self.rules: RuleSet = composite.rules
         self.fallback: str | None = None
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-            with composite.recorded(model), record(leaves) if composite.linearised else nullcontext() as tape:
-                output = output_of(model, leaves, additional)
-            self.selected = require_finite(select_target(output, target))
-        self.output: Tensor = output
+        watched = record(leaves) if composite.linearised else nullcontext()
+        with rules_recorded(model, composite), watched as tape:
+            self._pass = RulePass.of(model, composite, leaves, additional)
+        self.output: Tensor = self._pass.output
+        output = self.output
+        self.selected = self._pass.select(target)
         if not self.rules.closed:
             self.rules.close(model, output, leaves)
             _warn_of_mixed_samples(self.rules, leaves[0].shape[0])
@@ -74,18 +74,14 @@ class OriginalPass:
             tape.finish(output)
             self.fallback = tape.unsupported
         self.tape = tape
-        self._composite = composite
         self._checked = False
         if not output.requires_grad:
             raise TargetError("the model's output does not depend on its input in a differentiable way")
-        with torch.enable_grad():
-            (self.seed,) = torch.autograd.grad(self.selected.sum(), output, retain_graph=True)
+        self.seed = self._pass.seed_of(self.selected)
 
     def attributions(self, *, create_graph: bool = False) -> tuple[Tensor, ...]:
         """One backward pass by the current rules; a signed map per leaf."""
-        return self._composite.attribute(
-            self.output, self.leaves, self.seed, create_graph=create_graph, retain_graph=True
-        )
+        return self._pass.attributions(self.seed, create_graph=create_graph, keep=True)
 
     def rule_gradients(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_learnprop.errors import LearnpropError
 
 Quantity = Callable[[Tensor, Tensor], Tensor]
-"""``(outputs (B, classes), targets (B,)) -> (B,)``."""
+"""A function ``(outputs (B, classes), targets (B,)) -> (B,)``."""
 
 
 class QuantityError(LearnpropError):
@@ -22,32 +22,32 @@ class QuantityError(LearnpropError):
 
 
 def logit(outputs: Tensor, targets: Tensor) -> Tensor:
-    """``z_t``: the target's output as it is, ``(B,)``."""
+    """Returns ``z_t``: the target's output as it is, ``(B,)``."""
     return _of_target(outputs, targets)
 
 
 def softmax(outputs: Tensor, targets: Tensor) -> Tensor:
-    """``exp(z_t) / sum_c exp(z_c)``, ``(B,)`` in [0, 1]: for classes that exclude each other."""
+    """Returns ``exp(z_t) / sum_c exp(z_c)``, ``(B,)`` in [0, 1]: for classes that exclude each other."""
     return _of_target(_several("softmax", outputs).softmax(1), targets)
 
 
 def log_probability(outputs: Tensor, targets: Tensor) -> Tensor:
-    """``log softmax(z)_t``, ``(B,)``, at most 0."""
+    """Returns ``log softmax(z)_t``, ``(B,)``, at most 0."""
     return _of_target(_several("log_probability", outputs).log_softmax(1), targets)
 
 
 def sigmoid(outputs: Tensor, targets: Tensor) -> Tensor:
-    """``1 / (1 + exp(-z_t))``, ``(B,)`` in [0, 1]: for classes that do not exclude each other."""
+    """Returns ``1 / (1 + exp(-z_t))``, ``(B,)`` in [0, 1]: for classes that do not exclude each other."""
     return _of_target(outputs, targets).sigmoid()
 
 
 def log_sigmoid(outputs: Tensor, targets: Tensor) -> Tensor:
-    """``-log(1 + exp(-z_t))``, ``(B,)``, at most 0."""
+    """Returns ``-log(1 + exp(-z_t))``, ``(B,)``, at most 0."""
     return F.logsigmoid(_of_target(outputs, targets))
 
 
 def contrastive_logit(outputs: Tensor, targets: Tensor) -> Tensor:
-    """``z_t - log sum_{c != t} exp(z_c)``, ``(B,)``: the log-odds of the softmax probability, which do not saturate."""
+    """Returns ``z_t - log sum_{c != t} exp(z_c)``, ``(B,)``: the log-odds of the softmax probability never saturate."""
     own = _of_target(_several("contrastive_logit", outputs), targets)
     is_target = torch.arange(outputs.shape[1], device=outputs.device) == targets[:, None]
     return own - outputs.masked_fill(is_target, -torch.inf).logsumexp(1)
@@ -61,17 +61,17 @@ QUANTITIES: dict[str, Quantity] = {
     "log_sigmoid": log_sigmoid,
     "contrastive_logit": contrastive_logit,
 }
-"""By name. ``softmax``, ``log_probability`` and ``contrastive_logit`` need at least two classes."""
+"""The quantities by their names; ``softmax``, ``log_probability`` and ``contrastive_logit`` need two classes."""
 
 
 def quantity(name: str) -> Quantity:
-    """The quantity of a name in `QUANTITIES`.
+    """Returns the quantity of a name in `QUANTITIES`.
 
     The function takes outputs ``(B, classes)`` and int64 targets ``(B,)`` in ``[0, classes)`` and gives ``(B,)``; it
     raises a `QuantityError` where they are not.
 
     Raises:
-        QuantityError: the name is not known.
+        QuantityError: The name is not known.
     """
     if name in QUANTITIES:
         return QUANTITIES[name]
@@ -105,6 +105,6 @@ def _of_target(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _farthest(targets: Tensor) -> int:
-    """The lowest target if that is negative, else the highest."""
+    """Returns the lowest target if that is negative, else the highest."""
     low, high = (int(value) for value in targets.aminmax())
     return low if low < 0 else high

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.forward import output_of
 from captum_learnprop.maps import postprocess
-from captum_learnprop.targets import require_finite, select_target
+from captum_learnprop.training.pass_by_rules import RulePass, leaves_of, rules_recorded
 from zennit_rules import RuleSet
 
 
@@ -29,13 +28,17 @@ class RuleMaps:
     ) -> None:
         self.model, self.rules = model, rules
         self.sign, self.smoothing, self.precision = sign, smoothing, precision
-        self._composite = rules.composite()
+        self.composite = rules.composite()
 
     def plain(self, inputs: Tensor) -> Tensor:
         """The model without rules, in the same precision: ``(B, classes)``."""
-        with torch.autocast(inputs.device.type, dtype=self.precision, enabled=self.precision is not None):
+        with self.autocast(inputs):
             output = output_of(self.model, (inputs,))
         return _at_least_single(output)
+
+    def autocast(self, like: Tensor) -> torch.autocast:
+        """The precision of passes, on the device of a tensor."""
+        return torch.autocast(like.device.type, dtype=self.precision, enabled=self.precision is not None)
 
     def record(self, inputs: Tensor, *, create_graph: bool) -> RecordedMaps:
         """Run the model on inputs ``(B, C, *spatial)``."""
@@ -51,27 +54,18 @@ class RecordedMaps:
 
     def __init__(self, maps: RuleMaps, inputs: Tensor, create_graph: bool) -> None:
         self._maps, self._create_graph = maps, create_graph
-        self._leaf = inputs.detach().clone().requires_grad_()
-        plain = sdpa_kernel(SDPBackend.MATH)  # the fused kernels have no second derivative
-        with torch.enable_grad(), plain, self._autocast(), maps._composite.recorded(maps.model):
-            self._live = output_of(maps.model, (self._leaf,))
-        if not self._live.requires_grad:
+        with rules_recorded(maps.model, maps.composite), maps.autocast(inputs):
+            self._pass = RulePass.of(maps.model, maps.composite, leaves_of((inputs,)))
+        if not self._pass.output.requires_grad:
             raise LearnpropError("the model's output does not depend on its input in a differentiable way")
-        self.output = _at_least_single(self._live.detach())
-
-    def _autocast(self) -> torch.autocast:
-        precision = self._maps.precision
-        return torch.autocast(self._leaf.device.type, dtype=precision, enabled=precision is not None)
+        self.output = _at_least_single(self._pass.output.detach())
 
     def explain(self, targets: Tensor) -> Tensor:
         """Maps ``(B, *spatial)`` of the targets ``(B,)``."""
-        maps = self._maps
-        with torch.enable_grad(), self._autocast():
-            selected = require_finite(select_target(self._live, targets))
-            (seed,) = torch.autograd.grad(selected.sum(), self._live, retain_graph=True)
-            (attribution,) = maps._composite.attribute(
-                self._live, (self._leaf,), seed, create_graph=self._create_graph, retain_graph=True
-            )
+        maps, run = self._maps, self._pass
+        with torch.enable_grad(), maps.autocast(self.output):
+            seed = run.seed_of(run.select(targets))
+            (attribution,) = run.attributions(seed, create_graph=self._create_graph, keep=True)
         with torch.set_grad_enabled(self._create_graph):
             return postprocess(_at_least_single(attribution), maps.sign, maps.smoothing)
 

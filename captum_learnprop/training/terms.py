@@ -28,13 +28,13 @@ from zennit_rules.core.scalars import plain, plain_fields
 
 
 class Term(ABC):
-    """One thing to minimise: a frozen dataclass whose fields are its options.
+    """A thing to minimise: a frozen dataclass whose fields are its options.
 
     ``weight * term`` and ``term + term`` give an `Objective`.
 
     Attributes:
-        needs_deletions: the batch must have ``regions`` and ``drops``.
-        needs_randomized: the batch must have ``explain_randomized``.
+        needs_deletions: Whether the batch must have ``regions`` and ``drops``.
+        needs_randomized: Whether the batch must have ``explain_randomized``.
     """
 
     needs_deletions: ClassVar[bool] = False
@@ -42,10 +42,10 @@ class Term(ABC):
 
     @abstractmethod
     def __call__(self, batch: Batch) -> Tensor:
-        """Value of each row, ``(B,)``, differentiable in the rules."""
+        """Returns the value of each row, ``(B,)``, differentiable in the rules."""
 
     def config(self) -> dict[str, Any]:
-        """Name and options in plain types, ready for JSON."""
+        """Returns name and options in plain types, ready for JSON."""
         return {"term": type(self).__name__, **_options(self)}
 
     def __mul__(self, weight: float) -> Objective:
@@ -64,10 +64,10 @@ class Objective:
     A term of weight 0 is computed and reported, but not minimised.
 
     Args:
-        terms: ``(weight, term)`` each.
+        terms: Pairs ``(weight, term)``.
 
     Raises:
-        ObjectiveError: no terms, or a weight that is negative or not finite.
+        ObjectiveError: There are no terms, or a weight is negative or not finite.
     """
 
     terms: tuple[tuple[float, Term], ...]
@@ -84,33 +84,33 @@ class Objective:
 
     @classmethod
     def of(cls, source: Term | Objective) -> Objective:
-        """A term as an objective of weight 1; an objective as it is."""
+        """Returns a term as an objective of weight 1; an objective as it is."""
         return source if isinstance(source, Objective) else cls(((1.0, source),))
 
     @classmethod
     def from_config(
         cls, config: Iterable[Mapping[str, Any]], terms: Mapping[str, type[Term]] | None = None
     ) -> Objective:
-        """What `config` was made from.
+        """Returns the objective that `config` was made from.
 
         Args:
-            config: one mapping per term with ``"term"``, its name, optionally ``"weight"`` (1), and its options.
-            terms: terms by name; `TERMS` by default.
+            config: One mapping per term with ``"term"``, its name, optionally ``"weight"`` (1), and its options.
+            terms: Terms by name; `TERMS` by default.
 
         Raises:
-            ObjectiveError: an unknown term or option.
+            ObjectiveError: A term or option is unknown.
         """
         known = TERMS if terms is None else terms
         return cls(tuple(_weighted(entry, known) for entry in config))
 
     @property
     def needs_deletions(self) -> bool:
-        """Some term needs ``regions`` and ``drops``."""
+        """Whether some term needs ``regions`` and ``drops``."""
         return any(term.needs_deletions for _, term in self.terms)
 
     @property
     def needs_randomized(self) -> bool:
-        """Some term needs ``explain_randomized``."""
+        """Whether some term needs ``explain_randomized``."""
         return any(term.needs_randomized for _, term in self.terms)
 
     @property
@@ -123,7 +123,7 @@ class Objective:
         )
 
     def values(self, batch: Batch) -> dict[str, Tensor]:
-        """Value of each term without its weight, ``(B,)``, by its name in `names`."""
+        """Returns the value of each term without its weight, ``(B,)``, by its name in `names`."""
         values = {}
         for name, (weight, term) in zip(self.names, self.terms, strict=True):
             value = term(batch)
@@ -133,10 +133,10 @@ class Objective:
         return values
 
     def combine(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Weighted sum of what `values` gave: ``(B,)``.
+        """Returns the weighted sum of what `values` gave: ``(B,)``.
 
         Raises:
-            ObjectiveError: all weights are 0.
+            ObjectiveError: All weights are 0.
         """
         parts = [weight * values[name] for name, (weight, _) in zip(self.names, self.terms, strict=True) if weight]
         if not parts:
@@ -144,11 +144,11 @@ class Objective:
         return torch.stack(parts).sum(0)
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Loss of each row, ``(B,)``."""
+        """Returns the loss of each row, ``(B,)``."""
         return self.combine(self.values(batch))
 
     def config(self) -> list[dict[str, Any]]:
-        """Terms, weights and options in plain types, ready for JSON; `from_config` reads it."""
+        """Returns terms, weights and options in plain types, ready for JSON; `from_config` reads it."""
         return [{**term.config(), "weight": float(weight)} for weight, term in self.terms]
 
     def __add__(self, other: Term | Objective) -> Objective:
@@ -167,21 +167,22 @@ class Objective:
 
 @dataclass(frozen=True)
 class OcclusionRegression(Term):
-    """How badly a map predicts what the model loses when parts of the image are removed.
+    """A term that says how badly a map predicts what the model loses when parts of the image are removed.
 
-    ``1 - corr_d(mass of the map inside region d, drop by region d)``, over the deletions of a row: in [0, 2], 1 for a
-    map without mass. The training form of *sensitivity-n* (Ancona et al., ICLR 2018) and *infidelity* (Yeh et al.,
-    NeurIPS 2019). The model is never run on anything that depends on the map, so nothing can be optimised against it.
+    It is ``1 - corr_d(mass of the map inside region d, drop by region d)``, over the deletions of a row: in [0, 2],
+    1 for a map without mass; the training form of *sensitivity-n* (Ancona et al., ICLR 2018) and *infidelity* (Yeh et
+    al., NeurIPS 2019). The model is never run on anything that depends on the map, so nothing can be optimised
+    against it.
 
     Args:
         distance: ``"pearson"``; or ``"cosine"``, which also asks that regions without effect get no mass: infidelity
             at the best scale.
-        density: exponent ``p`` in [0, 1]: mass and drop are divided by ``area ** p`` of the region first. With 0, large
+        density: Exponent ``p`` in [0, 1]: mass and drop are divided by ``area ** p`` of the region first. With 0, large
             regions decide, and the map learns where the object is; towards 1, small ones count as much, and with them
             what matters within it.
 
     Raises:
-        ObjectiveError: unknown distance, ``density`` out of range, or a batch without deletions.
+        ObjectiveError: The distance is unknown, ``density`` out of range, or a batch has no deletions.
     """
 
     distance: str = "pearson"
@@ -195,18 +196,18 @@ class OcclusionRegression(Term):
             raise ObjectiveError(f"density must be in [0, 1], got {self.density}")
 
     def __call__(self, batch: Batch) -> Tensor:
-        """``(B,)`` in [0, 2]."""
+        """Returns the value of each row, ``(B,)`` in [0, 2]."""
         if batch.regions is None or batch.drops is None:
             raise ObjectiveError("OcclusionRegression needs deletions, the batch has no regions and drops")
         return self.of_maps(batch.maps, batch.regions, batch.drops)
 
     def of_maps(self, maps: Tensor, regions: Tensor, drops: Tensor) -> Tensor:
-        """Of any maps ``(B, *spatial)``: ``(B,)`` in [0, 2].
+        """Returns the value of any maps ``(B, *spatial)``: ``(B,)`` in [0, 2].
 
         Args:
-            maps: reduced and smoothed.
-            regions: ``(B, D, *spatial)`` bool, the deletions of each image.
-            drops: ``(B, D)``, what the target lost by each.
+            maps: The maps, reduced and smoothed.
+            regions: The deletions of each image, ``(B, D, *spatial)`` bool.
+            drops: What the target lost by each, ``(B, D)``.
         """
         mass, drops = region_mass(maps, regions), drops.to(maps.dtype)
         if self.density:
@@ -217,7 +218,7 @@ class OcclusionRegression(Term):
 
 @dataclass(frozen=True)
 class MaskedTerm(Term):
-    """What terms that run the model on masked inputs share: ``f(b + m (x - b))`` beside ``f(x)`` and ``f(b)``.
+    """The part of terms that run the model on masked inputs: ``f(b + m (x - b))`` beside ``f(x)`` and ``f(b)``.
 
     Area and fill ``b`` are drawn for each row, anew in each step. The quantity is measured on the scale from that of
     the fill alone, 0, to that of the whole input, 1, and clamped: whatever it is, no masked input can count for more
@@ -226,14 +227,14 @@ class MaskedTerm(Term):
 
     Args:
         mask: `AreaMask`, or `MaxMask`, which needs an `Area` term beside it.
-        area: share that is marked by an `AreaMask`: a number, or a range of which it is drawn uniformly; None for the
-            mask's own. A `MaxMask` has none: pass None.
+        area: The share that is marked by an `AreaMask`: a number, or a range of which it is drawn uniformly; None for
+            the mask's own. A `MaxMask` has none: pass None.
         fill: ``"random"`` for any of `FILLS`, one name or several.
-        exclude: fills that ``"random"`` leaves out: those of the evaluation.
+        exclude: Fills that ``"random"`` leaves out: those of the evaluation.
 
     Raises:
-        ObjectiveError: area outside (0, 1), or given to a mask that has none.
-        FillError: see `fill_names`.
+        ObjectiveError: The area is outside (0, 1), or given to a mask that has none.
+        FillError: A fill is unknown, excluded although asked for, or none is left.
     """
 
     mask: AreaMask | MaxMask = field(default_factory=AreaMask)
@@ -253,7 +254,7 @@ class MaskedTerm(Term):
             raise ObjectiveError(f"area {self.area} of {type(self).__name__} must be in (0, 1), the lower bound first")
 
     def _masks(self, batch: Batch) -> Tensor:
-        """``(B, *spatial)`` in [0, 1]."""
+        """Returns the masks of the maps, ``(B, *spatial)`` in [0, 1]."""
         mask = _without_space(self.mask) if batch.table else self.mask
         if self.area is None or not isinstance(mask, AreaMask):
             return mask.of_maps(batch.maps)
@@ -263,7 +264,7 @@ class MaskedTerm(Term):
         return mask.of_maps(batch.maps, low + (high - low) * batch.uniform())
 
     def _kept(self, batch: Batch, masks: Tensor, neutral: float) -> Tensor:
-        """Share of the quantity that inputs masked by ``(B, *spatial)`` keep, ``(B,)`` in [0, 1].
+        """Returns the share of the quantity that inputs masked by ``(B, *spatial)`` keep, ``(B,)`` in [0, 1].
 
         Rows without effect get ``neutral``.
         """
@@ -282,69 +283,72 @@ class MaskedTerm(Term):
 
 
 LEAST_EFFECT = 0.01
-"""Least difference of whole input and fill, as a share of the sum of their sizes: below it, ratios are noise."""
+"""The least difference of whole input and fill, as a share of the sum of their sizes: below it, ratios are noise."""
 
 
 @dataclass(frozen=True)
 class Sufficiency(MaskedTerm):
-    """Share of the explained quantity that is lost when only the map's strongest pixels stay.
+    """The share of the explained quantity that is lost when only the map's strongest pixels stay.
 
-    ``1 - clamp((q(b + m (x - b)) - q(b)) / (q(x) - q(b)), 0, 1)``: in [0, 1], lower is better. See `MaskedTerm`.
+    ``1 - clamp((q(b + m (x - b)) - q(b)) / (q(x) - q(b)), 0, 1)``: in [0, 1], lower is better.
+    The options are those of `MaskedTerm`.
     """
 
     def __call__(self, batch: Batch) -> Tensor:
-        """``(B,)`` in [0, 1]."""
+        """Returns the value of each row, ``(B,)`` in [0, 1]."""
         return 1 - self._kept(batch, self._masks(batch), neutral=1.0)
 
 
 @dataclass(frozen=True)
 class Necessity(MaskedTerm):
-    """Share of the explained quantity that is left when the map's strongest pixels are removed.
+    """The share of the explained quantity that is left when the map's strongest pixels are removed.
 
-    ``clamp((q(b + (1 - m) (x - b)) - q(b)) / (q(x) - q(b)), 0, 1)``: in [0, 1], lower is better. See `MaskedTerm`.
+    ``clamp((q(b + (1 - m) (x - b)) - q(b)) / (q(x) - q(b)), 0, 1)``: in [0, 1], lower is better.
+    The options are those of `MaskedTerm`.
     """
 
     def __call__(self, batch: Batch) -> Tensor:
-        """``(B,)`` in [0, 1]."""
+        """Returns the value of each row, ``(B,)`` in [0, 1]."""
         return self._kept(batch, 1 - self._masks(batch), neutral=0.0)
 
 
 @dataclass(frozen=True)
-class Area(Term):
-    """Mean of a mask that is 1 at the strongest pixel: in [0, 1], small for maps that single out few pixels.
-
-    Args:
-        mask: how strength is measured.
-    """
+class _OfMaxMask(Term):
+    """The part of terms that measure a mask which is 1 at the strongest pixel."""
 
     mask: MaxMask = field(default_factory=MaxMask)
 
     def __post_init__(self) -> None:
-        _needs_max_mask(self, self.mask)
+        if not isinstance(self.mask, MaxMask):
+            raise ObjectiveError(f"{type(self).__name__} measures a MaxMask, {self.mask!r} is none")
+
+
+@dataclass(frozen=True)
+class Area(_OfMaxMask):
+    """The mean of a mask that is 1 at the strongest pixel: in [0, 1], small for maps that single out few pixels.
+
+    Args:
+        mask: How strength is measured.
+    """
 
     def __call__(self, batch: Batch) -> Tensor:
-        """``(B,)`` in [0, 1]."""
+        """Returns the value of each row, ``(B,)`` in [0, 1]."""
         mask = _without_space(self.mask) if batch.table else self.mask
         return mask.of_maps(batch.maps).flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
-class TotalVariation(Term):
-    """Mean absolute difference of neighbours in a mask that is 1 at the strongest pixel, summed over dimensions.
+class TotalVariation(_OfMaxMask):
+    """The mean absolute difference of neighbours in a mask that is 1 at the strongest pixel, summed over dimensions.
 
-    In [0, number of dimensions]; small for smooth maps, and for maps with few strong pixels.
+    It is in [0, number of dimensions]; small for smooth maps, and for maps with few strong pixels.
 
     Args:
-        mask: how strength is measured.
+        mask: How strength is measured.
     """
 
-    mask: MaxMask = field(default_factory=MaxMask)
-
-    def __post_init__(self) -> None:
-        _needs_max_mask(self, self.mask)
-
     def __call__(self, batch: Batch) -> Tensor:
-        """``(B,)``, at least 0."""
+        """Returns the value of each row, ``(B,)``, at least 0."""
         if batch.table:
             raise ObjectiveError("TotalVariation compares neighbours, which features of a table (B, F) have not")
         return total_variation(self.mask.of_maps(batch.maps))
@@ -352,7 +356,7 @@ class TotalVariation(Term):
 
 @dataclass(frozen=True)
 class ClassContrast(Term):
-    """How alike the map is to that of another class: ``max(similarity, 0)``, in [0, 1].
+    """A term that says how alike the map is to that of another class: ``max(similarity, 0)``, in [0, 1].
 
     The other class is drawn for each row, anew in each step. Differentiable in both maps. Maps without signs always
     overlap: judge by how far the value falls, not by its size.
@@ -362,7 +366,7 @@ class ClassContrast(Term):
         similarity: ``"cosine"``, ``"overlap"`` (mass that both share) or ``"pearson"``.
 
     Raises:
-        ObjectiveError: an unknown option, or a model with one class.
+        ObjectiveError: An option is unknown, or the model has one class.
     """
 
     other: str = "random"
@@ -373,12 +377,12 @@ class ClassContrast(Term):
         _check(self, "similarity", tuple(SIMILARITIES))
 
     def __call__(self, batch: Batch) -> Tensor:
-        """``(B,)`` in [0, 1]."""
+        """Returns the value of each row, ``(B,)`` in [0, 1]."""
         maps = _fitting("explain", batch.explain(self.others(batch)), batch)
         return SIMILARITIES[self.similarity](batch.maps.flatten(1), maps.flatten(1)).clamp(min=0)
 
     def others(self, batch: Batch) -> Tensor:
-        """A class other than the target for each row, ``(B,)`` int64."""
+        """Returns a class other than the target for each row, ``(B,)`` int64."""
         classes = batch.outputs.shape[1]
         if classes < 2:
             raise ObjectiveError(f"ClassContrast needs another class, the outputs are {tuple(batch.outputs.shape)}")
@@ -392,17 +396,17 @@ class ClassContrast(Term):
 
 @dataclass(frozen=True)
 class RandomizationContrast(Term):
-    """How alike the map is to that of a net with re-initialised weights: ``max(similarity, 0)``, in [0, 1].
+    """A term that says how alike the map is to that of a re-initialised net: ``max(similarity, 0)``, in [0, 1].
 
     A map that stays the same shows the image, not what the model learned (Adebayo et al.: *Sanity Checks for Saliency
     Maps*, NeurIPS 2018). They compare ranks; ``compression`` brings the correlation closer to that of ranks.
 
     Args:
         similarity: ``"pearson"``, ``"cosine"`` or ``"overlap"``.
-        compression: ``"none"``, ``"sqrt"`` or ``"log"``, see `compress`.
+        compression: ``"none"``, ``"sqrt"`` or ``"log"``, as `compress` takes it.
 
     Raises:
-        ObjectiveError: an unknown option, or a batch without `Batch.explain_randomized`.
+        ObjectiveError: An option is unknown, or a batch has no `Batch.explain_randomized`.
     """
 
     similarity: str = "pearson"
@@ -414,7 +418,7 @@ class RandomizationContrast(Term):
         _check(self, "compression", tuple(COMPRESSIONS))
 
     def __call__(self, batch: Batch) -> Tensor:
-        """``(B,)`` in [0, 1]."""
+        """Returns the value of each row, ``(B,)`` in [0, 1]."""
         if batch.explain_randomized is None:
             raise ObjectiveError("RandomizationContrast needs a net with random weights: explain_randomized is None")
         maps = _fitting("explain_randomized", batch.explain_randomized(), batch)
@@ -431,10 +435,10 @@ TERMS: dict[str, type[Term]] = {
     "ClassContrast": ClassContrast,
     "RandomizationContrast": RandomizationContrast,
 }
-"""By name, for `Objective.from_config`."""
+"""The terms by their names, for `Objective.from_config`."""
 
 MASKS: dict[str, Callable[..., Any]] = {"AreaMask": AreaMask, "MaxMask": MaxMask}
-"""By name, for `Objective.from_config`."""
+"""The masks by their names, for `Objective.from_config`."""
 
 
 def _check(term: Term, option: str, choices: tuple[str, ...]) -> None:
@@ -443,13 +447,8 @@ def _check(term: Term, option: str, choices: tuple[str, ...]) -> None:
 
 
 def _without_space(mask: AreaMask | MaxMask) -> AreaMask | MaxMask:
-    """The mask for features, which have no neighbours to be smoothed over."""
+    """Returns the mask for features, which have no neighbours to be smoothed over."""
     return replace(mask, sigma=0.0)
-
-
-def _needs_max_mask(term: Term, mask: object) -> None:
-    if not isinstance(mask, MaxMask):
-        raise ObjectiveError(f"{type(term).__name__} measures a MaxMask, {mask!r} is none")
 
 
 def _fitting(source: str, maps: Tensor, batch: Batch) -> Tensor:
@@ -475,7 +474,7 @@ def _weighted(entry: Mapping[str, Any], known: Mapping[str, type[Term]]) -> tupl
 
 
 def _rich(value: Any) -> Any:
-    """The inverse of `_plain`."""
+    """Returns what `_plain` was given."""
     if isinstance(value, Mapping):
         options = dict(value)
         return _make("mask", options.pop("mask", None), MASKS, options)

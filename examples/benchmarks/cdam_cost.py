@@ -11,20 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from timing import interleaved, seconds
 from torchvision.models import get_model
 
 from captum_learnprop import CDAM, IntegratedCDAM, SmoothCDAM
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def measure(model_name: str, size: int, samples: int, runs: int, loop: int) -> dict[str, object]:
@@ -40,17 +33,11 @@ def measure(model_name: str, size: int, samples: int, runs: int, loop: int) -> d
 
     works: dict[str, Callable[[], object]] = {
         "forward": forward,
-        "CDAM": lambda: cdam.attribute(image, 1),
+        "CDAM": lambda: cdam.attribute(image, 1),  # the first call, which warms up, finds the tokens as well
         "SmoothCDAM": lambda: smooth.attribute(image, 1, n_samples=samples),
         "IntegratedCDAM": lambda: integrated.attribute(image, 1, n_steps=samples),
     }
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for run in range(runs + 1):
-        for name, work in works.items():
-            taken = seconds(work)
-            if run:  # the first one warms up, and finds the tokens
-                times[name].append(taken)
-    median = {name: statistics.median(values) for name, values in times.items()}
+    median = interleaved(works, runs)
     row: dict[str, object] = {"model": model_name, "samples": samples, "forward ms": round(1e3 * median["forward"], 1)}
     row |= {f"{name} / forward": round(value / median["forward"], 2) for name, value in median.items()}
     if loop:

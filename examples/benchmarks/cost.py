@@ -16,22 +16,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from captum.attr import GuidedBackprop, Saliency
+from timing import interleaved
 from torch import Tensor, nn
 from torchvision.models import get_model
 
 import captum_learnprop as cl
 import zennit_rules as zr
 from captum_learnprop.attribution.rules.learned import DEFAULT_LR, DEFAULT_MASK, DEFAULT_OBJECTIVE
+from captum_learnprop.tables import markdown
 from captum_learnprop.training.per_sample import Descent, OriginalPass, Step
 
 TARGET = 1
@@ -54,24 +54,6 @@ def learning_step(
         original.fallback = "asked for"
     step = Step(original, lambda masked: model(*masked), TARGET, DEFAULT_MASK, DEFAULT_OBJECTIVE, Descent(DEFAULT_LR))
     return lambda: step.run(update=True), original
-
-
-def seconds(work: Callable[[], object], device: str) -> float:
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
-    work()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def interleaved(tasks: dict[str, Callable[[], object]], runs: int, device: str) -> dict[str, float]:
-    """Median seconds of each task over ``runs`` rounds, after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(runs + 1):
-        for name, work in tasks.items():
-            times[name].append(seconds(work, device))
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
 def gradient_error(model: nn.Module, x: Tensor) -> float:
@@ -178,10 +160,7 @@ def memory(name: str, size: int, batch: int, device: str) -> dict[str, object]:
 def show(rows: list[dict[str, object]]) -> None:
     """Print rows as a Markdown table."""
     names = list(rows[0])
-    print("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
-    for row in rows:
-        print("| " + " | ".join(str(row[name]) for name in names) + " |")
-    print(flush=True)
+    print(markdown(names, [[str(row[name]) for name in names] for row in rows]), flush=True)
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from timing import seconds
 from torch import Tensor, nn
 from torchvision.models import get_model
 
@@ -40,13 +40,6 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int, float]] = {
     "cnn64": (cnn, 64, 1.6),
 }
 """Net, size of its images, and what a step may cost at most."""
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def measure(name: str, runs: int) -> dict[str, object]:

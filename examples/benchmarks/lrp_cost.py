@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
+from timing import interleaved
 from torch import Tensor, nn
 from torchvision.models import get_model
 from zennit.attribution import Gradient
@@ -50,17 +48,6 @@ def step(model: nn.Module, x: Tensor, rules: zr.RuleSet) -> None:
     with Gradient(model, rules.composite(), create_graph=True) as attributor:
         relevance: Tensor = attributor(x.clone(), seed)[1]
     torch.autograd.grad(relevance.square().sum(), rules.parameters(), materialize_grads=True)
-
-
-def interleaved(tasks: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Median seconds of each task over ``runs`` rounds, after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(runs + 1):
-        for name, work in tasks.items():
-            start = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
 def measure(name: str, size: int, batch: int, runs: int) -> dict[str, object]:

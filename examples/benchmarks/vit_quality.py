@@ -34,6 +34,7 @@ from captum_learnprop.evaluation import (
     morf_lerf_area,
 )
 from captum_learnprop.evaluation.similarity import pearson
+from captum_learnprop.files import write_text
 from captum_learnprop.maps import SIGNS, postprocess
 from captum_learnprop.scenes import make_scenes, reference_nets
 from captum_learnprop.scenes.scenes import Questions
@@ -42,7 +43,7 @@ from zennit_rules import RuleSet
 Explain = Callable[[Tensor, Tensor], Tensor]
 
 SMOOTHINGS = (0.0, 1 / 64, 2 / 64, 4 / 64)
-"""Of maps, as a fraction of the image's side."""
+"""Smoothings of maps to choose from, as fractions of the image's side."""
 
 CAPTUM = ("saliency", "input x gradient", "integrated gradients", "SmoothGrad", "occlusion", "random")
 TOKENS: dict[str, type] = {
@@ -147,9 +148,7 @@ def main() -> None:
         table[name] = score(model, explain, *chosen(explain, validation), test)
         print(f"{name:30}", json.dumps(table[name]), flush=True)
     if options.out is not None:
-        temporary = options.out.with_suffix(".part")
-        temporary.write_text(json.dumps(table, indent=2) + "\n")
-        temporary.replace(options.out)
+        write_text(options.out, json.dumps(table, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 from captum_learnprop import files
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.files import WriteError, check_folder, printable, replacing, write_bytes, write_text
+from zennit_rules import rule_file
 
 
 def full(number: int) -> None:
@@ -41,6 +42,25 @@ class TestWriting:
     def test_an_error_of_the_content_is_left_alone(self, tmp_path: Path) -> None:
         with pytest.raises(KeyError), replacing(tmp_path / "a"):
             raise KeyError
+        assert os.listdir(tmp_path) == []
+
+
+class TestRuleFiles:
+    """What zennit_rules writes: the same way, with the system's own error, and into folders that exist."""
+
+    def test_a_full_disk_keeps_the_old_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "a.safetensors"
+        rule_file.write(path, "key", {"a": 1}, {})
+        before = path.read_bytes()
+        monkeypatch.setattr(files.os, "fsync", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            rule_file.write(path, "key", {"a": 2}, {})
+        assert path.read_bytes() == before
+        assert os.listdir(tmp_path) == ["a.safetensors"]
+
+    def test_a_missing_folder_is_not_made(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            rule_file.write(tmp_path / "none" / "a.safetensors", "key", {}, {})
         assert os.listdir(tmp_path) == []
 
 

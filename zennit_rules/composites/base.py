@@ -20,7 +20,8 @@ from ..core.dependence import Inputs
 from ..core.names import did_you_mean
 from ..core.plain_copies import plain_copies
 from ..core.scalars import plain_options
-from ..core.sites import ACTIVATION_TYPES, POOLING_TYPES, Site, SiteTracker
+from ..core.site_functions import ACTIVATION_TYPES, POOLING_TYPES
+from ..core.sites import Site, SiteTracker
 from ..core.streams import Streams, other_classes
 from ..errors import RuleError
 from ..gates import STARTS, gate_class
@@ -87,9 +88,10 @@ class LearnedComposite(LayerMapComposite):
         self._verified: weakref.ref[nn.Module] | None = None
         self._thread = 0
         rules = self.default_rules if rules is None else rules
-        self._opened: weakref.WeakKeyDictionary[nn.Module, RuleSet] | None = None  # for composites without rules
+        # For composites that are given no rules: each model gets its own.
+        self._rules_by_model: weakref.WeakKeyDictionary[nn.Module, RuleSet] | None = None
         if rules is None:
-            self._opened = weakref.WeakKeyDictionary()
+            self._rules_by_model = weakref.WeakKeyDictionary()
             rules = self._open_rules(gate, start, pooling, gate_options, rule_options, per_sample)
         elif not isinstance(rules, RuleSet):
             rules = RuleSet.load(rules)
@@ -177,12 +179,12 @@ class LearnedComposite(LayerMapComposite):
 
     @classmethod
     def work(cls, output: Any, inputs: Inputs = None) -> LinearWork:
-        """Multiply-adds of linear functions, where these need a rule."""
+        """Counts the multiply-adds of linear functions, where these need a rule."""
         return LinearWork()
 
     @classmethod
     def why_unreached(cls, node: str) -> str:
-        """Reason why such a node has no rule."""
+        """Returns the reason why such a node has no rule."""
         return why_unreached(node)
 
     @classmethod
@@ -195,7 +197,7 @@ class LearnedComposite(LayerMapComposite):
         return seed
 
     def finish(self, maps: tuple[Tensor, ...], leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Attributions, from what arrived at the leaves."""
+        """Returns attributions, from what arrived at the leaves."""
         return maps
 
     def attribute(
@@ -207,7 +209,7 @@ class LearnedComposite(LayerMapComposite):
         create_graph: bool = False,
         retain_graph: bool | None = None,
     ) -> tuple[Tensor, ...]:
-        """Signed attributions of ``sum(output * seed)`` to the leaves, with every stream the rules ask for.
+        """Returns signed attributions of ``sum(output * seed)`` to the leaves, with every stream the rules ask for.
 
         The composite was registered on the model during the forward pass, and is still active.
 
@@ -297,12 +299,12 @@ class LearnedComposite(LayerMapComposite):
         """Check the rules against a model; a composite that was given none has some for each model."""
         if self._verified is not None and self._verified() is module:
             return
-        if self._opened is not None:
-            self.rules = self._opened_for(module, self._opened)
+        if self._rules_by_model is not None:
+            self.rules = self._rules_for(module, self._rules_by_model)
         self.rules.check_model(module, check_weights=self.unverified)
         self._verified = weakref.ref(module)
 
-    def _opened_for(self, module: nn.Module, opened: MutableMapping[nn.Module, RuleSet]) -> RuleSet:
+    def _rules_for(self, module: nn.Module, opened: MutableMapping[nn.Module, RuleSet]) -> RuleSet:
         if module in opened:
             return opened[module]
         rules = RuleSet(type(self), self.rules.config) if self.rules.sites else self.rules
@@ -317,7 +319,7 @@ class LearnedComposite(LayerMapComposite):
         """Hook the model for one forward pass, which goes on propagating by the rules when the model is free again.
 
         Raises:
-            RuleError: See `register`.
+            RuleError: If the model is one that `register` refuses.
         """
         hooks: list[Hook] = []
         with self.context(model):
@@ -327,12 +329,12 @@ class LearnedComposite(LayerMapComposite):
             hook.active = True
 
     def mapping(self, ctx: dict[str, Any], name: str, module: nn.Module) -> Hook | None:
-        """Hook of a module; the model itself gets the switch of its functional calls."""
+        """Returns the hook of a module; the model itself gets the switch of its functional calls."""
         hook = super().mapping(ctx, name, module)
         return _FunctionalSwitch(self) if hook is None and not name else hook
 
     def gate_at(self, module: nn.Module, kind: str, z: Tensor) -> tuple[str, nn.Module]:
-        """Site and gate of the call being made (see `hook.GateProvider`)."""
+        """Returns the site and the gate of the call being made (see `hook.GateProvider`)."""
         name = self.tracker.call_site(module)
         return name, self.rules.gate_for(name, kind, type(module).__name__, z, self.tracker.channel_dim(z))
 
@@ -388,7 +390,7 @@ class _FunctionalSwitch(Hook):
         """Keeps the switch alive while it is registered."""
 
     def remove(self) -> None:
-        """Passes recorded so far propagate by the plain gradient from here on."""
+        """Ends the rules: passes recorded so far propagate by the plain gradient from here on."""
         super().remove()
         self.active = False
 

@@ -19,7 +19,8 @@ from ..core.dependence import Inputs
 from ..core.draws import Draws
 from ..core.interpose import Interposed, interpose
 from ..core.registry import register_composite
-from ..core.sites import ACTIVATION_TYPES, POOLING_TYPES, Site
+from ..core.site_functions import ACTIVATION_TYPES, POOLING_TYPES
+from ..core.sites import Site
 from ..errors import RuleError, RuleWarning
 from ..gates import PlainGate
 from ..rules.completeness import INCOMPLETE, incomplete_nodes, incompleteness, why_incomplete
@@ -66,7 +67,7 @@ class LearnedDeepLift(LearnedComposite):
     gradient, as by zennit's ``Gradient(model, composite)``, yields the multipliers themselves.
 
     Args:
-        gate: see `LearnedComposite`, as the other arguments.
+        gate: Name or class of the gates; it and the other arguments are those of `LearnedComposite`.
         rule_options: ``{"baseline": number}``: the baseline of every argument that requires grad, 0 by default. It is
             saved with the rules.
 
@@ -83,7 +84,7 @@ class LearnedDeepLift(LearnedComposite):
     ends_with_input = True
 
     def prepare(self) -> None:
-        """See `LearnedComposite.prepare`."""
+        """Makes the memory of references, and the rules of functions that the model calls."""
         self.baselines: Baseline | tuple[Baseline, ...] | None = None
         self.multiply_by_inputs = True
         self.references = References(self.tracker.call_site, EPS)
@@ -97,7 +98,7 @@ class LearnedDeepLift(LearnedComposite):
         return bool(self._flow.active)
 
     def register(self, module: nn.Module) -> None:
-        """See `LearnedComposite.register`."""
+        """Registers the composite on a model, and lets the rules of functions count."""
         self._flow.active = True
         super().register(module)
 
@@ -106,7 +107,7 @@ class LearnedDeepLift(LearnedComposite):
         return [_ReferenceRun(self)]
 
     def templates(self) -> list[tuple[tuple[type, ...], Hook]]:
-        """See `LearnedComposite.templates`."""
+        """Returns the rescale rules of activations, max-pools and softmax."""
         return [
             (ACTIVATION_TYPES, LearnedRescale(self)),
             (POOLING_TYPES, RescaleMaxPool(self)),
@@ -115,14 +116,14 @@ class LearnedDeepLift(LearnedComposite):
 
     @classmethod
     def make_gate(cls, config: Mapping[str, Any], site: Site, samples: int | None) -> nn.Module:
-        """See `LearnedComposite.make_gate`; softmax has nothing to train, nor have max-pools that are not soft."""
+        """Makes the gate of a site; softmax has nothing to train, nor have max-pools that are not soft."""
         if site.kind == "softmax" or (site.kind == "pooling" and config["pooling"] == "exact"):
             return PlainGate(site.shape, samples=samples, channel_dim=site.channel_dim)
         return super().make_gate(config, site, samples)
 
     @classmethod
     def checked_options(cls, rule_options: Mapping[str, Any] | None) -> dict[str, Any]:
-        """See `LearnedComposite.checked_options`."""
+        """Returns the options, whose baseline must be a finite number."""
         options = super().checked_options(rule_options)
         baseline = options["baseline"]
         if isinstance(baseline, bool) or not isinstance(baseline, (int, float)) or not math.isfinite(baseline):
@@ -153,16 +154,16 @@ class LearnedDeepLift(LearnedComposite):
             given = (given,) if isinstance(given, Tensor) else (given,) * len(inputs)
         if len(given) < len(inputs):
             raise RuleError(f"{len(given)} baselines were given for {len(inputs)} inputs; give a tuple of as many")
-        return tuple(_like(x, b, i) for i, (x, b) in enumerate(zip(inputs, given, strict=False)))
+        return tuple(_baseline_like(x, b, i) for i, (x, b) in enumerate(zip(inputs, given, strict=False)))
 
     def finish(self, maps: tuple[Tensor, ...], leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Contributions of the leaves, from their multipliers."""
+        """Returns contributions of the leaves, from their multipliers."""
         if not self.multiply_by_inputs:
             return maps
         return tuple(m * (x - b) for m, x, b in zip(maps, leaves, self.baselines_of(leaves), strict=True))
 
     def gate_at(self, module: nn.Module, kind: str, z: Tensor) -> tuple[str, nn.Module]:
-        """See `LearnedComposite.gate_at`."""
+        """Finds the gate of a call, and gives a model that is one site its reference."""
         name, gate = super().gate_at(module, kind, z)
         root = self.tracker.root
         if root is not None and root() is module:  # a model that is one site: nothing is run before its hook
@@ -170,7 +171,7 @@ class LearnedDeepLift(LearnedComposite):
         return name, gate
 
     def at_baseline(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]] | None:
-        """Arguments of the reference pass; None if no pass is needed, since no argument asks for a gradient.
+        """Returns the arguments of the reference pass; None if no argument asks for a gradient, so that none is needed.
 
         Raises:
             RuleError: If there are more baselines than tensors to begin with.
@@ -198,12 +199,12 @@ class LearnedDeepLift(LearnedComposite):
 
     @classmethod
     def why_unreached(cls, node: str) -> str:
-        """See `LearnedComposite.why_unreached`."""
+        """Returns the reason why contributions do not add up through an autograd node."""
         return why_incomplete(node)
 
     @classmethod
     def reviewed(cls, model: nn.Module, coverage: Coverage) -> Coverage:
-        """See `LearnedComposite.reviewed`; what the graph does not name has a rule, whichever module called it."""
+        """Drops rows that the graph does not name, which have a rule whoever calls them, and warns of the others."""
         rows = tuple(row for row in coverage.rows if not row.reason.startswith(("not element-wise", "random slope")))
         missed = {row.function: int(row.name.split()[0]) for row in rows if row.reason.startswith(INCOMPLETE)}
         if missed:
@@ -232,7 +233,7 @@ class LearnedDeepLift(LearnedComposite):
         return child(-z if func is F.softmin else z)
 
     def _attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Attention in one call, written out in products and a softmax that have rules."""
+        """Writes attention in one call out, in products and a softmax that have rules."""
 
         def softmax(scores: Tensor) -> Tensor:
             out: Tensor = self._softmax(torch.softmax, (scores, -1), {})
@@ -256,7 +257,7 @@ def _filled(value: Any, fill: float) -> Any:
     return torch.full_like(value.detach(), fill) if _differentiable(value) else value
 
 
-def _like(x: Tensor, baseline: Any, index: int) -> Tensor:
+def _baseline_like(x: Tensor, baseline: Any, index: int) -> Tensor:
     """A baseline in the shape, dtype and on the device of its input."""
     if isinstance(baseline, (int, float)) and not isinstance(baseline, bool):
         return torch.full_like(x.detach(), baseline)
@@ -311,12 +312,12 @@ class _ReferenceRun(Canonizer):
                 with reference_pass(), buffers_kept(root), Draws().again():
                     call_next(*baseline[0], **baseline[1])
             out = call_next(*args, **kwargs)
-            self._check_way()
+            self._check_same_calls()
             return out
         finally:
             self._running = False
 
-    def _check_way(self) -> None:
+    def _check_same_calls(self) -> None:
         """Refuse a baseline that made calls which the input did not: those of others may have got their references."""
         tracker = self.composite.tracker
         more = [name for name in self.composite.references.names if not tracker.called(name)]

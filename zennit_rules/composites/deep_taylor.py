@@ -18,7 +18,7 @@ class DeepTaylor(LearnedEpsilonGammaBox):
     unless given. On any model, skip connections included, as `LearnedEpsilonGammaBox`, whose parameters it has.
 
     Args:
-        rule_options: See `LearnedEpsilonGammaBox`.
+        rule_options: Options of the rules, those of `LearnedEpsilonGammaBox` with other defaults.
     """
 
     name = "deep_taylor"

@@ -17,16 +17,19 @@ from .._compat import DisableTorchFunction, Hook
 from ..core.coverage import LinearWork, check_reach
 from ..core.dependence import Inputs, current, depends_on_input
 from ..core.hook import SiteHook
-from ..core.linear_map import ConvolutionMap, LinearOperands, function_name, is_linear_function, linear_operands
+from ..core.linear_calls import function_name, is_linear_function, linear_operands
+from ..core.linear_map import ConvolutionMap, LinearOperands
 from ..core.registry import register_composite
-from ..core.sites import ACTIVATION_TYPES, Site, recorder
+from ..core.site_functions import ACTIVATION_TYPES
+from ..core.sites import Site, recorder
 from ..errors import RuleError
 from ..gates import Weight
 from ..linear_canonizer import LINEAR_TYPES
 from ..rules.activation import ActivationCall, LearnedActivation
 from ..rules.contributions import LINEAR_RULES, BoxGate
-from ..rules.linear import GatedLinear, LinearCall, ruled
-from ..rules.relevance import PRODUCTS, relevance_call, unkept_nodes
+from ..rules.linear import GatedLinear, LinearCall, call_by_rule
+from ..rules.relevance import PRODUCTS, relevance_call
+from ..rules.relevance_nodes import unkept_nodes
 from ..rules.steps import steps_of
 from ..rules.work import linear_work
 from ..ruleset import RuleSet
@@ -41,14 +44,16 @@ class PassCall(ActivationCall):
     """A call of an activation that passes relevance on, weighed by a gate."""
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """``(a + b) * g``."""
-        weight = _sum(*(self.gate(saved[0], g, self.contrast()) if self.has_contrast else self.gate(saved[0], g)))
+        """Returns ``(a + b) * g``."""
+        weight = _total_weight(
+            *(self.gate(saved[0], g, self.contrast()) if self.has_contrast else self.gate(saved[0], g))
+        )
         if isinstance(weight, float):
             return g if weight == 1.0 else g * weight
         return g * weight.to(g.dtype)
 
 
-def _sum(a: Weight, b: Weight) -> Weight:
+def _total_weight(a: Weight, b: Weight) -> Weight:
     return a if isinstance(b, float) and b == 0.0 else a + b
 
 
@@ -56,13 +61,13 @@ class LearnedPass(LearnedActivation):
     """Zennit rule: relevance passes an activation unchanged but for a gate; at its start zennit's ``Pass``.
 
     Args:
-        gate: See `LearnedActivation`. Both of its weights weigh relevance.
+        gate: A `Gate`, or a provider that finds one per site. Both of its weights weigh relevance.
     """
 
     call_type: ClassVar[type[ActivationCall]] = PassCall
 
 
-class _Claim(SiteHook):
+class _ClaimedModule(SiteHook):
     """Marks a module whose linear function has a rule of the composite, so that no later one of a mix takes it."""
 
     def applies(self, module: nn.Module) -> bool:
@@ -152,7 +157,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         named = {"low": low, "high": high, "epsilon": epsilon, "gamma": gamma, "stabilizer": stabilizer}
         own = {name: value for name, value in named.items() if value is not None}
         if zero_params is not None:
-            own["bias"] = _bias(zero_params)
+            own["bias"] = _bias_option(zero_params)
         if own and rules is not None:
             raise RuleError(f"{', '.join(own)} were given with a rule set, which has its own; leave them out")
         if rule_options is None or isinstance(rule_options, Mapping):
@@ -164,7 +169,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         )  # fmt: skip
 
     def mapping(self, ctx: dict[str, Any], name: str, module: nn.Module) -> Hook | None:
-        """Hook of a module; the first that fits ``first_map`` has the one from there."""
+        """Returns the hook of a module; the first that fits ``first_map`` has the one from there."""
         if not ctx.get("first_layer_visited", False):
             for types, hook in self._first_map:
                 if isinstance(module, types):
@@ -174,8 +179,8 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         return super().mapping(ctx, name, module)
 
     def prepare(self) -> None:
-        """See `LearnedComposite.prepare`."""
-        self._made: Any = WeakTensorKeyDictionary()
+        """Takes over the calls of functions, and remembers what linear layers made and what was padded."""
+        self._linear_outputs: Any = WeakTensorKeyDictionary()
         self._padded: Any = WeakTensorKeyDictionary()
         self._flow = SiteHook(self)
         self.functional_hooks.add(self._flow)
@@ -201,7 +206,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
 
     @classmethod
     def checked_options(cls, rule_options: Mapping[str, Any] | None) -> dict[str, Any]:
-        """See `LearnedComposite.checked_options`."""
+        """Returns the options, checked by making a gate of each kind."""
         options = super().checked_options(rule_options)
         for name, known in (("conv", LINEAR_RULES), ("dense", LINEAR_RULES), ("first", FIRSTS)):
             if options[name] not in known:
@@ -222,9 +227,9 @@ class LearnedEpsilonGammaBox(LearnedComposite):
 
     @classmethod
     def make_gate(cls, config: Mapping[str, Any], site: Site, samples: int | None) -> nn.Module:
-        """See `LearnedComposite.make_gate`."""
+        """Makes the gate of a linear layer by its rule, that of the first layer, or that of an activation."""
         if site.kind == "first":
-            return _box(config["rule_options"], site, samples)
+            return _box_gate(config["rule_options"], site, samples)
         if site.kind != "linear":
             return super().make_gate(config, site, samples)
         options = config["rule_options"]
@@ -235,12 +240,12 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         return LINEAR_RULES[rule](site.shape, samples=samples, channel_dim=site.channel_dim, **given)
 
     def templates(self) -> list[tuple[tuple[type, ...], Hook]]:
-        """See `LearnedComposite.templates`."""
+        """Returns the hooks: linear modules are claimed, activations pass relevance on."""
         pools = super().templates()[1:]
-        return [(LINEAR_TYPES, _Claim(self)), (ACTIVATION_TYPES, LearnedPass(self)), *pools]
+        return [(LINEAR_TYPES, _ClaimedModule(self)), (ACTIVATION_TYPES, LearnedPass(self)), *pools]
 
     def register(self, module: nn.Module) -> None:
-        """See `LearnedComposite.register`."""
+        """Registers the composite on a model, and lets relevance flow through functions."""
         self._flow.active = True
         super().register(module)
 
@@ -251,16 +256,16 @@ class LearnedEpsilonGammaBox(LearnedComposite):
 
     @classmethod
     def work(cls, output: Any, inputs: Inputs = None) -> LinearWork:
-        """See `LearnedComposite.work`."""
+        """Counts the multiply-adds of linear functions by site, and of those without a rule."""
         return linear_work(output, inputs)
 
     @classmethod
     def why_unreached(cls, node: str) -> str:
-        """See `LearnedComposite.why_unreached`."""
+        """Returns the reason why an autograd node of `unreached` has no rule; it is the same for all."""
         return "out of reach: relevance passes it by the plain gradient, which does not conserve it"
 
     def start_signal(self, output: Tensor, seed: Tensor) -> Tensor:
-        """Relevance of the outputs: the outputs themselves, where the seed is 1."""
+        """Returns the relevance of the outputs: the outputs themselves, where the seed is 1."""
         return seed * output
 
     def linear_gate_at(self, site: str, call: LinearCall, x: Tensor, out: Tensor) -> nn.Module:
@@ -318,9 +323,9 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         if operands is None or self._is_product(site, func):
             return self._relevance(func, args, kwargs)
         operands = self._with_padding(operands)
-        call, out = ruled(self._flow, operands, func, args, kwargs)
+        call, out = call_by_rule(self._flow, operands, func, args, kwargs)
         call.name, call.gate = site, self.linear_gate_at(site, call, operands.x, out)
-        self._made[out] = call, operands.x
+        self._linear_outputs[out] = call, operands.x
         listener = recorder.get()
         if listener is not None:
             listener.site(call, operands.x, out)
@@ -331,7 +336,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         return self.rules.closed and func in PRODUCTS and not self.rules.has_site(site)
 
     def _pad(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Padding, whose zeros are no input of the layer behind it."""
+        """Pads, and remembers it: the zeros are no input of the layer behind it."""
         with DisableTorchFunction():
             out = F.pad(*args, **kwargs)
         given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
@@ -358,7 +363,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         eps: float = 1e-5,
     ) -> Tensor | None:
         """The norm's value as that of the linear layer before it; None if there is none, or something lies between."""
-        call, x = self._made.get(input, (None, None))
+        call, x = self._linear_outputs.get(input, (None, None))
         if call is None or training or running_mean is None or running_var is None or call.overwritten:
             return None
         if input.ndim < 2 or call.map.channel_dim(input) != 1:  # the norm's channels are not the layer's
@@ -371,7 +376,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         return merged
 
 
-def _bias(zero_params: Any) -> str:
+def _bias_option(zero_params: Any) -> str:
     """The option ``bias`` that stands for zennit's ``zero_params``."""
     if zero_params in ("bias", ["bias"], ("bias",)):
         return "zero"
@@ -381,7 +386,7 @@ def _bias(zero_params: Any) -> str:
 
 
 def _merged_options(own: dict[str, Any], rule_options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of zennit's composite as rule options; a finite gamma is that of zennit's gamma rule."""
+    """Returns arguments of zennit's composite as rule options; a finite gamma is that of zennit's gamma rule."""
     both = own.keys() & rule_options.keys()
     if both:
         raise RuleError(f"{', '.join(sorted(both))} is given twice, as an argument and in rule_options")
@@ -404,7 +409,7 @@ def _per_channel(name: str, bound: Tensor) -> list[float]:
     return values
 
 
-def _box(options: Mapping[str, Any], site: Site, samples: int | None) -> BoxGate:
+def _box_gate(options: Mapping[str, Any], site: Site, samples: int | None) -> BoxGate:
     given = {name: options[name] for name in ("strength", "learn_bounds", "stabilizer")}
     if options["low"] is not None:
         given |= {"low": options["low"], "high": options["high"]}

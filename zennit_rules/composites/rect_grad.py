@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .._compat import Hook
 from ..core.registry import register_composite
-from ..core.sites import ACTIVATION_TYPES, POOLING_TYPES, Site
+from ..core.site_functions import ACTIVATION_TYPES, POOLING_TYPES
+from ..core.sites import Site
 from ..errors import RuleError
 from ..gates import PlainGate
 from ..rules.pooling import PoolGate
@@ -43,7 +44,7 @@ class RectGradComposite(LearnedComposite):
 
     @classmethod
     def checked_options(cls, rule_options: Mapping[str, Any] | None) -> dict[str, Any]:
-        """See `LearnedComposite.checked_options`."""
+        """Returns the options, which are checked by making a gate."""
         options = super().checked_options(rule_options)
         if options["pool"] not in POOLS:
             raise RuleError(f"rule option pool={options['pool']!r}: choose one of {', '.join(POOLS)}")
@@ -65,7 +66,7 @@ class RectGradComposite(LearnedComposite):
 
     @classmethod
     def make_gate(cls, config: Mapping[str, Any], site: Site, samples: int | None) -> nn.Module:
-        """See `LearnedComposite.make_gate`."""
+        """Makes the `RectGate` of an activation, or the gate of a max-pool."""
         if site.kind == "pooling" and config["pooling"] == "soft" and config["rule_options"]["pool"] == "gradient":
             return PoolGate(samples=samples)
         if site.kind == "pooling":
@@ -73,13 +74,13 @@ class RectGradComposite(LearnedComposite):
         return cls._gate(config["rule_options"], samples)
 
     def templates(self) -> list[tuple[tuple[type, ...], Hook]]:
-        """See `LearnedComposite.templates`."""
+        """Returns the hooks of activations, and of max-pools if their signal is shared out."""
         proportional = self.rules.config["rule_options"]["pool"] == "proportional"
         pools = [(POOLING_TYPES, ProportionalPool(self))] if proportional else super().templates()[1:]
         return [(ACTIVATION_TYPES, RectGrad(gate=self)), *pools]
 
     def finish(self, maps: tuple[Tensor, ...], leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """See `LearnedComposite.finish`."""
+        """Multiplies what arrived by the inputs, unless the options say not to."""
         if not self.rules.config["rule_options"]["multiply_by_inputs"]:
             return maps
         return tuple(signal * leaf for signal, leaf in zip(maps, leaves, strict=True))

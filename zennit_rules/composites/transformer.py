@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from .._compat import Hook
 from ..core.dependence import depends_on_input
 from ..core.registry import register_composite
-from ..core.sites import ACTIVATION_TYPES, Site
+from ..core.site_functions import ACTIVATION_TYPES
+from ..core.sites import Site
 from ..errors import RuleError
 from ..gates import PlainGate
 from ..rules.attention import NORMS, PRODUCTS, FunctionRule, LearnedSecant, MixedGate, ProductGate
@@ -39,14 +40,14 @@ class LearnedTransformer(LearnedComposite):
     default_options: ClassVar[Mapping[str, Any]] = {"mix": 0.0, "product": 1.0}
 
     def prepare(self) -> None:
-        """See `LearnedComposite.prepare`."""
+        """Takes over the calls of functions."""
         self._functions = FunctionRule(self)
         self.functional_hooks.add(self._functions)
         self.tracker.on_call = self._call
 
     @classmethod
     def checked_options(cls, rule_options: Mapping[str, Any] | None) -> dict[str, Any]:
-        """See `LearnedComposite.checked_options`."""
+        """Returns the options, which must be numbers in range."""
         options = super().checked_options(rule_options)
         for name, value in options.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -57,7 +58,7 @@ class LearnedTransformer(LearnedComposite):
 
     @classmethod
     def make_gate(cls, config: Mapping[str, Any], site: Site, samples: int | None) -> nn.Module:
-        """See `LearnedComposite.make_gate`."""
+        """Makes the gate of a site: a product has one of its own, activations and norms are mixed."""
         options = config["rule_options"]
         if site.kind == "product":
             return ProductGate(options["product"], samples)
@@ -65,11 +66,11 @@ class LearnedTransformer(LearnedComposite):
         return MixedGate(gate, site.shape, options["mix"]) if site.kind in ("activation", "norm") else gate
 
     def templates(self) -> list[tuple[tuple[type, ...], Hook]]:
-        """See `LearnedComposite.templates`."""
+        """Returns the hooks: activations have a secant rule."""
         return [(ACTIVATION_TYPES, LearnedSecant(self)), *super().templates()[1:]]
 
     def register(self, module: nn.Module) -> None:
-        """See `LearnedComposite.register`."""
+        """Registers the composite on a model, and lets the rules of functions count."""
         self._functions.active = True
         super().register(module)
 
@@ -89,7 +90,7 @@ class LearnedTransformer(LearnedComposite):
             gate = self.rules.gate_for(site, "norm", func.__name__, given, given.ndim - 1)
             return self._functions.norm(site, gate, func, args, kwargs)
         if func in PRODUCTS and len(args) == 2 and not kwargs:
-            return self._two(func, *args)
+            return self._two(*PRODUCTS[func], *args)
         return NotImplemented
 
     def _attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -114,14 +115,18 @@ class LearnedTransformer(LearnedComposite):
         gate = self.rules.gate_for(site, "softmax", "Softmax", z, min(1, z.ndim - 1))
         return self._functions.softmax(site, gate, z, dim)
 
-    def _two(self, func: Any, left: Any, right: Any) -> Any:
+    def _two(self, func: Any, inplace: bool, left: Any, right: Any) -> Any:
         """A product of two tensors that depend on the input; a weight is no operand."""
         both = [left, right]
         if not all(isinstance(x, Tensor) and x.is_floating_point() and x.requires_grad for x in both):
             return NotImplemented
         if left.shape[:1] != right.shape[:1] or not all(map(depends_on_input, both)):
             return NotImplemented
-        return self._product(left, right, func, "product")
+        if not inplace:
+            return self._product(left, right, func, "product")
+        # A copy: the backward pass needs the operand that is overwritten here.
+        kept = left.clone()
+        return left.copy_(self._product(kept, kept if right is left else right, func, "product"))
 
     def _product(self, left: Tensor, right: Tensor, fn: Any, name: str) -> Tensor:
         if not (depends_on_input(left) and depends_on_input(right)):
@@ -139,7 +144,7 @@ class LearnedAttnLRP(LearnedTransformer):
     which for a signal that is multiplied by the input is the gradient; `LearnedTransformer` has the rest.
 
     Args:
-        rule_options: See `LearnedTransformer`; here ``mix`` starts at 1 and ``product`` at 1/2.
+        rule_options: Those of `LearnedTransformer`; here ``mix`` starts at 1 and ``product`` at 1/2.
     """
 
     name = "learned_attnlrp"
@@ -147,7 +152,7 @@ class LearnedAttnLRP(LearnedTransformer):
     default_options: ClassVar[Mapping[str, Any]] = {"mix": 1.0, "product": 0.5}
 
     def finish(self, maps: tuple[Tensor, ...], leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """See `LearnedComposite.finish`: times the input."""
+        """Multiplies what arrived by the inputs, which makes it relevance."""
         return tuple(signal * leaf for signal, leaf in zip(maps, leaves, strict=True))
 
 

@@ -13,16 +13,20 @@ from torch import Tensor, nn
 
 from .._compat import function_of_node
 from ..errors import RuleError, RuleWarning
-from .sites import POOLING_TYPES, UNREACHED_TYPES, Site, is_site
+from .notebook import html_table
+from .site_functions import POOLING_TYPES, UNREACHED_TYPES, is_site
+from .sites import Site
 
 # Autograd nodes of functions that would have been sites, had a rule reached them.
-_MISSED = ("Relu", "Elu", "Gelu", "Silu", "Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "Softplus", "Tanh", "Sigmoid",
-           "Selu", "Celu", "Prelu", "PreluKernel", "RreluWithNoise", "Softshrink", "Hardshrink", "LeakyRelu",
-           "Threshold", "DifferentiableGraph")  # fmt: skip
+_ACTIVATION_NODES = (
+    "Relu", "Elu", "Gelu", "Silu", "Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "Softplus", "Tanh", "Sigmoid",
+    "Selu", "Celu", "Prelu", "PreluKernel", "RreluWithNoise", "Softshrink", "Hardshrink", "LeakyRelu", "LogSigmoid",
+    "Threshold", "DifferentiableGraph",
+)  # fmt: skip
 # Non-linear, but no element-wise activation.
-_OTHER = ("Softmax", "LogSoftmax", "Glu", "Clamp", "ClampMin", "ClampMax", "Maximum", "Minimum")
+_OTHER_NODES = ("Softmax", "LogSoftmax", "Glu", "Clamp", "ClampMin", "ClampMax", "Maximum", "Minimum")
 _OUT_OF_REACH = "out of reach"
-_FAMILIES = ("MaxPool", "AdaptiveMaxPool", "FractionalMaxPool", "ScaledDotProduct")
+_OTHER_NODE_PREFIXES = ("MaxPool", "AdaptiveMaxPool", "FractionalMaxPool", "ScaledDotProduct")
 
 
 def unreached_nodes(output: Any) -> dict[str, int]:
@@ -47,7 +51,7 @@ def unreached_nodes(output: Any) -> dict[str, int]:
                 counts[name.removesuffix("Backward")] += 1
             continue
         plain = name.rstrip("0123456789").removesuffix("Backward")
-        if plain in _MISSED or plain in _OTHER or plain.startswith(_FAMILIES):
+        if plain in _ACTIVATION_NODES or plain in _OTHER_NODES or plain.startswith(_OTHER_NODE_PREFIXES):
             counts[plain] += 1
     return dict(counts)
 
@@ -65,7 +69,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 @dataclass
 class LinearWork:
-    """Multiply-adds of the linear functions on the way from the input to an output.
+    """The multiply-adds of the linear functions on the way from the input to an output.
 
     Attributes:
         sites: By name of the site.
@@ -79,7 +83,7 @@ class LinearWork:
 
     @property
     def share(self) -> float:
-        """Share of the multiply-adds that have a rule; 1 if there are none."""
+        """The share of the multiply-adds that have a rule; 1 if there are none."""
         with_rule = self.sites.total() + self.products.total()
         total = with_rule + self.missed.total()
         return with_rule / total if total else 1.0
@@ -107,9 +111,9 @@ class CoverageRow:
     is_linear: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Coverage:
-    """Table of the layers of a model that need a rule.
+    """A table of the layers of a model that need a rule.
 
     Attributes:
         rows: One per site, then one per layer without a rule.
@@ -163,7 +167,7 @@ class Coverage:
 
     @property
     def missed(self) -> tuple[CoverageRow, ...]:
-        """Activations, for LRP functions of any kind, that were called but have no rule: out of reach of hooks."""
+        """The activations, for LRP functions of any kind, that were called but have no rule: out of reach of hooks."""
         return tuple(row for row in self.rows if row.reason.startswith(_OUT_OF_REACH))
 
     @property
@@ -173,12 +177,26 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Share of the multiply-adds of linear functions, from input to output, that have a rule, in [0, 1].
+        """The share of the multiply-adds of linear functions, from input to output, that have a rule, in [0, 1].
 
         1 where linear functions need none, and where there are none.
         """
         total = sum(row.multiply_adds for row in self.rows)
         return 1.0 if total == 0 else 1.0 - sum(row.multiply_adds for row in self.missed) / total
+
+    def __repr__(self) -> str:
+        with_rule = sum(bool(row.rule) for row in self.rows)
+        return f"Coverage({with_rule} of {len(self.rows)} layers with a rule, {self.share:.1%} of the multiply-adds)"
+
+    def _repr_html_(self) -> str:
+        """Shows the table in a notebook: layers, their rules, and their share of the multiply-adds."""
+        total = sum(row.multiply_adds for row in self.rows)
+        header = ["layer", "function", "rule", *(["share of work"] if total else [])]
+        rows = [
+            [r.name, r.function, r.rule or f"- ({r.reason})", *([f"{r.multiply_adds / total:.1%}"] if total else [])]
+            for r in self.rows
+        ]
+        return html_table(repr(self), header, rows)
 
     def __str__(self) -> str:
         table = [("layer", "function", "rule"), *((r.name, r.function, r.rule or f"- ({r.reason})") for r in self.rows)]
@@ -228,14 +246,14 @@ def check_reach(
 
 
 def why_unreached(node: str) -> str:
-    """Reason why an autograd node of `unreached_nodes` has no rule."""
+    """Returns the reason why an autograd node of `unreached_nodes` has no rule."""
     if node.startswith("MaxPool"):
         return "max-pools are exact in this rule set"
-    if node.startswith(("Clamp", "M")) and node in _OTHER:
+    if node.startswith(("Clamp", "M")) and node in _OTHER_NODES:
         return "a bound, not known as an activation: keeps its own gradient"
-    if node in _OTHER or node.startswith(_FAMILIES):
+    if node in _OTHER_NODES or node.startswith(_OTHER_NODE_PREFIXES):
         return "not element-wise: keeps its own gradient"
-    if node in _MISSED:
+    if node in _ACTIVATION_NODES:
         return "out of reach: called in a way that no rule sees (scripted or C++ code)"
     return "out of reach: a custom autograd Function keeps its own backward"
 

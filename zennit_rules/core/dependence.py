@@ -49,8 +49,8 @@ class Dependence:
 
     def cover(self, outputs: Any, inputs: Any) -> None:
         """Count what a layer computes from its inputs to its outputs as covered."""
-        ends = {x.grad_fn for x in _tensors(inputs)}
-        todo: list[Any] = [x.grad_fn for x in _tensors(outputs)]
+        ends = {x.grad_fn for x in tensors_in(inputs)}
+        todo: list[Any] = [x.grad_fn for x in tensors_in(outputs)]
         while todo:
             node = todo.pop()
             if node is None or node in ends or node in self.covered:
@@ -88,7 +88,7 @@ class Dependence:
 
 
 class _LeafDependence(Dependence):
-    """Where nobody says where a pass starts: at whatever leaf is no parameter, and at embeddings of numbers."""
+    """The dependence of a pass whose start nobody names: any leaf that is no parameter, and embeddings of numbers."""
 
     starts_at_embeddings = True
 
@@ -118,7 +118,7 @@ def _node(x: Tensor) -> Any:
 
 @contextmanager
 def explaining(inputs: Iterable[Tensor]) -> Iterator[None]:
-    """Forward passes inside explain these tensors, whatever else the model is given.
+    """Lets forward passes inside explain these tensors, whatever else the model is given.
 
     Args:
         inputs: Tensors that the model is called with, or that what it is called with was made of.
@@ -143,7 +143,7 @@ def forward_pass(arguments: Any, *, within: bool = False) -> Iterator[Dependence
         yield going_on
         return
     given = _explained.get()
-    starts = [x for x in (_tensors(arguments) if given is None else given) if x.requires_grad]
+    starts = [x for x in (tensors_in(arguments) if given is None else given) if x.requires_grad]
     found = Dependence(starts) if starts else _LeafDependence()
     token = _current.set(found)
     try:
@@ -172,8 +172,11 @@ def after_pass(inputs: Inputs) -> Dependence:
     return _LeafDependence() if inputs is None else Dependence(inputs)
 
 
-def _tensors(values: Any) -> list[Tensor]:
+def tensors_in(values: Any) -> list[Tensor]:
+    """Returns the tensors in a container of anything, in order."""
     return [leaf for leaf in tree_flatten(values)[0] if isinstance(leaf, Tensor)]
 
 
-__all__ = ["Dependence", "Inputs", "after_pass", "current", "depends_on_input", "explaining", "forward_pass"]
+__all__ = [
+    "Dependence", "Inputs", "after_pass", "current", "depends_on_input", "explaining", "forward_pass", "tensors_in",
+]  # fmt: skip

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def architecture(model: nn.Module) -> str:
-    """Digest of the module types and of the names and shapes of parameters and buffers (16 hex digits).
+    """Returns a digest of module types and of the names and shapes of parameters and buffers (16 hex digits).
 
     Biases do not count: zennit 1.0.0's canonizers leave a bias of zeros in the ``state_dict`` of layers without one.
     """

@@ -33,7 +33,7 @@ class Fusion(nn.Module):
 
     @staticmethod
     def choose(sites: Sequence[Site], inputs: Sequence[Tensor]) -> list[str]:
-        """Of each resolution, the last activation.
+        """Returns the name of the last activation of each resolution.
 
         Raises:
             RuleError: If there is not one input ``(B, C, *spatial)``, or no site of its kind.
@@ -56,7 +56,7 @@ class Fusion(nn.Module):
 
     @property
     def weights(self) -> Tensor:
-        """Exponents ``w``, one per site, in (-2, 2)."""
+        """The exponents ``w``, one per site, in (-2, 2)."""
         return 2 * torch.tanh(self.raw)
 
     def forward(self, maps: tuple[Tensor, ...], arrived: dict[str, Tensor]) -> tuple[Tensor, ...]:

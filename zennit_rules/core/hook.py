@@ -74,7 +74,7 @@ class SiteCall:
         raise NotImplementedError
 
     def propagate(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """Backward pass of the site: the rule while its hook is active, else the true gradient."""
+        """Runs the backward pass of the site: the rule while its hook is active, else the true gradient."""
         if not self.hook.active:
             return self.true_gradient(saved, g)
         if self.keep and not torch.is_grad_enabled():
@@ -86,12 +86,12 @@ class SiteCall:
 
     @property
     def streams(self) -> Streams | None:
-        """Where the passes of one attribution meet; None for a rule with a gate of its own."""
+        """The place where the passes of one attribution meet; None for a rule with a gate of its own."""
         found: Streams | None = getattr(self.hook.gate, "streams", None)
         return found
 
     def contrast(self) -> Tensor | None:
-        """Signal of the other classes at this call; None during their own pass.
+        """Returns the signal of the other classes at this call; None during their own pass.
 
         Raises:
             RuleError: If there was no such pass.
@@ -105,7 +105,7 @@ class SiteCall:
         return saved
 
     def push_forward(self, tangent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Transpose of `signal` at the signal that arrived last.
+        """Applies the transpose of `signal` at the signal that arrived last.
 
         Args:
             tangent: Gradient of a loss to what the site passed on, in its shape.
@@ -160,7 +160,7 @@ class SiteHook(Hook):
         """Marks the hook as registered; the work is done around ``forward``."""
 
     def remove(self) -> None:
-        """Passes recorded so far propagate by the plain gradient from here on."""
+        """Ends the rule: passes recorded so far propagate by the plain gradient from here on."""
         super().remove()
         self.active = False
 

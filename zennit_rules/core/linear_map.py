@@ -2,15 +2,13 @@
 
 ``F.conv2d(x, w, b)``, ``F.linear(x, w, b)``, ``x @ w``, ``torch.einsum("bij,jk->bik", x, w)`` and their like are linear
 in each of their operands. Where one of them depends on the explained input, the call is a linear layer in it, and the
-others are its weights, whoever made the call and wherever they come from. `linear_operands` reads a call like that.
+others are its weights, whoever made the call and wherever they come from: `linear_calls` reads a call like that.
 """
 
 from __future__ import annotations
 
-import string
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial, reduce
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -18,9 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import grad as transposed
 
-from ..errors import RuleError
-
-Depends = Callable[[Tensor], bool]
+from .._moved import renamed
 
 
 class LinearMap:
@@ -40,22 +36,22 @@ class LinearMap:
         return out if bias is None else out + bias
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """``f(x; weight)``."""
+        """Returns ``f(x; weight)``."""
         raise NotImplementedError
 
     def transpose(self, size: torch.Size, weight: Tensor, signal: Tensor) -> Tensor:
-        """Gradient of ``sum(f(x; weight) * signal)`` to an input ``x`` of that size."""
+        """Returns the gradient of ``sum(f(x; weight) * signal)`` to an input ``x`` of that size."""
         if signal.requires_grad and torch.is_grad_enabled() and not weight.requires_grad:
             turned: Tensor = _Transposed.apply(signal, self, size, weight)
             return turned
         return self.apply_transposed(size, weight, signal)
 
     def apply_transposed(self, size: torch.Size, weight: Tensor, signal: Tensor) -> Tensor:
-        """See `transpose`."""
+        """Computes `transpose` without a derivative of its own."""
         raise NotImplementedError
 
     def inside(self, x: Tensor) -> Tensor | float:
-        """1 where the input is the layer's own, 0 where it was padded."""
+        """Returns 1 where the input is the layer's own, 0 where it was padded."""
         if self.padding is None:
             return 1.0
         mask = torch.zeros(x.shape[x.ndim - len(self.padding) // 2 :], dtype=x.dtype, device=x.device)
@@ -72,7 +68,7 @@ class LinearMap:
         return x[inside]
 
     def channel_dim(self, out: Tensor) -> int:
-        """Dimension of an output that counts channels."""
+        """Returns the dimension of an output that counts channels."""
         return out.ndim - 1
 
 
@@ -82,17 +78,17 @@ class DenseMap(LinearMap):
     name = "Linear"
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See `LinearMap`."""
+        """Multiplies by the matrix."""
         return F.linear(x, weight)
 
     def apply_transposed(self, size: torch.Size, weight: Tensor, signal: Tensor) -> Tensor:
-        """See `LinearMap`."""
+        """Multiplies by the transposed matrix."""
         return signal @ weight
 
 
-_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
-_TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-_TO_INPUT = (transposed.conv1d_input, transposed.conv2d_input, transposed.conv3d_input)
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_INPUT_GRADIENTS = (transposed.conv1d_input, transposed.conv2d_input, transposed.conv3d_input)
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ class ConvolutionMap(LinearMap):
     Attributes:
         dims: Number of its spatial dimensions.
         options: Stride, padding, dilation and groups.
-        padding: See `LinearMap`.
+        padding: Zeros that the input was given on each side before, as in ``F.pad``; None if there are none.
     """
 
     dims: int
@@ -111,21 +107,21 @@ class ConvolutionMap(LinearMap):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """Of torch's module."""
+        """The name of torch's module, ``"Conv2d"``."""
         return f"Conv{self.dims}d"
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See `LinearMap`."""
-        out: Tensor = _CONVOLUTIONS[self.dims - 1](x, weight, None, **self.options)
+        """Convolves, without a bias."""
+        out: Tensor = CONVOLUTIONS[self.dims - 1](x, weight, None, **self.options)
         return out
 
     def apply_transposed(self, size: torch.Size, weight: Tensor, signal: Tensor) -> Tensor:
-        """See `LinearMap`."""
-        back: Tensor = _TO_INPUT[self.dims - 1](size, weight, signal, **self.options)
+        """Computes the gradient of a convolution in its input."""
+        back: Tensor = _INPUT_GRADIENTS[self.dims - 1](size, weight, signal, **self.options)
         return back
 
     def channel_dim(self, out: Tensor) -> int:
-        """See `LinearMap`."""
+        """Returns 1: channels follow the batch."""
         return 1
 
 
@@ -134,18 +130,18 @@ class TransposedConvolutionMap(ConvolutionMap):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """Of torch's module."""
+        """The name of torch's module, ``"ConvTranspose2d"``."""
         return f"ConvTranspose{self.dims}d"
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See `LinearMap`."""
-        out: Tensor = _TRANSPOSED_CONVOLUTIONS[self.dims - 1](x, weight, None, **self.options)
+        """Convolves transposed, without a bias."""
+        out: Tensor = TRANSPOSED_CONVOLUTIONS[self.dims - 1](x, weight, None, **self.options)
         return out
 
     def apply_transposed(self, size: torch.Size, weight: Tensor, signal: Tensor) -> Tensor:
-        """See `LinearMap`."""
+        """Convolves, which is the transpose, and cuts off what output padding added."""
         options = {name: value for name, value in self.options.items() if name != "output_padding"}
-        back = _CONVOLUTIONS[self.dims - 1](signal, weight, None, **options)
+        back = CONVOLUTIONS[self.dims - 1](signal, weight, None, **options)
         inside: tuple[Any, ...] = (..., *(slice(n) for n in size[2:]))  # output padding may go beyond the stride
         return back[inside]
 
@@ -158,7 +154,7 @@ class Contraction(LinearMap):
         name: Name of the layer.
         function: From operand and weights to the value.
         channels_at: Dimension of the output that counts channels, from the end.
-        padding: See `LinearMap`.
+        padding: Zeros that the input was given on each side before, as in ``F.pad``; None if there are none.
     """
 
     name: str  # type: ignore[misc]
@@ -167,11 +163,11 @@ class Contraction(LinearMap):
     padding: list[int] | None = None
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See `LinearMap`."""
+        """Calls the function."""
         return self.function(x, weight)
 
     def apply_transposed(self, size: torch.Size, weight: Tensor, signal: Tensor) -> Tensor:
-        """See `LinearMap`; by autograd."""
+        """Finds the transpose by autograd."""
         again = torch.is_grad_enabled() and (signal.requires_grad or weight.requires_grad)
         with torch.enable_grad():
             x = signal.new_zeros(size).requires_grad_()
@@ -179,7 +175,7 @@ class Contraction(LinearMap):
         return back
 
     def channel_dim(self, out: Tensor) -> int:
-        """See `LinearMap`."""
+        """Counts the dimension of channels from the end."""
         return max(out.ndim + self.channels_at, min(1, out.ndim - 1))
 
 
@@ -188,7 +184,7 @@ class _Transposed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, signal: Tensor, linear: LinearMap, size: torch.Size, weight: Tensor) -> Tensor:
-        """See `LinearMap.transpose`."""
+        """Applies the transposed map to the signal."""
         ctx.linear, ctx.weight = linear, weight
         return linear.apply_transposed(size, weight, signal)
 
@@ -196,9 +192,6 @@ class _Transposed(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         """The map without bias."""
         return ctx.linear.apply(g, ctx.weight), None, None, None
-
-
-# -- reading calls ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -218,276 +211,19 @@ class LinearOperands:
     bias: Tensor | None = None
 
 
-Arguments = dict[str, Any]
-Reader = Callable[[Arguments, Depends], LinearOperands | None]
-
-
-def is_linear_function(func: Any) -> bool:
-    """Whether a torch function is linear in each of its operands."""
-    return func in _FUNCTIONS
-
-
-def function_name(func: Any) -> str:
-    """Name of a linear function, as it stands in the names of sites."""
-    return str(func.__name__).strip("_").replace("rmatmul", "matmul")
-
-
-def linear_operands(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], depends: Depends
-) -> LinearOperands | None:
-    """Read the call of a torch function as a linear map of the one operand that depends on the input.
-
-    Args:
-        func: Function, as a ``TorchFunctionMode`` gets it.
-        args: Its arguments.
-        kwargs: Its named arguments.
-        depends: Tells which tensors depend on the input.
-
-    Returns:
-        None if it is no linear function, or if not exactly one of its operands depends on the input.
-
-    Raises:
-        RuleError: For a convolution of a single sample without a batch dimension.
-    """
-    given = _given(func, args, kwargs)
-    return None if given is None else _FUNCTIONS[func].read(given, depends)
-
-
-def in_steps(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], depends: Depends) -> Callable[[], Any] | None:
-    """The call of a linear function in two steps, a product and a sum, if what it adds depends on the input.
-
-    Also that of several products at once. None for any other call.
-    """
-    if func in _CHAINS:
-        matrices = args[0] if isinstance(args[0], (list, tuple)) else args
-        return lambda: reduce(torch.matmul, matrices)
-    given = _given(func, args, kwargs)
-    added = None if given is None else given.get("added")
-    if given is None or not isinstance(added, Tensor) or not depends(added):
-        return None
-    rest = {name: value for name, value in given.items() if name not in ("added", "alpha", "beta")}
-    alpha, beta = given.get("alpha", 1), given.get("beta", 1)
-
-    def steps() -> Any:
-        value = _FUNCTIONS[func].product(**rest)
-        summand = added.reshape(-1, *(1,) * (value.ndim - 2)) if func in CONVOLUTION_FUNCTIONS else added
-        return (value if alpha == 1 else alpha * value) + (summand if beta == 1 else beta * summand)
-
-    return steps
-
-
-def _given(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-    """Arguments by our names; None if it is no linear function."""
-    known = _FUNCTIONS.get(func)
-    if known is None or kwargs.get("out") is not None:
-        return None
-    given = {known.other_names.get(name, name): value for name, value in kwargs.items() if name != "out"}
-    if func is torch.einsum:
-        operands = args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:]
-        return {"equation": args[0], "operands": list(operands)}
-    return dict(zip(known.names, args, strict=False)) | given
-
-
-def _one(first: Any, second: Any, depends: Depends) -> int | None:
-    """Which of two operands depends on the input; None if not exactly one."""
-    if not (isinstance(first, Tensor) and isinstance(second, Tensor) and first.is_floating_point()):
-        return None
-    both = [depends(first), depends(second)]
-    return both.index(True) if sum(both) == 1 else None
-
-
-def _plus(found: LinearOperands, bias: Any, depends: Depends, shape: tuple[int, ...] = ()) -> LinearOperands | None:
-    """The same with a bias, unless that depends on the input too."""
-    if bias is None:
-        return found
-    return None if depends(bias) else replace(found, bias=bias.reshape(shape) if shape else bias)
-
-
-def _linear(given: Arguments, depends: Depends) -> LinearOperands | None:
-    x, weight = given["input"], given["weight"]
-    which = _one(x, weight, depends)
-    if which is None:
-        return None
-    if which == 0 and weight.ndim == 2:
-        found = LinearOperands(DenseMap(), x, weight)
-    elif which == 0:
-        found = LinearOperands(Contraction("Linear", F.linear), x, weight)
-    else:
-        found = LinearOperands(Contraction("Linear", lambda w, v: F.linear(v, w)), weight, x)
-    return _plus(found, given.get("added"), depends)
-
-
-def _convolution(dims: int, back: bool) -> Reader:
-    function = (_TRANSPOSED_CONVOLUTIONS if back else _CONVOLUTIONS)[dims - 1]
-    names = ("stride", "padding", "dilation", "groups", *(("output_padding",) if back else ()))
-    per_channel = (-1, *(1,) * dims)
-
-    def read(given: Arguments, depends: Depends) -> LinearOperands | None:
-        x, weight = given["input"], given["weight"]
-        which = _one(x, weight, depends)
-        if which is None:
-            return None
-        if x.ndim != weight.ndim:
-            raise RuleError(
-                f"{function.__name__} got an input {tuple(x.shape)}: rules need a batch, add a first dimension of 1"
-            )
-        options = {name: given[name] for name in names if name in given}
-        if which == 1:
-            by_weight = Contraction(f"Conv{dims}d", lambda w, v: function(v, w, None, **options), -1 - dims)
-            found = LinearOperands(by_weight, weight, x)
-        elif back:
-            found = LinearOperands(TransposedConvolutionMap(dims, options), x, weight)
-        else:
-            found = LinearOperands(*_unpadded(ConvolutionMap(dims, options), x, weight), weight)
-        return _plus(found, given.get("added"), depends, per_channel)
-
-    return read
-
-
-def _unpadded(linear: ConvolutionMap, x: Tensor, weight: Tensor) -> tuple[ConvolutionMap, Tensor]:
-    """A convolution whose padding is given in numbers, the same on both sides, and its input."""
-    padding = linear.options.get("padding", 0)
-    if not isinstance(padding, str):
-        return linear, x
-    if padding == "valid":
-        return replace(linear, options={**linear.options, "padding": 0}), x
-    dilation = linear.options.get("dilation", 1)
-    dilations = (dilation,) * linear.dims if isinstance(dilation, int) else tuple(dilation)
-    total = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=True)]
-    if all(t % 2 == 0 for t in total):
-        return replace(linear, options={**linear.options, "padding": tuple(t // 2 for t in total)}), x
-    pads = [side for t in reversed(total) for side in (t // 2, t - t // 2)]
-    return replace(linear, options={**linear.options, "padding": 0}, padding=pads), F.pad(x, pads)
-
-
-def _product(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> Reader:
-    """Of a product of matrices or vectors ``a`` and ``b``, and what is ``added`` to it."""
-
-    def read(given: Arguments, depends: Depends) -> LinearOperands | None:
-        a, b = given["a"], given["b"]
-        which = _one(a, b, depends)
-        if which is None:
-            return None
-        constant, scale = (b, a)[which], given.get("alpha", 1)
-        constant = constant if scale == 1 else scale * constant
-        if which == 0 and a.ndim > 1 and b.ndim == 2 and name in ("matmul", "mm", "addmm"):
-            found = LinearOperands(DenseMap(), a, constant.t())
-        elif which == 0:
-            found = LinearOperands(Contraction(name.capitalize(), function), a, constant)
-        else:
-            at = -2 if b.ndim > 1 else -1
-            found = LinearOperands(Contraction(name.capitalize(), lambda v, w: function(w, v), at), b, constant)
-        added, beta = given.get("added"), given.get("beta", 1)
-        return _plus(found, added if added is None or beta == 1 else beta * added, depends)
-
-    return read
-
-
-def _einsum(given: Arguments, depends: Depends) -> LinearOperands | None:
-    equation, operands = given["equation"], given["operands"]
-    if not isinstance(equation, str) or not all(isinstance(x, Tensor) for x in operands):
-        return None
-    depending = [i for i, x in enumerate(operands) if depends(x)]
-    if len(depending) != 1 or len(operands) < 2:
-        return None
-    (at,) = depending
-    terms, out = _equation(equation, [x.ndim for x in operands])
-    rest = [i for i in range(len(operands)) if i != at]
-    # Weights are what one element of the operand is multiplied by: whatever else is summed over is summed before.
-    kept = "".join(dict.fromkeys(c for i in rest for c in terms[i] if c in terms[at] + out))
-    weight = torch.einsum(f"{','.join(terms[i] for i in rest)}->{kept}", *(operands[i] for i in rest))
-    pair = f"{terms[at]},{kept}->{out}"
-    channels = next((k - len(out) for k in range(len(out) - 1, 0, -1) if out[k] not in terms[at]), -1)
-    return LinearOperands(Contraction("Einsum", lambda v, w: torch.einsum(pair, v, w), channels), operands[at], weight)
-
-
-def _equation(equation: str, sizes: list[int]) -> tuple[list[str], str]:
-    """Letters of the operands and of the output, with letters in the place of ``...``."""
-    left, arrow, out = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    hidden = [n - len(t) + 3 if "..." in t else 0 for t, n in zip(terms, sizes, strict=True)]
-    letters = "".join([c for c in string.ascii_letters if c not in equation][: max(hidden)])
-    terms = [t.replace("...", letters[len(letters) - n :]) for t, n in zip(terms, hidden, strict=True)]
-    if not arrow:
-        out = letters + "".join(sorted(c for c in set(left) if c.isalpha() and left.count(c) == 1))
-    return terms, out.replace("...", letters)
-
-
-def _bilinear(given: Arguments, depends: Depends) -> LinearOperands | None:
-    first, second, weight = given["input1"], given["input2"], given["weight"]
-    which = _one(first, second, depends)
-    if which is None or depends(weight):
-        return None
-    constant, equation = (second, "...j,oij->...oi") if which == 0 else (first, "...i,oij->...oj")
-    combined = torch.einsum(equation, constant, weight)
-    contraction = Contraction("Bilinear", lambda v, w: torch.einsum("...i,...oi->...o", v, w))
-    return _plus(LinearOperands(contraction, (first, second)[which], combined), given.get("added"), depends)
-
-
-@dataclass(frozen=True)
-class _Function:
-    """A linear function.
-
-    Attributes:
-        names: Of its arguments, as readers call them, in order.
-        read: Reads a call.
-        product: The function without what is added, by those names.
-        other_names: Of the same arguments, as torch calls them.
-    """
-
-    names: tuple[str, ...]
-    read: Reader
-    product: Callable[..., Any]
-    other_names: dict[str, str] = field(default_factory=dict)
-
-
-CONVOLUTION_FUNCTIONS = (*_CONVOLUTIONS, *_TRANSPOSED_CONVOLUTIONS)
-_CHAINS = (torch.linalg.multi_dot, torch.chain_matmul)
-_BIAS = {"bias": "added"}
-_PAIR = {"self": "a", "input": "a", "tensor1": "a", "other": "b", "mat2": "b", "vec": "b", "vec2": "b", "tensor": "b",
-         "tensor2": "b"}  # fmt: skip
-_SUM = {"self": "added", "input": "added", "mat": "a", "mat1": "a", "batch1": "a", "vec": "b", "mat2": "b",
-        "batch2": "b"}  # fmt: skip
-
-
-def _functions() -> Iterator[tuple[Any, _Function]]:
-    yield F.linear, _Function(("input", "weight", "added"), _linear, F.linear, _BIAS)
-    function: Any
-    for function in {F.bilinear, torch.bilinear}:
-        yield function, _Function(("input1", "input2", "weight", "added"), _bilinear, F.bilinear, _BIAS)
-    yield torch.einsum, _Function(("equation",), _einsum, torch.einsum)
-    for k in range(3):
-        names = ("input", "weight", "added", "stride", "padding")
-        for back, more in ((False, ("dilation", "groups")), (True, ("output_padding", "groups", "dilation"))):
-            function = (_TRANSPOSED_CONVOLUTIONS if back else _CONVOLUTIONS)[k]
-            yield function, _Function((*names, *more), _convolution(k + 1, back), function, _BIAS)
-    for name in ("matmul", "mm", "bmm", "mv", "dot", "inner", "outer"):
-        function = getattr(torch, name)
-        known = _Function(("a", "b"), _product(name, function), lambda a, b, f=function: f(a, b), _PAIR)
-        yield from ((spelling, known) for spelling in (function, getattr(Tensor, name)))
-        if name == "matmul":
-            yield from ((spelling, known) for spelling in (torch.linalg.matmul, Tensor.__matmul__))
-            yield Tensor.__rmatmul__, replace(known, names=("b", "a"))
-    yield torch.tensordot, _Function(("a", "b", "dims"), _tensordot, torch.tensordot, _PAIR)
-    sums = {"addmm": torch.mm, "addmv": torch.mv, "baddbmm": torch.bmm, "addbmm": _summed_products}
-    for name, function in sums.items():
-        known = _Function(("added", "a", "b"), _product(name, function), lambda a, b, f=function: f(a, b), _SUM)
-        yield from ((spelling, known) for spelling in (getattr(torch, name), getattr(Tensor, name)))
-
-
-def _tensordot(given: Arguments, depends: Depends) -> LinearOperands | None:
-    return _product("tensordot", partial(torch.tensordot, dims=given.get("dims", 2)))(given, depends)
-
-
-def _summed_products(a: Tensor, b: Tensor) -> Tensor:
-    return torch.bmm(a, b).sum(0)
-
-
-_FUNCTIONS: dict[Any, _Function] = dict(_functions())
-WITH_SUMMANDS = frozenset(f for f, known in _FUNCTIONS.items() if "added" in known.names) | frozenset(_CHAINS)
-"""Functions that `in_steps` may take apart."""
+__getattr__ = renamed(
+    __name__,
+    {
+        "CONVOLUTION_FUNCTIONS": "zennit_rules.core.linear_calls.CONVOLUTION_FUNCTIONS",
+        "WITH_SUMMANDS": "zennit_rules.core.linear_calls.WITH_SUMMANDS",
+        "function_name": "zennit_rules.core.linear_calls.function_name",
+        "in_steps": "zennit_rules.core.linear_calls.in_steps",
+        "is_linear_function": "zennit_rules.core.linear_calls.is_linear_function",
+        "linear_operands": "zennit_rules.core.linear_calls.linear_operands",
+    },
+)
 
 __all__ = [
-    "CONVOLUTION_FUNCTIONS", "WITH_SUMMANDS", "Contraction", "ConvolutionMap", "DenseMap", "LinearMap",
-    "LinearOperands", "TransposedConvolutionMap", "function_name", "in_steps", "is_linear_function", "linear_operands",
+    "CONVOLUTIONS", "TRANSPOSED_CONVOLUTIONS", "Contraction", "ConvolutionMap", "DenseMap", "LinearMap",
+    "LinearOperands", "TransposedConvolutionMap",
 ]  # fmt: skip

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from .._compat import DisableTorchFunction
 from .dependence import depends_on_input, forward_pass
 from .interpose import interpose
-from .linear_map import LinearOperands, is_linear_function, linear_operands
+from .linear_calls import is_linear_function, linear_operands
+from .linear_map import LinearOperands
 
 OnLinear = Callable[[str, nn.Module, LinearOperands, Callable[[], Tensor]], Tensor]
 """Called with the path of the module that calls (``#k`` behind it for call k > 0), the module, the call, and a function
@@ -29,7 +30,7 @@ def linear_calls_watched(model: nn.Module, on_linear: OnLinear) -> Iterator[None
 
     Args:
         model: Run inside with inputs that require gradients.
-        on_linear: See `OnLinear`.
+        on_linear: Called in the place of each linear function, see `OnLinear`; returns the value.
     """
     watch = LinearWatch(on_linear)
     watch.register(model)
@@ -40,7 +41,7 @@ def linear_calls_watched(model: nn.Module, on_linear: OnLinear) -> Iterator[None
 
 
 class LinearWatch(TorchFunctionMode):
-    """See `linear_calls_watched`; from `register` to `remove`."""
+    """A mode that gives each linear call to a function, from `register` to `remove`; see `linear_calls_watched`."""
 
     def __init__(self, on_linear: OnLinear) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class LinearWatch(TorchFunctionMode):
         self._handles.append(interpose(model, self._run_model))
 
     def remove(self) -> None:
-        """Leave it alone again."""
+        """Leaves the model alone again."""
         for handle in reversed(self._handles):
             handle.remove()
         self._handles.clear()

@@ -7,8 +7,23 @@ from collections.abc import Iterable
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """``"; did you mean 'a' or 'b'?"`` with the known names that are close to one that is not known; "" for none."""
-    close = difflib.get_close_matches(name, list(known)) if isinstance(name, str) else []
+    """Returns ``"; did you mean 'a' or 'b'?"`` for a misspelled name, to end an error's text with.
+
+    Upper and lower case count as alike, so that ``default`` finds ``DEFAULT``.
+
+    Args:
+        name: What the user typed; anything but a string is near to nothing.
+        known: The names that there are.
+
+    Returns:
+        The hint, with at most three known names; empty where none is near.
+    """
+    if not isinstance(name, str):
+        return ""
+    spelled: dict[str, list[str]] = {}
+    for one in known:
+        spelled.setdefault(one.casefold(), []).append(one)
+    close = [one for near in difflib.get_close_matches(name.casefold(), spelled) for one in spelled[near]]
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 

@@ -40,7 +40,7 @@ class TrainableComposite(Protocol):
         create_graph: bool = False,
         retain_graph: bool | None = None,
     ) -> tuple[Tensor, ...]:
-        """Signed attributions of ``sum(output * seed)`` to the leaves."""
+        """Returns signed attributions of ``sum(output * seed)`` to the leaves."""
 
     def context(self, module: nn.Module) -> AbstractContextManager[Any]:
         """The composite is registered on the model inside."""
@@ -49,13 +49,13 @@ class TrainableComposite(Protocol):
         """The model is hooked for one forward pass, which goes on propagating by the rules."""
 
     def inactive(self) -> AbstractContextManager[Any]:
-        """Passes propagate by the plain gradient inside."""
+        """Lets passes inside propagate by the plain gradient."""
 
     def start_signal(self, output: Tensor, seed: Tensor) -> Tensor:
         """What the backward pass starts with."""
 
     def finish(self, maps: tuple[Tensor, ...], leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Attributions, from what arrived at the leaves."""
+        """Returns attributions, from what arrived at the leaves."""
 
     @classmethod
     def checked_options(cls, rule_options: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -71,11 +71,11 @@ class TrainableComposite(Protocol):
 
     @classmethod
     def work(cls, output: Any, inputs: Inputs = None) -> LinearWork:
-        """Multiply-adds of linear functions, where these need a rule."""
+        """Counts the multiply-adds of linear functions, where these need a rule."""
 
     @classmethod
     def why_unreached(cls, node: str) -> str:
-        """Reason why such a node has no rule."""
+        """Returns the reason why such a node has no rule."""
 
     @classmethod
     def reviewed(cls, model: nn.Module, coverage: Coverage) -> Coverage:

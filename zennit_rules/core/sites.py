@@ -34,77 +34,13 @@ from .._compat import (
     unsupported_model,
     zennit_hooks,
 )
+from .._moved import renamed
 from ..errors import RuleError
 from .dependence import current, depends_on_input, forward_pass
 from .interpose import Interposed, has_own_forward, interpose, warn_of_other_threads
-from .linear_map import CONVOLUTION_FUNCTIONS, DenseMap, is_linear_function, linear_operands
-
-ElementWise = Callable[[Tensor], Tensor]
-
-# Module type -> its pure, out-of-place function. Only element-wise functions of one tensor: there, the true gradient
-# is the signal times the derivative, and a gate per element makes sense.
-_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], ElementWise]] = {
-    nn.ReLU: lambda m: torch.relu,
-    nn.ReLU6: lambda m: F.relu6,
-    nn.LeakyReLU: lambda m: partial(F.leaky_relu, negative_slope=m.negative_slope),
-    nn.PReLU: lambda m: partial(F.prelu, weight=m.weight),
-    nn.ELU: lambda m: partial(F.elu, alpha=m.alpha),
-    nn.SELU: lambda m: F.selu,
-    nn.CELU: lambda m: partial(F.celu, alpha=m.alpha),
-    nn.GELU: lambda m: partial(F.gelu, approximate=m.approximate),
-    nn.SiLU: lambda m: F.silu,
-    nn.Mish: lambda m: F.mish,
-    nn.Hardswish: lambda m: F.hardswish,
-    nn.Hardsigmoid: lambda m: F.hardsigmoid,
-    nn.Hardtanh: lambda m: partial(F.hardtanh, min_val=m.min_val, max_val=m.max_val),
-    nn.Softplus: lambda m: partial(F.softplus, beta=m.beta, threshold=m.threshold),
-    nn.Tanh: lambda m: torch.tanh,
-    nn.Sigmoid: lambda m: torch.sigmoid,
-    nn.LogSigmoid: lambda m: F.logsigmoid,
-    nn.Softsign: lambda m: F.softsign,
-    nn.Tanhshrink: lambda m: F.tanhshrink,
-    nn.Softshrink: lambda m: partial(F.softshrink, lambd=m.lambd),
-    nn.Hardshrink: lambda m: partial(F.hardshrink, lambd=m.lambd),
-    nn.Threshold: lambda m: partial(F.threshold, threshold=m.threshold, value=m.value),
-}
-# Their second derivative is 0 (almost everywhere), which autograd does not know of all of them.
-PIECEWISE_LINEAR = frozenset(
-    (torch.relu, F.relu6, F.leaky_relu, F.prelu, F.hardsigmoid, F.hardtanh, F.softshrink, F.hardshrink, F.threshold)
-)
-ACTIVATION_TYPES: tuple[type[nn.Module], ...] = tuple(_ACTIVATIONS)
-POOLING_TYPES: tuple[type[nn.Module], ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-
-# Non-linear modules and functions that are no sites: named in the coverage report, with the reason.
-UNREACHED_TYPES: tuple[type[nn.Module], ...] = (
-    nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.GLU, nn.MultiheadAttention, nn.RReLU,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.FractionalMaxPool2d, nn.LSTM, nn.GRU, nn.RNN,
-)  # fmt: skip
-
-
-def _declared(module: nn.Module, types: tuple[type[nn.Module], ...]) -> type[nn.Module] | None:
-    """The type in ``types`` whose ``forward`` the module runs; None if a subclass brought its own."""
-    if has_own_forward(module):
-        return None
-    for cls in type(module).__mro__:
-        if cls in types:
-            return cls if type(module).forward is cls.forward else None
-    return None
-
-
-def activation_function(module: nn.Module) -> ElementWise | None:
-    """The pure function an activation module computes, or None if it is not one that rules can weigh."""
-    cls = _declared(module, ACTIVATION_TYPES)
-    return None if cls is None else _ACTIVATIONS[cls](module)
-
-
-def is_pooling(module: nn.Module) -> bool:
-    """Whether the module is a max-pool that returns its values alone (no indices)."""
-    return _declared(module, POOLING_TYPES) is not None and not module.return_indices
-
-
-def is_site(module: nn.Module) -> bool:
-    """Whether calls of the module are sites."""
-    return activation_function(module) is not None or is_pooling(module)
+from .linear_calls import CONVOLUTION_FUNCTIONS, is_linear_function, linear_operands
+from .linear_map import DenseMap
+from .site_functions import as_module, is_site, is_site_function
 
 
 @dataclass(frozen=True)
@@ -130,82 +66,10 @@ class Site:
 # -- functional calls ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Functional:
-    """How the arguments of a function (after the input) become those of the equivalent module."""
-
-    module: type[nn.Module]
-    names: tuple[str, ...] = ()
-    inplace: bool = False
-
-    def module_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], bool] | None:
-        given = dict(zip(self.names, args, strict=False)) | kwargs
-        given.pop("input", None)
-        inplace = bool(given.pop("inplace", self.inplace))
-        if given.pop("return_indices", False) or given.pop("out", None) is not None:
-            return None
-        return {name: value for name, value in given.items() if value is not None}, inplace
-
-
-_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-_FUNCTIONALS: dict[Any, _Functional] = {
-    F.relu: _Functional(nn.ReLU, ("inplace",)),
-    torch.relu: _Functional(nn.ReLU),
-    Tensor.relu: _Functional(nn.ReLU),
-    torch.relu_: _Functional(nn.ReLU, inplace=True),
-    Tensor.relu_: _Functional(nn.ReLU, inplace=True),
-    F.relu6: _Functional(nn.ReLU6, ("inplace",)),
-    F.leaky_relu: _Functional(nn.LeakyReLU, ("negative_slope", "inplace")),
-    F.leaky_relu_: _Functional(nn.LeakyReLU, ("negative_slope",), inplace=True),
-    F.elu: _Functional(nn.ELU, ("alpha", "inplace")),
-    F.elu_: _Functional(nn.ELU, ("alpha",), inplace=True),
-    F.selu: _Functional(nn.SELU, ("inplace",)),
-    torch.selu: _Functional(nn.SELU),
-    torch.selu_: _Functional(nn.SELU, inplace=True),
-    F.celu: _Functional(nn.CELU, ("alpha", "inplace")),
-    torch.celu: _Functional(nn.CELU, ("alpha",)),
-    torch.celu_: _Functional(nn.CELU, ("alpha",), inplace=True),
-    F.gelu: _Functional(nn.GELU, ("approximate",)),
-    F.silu: _Functional(nn.SiLU, ("inplace",)),
-    F.mish: _Functional(nn.Mish, ("inplace",)),
-    F.hardswish: _Functional(nn.Hardswish, ("inplace",)),
-    F.hardsigmoid: _Functional(nn.Hardsigmoid, ("inplace",)),
-    F.hardtanh: _Functional(nn.Hardtanh, ("min_val", "max_val", "inplace")),
-    F.hardtanh_: _Functional(nn.Hardtanh, ("min_val", "max_val"), inplace=True),
-    F.prelu: _Functional(nn.PReLU, ("weight",)),
-    torch.prelu: _Functional(nn.PReLU, ("weight",)),
-    Tensor.prelu: _Functional(nn.PReLU, ("weight",)),
-    F.softplus: _Functional(nn.Softplus, ("beta", "threshold")),
-    torch.tanh: _Functional(nn.Tanh),
-    Tensor.tanh: _Functional(nn.Tanh),
-    torch.tanh_: _Functional(nn.Tanh, inplace=True),
-    Tensor.tanh_: _Functional(nn.Tanh, inplace=True),
-    torch.sigmoid: _Functional(nn.Sigmoid),
-    Tensor.sigmoid: _Functional(nn.Sigmoid),
-    torch.sigmoid_: _Functional(nn.Sigmoid, inplace=True),
-    Tensor.sigmoid_: _Functional(nn.Sigmoid, inplace=True),
-    F.logsigmoid: _Functional(nn.LogSigmoid),
-    F.softsign: _Functional(nn.Softsign),
-    F.tanhshrink: _Functional(nn.Tanhshrink),
-    F.softshrink: _Functional(nn.Softshrink, ("lambd",)),
-    F.hardshrink: _Functional(nn.Hardshrink, ("lambd",)),
-    Tensor.hardshrink: _Functional(nn.Hardshrink, ("lambd",)),
-    F.threshold: _Functional(nn.Threshold, ("threshold", "value", "inplace")),
-    torch.threshold: _Functional(nn.Threshold, ("threshold", "value")),
-    torch.threshold_: _Functional(nn.Threshold, ("threshold", "value"), inplace=True),
-    F.max_pool1d: _Functional(nn.MaxPool1d, _POOL),
-    F.max_pool2d: _Functional(nn.MaxPool2d, _POOL),
-    F.max_pool3d: _Functional(nn.MaxPool3d, _POOL),
-    torch.max_pool1d: _Functional(nn.MaxPool1d, _POOL[:-1]),
-    torch.max_pool2d: _Functional(nn.MaxPool2d, _POOL[:-1]),
-    torch.max_pool3d: _Functional(nn.MaxPool3d, _POOL[:-1]),
-}
-# ``x.clamp(min=0)`` is how some code spells ReLU; with any other bound it is no activation.
-_CLAMPS = {torch.clamp, torch.clamp_min, Tensor.clamp, Tensor.clamp_min, torch.clip, Tensor.clip}
-_CLAMPS_INPLACE = {torch.clamp_, torch.clamp_min_, Tensor.clamp_, Tensor.clamp_min_, torch.clip_, Tensor.clip_}
 _CHANNEL_KEEPING = {
     F.linear,
     F.dropout,
+    torch.dropout,
     torch.add,
     Tensor.add,
     Tensor.add_,
@@ -214,19 +78,6 @@ _CHANNEL_KEEPING = {
     Tensor.__iadd__,
 }
 _RESHAPING = {Tensor.view, Tensor.reshape, torch.reshape}
-
-
-def _as_module(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[type[nn.Module], dict[str, Any], bool] | None:
-    """The module type, its arguments and whether the call is in place; None if the call is no site."""
-    if func in _CLAMPS or func in _CLAMPS_INPLACE:
-        given = dict(zip(("min", "max"), args, strict=False)) | kwargs
-        is_relu = isinstance(given.get("min"), (int, float)) and given["min"] == 0 and given.get("max") is None
-        return (nn.ReLU, {}, func in _CLAMPS_INPLACE) if is_relu else None
-    spec = _FUNCTIONALS.get(func)
-    bound = None if spec is None else spec.module_arguments(args, kwargs)
-    return None if spec is None or bound is None else (spec.module, *bound)
 
 
 def _child_name(module: type[nn.Module], arguments: dict[str, Any]) -> str:
@@ -243,20 +94,20 @@ class _FunctionalCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not (func in _FUNCTIONALS or func in _CLAMPS or func in _CLAMPS_INPLACE) or self.tracker.inside_site:
-            return self._other(func, args, kwargs)
-        known = _as_module(func, tuple(args[1:]), kwargs)
+        if not is_site_function(func) or self.tracker.inside_site:
+            return self._call_no_site(func, args, kwargs)
+        known = as_module(func, tuple(args[1:]), kwargs)
         if known is None:
-            return self._other(func, args, kwargs)
+            return self._call_no_site(func, args, kwargs)
         z = args[0] if args else kwargs["input"]
         if not isinstance(z, Tensor) or not z.is_floating_point():
-            return self._other(func, args, kwargs)
+            return self._call_no_site(func, args, kwargs)
         child, takes_inplace = self.tracker.stand_in(*known)
         if known[2] and not takes_inplace:  # beside, then written: a rule may need z itself
             return z.copy_(child(z.clone()))
         return child(z)
 
-    def _other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _call_no_site(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """A function that is no site."""
         out = NotImplemented
         if self.tracker.on_call is not None and not self.tracker.inside_site:
@@ -277,17 +128,21 @@ class _FunctionalCalls(TorchFunctionMode):
 
 
 # Leaves of torch that say where channels are.
-_SEEN_TYPES = (nn.Linear, nn.LayerNorm)
+_CHANNELS_LAST_TYPES = (nn.Linear, nn.LayerNorm)
 
 
-def _may_matter(module: nn.Module) -> bool:
+def _is_tracked(module: nn.Module) -> bool:
     """Whether calls inside ``module`` can be sites, or its output says where the channels are."""
     if has_own_forward(module):
         return True
-    return not _of_torch(module) or isinstance(module, _SEEN_TYPES) or next(module.children(), None) is not None
+    return (
+        not _is_torch_module(module)
+        or isinstance(module, _CHANNELS_LAST_TYPES)
+        or next(module.children(), None) is not None
+    )
 
 
-def _of_torch(module: nn.Module) -> bool:
+def _is_torch_module(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules")
 
 
@@ -366,7 +221,7 @@ class SiteTracker(Canonizer):
         for path, module in root.named_modules():
             self.paths[id(module)] = path
             site = is_site(module)
-            if site or self.on_call is not None or _may_matter(module):
+            if site or self.on_call is not None or _is_tracked(module):
                 self._handles.append(interpose(module, partial(self._run_module, path, module, site)))
         self._handles.append(interpose(root, self._run_root))
 
@@ -403,30 +258,30 @@ class SiteTracker(Canonizer):
                     "module and build the rule set for that"
                 )
             return path
-        return self._counted(path)
+        return self._numbered(path)
 
     def call_of(self, name: str, *types: type[nn.Module]) -> str:
         """Name this call of a function: after the module being run if it is one of some types, else inside it."""
         path = self._stack[-1].path if self._stack else ""
         if type(self.module) not in types:
             path = f"{path}.{name}".lstrip(".")
-        return self._counted(path)
+        return self._numbered(path)
 
     def linear_call(self, function: str) -> str:
         """Name this call of a linear function: the first of a module without children is the module's own."""
         if not self._stack:
-            return self._counted(function)
+            return self._numbered(function)
         frame = self._stack[-1]
         frame.linear += 1
-        if frame.linear == 1 and is_leaf(frame.module) and (frame.path or _of_torch(frame.module)):
-            return self._counted(frame.path or "model")
-        return self._counted(f"{frame.path}.{function}".lstrip("."))
+        if frame.linear == 1 and is_leaf(frame.module) and (frame.path or _is_torch_module(frame.module)):
+            return self._numbered(frame.path or "model")
+        return self._numbered(f"{frame.path}.{function}".lstrip("."))
 
     def written_out(self) -> TorchFunctionMode:
-        """Inside, functions that a handler of `on_call` calls have their rules like the model's own calls."""
+        """Returns a mode in which functions that a handler of `on_call` calls have rules like the model's own calls."""
         return _FunctionalCalls(self)
 
-    def _counted(self, path: str) -> str:
+    def _numbered(self, path: str) -> str:
         """Name of one more call in this forward pass."""
         k = self._calls.get(path, 0)
         self._calls[path] = k + 1
@@ -489,8 +344,8 @@ class SiteTracker(Canonizer):
         self.embedded.clear()
         root = self.root() if self.root is not None else None
         assert root is not None
-        served = _served.get()
-        token = _served.set(served | {id(root)})
+        served = _running_models.get()
+        token = _running_models.set(served | {id(root)})
         try:
             # Of several composites on one model the one applied last has the modules, and so the functional calls.
             with self._frame(_Frame("", root)), forward_pass((args, kwargs)):
@@ -500,7 +355,7 @@ class SiteTracker(Canonizer):
                     self.on_output(out)
             return out
         finally:
-            _served.reset(token)
+            _running_models.reset(token)
             self._stack.clear()
 
     @contextmanager
@@ -550,7 +405,7 @@ class SiteTracker(Canonizer):
 
 
 def _refuse_transforms() -> None:
-    """Rules live in the backward pass of autograd, which transforms of functions do not run, or not as it is."""
+    """Refuses transforms of functions: rules live in the backward pass of autograd, which those do not run as it is."""
     transform = active_transform() if torch.is_grad_enabled() else None
     if transform is not None:
         raise RuleError(
@@ -560,7 +415,7 @@ def _refuse_transforms() -> None:
         )
 
 
-_served: ContextVar[frozenset[int]] = ContextVar("_served", default=frozenset())
+_running_models: ContextVar[frozenset[int]] = ContextVar("_running_models", default=frozenset())
 
 
 class Recorder(Protocol):
@@ -571,3 +426,19 @@ class Recorder(Protocol):
 
 
 recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
+
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "ACTIVATION_TYPES": "zennit_rules.core.site_functions.ACTIVATION_TYPES",
+        "PIECEWISE_LINEAR": "zennit_rules.core.site_functions.PIECEWISE_LINEAR",
+        "POOLING_TYPES": "zennit_rules.core.site_functions.POOLING_TYPES",
+        "UNREACHED_TYPES": "zennit_rules.core.site_functions.UNREACHED_TYPES",
+        "ElementWise": "zennit_rules.core.site_functions.ElementWise",
+        "activation_function": "zennit_rules.core.site_functions.activation_function",
+        "is_pooling": "zennit_rules.core.site_functions.is_pooling",
+    },
+)
+
+__all__ = ["Recorder", "Site", "SiteTracker", "is_leaf", "is_site", "recorder"]

@@ -61,7 +61,7 @@ class Streams:
             self._arrived[call.name] = (z.clamp(min=0) * g).sum(dim=1).clamp(min=0)
 
     def contrast(self, call: NamedCall) -> Tensor | None:
-        """Signal of the other classes at this call; None during their own pass.
+        """Returns the signal of the other classes at this call; None during their own pass.
 
         Raises:
             RuleError: If there was no such pass.
@@ -96,7 +96,7 @@ class Streams:
 
 
 def other_classes(output: Tensor, seed: Tensor) -> Tensor:
-    """Softmax of the classes that ``seed`` leaves at 0, ``(B, classes)``: the seed of the contrast stream."""
+    """Returns the contrast stream's seed: the softmax of the classes that ``seed`` leaves at 0, ``(B, classes)``."""
     if output.ndim != 2 or output.shape[1] < 2:
         raise RuleError(
             f"a contrast stream needs an output (B, classes) with other classes, the model gave {tuple(output.shape)}"

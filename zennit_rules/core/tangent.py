@@ -38,15 +38,18 @@ def _words(text: str) -> frozenset[str]:
 
 # Linear and homogeneous in all tensors that depend on the input, whatever the other arguments are.
 _LINEAR = _words(
-    """flatten view reshape permute transpose swapaxes swapdims movedim t squeeze unsqueeze expand expand_as view_as
-    reshape_as contiguous clone chunk split split_with_sizes unbind narrow select index_select gather take_along_dim
-    roll flip rot90 repeat repeat_interleave tile unflatten __getitem__ mean sum cumsum neg __neg__ positive diagonal
+    """flatten view reshape permute transpose swapaxes swapdims movedim moveaxis t squeeze unsqueeze expand expand_as
+    broadcast_to view_as reshape_as contiguous clone chunk split split_with_sizes unbind narrow select index_select
+    gather take_along_dim roll flip rot90 repeat repeat_interleave tile unflatten __getitem__ mean sum cumsum neg
+    negative __neg__ positive diagonal
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample
     pixel_shuffle pixel_unshuffle channel_shuffle unfold fold to type type_as float double half bfloat16 alias
-    tensor_split hsplit vsplit dsplit adjoint cat concat concatenate stack hstack vstack dstack tril triu"""
+    tensor_split hsplit vsplit dsplit adjoint cat concat concatenate stack hstack vstack row_stack dstack tril triu"""
 )
-_JOINING = _words("""cat concat concatenate stack hstack vstack dstack""")
-_MULTILINEAR = _words("""mul multiply __mul__ __rmul__ matmul __matmul__ __rmatmul__ mm bmm einsum dot inner outer""")
+_JOINING = _words("""cat concat concatenate stack hstack vstack row_stack dstack""")
+_MULTILINEAR = _words(
+    """mul multiply __mul__ __rmul__ matmul __matmul__ __rmatmul__ mm bmm einsum dot inner outer ger"""
+)
 _DIVIDING = _words("""div divide true_divide __truediv__""")
 _ADDING = {"add": 1, "__add__": 1, "__radd__": 1, "sub": -1, "subtract": -1, "__sub__": -1, "__rsub__": -1, "rsub": -1}
 _WEIGHTED = _words("""linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d""")
@@ -84,7 +87,7 @@ class Tape(TorchFunctionMode):
         self._count = 0
         self._leaves = tuple(self._new_slot(leaf) for leaf in leaves)
         self._last_use: list[list[int]] | None = None
-        self._needed: list[tuple[Tensor, int]] = []  # values run again later, and their versions
+        self._values_needed_again: list[tuple[Tensor, int]] = []  # values run again later, and their versions
 
     # -- recording ---------------------------------------------------------------------------------------------------
 
@@ -100,7 +103,7 @@ class Tape(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         self._record(func, tuple(args), dict(kwargs or {}), out)
         if before is not None and not all(map(torch.equal, before, _random_states())):
-            self._forget(f"{name} draws random numbers")
+            self._give_up(f"{name} draws random numbers")
         return out
 
     def site(self, call: SiteCall, z: Tensor, out: Tensor) -> None:
@@ -111,11 +114,11 @@ class Tape(TorchFunctionMode):
             if z in self._constants or z.grad_fn is None:  # made of parameters alone: no signal of the input's passes
                 self._constants[out] = True
                 return
-            self._forget(f"the input of site {call.name!r} was computed in a way that cannot be followed")
+            self._give_up(f"the input of site {call.name!r} was computed in a way that cannot be followed")
             return
         source = self._slots[z]
         if out is z and self._aliased(z):
-            self._forget(f"site {call.name!r} works in place on a tensor that shares memory with another")
+            self._give_up(f"site {call.name!r} works in place on a tensor that shares memory with another")
             return
         call.shape = out.shape
         self.calls.append(call)
@@ -126,7 +129,7 @@ class Tape(TorchFunctionMode):
         flat, spec = tree_flatten((args, kwargs))
         tensors = [v for v in flat if isinstance(v, Tensor)]
         if name == "__setitem__" and any(v in self._slots for v in tensors):
-            self._forget("writing into a tensor by index cannot be linearised")
+            self._give_up("writing into a tensor by index cannot be linearised")
             return
         outs = [o for o in tree_flatten(out)[0] if isinstance(o, Tensor) and o.requires_grad]
         if not outs or name in ("requires_grad_", "retain_grad", "register_hook"):
@@ -134,7 +137,7 @@ class Tape(TorchFunctionMode):
         tracked = [i for i, v in enumerate(flat) if isinstance(v, Tensor) and v in self._slots]
         for v in tensors:
             if v.grad_fn is not None and v not in self._slots and v not in self._constants:
-                self._forget(f"an argument of {name} was computed in a way that cannot be followed")
+                self._give_up(f"an argument of {name} was computed in a way that cannot be followed")
                 return
         if name in _SHAPED_LIKE:  # the other tensors say where to, not what
             tracked = [i for i in tracked if i == 0]
@@ -147,12 +150,12 @@ class Tape(TorchFunctionMode):
             if name in _LINEAR or (name in _DROPOUTS and not _is_random(args, kwargs)):
                 return  # handed its input on: contiguous, to, dropout in evaluation
             if not name.endswith("_") or len(outs) > 1 or outs[0] is not args[0] or self._aliased(outs[0]):
-                self._forget(f"{name} works in place on a tensor that shares memory with another")
+                self._give_up(f"{name} works in place on a tensor that shares memory with another")
                 return
             name = name.rstrip("_")
         run = self._linearise(func, name, flat, spec, tracked, out, bool(inplace))
         if run is None:
-            self._forget(f"{name} cannot be linearised here")
+            self._give_up(f"{name} cannot be linearised here")
             return
         sources = tuple(self._slots[flat[i]] for i in tracked)
         self._steps.append(_Step(sources, tuple(self._new_slot(o) for o in outs), run))
@@ -189,7 +192,7 @@ class Tape(TorchFunctionMode):
             return None if _is_random(args, kwargs) else lambda t: t
         if name == "pad" and first:
             return _pad(func, args, kwargs)
-        self._needed.extend((v, v._version) for v in fixed if isinstance(v, Tensor))
+        self._values_needed_again.extend((v, v._version) for v in fixed if isinstance(v, Tensor))
         return _forward_mode(func, fixed, spec, tracked)
 
     def _max_pool(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -232,21 +235,21 @@ class Tape(TorchFunctionMode):
         pointer = tensor.untyped_storage().data_ptr()
         return any(o is not tensor and o.untyped_storage().data_ptr() == pointer for o in list(self._slots))
 
-    def _forget(self, reason: str) -> None:
+    def _give_up(self, reason: str) -> None:
         self.unsupported = reason
         self._steps.clear()
-        self._needed.clear()
+        self._values_needed_again.clear()
 
     # -- replaying ---------------------------------------------------------------------------------------------------
 
     def finish(self, output: Tensor) -> None:
         """Name the tensor whose tangent `push_forward` returns."""
         if self.unsupported is None and output not in self._slots:
-            self._forget("the output was computed in a way that cannot be followed")
+            self._give_up("the output was computed in a way that cannot be followed")
         # Autograd itself need not notice: softmax, say, keeps its output alone.
-        if any(value._version != version for value, version in self._needed):
-            self._forget("a value that is needed again was overwritten in place")
-        self._needed.clear()
+        if any(value._version != version for value, version in self._values_needed_again):
+            self._give_up("a value that is needed again was overwritten in place")
+        self._values_needed_again.clear()
         if self.unsupported is None:
             self._output = self._slots[output]
             last: dict[int, int] = {}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._compat import one_gradient_at_a_time
 from ..core.hook import MARKER, SiteCall, SiteHook
-from ..core.sites import PIECEWISE_LINEAR, ElementWise, activation_function
+from ..core.site_functions import PIECEWISE_LINEAR, ElementWise, activation_function
 from ..gates import ScaledGate
 
 
@@ -55,7 +55,7 @@ class ActivationCall(SiteCall):
         self.from_output = self.is_relu and getattr(gate, "sign_only", False)
 
     def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """``g * f'(z)``, by autograd."""
+        """Returns ``g * f'(z)``, by autograd."""
         (z,) = saved
         if self.is_relu:
             return torch.ops.aten.threshold_backward(g, z, 0)
@@ -66,7 +66,7 @@ class ActivationCall(SiteCall):
         return self.true_gradient(saved, g)
 
     def _slope(self, z: Tensor) -> Tensor:
-        """``f'(z)``, with its own derivative where a second-order pass may ask for it."""
+        """Returns ``f'(z)``, with its own derivative where a second-order pass may ask for it."""
         if self._kept_slope is not None and not z.requires_grad:
             return self._kept_slope
         again = torch.is_grad_enabled() and z.requires_grad and not self.piecewise_linear
@@ -79,14 +79,14 @@ class ActivationCall(SiteCall):
         return slope
 
     def propagate(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """See `SiteCall.propagate`; a scaled gradient remembers what it scaled instead of ``g``."""
+        """Propagates the signal; a scaled gradient remembers what it scaled instead of ``g``."""
         if not (self.scales_gradient and self.keep and self.hook.active) or torch.is_grad_enabled():
             return super().propagate(saved, g)
         self.g = self.through(saved, g)
         return self.g * self.gate.scale().to(g.dtype)  # type: ignore[operator]
 
     def push_forward(self, tangent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `SiteCall.push_forward`; for a scaled gradient in closed form."""
+        """Pushes a tangent through the rule; for a scaled gradient in closed form."""
         if not self.scales_gradient or self.g is None:
             return super().push_forward(tangent)
         raw = self.gate.get_parameter("raw")
@@ -96,7 +96,7 @@ class ActivationCall(SiteCall):
         return onwards, {"raw": towards_w.mul_(deviation.square_().neg_().add_(1))}
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """``a * g * f'(z) + b * g``."""
+        """Returns ``a * g * f'(z) + b * g``."""
         a, b = self.gate(saved[0], g, self.contrast()) if self.has_contrast else self.gate(saved[0], g)
         passed = None
         if not (isinstance(a, float) and a == 0.0):
@@ -111,9 +111,9 @@ class LearnedActivation(SiteHook):
     """Zennit rule: the true gradient and the incoming signal, mixed by a gate.
 
     Works for every activation module whose true gradient autograd knows (ReLU, ReLU6, LeakyReLU, ELU, GELU, SiLU,
-    Hardswish, Softplus, Tanh, Sigmoid, ...; `sites.ACTIVATION_TYPES`), in place or not, reused or not. The forward
-    value is unchanged. The result is differentiable in the parameters of the gate, whatever seeds the backward pass,
-    and does not depend on ``create_graph``.
+    Hardswish, Softplus, Tanh, Sigmoid, ...; `ACTIVATION_TYPES`), in place or not, reused or not. The forward value is
+    unchanged. The result is differentiable in the parameters of the gate, whatever seeds the backward pass, and does
+    not depend on ``create_graph``.
 
     Args:
         gate: A `Gate` that serves every module the rule is registered on, or a provider that finds one per site (the
@@ -128,7 +128,7 @@ class LearnedActivation(SiteHook):
         return activation_function(module) is not None
 
     def run(self, module: nn.Module, name: str, gate: nn.Module, input: Tensor) -> tuple[SiteCall, Tensor]:
-        """See `SiteHook.run`."""
+        """Runs the activation, in place where the module does."""
         fn = activation_function(module)
         assert fn is not None
         call = self.call_type(self, name, gate, fn)

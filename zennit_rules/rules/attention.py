@@ -24,20 +24,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._compat import DisableTorchFunction
+from .._moved import renamed
+from ..core.functions import TIMES, functions_named, spellings
 from ..core.hook import MARKER, SiteCall, SiteHook
 from ..errors import RuleError
 from ..gates import Gate
 from .activation import ActivationCall, GatedSite, LearnedActivation
 from .contributions import reflected
 
-NORMS = frozenset((F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm))
-PRODUCTS = frozenset((
-    torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.bmm, Tensor.bmm,
-    torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__,
-))  # fmt: skip
+NORMS = functions_named("layer_norm", "rms_norm")
+PRODUCTS: dict[Any, tuple[Any, bool]] = {
+    function: (beside, inplace)
+    for name in ("matmul", "__matmul__", "__rmatmul__", "bmm", *TIMES)
+    for function, beside, inplace in spellings(name)
+}
+"""Products that are sites: what computes the same beside its operand, and whether this one writes into it."""
 
 _NEAR_ZERO = 1e-4
-"""Of ``z``, below which ``f(z) / z`` would be rounding."""
+"""The size of ``z`` below which ``f(z) / z`` would be rounding."""
 
 
 class MixedGate(nn.Module):
@@ -67,12 +71,12 @@ class MixedGate(nn.Module):
 
     @property
     def mix(self) -> Tensor:
-        """Broadcastable to the site, in [0, 1]: ``start + raw``, reflected at both ends."""
+        """The mixture, broadcastable to the site, in [0, 1]: ``start + raw``, reflected at both ends."""
         value = reflected(self.start_mix + self.raw_mix)
         return value.reshape(value.shape[self.sample_dim :])
 
     def forward(self, *args: Any) -> Any:
-        """See `Gate.forward`."""
+        """Returns the weights of the inner gate."""
         return self.inner(*args)
 
     def extra_repr(self) -> str:
@@ -102,7 +106,7 @@ class ProductGate(nn.Module):
 
     @property
     def weights(self) -> Tensor:
-        """Of both operands, ``(samples or 1, 2)``."""
+        """The weights of both operands, ``(samples or 1, 2)``."""
         return self.start_weight * (1 + torch.tanh(self.raw))
 
     def extra_repr(self) -> str:
@@ -114,13 +118,13 @@ class MixedCall(ActivationCall):
     """A call of an element-wise activation, between its slope and its secant through 0."""
 
     def through(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """See `ActivationCall.through`."""
+        """Mixes the derivative and AttnLRP's rule."""
         true = self.true_gradient(saved, g)
         mix: Tensor = self.gate.mix  # type: ignore[assignment]
         return true + mix.to(g.dtype) * (self.other(saved, g, true) - true)
 
     def other(self, saved: tuple[Tensor, ...], g: Tensor, true: Tensor) -> Tensor:
-        """AttnLRP's rule for the signal ``g``, whose derivative's is ``true``."""
+        """Returns the signal of AttnLRP's rule for ``g``, whose derivative's is ``true``."""
         (z,) = saved
         apart = z.abs() > _NEAR_ZERO
         return torch.where(apart, g * self.fn(z) / torch.where(apart, z, 1.0), true)
@@ -144,8 +148,8 @@ class NormCall(MixedCall):
         self.eps = eps
 
     def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """By autograd."""
-        return pulled(self.fn, saved, g)[0]
+        """Finds the derivative by autograd."""
+        return vector_jacobian_products(self.fn, saved, g)[0]
 
     def other(self, saved: tuple[Tensor, ...], g: Tensor, true: Tensor) -> Tensor:
         """The derivative with a constant standard deviation: the division passes relevance on unchanged."""
@@ -162,8 +166,8 @@ class SoftmaxCall(ActivationCall):
     """A call of the softmax along a dimension."""
 
     def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """``y (g - sum(y g))``."""
-        return pulled(self.fn, saved, g)[0]
+        """Returns ``y (g - sum(y g))``."""
+        return vector_jacobian_products(self.fn, saved, g)[0]
 
 
 class ProductCall(SiteCall):
@@ -174,8 +178,8 @@ class ProductCall(SiteCall):
         self.fn = fn
 
     def shared(self, saved: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor, ...]:
-        """Signals of both operands."""
-        found = pulled(self.fn, saved, g)
+        """Returns the signals of both operands."""
+        found = vector_jacobian_products(self.fn, saved, g)
         if not self.hook.active:
             return found
         weights: Tensor = self.gate.weights  # type: ignore[assignment]
@@ -201,8 +205,8 @@ class GatedProduct(torch.autograd.Function):
         return (*ctx.call.shared(ctx.saved_tensors[:-1], g), None)
 
 
-def pulled(fn: Callable[..., Tensor], operands: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor, ...]:
-    """Vector-Jacobian products of ``fn`` at the operands, differentiable if gradients are recorded."""
+def vector_jacobian_products(fn: Callable[..., Tensor], operands: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor, ...]:
+    """Returns vector-Jacobian products of ``fn`` at the operands, differentiable if gradients are recorded."""
     again = torch.is_grad_enabled()
     with torch.enable_grad(), DisableTorchFunction():
         # Aliases: one tensor may be two operands.
@@ -214,7 +218,7 @@ class FunctionRule(SiteHook):
     """The switch of the rules of functions that are called in a model's forward pass; on no module."""
 
     def norm(self, name: str, gate: nn.Module, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Value of a LayerNorm or RMSNorm, given as torch's function has it."""
+        """Returns the value of a LayerNorm or RMSNorm, given as torch's function has it."""
         names = ["input", "normalized_shape", "weight", "bias", "eps"]
         centred = func in (F.layer_norm, torch.layer_norm)
         if not centred:
@@ -231,11 +235,11 @@ class FunctionRule(SiteHook):
         return self._run(call, z)
 
     def softmax(self, name: str, gate: nn.Module, z: Tensor, dim: int) -> Tensor:
-        """Value of a softmax."""
+        """Returns the value of a softmax."""
         return self._run(SoftmaxCall(self, name, gate, lambda x: torch.softmax(x, dim)), z)
 
     def product(self, name: str, gate: nn.Module, left: Tensor, right: Tensor, fn: Callable[..., Tensor]) -> Tensor:
-        """Value of a product."""
+        """Returns the value of a product."""
         with DisableTorchFunction():
             out: Tensor = GatedProduct.apply(left, right, ProductCall(self, name, gate, fn))
         return out
@@ -246,5 +250,7 @@ class FunctionRule(SiteHook):
             out: Tensor = GatedSite.apply(z, call, False)
         return out
 
+
+__getattr__ = renamed(__name__, {"pulled": "vector_jacobian_products"})
 
 __all__ = ["FunctionRule", "LearnedSecant", "MixedGate", "ProductGate"]

@@ -47,18 +47,18 @@ class Change:
         return Change(self.value * other.value, self.reference * other.reference, step, self.eps)
 
     def scaled(self, weight: Tensor | None) -> Change:
-        """Times a weight, if there is one."""
+        """Multiplies by a weight, if there is one."""
         return self if weight is None else self.times(weight)
 
 
 def _inverse(x: Tensor) -> Tensor:
-    """``1 / x``, and 0 for 0."""
+    """Returns ``1 / x``, and 0 for 0."""
     apart = x != 0
     return torch.where(apart, 1 / torch.where(apart, x, torch.ones_like(x)), torch.zeros_like(x))
 
 
 def inverse_root_of(change: Change) -> Change:
-    """``1 / sqrt`` of positive values."""
+    """Returns the change of ``1 / sqrt`` of positive values."""
     root, root0 = change.value.sqrt(), change.reference.sqrt()
     return change.through(torch.rsqrt, -1 / (root * root0 * (root + root0)))
 
@@ -77,7 +77,7 @@ def sigmoid_of(change: Change) -> Change:
 
 
 def _floored(change: Change, least: float) -> Change:
-    """At least ``least``."""
+    """Returns the change of the maximum of a value and ``least``."""
     above, above0 = change.value.clamp_min(least), change.reference.clamp_min(least)
     slope = (change.value >= least).to(above.dtype)
     return Change(above, above0, change.step * _chord(change, (above, above0), slope), change.eps)
@@ -90,7 +90,7 @@ def _root_of(change: Change) -> Change:
 
 
 def layer_norm_of(change: Change, dims: int, eps: float, *, centred: bool = True) -> Change:
-    """Divided by the root of the mean square over the last dimensions, after the mean is taken away."""
+    """Divides by the root of the mean square over the last dimensions, after the mean is taken away."""
     over = tuple(range(-dims, 0))
     if centred:
         change = change.map(lambda x: x - x.mean(over, keepdim=True))
@@ -100,7 +100,7 @@ def layer_norm_of(change: Change, dims: int, eps: float, *, centred: bool = True
 
 
 def normalized(change: Change, dim: Any, eps: float) -> Change:
-    """Divided by its Euclidean norm along a dimension, or by ``eps`` if that is more."""
+    """Divides by the Euclidean norm along a dimension, or by ``eps`` if that is more."""
     length = _floored(_root_of(change.times(change).map(lambda x: x.sum(dim, keepdim=True))), eps)
     return change.times(length.through(torch.reciprocal, -1 / (length.value * length.reference)))
 

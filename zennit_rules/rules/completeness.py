@@ -12,7 +12,7 @@ from typing import Any
 
 from .._compat import function_of_node
 from ..core.dependence import Inputs
-from .relevance import nodes_from_input
+from .relevance_nodes import nodes_from_input
 
 INCOMPLETE = "out of reach: contributions do not add up"
 """How reasons begin."""
@@ -57,11 +57,11 @@ def incomplete_nodes(output: Any, inputs: Inputs = None) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for node, parents in nodes_from_input(output, inputs):
         if not _is_complete(node, parents):
-            counts[_plain(node)] += 1
+            counts[_function_name(node)] += 1
     return dict(counts)
 
 
-def _plain(node: Any) -> str:
+def _function_name(node: Any) -> str:
     """A node's function: ``"Exp"`` of ``"ExpBackward0"``."""
     name = str(node.name()).split("::")[-1]
     return name if name in _LINEAR else name.rstrip("0123456789").removesuffix("Backward")
@@ -71,7 +71,7 @@ def _is_complete(node: Any, parents: list[bool]) -> bool:
     function = function_of_node(node)
     if function is not None:
         return function.__module__.startswith(("zennit_rules.", "zennit."))
-    name = _plain(node)
+    name = _function_name(node)
     if name.startswith("GridSampler"):
         return not any(parents[1:])  # the grid, which says where to look
     if name in _MULTILINEAR:
@@ -84,7 +84,7 @@ def _is_complete(node: Any, parents: list[bool]) -> bool:
 
 
 def why_incomplete(node: str) -> str:
-    """Reason why an autograd node of `incomplete_nodes` is one."""
+    """Returns the reason why an autograd node of `incomplete_nodes` is one."""
     if node in _MULTILINEAR or node == "Div":
         return f"{INCOMPLETE}: a product that no rule sees (scripted or C++ code, or inside another function)"
     if node in _BATCH_NORMS:
@@ -94,10 +94,10 @@ def why_incomplete(node: str) -> str:
 
 def incompleteness(model: str, nodes: Mapping[str, int]) -> str:
     """What to tell about a model with such nodes."""
-    said = ", ".join(f"{count} x {name}" for name, count in nodes.items())
+    counted = ", ".join(f"{count} x {name}" for name, count in nodes.items())
     return (
-        f"DeepLIFT has no complete rule for these functions of {model}: {said}. Their own gradient takes its place, so "
-        "contributions do not add up to the change of the output: LearnedDeepLift.attribute(..., "
+        f"DeepLIFT has no complete rule for these functions of {model}: {counted}. Their own gradient takes its place, "
+        "so contributions do not add up to the change of the output: LearnedDeepLift.attribute(..., "
         "return_convergence_delta=True) tells by how much, normalize=True makes up for it"
     )
 

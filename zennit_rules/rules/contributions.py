@@ -36,18 +36,18 @@ NEGATIVES = ("mirrored", "z+", "alike")
 
 
 def stabilized(v: Tensor, epsilon: float | Tensor) -> Tensor:
-    """``v`` moved away from 0 by epsilon; 0 counts as positive."""
+    """Returns ``v`` moved away from 0 by epsilon; 0 counts as positive."""
     return v + torch.where(v < 0, -1.0, 1.0).to(v.dtype) * epsilon
 
 
 def reflected(v: Tensor) -> Tensor:
-    """``v``, folded into [0, 1] by reflections at the ends; its slope is 1 or -1 everywhere."""
+    """Returns ``v`` folded into [0, 1] by reflections at the ends; its slope is 1 or -1 everywhere."""
     place = torch.remainder(v, 2.0)
     return torch.where(place > 1, 2 - place, place)
 
 
 def _shaped(value: Tensor, like: Tensor, channel_dim: int) -> Tensor:
-    """Values ``(samples or 1, channels or 1)`` in a form that broadcasts to ``like``, and in its dtype."""
+    """Returns values ``(samples or 1, channels or 1)`` in a form that broadcasts to ``like``, and in its dtype."""
     shape = [1] * like.ndim
     if value.numel() == 1:
         return value.to(like.dtype).reshape(shape)
@@ -111,7 +111,7 @@ class ContributionGate(nn.Module):
     def forward(
         self, relevance: Tensor, z: Tensor, positive: Tensor | None, negative: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Shares ``(a, b)`` of positive and negative contributions, in the shape of the relevance.
+        """Returns shares ``(a, b)`` of positive and negative contributions, in the shape of the relevance.
 
         Args:
             relevance: ``R``, shape ``(B, ...)`` of the layer's output.
@@ -144,7 +144,7 @@ class EpsilonGate(ContributionGate):
 
     Args:
         epsilon: Starting value.
-        options: See `ContributionGate`.
+        options: Those of `ContributionGate`.
     """
 
     def __init__(self, shape: Sequence[int] = (1, 1), *, epsilon: float = 1e-6, **options: Any) -> None:
@@ -153,7 +153,7 @@ class EpsilonGate(ContributionGate):
 
     @property
     def epsilon(self) -> Tensor:
-        """``(samples or 1, channels or 1)``, positive."""
+        """The epsilon, ``(samples or 1, channels or 1)``, positive."""
         return self._epsilon(self.raw)
 
     def _epsilon(self, raw: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class EpsilonGate(ContributionGate):
     def forward(
         self, relevance: Tensor, z: Tensor, positive: Tensor | None, negative: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """See `ContributionGate.forward`."""
+        """Shares relevance out by all contributions."""
         share = relevance / stabilized(z, self._epsilon(self.shaped(self.raw, z)))
         return share, share
 
@@ -178,7 +178,7 @@ class GammaGate(ContributionGate):
         negative: What to do where the output is negative. ``"mirrored"``: the same with the parts exchanged (zennit's
             gamma); ``"z+"``: the z+ rule, which the whole rule is for an infinite gamma; ``"alike"``: the same as where
             it is positive (captum's gamma), which divides by values around 0.
-        options: See `ContributionGate`.
+        options: Those of `ContributionGate`.
     """
 
     needs_parts = (True, False)
@@ -195,19 +195,19 @@ class GammaGate(ContributionGate):
 
     @property
     def mix(self) -> Tensor:
-        """``gamma / (1 + gamma)``, ``(samples or 1, channels or 1)``, in [0, 1]."""
+        """The share ``gamma / (1 + gamma)``, ``(samples or 1, channels or 1)``, in [0, 1]."""
         return reflected(self.start_mix + self.raw)
 
     @property
     def gamma(self) -> Tensor:
-        """``(samples or 1, channels or 1)``, from 0 to infinity."""
+        """The gamma, ``(samples or 1, channels or 1)``, from 0 to infinity."""
         mix = self.mix
         return mix / (1 - mix)
 
     def forward(
         self, relevance: Tensor, z: Tensor, positive: Tensor | None, negative: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """See `ContributionGate.forward`."""
+        """Shares relevance out by contributions, of which the favoured ones count more."""
         assert positive is not None
         mix = reflected(self.start_mix + self.shaped(self.raw, z))
         rest = 1 - mix
@@ -237,7 +237,7 @@ class AlphaBetaGate(ContributionGate):
     Args:
         alpha: Starting value; given alone, beta follows.
         beta: Starting value, at least 0; ``alpha - beta`` must be 1.
-        options: See `ContributionGate`.
+        options: Those of `ContributionGate`.
     """
 
     needs_parts = (True, True)
@@ -254,18 +254,18 @@ class AlphaBetaGate(ContributionGate):
 
     @property
     def beta(self) -> Tensor:
-        """``(samples or 1, channels or 1)``."""
+        """The beta, ``(samples or 1, channels or 1)``."""
         return self.start_beta + self.raw
 
     @property
     def alpha(self) -> Tensor:
-        """``1 + beta``."""
+        """The alpha, ``1 + beta``."""
         return 1 + self.beta
 
     def forward(
         self, relevance: Tensor, z: Tensor, positive: Tensor | None, negative: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """See `ContributionGate.forward`."""
+        """Shares relevance out by positive and by negative contributions apart."""
         assert positive is not None
         assert negative is not None
         up = relevance / stabilized(positive, self.stabilizer)
@@ -287,7 +287,7 @@ class BoxGate(nn.Module):
         high: Highest possible input.
         strength: Starting value, in [0, 1].
         learn_bounds: Whether the bounds are parameters too.
-        samples: See `ContributionGate`.
+        samples: None shares the parameters over samples; a number gives each of that many samples its own.
         channel_dim: Dimension of ``shape`` that counts channels.
         stabilizer: Epsilon of denominators.
 
@@ -336,11 +336,11 @@ class BoxGate(nn.Module):
 
     @property
     def strength(self) -> Tensor:
-        """``(samples or 1, 1)``, in [0, 1]: ``start + raw``, reflected at 0 and 1."""
+        """The strength, ``(samples or 1, 1)``, in [0, 1]: ``start + raw``, reflected at 0 and 1."""
         return reflected(self.start_strength + self.raw)
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounds below and above the inputs ``x``, in their shape."""
+        """Returns bounds below and above the inputs ``x``, in their shape."""
         t = reflected(self.start_strength + _shaped(self.raw, x, self.channel_dim))
         low, high = (_shaped(bound, x, self.channel_dim) for bound in (self.low, self.high))
         return t * low + (1 - t) * x.clamp(max=0), t * high + (1 - t) * x.clamp(min=0)

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._compat import DisableTorchFunction
+from .._moved import renamed
 from ..core.dependence import Dependence, forward_pass
 from ..core.hook import MARKER, SiteCall, SiteHook
-from ..core.linear_map import LinearMap, LinearOperands, is_linear_function, linear_operands
+from ..core.linear_calls import is_linear_function, linear_operands
+from ..core.linear_map import LinearMap, LinearOperands
 from ..core.sites import recorder
 from ..errors import RuleError
 from .contributions import AlphaBetaGate, BoxGate, ContributionGate, EpsilonGate, GammaGate, stabilized
@@ -45,7 +47,7 @@ class GatedLinear(torch.autograd.Function):
         return ctx.call.propagate(ctx.saved_tensors[:-1], g), None
 
 
-class _Known(torch.autograd.Function):
+class _KnownValue(torch.autograd.Function):
     """The value of a linear layer, which is known already, with the layer's derivative."""
 
     @staticmethod
@@ -56,7 +58,7 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
-        """Vector-Jacobian product of the layer."""
+        """Returns the vector-Jacobian product of the layer."""
         return ctx.linear.transpose(ctx.size, ctx.weight, g), None, None, None
 
 
@@ -108,7 +110,7 @@ class LinearCall(SiteCall):
         return self.map.transpose(x.shape, self.weight.to(g.dtype), g)
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """Relevance of the layer's inputs."""
+        """Returns the relevance of the layer's inputs."""
         x = saved[0].to(g.dtype)
         gate: Any = self.gate
         return self._boxed(gate, x, g) if isinstance(gate, BoxGate) else self._shared(gate, x, g)
@@ -143,7 +145,7 @@ class LinearCall(SiteCall):
         """The layer's value, differentiable in its input."""
         if self._out is None or self.overwritten:
             return self.map(x, weight, None if self.bias is None else self.bias.to(weight.dtype))
-        known: Tensor = _Known.apply(x, self.map, weight, self._out.to(weight.dtype))
+        known: Tensor = _KnownValue.apply(x, self.map, weight, self._out.to(weight.dtype))
         return known
 
     def _per_channel(self, values: Tensor, g: Tensor) -> Tensor:
@@ -193,17 +195,17 @@ class _Parts:
 
     @property
     def sides(self) -> tuple[Tensor, Tensor]:
-        """Positive and negative weights."""
+        """The positive and the negative weights."""
         if self._sides is None:
             self._sides = self.weight.clamp(min=0), self.weight.clamp(max=0)
         return self._sides
 
     def positive(self) -> Tensor:
-        """Sum of the positive contributions of each output."""
+        """The sum of the positive contributions of each output."""
         return self._sum(*self.sides)
 
     def negative(self) -> Tensor:
-        """Sum of the negative contributions of each output."""
+        """The sum of the negative contributions of each output."""
         up, down = self.sides
         return self._sum(down, up)
 
@@ -213,7 +215,7 @@ class _Parts:
         return self.map(self.x.clamp(min=0), of_positive) + self.map(self.x.clamp(max=0), of_negative)
 
     def share(self, a: Tensor, b: Tensor) -> Tensor:
-        """Relevance of the inputs: ``a`` times positive plus ``b`` times negative contributions."""
+        """Returns the relevance of the inputs: ``a`` times positive plus ``b`` times negative contributions."""
         if a is b:
             return self.x * self._back(self.weight, a)
         up, down = self.sides
@@ -228,7 +230,7 @@ class _Parts:
 
 
 def _scaled(scale: Tensor, positive: Tensor | None, negative: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Contributions times a factor per channel; a negative one exchanges them."""
+    """Returns contributions times a factor per channel; a negative one exchanges them."""
     if positive is None:
         return None, None
     if negative is None:  # no factor is negative
@@ -237,7 +239,9 @@ def _scaled(scale: Tensor, positive: Tensor | None, negative: Tensor | None) -> 
     return torch.where(scale < 0, down, up), torch.where(scale < 0, up, down)
 
 
-def ruled(hook: SiteHook, operands: LinearOperands, func: Any, args: Any, kwargs: Any) -> tuple[LinearCall, Tensor]:
+def call_by_rule(
+    hook: SiteHook, operands: LinearOperands, func: Any, args: Any, kwargs: Any
+) -> tuple[LinearCall, Tensor]:
     """Call a linear function so that its backward pass is a rule; whoever calls finds the gate of the call.
 
     Args:
@@ -275,7 +279,7 @@ class LinearRule(SiteHook):
         return type(self)(gate=self.gate)
 
     def applies(self, module: nn.Module) -> bool:
-        """Any module may call a linear function."""
+        """Returns True: any module may call a linear function."""
         return True
 
     def _around(self, module: Any, call_next: Any, *args: Any, **kwargs: Any) -> Any:
@@ -308,16 +312,16 @@ class _LinearFunctions(TorchFunctionMode):
             operands = linear_operands(func, args, kwargs, self._depends)
         if operands is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        call, out = ruled(self._hook, operands, func, args, kwargs)
+        call, out = call_by_rule(self._hook, operands, func, args, kwargs)
         call.name = type(self._module).__name__
-        call.gate = _fitting(self._hook.gate, operands.map, out)
+        call.gate = _with_matching_channels(self._hook.gate, operands.map, out)
         listener = recorder.get()
         if listener is not None:
             listener.site(call, operands.x, out)
         return out
 
 
-def _fitting(gate: nn.Module, linear: LinearMap, out: Tensor) -> nn.Module:
+def _with_matching_channels(gate: nn.Module, linear: LinearMap, out: Tensor) -> nn.Module:
     """A gate that stands on its own, if its channels are those of the layer's output."""
     if not isinstance(gate, ContributionGate) or gate.raw.shape[1] == 1:
         return gate
@@ -340,7 +344,7 @@ class LearnedEpsilon(LinearRule):
     """
 
     def __init__(self, epsilon: float = 1e-6, *, gate: nn.Module | None = None, **options: Any) -> None:
-        super().__init__(_own(EpsilonGate, options, epsilon=epsilon) if gate is None else gate)
+        super().__init__(_gate_for_any_module(EpsilonGate, options, epsilon=epsilon) if gate is None else gate)
 
 
 class LearnedGamma(LinearRule):
@@ -353,7 +357,7 @@ class LearnedGamma(LinearRule):
     """
 
     def __init__(self, gamma: float = 0.25, *, gate: nn.Module | None = None, **options: Any) -> None:
-        super().__init__(_own(GammaGate, options, gamma=gamma) if gate is None else gate)
+        super().__init__(_gate_for_any_module(GammaGate, options, gamma=gamma) if gate is None else gate)
 
 
 class LearnedAlphaBeta(LinearRule):
@@ -374,7 +378,7 @@ class LearnedAlphaBeta(LinearRule):
         gate: nn.Module | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(_own(AlphaBetaGate, options, alpha=alpha, beta=beta) if gate is None else gate)
+        super().__init__(_gate_for_any_module(AlphaBetaGate, options, alpha=alpha, beta=beta) if gate is None else gate)
 
 
 class LearnedBox(LinearRule):
@@ -393,6 +397,9 @@ class LearnedBox(LinearRule):
         super().__init__(BoxGate(low=low, high=high, **options) if gate is None else gate)
 
 
-def _own(gate: type[ContributionGate], options: dict[str, Any], **start: Any) -> ContributionGate:
+def _gate_for_any_module(gate: type[ContributionGate], options: dict[str, Any], **start: Any) -> ContributionGate:
     """A gate for modules of any number of channels, unless a shape is given."""
     return gate(**{"per": "channel" if "shape" in options else "layer", **options, **start})
+
+
+__getattr__ = renamed(__name__, {"ruled": "call_by_rule"})

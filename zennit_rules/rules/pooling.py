@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._compat import one_gradient_at_a_time
 from ..core.hook import MARKER, GateProvider, SiteCall, SiteHook
-from ..core.sites import POOLING_TYPES, is_pooling
+from ..core.site_functions import POOLING_TYPES, is_pooling
 from ..errors import RuleError
 
 
@@ -42,12 +42,12 @@ class PoolGate(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """``T``, shape ``(1,)`` or ``(samples,)``, positive."""
+        """The temperature ``T``, of shape ``(1,)`` or ``(samples,)``, positive."""
         return self.start_temperature * torch.exp(self.raw_temperature)
 
     @property
     def strength(self) -> Tensor:
-        """``m``, shape ``(1,)`` or ``(samples,)``, within 1 of its start."""
+        """The strength ``m``, of shape ``(1,)`` or ``(samples,)``, within 1 of its start."""
         return self.start_strength + torch.tanh(self.raw_strength)
 
     def extra_repr(self) -> str:
@@ -90,13 +90,13 @@ class Windows:
         )
 
     def unfold(self, z: Tensor, fill: float) -> Tensor:
-        """``(K, ..., *out)``: what each window sees at each of its K offsets; ``fill`` outside the input."""
+        """Returns ``(K, ..., *out)``: what each window sees at each of its K offsets; ``fill`` outside the input."""
         pads = [n for p, r in zip(reversed(self.padding), reversed(self.right), strict=True) for n in (p, r)]
         padded = F.pad(z, pads, value=fill)
         return torch.stack([padded[self._slices(offset)] for offset in self.offsets])
 
     def fold(self, parts: Tensor) -> Tensor:
-        """Adjoint of `unfold`: add ``(K, ..., *out)`` up at the inputs, ``(..., *size)``."""
+        """Applies the adjoint of `unfold`: ``(K, ..., *out)`` is added up at the inputs, ``(..., *size)``."""
         padded_size = [n + p + r for n, p, r in zip(self.size, self.padding, self.right, strict=True)]
         total = parts.new_zeros((*parts.shape[1 : parts.ndim - self.dims], *padded_size))
         for part, offset in zip(parts, self.offsets, strict=True):
@@ -124,7 +124,7 @@ class GatedPool(torch.autograd.Function):
 
 
 def _spread(z: Tensor) -> Tensor:
-    """Standard deviation of each sample, ``(B,)``; 1 where all values are equal."""
+    """Returns the standard deviation of each sample, ``(B,)``; 1 where all values are equal."""
     z = z.flatten(1)
     top = z.detach().abs().amax(dim=1)
     top = torch.where(top > 0, top, torch.ones_like(top))  # squares of tiny values would underflow
@@ -141,13 +141,13 @@ class PoolCall(SiteCall):
         self.module: Any = module
 
     def pool(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and, per window, the flat spatial index of the winner."""
+        """Returns the values and, per window, the flat spatial index of the winner."""
         m = self.module
         function: Any = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[_dims(m) - 1]
         return function(z, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, return_indices=True)
 
     def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """All of a window's signal to its winner."""
+        """Gives all of a window's signal to its winner."""
         z, index = saved
         dims = _dims(self.module)
         flat = g.new_zeros((*z.shape[:-dims], z.shape[-dims:].numel()))
@@ -194,6 +194,6 @@ class LearnedMaxPool(SiteHook):
         return is_pooling(module)
 
     def run(self, module: nn.Module, name: str, gate: nn.Module, input: Tensor) -> tuple[SiteCall, Tensor]:
-        """See `SiteHook.run`."""
+        """Runs the max-pool, and remembers its winners."""
         call = self.call_type(self, name, gate, module)
         return call, GatedPool.apply(input, call)

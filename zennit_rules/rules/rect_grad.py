@@ -96,7 +96,7 @@ class RectGate(nn.Module):
         return percentile(score, self.percentile).reshape(-1, *(1,) * (score.ndim - 1))
 
     def forward(self, score: Tensor) -> Tensor:
-        """Weights in [0, 1] of ``a R (B, ...)``."""
+        """Returns weights in [0, 1] of ``a R (B, ...)``."""
         tau = self.tau(score)
         if not self.temperature:
             return (score > tau).to(score.dtype)
@@ -119,7 +119,7 @@ class RectGradCall(ActivationCall):
     """A call of an activation; its gate is a `RectGate`."""
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """See the module."""
+        """Passes the signal, or the gradient, where the contribution is above the threshold."""
         gate: Any = self.gate
         passed = self.true_gradient(saved, g) if gate.derivative else g
         return passed * gate(self.fn(saved[0]).to(g.dtype) * g)
@@ -129,10 +129,10 @@ class RectGrad(LearnedActivation):
     """Zennit rule: RectGrad at an activation.
 
     Args:
-        percentile: See `RectGate`, as the others.
-        threshold: See there.
-        temperature: See there.
-        derivative: See there.
+        percentile: ``q`` of the threshold, from 0 to 100.
+        threshold: A constant threshold in its place.
+        temperature: Temperature of the soft form of `RectGate`; 0 for the hard one.
+        derivative: Multiply by the activation's derivative too.
         gate: A `RectGate`, or a provider that finds one per site, instead of the above.
 
     Raises:
@@ -162,7 +162,7 @@ class ProportionalPoolCall(PoolCall):
     """A call of a max-pool that shares its signal out in proportion to the activations in the window."""
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """``a sum_w R_w / (n mean_w(a) + n 1e-10)`` over the windows ``w`` that see the element."""
+        """Returns ``a sum_w R_w / (n mean_w(a) + n 1e-10)`` over the windows ``w`` that see the element."""
         z = saved[0].to(g.dtype)
         windows = Windows(self.module, z.shape, g.shape)
         seen = windows.unfold(z, 0.0)

@@ -18,7 +18,6 @@ An operand that does not depend on the model's input (a weight, a constant) gets
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,10 +29,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .._compat import DisableTorchFunction, function_of_node, tree_flatten, tree_unflatten
-from ..core.dependence import Inputs, after_pass, depends_on_input
+from .._compat import DisableTorchFunction, tree_flatten, tree_unflatten
+from .._moved import renamed
+from ..core.dependence import depends_on_input, tensors_in
 from ..core.draws import Draws
-from ..core.spellings import spellings
+from ..core.functions import (
+    CURVES,
+    MATRIX_PRODUCTS,
+    MINUS,
+    MINUS_REVERSED,
+    OVER,
+    OVER_REVERSED,
+    PLUS,
+    TIMES,
+    WEIGHTED,
+    spellings,
+)
 from .contributions import stabilized
 
 Signals = list[Tensor | None]
@@ -41,7 +52,7 @@ Rule = Callable[["RelevanceCall", tuple[Tensor, ...], Tensor], Signals]
 
 # Saved beside the operands: should the rules be gone when activation checkpointing runs a part again in the backward
 # pass, the plain function saves other tensors, and torch says so instead of mixing things up.
-_MARKER = torch.empty(0)
+_SAVED_MARKER = torch.empty(0)
 
 
 class RelevanceCall:
@@ -83,7 +94,7 @@ class RelevanceCall:
     def run(self) -> Tensor:
         """The function's own value, which passes relevance on."""
         operands, self.operands = self.operands, ()  # autograd saves them, and frees them with the graph
-        out: Tensor = _Relevance.apply(self, *operands)
+        out: Tensor = RelevanceFunction.apply(self, *operands)
         return out
 
     def value(self, operands: Sequence[Tensor], *, again: bool = False) -> Tensor:
@@ -108,8 +119,8 @@ class RelevanceCall:
             self._func(*args, **kwargs)
         return int(counter.get_total_flops()) // 2
 
-    def pull(self, operands: tuple[Tensor, ...], signal: Callable[[Tensor], Tensor]) -> Signals:
-        """Vector-Jacobian product to each operand of ``signal(value)``, differentiable if gradients are recorded."""
+    def vjp(self, operands: tuple[Tensor, ...], signal: Callable[[Tensor], Tensor]) -> Signals:
+        """Returns vector-Jacobian products of ``signal(value)``, differentiable if gradients are recorded."""
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             # Aliases: one tensor may be two operands.
@@ -120,22 +131,22 @@ class RelevanceCall:
             return list(torch.autograd.grad(out, apart, g, create_graph=again, allow_unused=True))
 
 
-class _Relevance(torch.autograd.Function):
+class RelevanceFunction(torch.autograd.Function):
     """A function whose backward pass is a rule for relevance while the call is active."""
 
     @staticmethod
     def forward(ctx: Any, call: RelevanceCall, *operands: Tensor) -> Tensor:
         """Value of the function, unchanged by the rule."""
         ctx.call = call
-        ctx.save_for_backward(*operands, _MARKER)
+        ctx.save_for_backward(*operands, _SAVED_MARKER)
         return call.value(operands)
 
     @staticmethod
     def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor | None, ...]:
-        """Relevance of the operands, or their gradient."""
+        """Returns the relevance of the operands, or their gradient."""
         call, operands = ctx.call, ctx.saved_tensors[:-1]
         if not call.active():
-            return None, *call.pull(operands, lambda _: relevance)
+            return None, *call.vjp(operands, lambda _: relevance)
         signals = [
             s if takes else None for s, takes in zip(call.rule(call, operands, relevance), call.takes, strict=True)
         ]
@@ -148,18 +159,18 @@ class _Relevance(torch.autograd.Function):
 
 
 def share(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
-    """In proportion to what each element contributes."""
-    factors = call.pull(operands, lambda z: relevance / stabilized(z, call.stabilizer))
+    """Divides relevance in proportion to what each element contributes."""
+    factors = call.vjp(operands, lambda z: relevance / stabilized(z, call.stabilizer))
     return [None if factor is None else x * factor for x, factor in zip(operands, factors, strict=True)]
 
 
 def _share_equally(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
-    """Equal parts to the operands, each in proportion to what its elements contribute."""
+    """Gives equal parts to the operands, each in proportion to what its elements contribute."""
     return share(call, operands, relevance / sum(call.takes))
 
 
 def _pass(call: RelevanceCall, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
-    """Equal parts to the operands, element by element."""
+    """Gives equal parts to the operands, element by element."""
     part = relevance / sum(call.takes)
     return [part.sum_to_size(x.shape) if takes else None for takes, x in zip(call.takes, operands, strict=True)]
 
@@ -181,13 +192,11 @@ _NORMALISATIONS = (
     torch.batch_norm, torch.layer_norm, torch.group_norm, torch.instance_norm, torch.rms_norm,
 )  # fmt: skip
 _UPDATING = frozenset((F.batch_norm, F.instance_norm, torch.batch_norm, torch.instance_norm))
-_ELEMENT_WISE = (
+_ACTIVATIONS = (
     "relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid",
-    "hardtanh", "softplus", "tanh", "sigmoid", "logsigmoid", "softsign", "tanhshrink", "softshrink", "hardshrink",
-    "threshold", "clamp", "clamp_min", "clamp_max", "clip", "neg", "negative", "abs", "absolute", "exp", "expm1", "log",
-    "log1p", "sqrt", "rsqrt", "square", "reciprocal", "pow", "__pow__", "__rpow__", "__neg__", "__abs__", "erf", "sin",
-    "cos", "atan",
+    "hardtanh", "softplus", "logsigmoid", "softsign", "tanhshrink", "softshrink", "hardshrink", "threshold",
 )  # fmt: skip
+_ELEMENT_WISE = (*_ACTIVATIONS, *CURVES, "neg", "negative", "__neg__", "square")
 _DROPOUT = (
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
 )  # fmt: skip
@@ -195,20 +204,10 @@ _SHARED = (
     "sum", "mean", "cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
     "adaptive_avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d", "interpolate", "fold", "embedding_bag",
 )  # fmt: skip
-_PLUS = ("add", "__add__", "__radd__", "__iadd__")
-_MINUS = ("sub", "subtract", "__sub__", "__isub__")
-_MINUS_REVERSED = ("rsub", "__rsub__")
-_TIMES = ("mul", "multiply", "__mul__", "__rmul__", "__imul__")
-_OVER = ("div", "divide", "true_divide", "__truediv__", "__itruediv__", "__rtruediv__", "__div__", "__rdiv__",
-         "__idiv__")  # fmt: skip
-_DYNAMIC = ("linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
-            "conv_transpose3d")  # fmt: skip
-_MATRIX = ("matmul", "bmm", "mm", "mv", "dot", "inner", "outer", "einsum", "tensordot", "addmm", "addmv",
-           "baddbmm", "addbmm", "__matmul__", "__rmatmul__")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Handled:
+class _Function:
     """A function that has a rule.
 
     Attributes:
@@ -223,25 +222,26 @@ class _Handled:
     inplace: bool = False
 
 
-def _table() -> dict[Any, _Handled]:
-    families = {
-        "pass": _ELEMENT_WISE, "share": _SHARED, "plus": _PLUS, "minus": _MINUS, "reversed": _MINUS_REVERSED,
-        "times": _TIMES, "over": _OVER, "matrix": _MATRIX, "dynamic": _DYNAMIC, "softmax": ("softmax",),
-        "dropout": _DROPOUT,
-    }  # fmt: skip
-    table = {function: _Handled("pass", function) for function in _NORMALISATIONS}
-    for family, names in families.items():
+_FAMILIES: dict[str, tuple[str, ...]] = {
+    "pass": _ELEMENT_WISE, "share": _SHARED, "plus": PLUS, "minus": MINUS, "reversed": MINUS_REVERSED, "times": TIMES,
+    "over": (*OVER, *OVER_REVERSED), "matrix": MATRIX_PRODUCTS, "dynamic": WEIGHTED, "softmax": ("softmax",),
+    "dropout": _DROPOUT,
+}  # fmt: skip
+
+
+def _table() -> dict[Any, _Function]:
+    table = {function: _Function("pass", function) for function in _NORMALISATIONS}
+    for family, names in _FAMILIES.items():
         for name in names:
             for function, beside, inplace in spellings(name):
-                table[function] = _Handled(family, beside, inplace)
-    table[torch.linalg.matmul] = _Handled("matrix", torch.linalg.matmul)
+                table[function] = _Function(family, beside, inplace)
     return table
 
 
-_HANDLED = _table()
-_DRAWING = frozenset(known.beside for known in _HANDLED.values() if known.family == "dropout")
+_FUNCTIONS = _table()
+_DRAWING = frozenset(known.beside for known in _FUNCTIONS.values() if known.family == "dropout")
 
-PRODUCTS = frozenset(function for function, handled in _HANDLED.items() if handled.family == "matrix")
+PRODUCTS = frozenset(function for function, handled in _FUNCTIONS.items() if handled.family == "matrix")
 """Matrix products, which have a rule for two operands that depend on the input."""
 
 
@@ -255,15 +255,20 @@ def in_parts(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Cal
 
     def run() -> Tensor:
         product: Tensor = parts(given["tensor1"], given["tensor2"])
-        total: Tensor = given["input"] + (product if value == 1 else value * product)
-        return total
+        inplace = func in _PARTS_IN_PLACE
+        summand = given["input"].clone() if inplace else given["input"]  # it may be needed later
+        total: Tensor = summand + (product if value == 1 else value * product)
+        return given["input"].copy_(total) if inplace else total
 
     return run
 
 
 _PARTS: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
-    torch.addcmul: torch.mul, Tensor.addcmul: torch.mul, torch.addcdiv: torch.div, Tensor.addcdiv: torch.div,
-}  # fmt: skip
+    function: part
+    for name, part in (("addcmul", torch.mul), ("addcdiv", torch.div))
+    for function, _, _ in spellings(name)
+}
+_PARTS_IN_PLACE = (Tensor.addcmul_, Tensor.addcdiv_)
 SUMS_OF_PRODUCTS = frozenset(_PARTS)
 """Functions that `in_parts` takes apart."""
 
@@ -299,11 +304,11 @@ def relevance_call(
         What ``func(*args, **kwargs)`` returns, or ``NotImplemented`` if the function has no rule here, none of its
         operands depends on the model's input, or its own gradient passes relevance rightly.
     """
-    known = _HANDLED.get(func)
+    known = _FUNCTIONS.get(func)
     if known is None or not torch.is_grad_enabled():
         return NotImplemented
     args, kwargs, inplace = _normal_form(func, args, dict(kwargs or {}))
-    if kwargs.get("out") is not None or not args or not _tensors(args):
+    if kwargs.get("out") is not None or not args or not tensors_in(args):
         return NotImplemented
     inplace = inplace or known.inplace
     with DisableTorchFunction():
@@ -340,11 +345,11 @@ def _rule_of(family: str, call: RelevanceCall, args: tuple[Any, ...], kwargs: di
     if family == "dropout":
         training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
         return _pass if training else None
-    call.takes = _takers(family, call.takes, [operand.shape for operand in call.operands])
+    call.takes = _receiving_operands(family, call.takes, [operand.shape for operand in call.operands])
     return _pass
 
 
-def _takers(family: str, takes: list[bool], shapes: list[torch.Size]) -> list[bool]:
+def _receiving_operands(family: str, takes: list[bool], shapes: list[torch.Size]) -> list[bool]:
     """Which operands of an element-wise function get relevance: no gates, no divisors, no parameters of a norm."""
     if family == "times":
         size = torch.broadcast_shapes(*(shape for shape, mine in zip(shapes, takes, strict=True) if mine))
@@ -357,7 +362,7 @@ def _takers(family: str, takes: list[bool], shapes: list[torch.Size]) -> list[bo
 def _normal_form(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
-    """Arguments with the operand first and without ``inplace``, and whether that was set."""
+    """Returns arguments with the operand first and without ``inplace``, and whether that was set."""
     if "input" in kwargs:
         args = (kwargs.pop("input"), *args)
     names = _parameters(func)
@@ -388,99 +393,19 @@ def _without_update(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return (*args[:3], None, None, *args[5:]) if args[5] else args, kwargs
 
 
-# -- what depends on the input, and what keeps relevance -------------------------------------------------------------
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(values)[0] if isinstance(leaf, Tensor)]
-
-
-# Autograd nodes whose own gradient moves relevance to where its value came from, or copies of it back together.
-_MOVING = (
-    "View", "UnsafeView", "ReshapeAlias", "Alias", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand",
-    "Repeat", "RepeatInterleave", "Cat", "Stack", "Split", "SplitWithSizes", "SafeSplit", "Chunk", "Unbind", "Select",
-    "Slice", "Narrow", "Index", "IndexSelect", "Gather", "Take", "TakeAlongDim", "MaskedSelect", "MaskedFill", "Where",
-    "Clone", "Copy", "ToCopy", "Flip", "Roll", "Rot90", "AsStrided", "Unfold", "Im2Col", "Diagonal", "Tril", "Triu",
-    "Embedding",
-    "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "ReplicationPad1D", "ReplicationPad2D",
-    "ReplicationPad3D", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle", "NativeChannelShuffle", "Movedim",
-    "MaxPool2DWithIndices", "MaxPool3DWithIndices", "MkldnnMaxPool2D", "MkldnnMaxPool3D", "MaxPool1D", "MaxPool2D",
-    "AdaptiveMaxPool1D", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "FractionalMaxPool2D", "FractionalMaxPool3D", "Max",
-    "Min", "Amax", "Amin", "Maximum", "Minimum", "Topk", "Sort", "Kthvalue", "Median",
-)  # fmt: skip
-RELEVANCE_KEEPING = frozenset(f"{name}Backward{k}" for name in _MOVING for k in range(3)) | {
-    "AccumulateGrad", "CopyBackwards", "CopySlices",
-}  # fmt: skip
-
-
-def unkept_nodes(output: Any, inputs: Inputs = None) -> dict[str, int]:
-    """Count the autograd nodes between input and output through which relevance would pass by the plain gradient.
-
-    Nodes of this package and of zennit have rules, those in `RELEVANCE_KEEPING` need none, and what depends on
-    parameters alone gets no relevance; all others are counted by name (``"ConvolutionBackward0"``).
-
-    Args:
-        output: Tensor with an autograd graph, or a container of them; anything else counts nothing.
-        inputs: What relevance is for; None: whatever leaf is no parameter.
-    """
-    return dict(Counter(node_name(node) for node in nodes_without_rule(output, inputs)))
-
-
-def nodes_without_rule(output: Any, inputs: Inputs = None) -> list[Any]:
-    """The nodes that `unkept_nodes` counts."""
-    return [node for node, parents in nodes_from_input(output, inputs) if not keeps_relevance(node, parents)]
-
-
-def node_name(node: Any) -> str:
-    """Name of an autograd node, without its namespace."""
-    return str(node.name()).split("::")[-1]
-
-
-def nodes_from_input(output: Any, inputs: Inputs = None) -> list[tuple[Any, list[bool]]]:
-    """Nodes on the way of relevance that depend on the input, and which of their edges do."""
-    depends = after_pass(inputs)
-    found: list[tuple[Any, list[bool]]] = []
-    seen: set[Any] = set()
-    todo: list[Any] = [tensor.grad_fn for tensor in _tensors(output)]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen or not depends.of_node(node):
-            continue
-        seen.add(node)
-        if node not in depends.covered:
-            parents = [parent is not None and depends.of_node(parent) for parent, _ in node.next_functions]
-            found.append((node, parents))
-        todo.extend(_receivers(node))
-    return found
-
-
-def _receivers(node: Any) -> list[Any]:
-    """Nodes that get relevance of this one."""
-    parents = [parent for parent, _ in node.next_functions]
-    if function_of_node(node) is not _Relevance:
-        return parents
-    return [parent for parent, takes in zip(parents, node.call.takes, strict=True) if takes]
-
-
-def keeps_relevance(node: Any, parents: list[bool]) -> bool:
-    """Whether relevance passes a node rightly: by a rule, or by the node's own gradient.
-
-    Args:
-        node: An autograd node.
-        parents: Which of its edges depend on the input.
-    """
-    name = node_name(node)
-    if name.startswith("AddBackward"):  # a constant beside the input takes nothing away
-        return sum(parents) == 1 and (parents[0] or node._saved_alpha == 1)
-    if name.startswith("SubBackward"):
-        return sum(parents) == 1 and parents[0]
-    function = function_of_node(node)
-    if function is not None:
-        return function.__module__.startswith(("zennit_rules.", "zennit."))
-    return name in RELEVANCE_KEEPING
-
+__getattr__ = renamed(
+    __name__,
+    {
+        "RELEVANCE_KEEPING": "zennit_rules.rules.relevance_nodes.RELEVANCE_KEEPING",
+        "keeps_relevance": "zennit_rules.rules.relevance_nodes.keeps_relevance",
+        "node_name": "zennit_rules.rules.relevance_nodes.node_name",
+        "nodes_from_input": "zennit_rules.rules.relevance_nodes.nodes_from_input",
+        "nodes_without_rule": "zennit_rules.rules.relevance_nodes.nodes_without_rule",
+        "unkept_nodes": "zennit_rules.rules.relevance_nodes.unkept_nodes",
+    },
+)
 
 __all__ = [
-    "PRODUCTS", "RELEVANCE_KEEPING", "SUMS_OF_PRODUCTS", "depends_on_input", "in_parts", "keeps_relevance", "node_name",
-    "nodes_from_input", "nodes_without_rule", "relevance_call", "share", "unkept_nodes",
+    "PRODUCTS", "SUMS_OF_PRODUCTS", "RelevanceCall", "RelevanceFunction", "depends_on_input", "in_parts",
+    "relevance_call", "share",
 ]  # fmt: skip

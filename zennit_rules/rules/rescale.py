@@ -62,11 +62,11 @@ def in_reference_pass() -> bool:
 
 
 class References:
-    """Pre-activations of the last reference pass.
+    """The pre-activations of the last reference pass.
 
     Args:
         name_call: Names the call of a module that is being made; None for the references of a single module.
-        eps: See `EPS`.
+        eps: Differences up to this count as none.
     """
 
     def __init__(self, name_call: Callable[[nn.Module], str] | None = None, eps: float = EPS) -> None:
@@ -78,16 +78,16 @@ class References:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Sites and calls of functions that have one."""
+        """The sites and calls of functions that have one."""
         return (*self._seen, *self._operands)
 
     def clear(self) -> None:
-        """Forget them."""
+        """Forgets all references."""
         self._seen.clear()
         self._operands.clear()
 
     def _begin(self) -> None:
-        """Forget them at the first note of another reference pass."""
+        """Forgets all references at the first note of another reference pass."""
         if self._pass is not _pass.get():
             self.clear()
             self._pass = _pass.get()
@@ -111,7 +111,7 @@ class References:
         self._seen[name] = z
 
     def find(self, name: str, z: Tensor) -> Tensor | None:
-        """Reference of a site with pre-activation ``z``, which has as many rows or one; None if there is none.
+        """Returns the reference of a site with pre-activation ``z``, with as many rows or one; None if there is none.
 
         Raises:
             RuleError: If it has another shape.
@@ -130,7 +130,7 @@ class References:
         self._operands[name] = tuple(None if isinstance(x, nn.Parameter) else x.detach().clone() for x in tensors)
 
     def find_call(self, name: str, tensors: tuple[Tensor, ...]) -> tuple[Tensor | None, ...] | None:
-        """References of the tensors of a function's call; None if there are none.
+        """Returns the references of the tensors of a function's call; None if there are none.
 
         Raises:
             RuleError: If they have other shapes.
@@ -176,7 +176,7 @@ class ReferenceCall(SiteCall):
         return self.reference.expand_as(z)
 
     def difference(self, z: Tensor, z0: Tensor) -> tuple[Tensor, Tensor]:
-        """Where ``z`` is at its reference, and a ``z - z0`` to divide by: 1 there, so that no NaN comes up."""
+        """Returns where ``z`` is at its reference, and a ``z - z0`` to divide by: 1 there, so that no NaN comes up."""
         difference = z - z0
         near = difference.abs() <= self.eps
         return near, torch.where(near, torch.ones_like(difference), difference)
@@ -186,7 +186,7 @@ class ReferenceHook(SiteHook):
     """What the rescale rules share: noting the baseline's pre-activations, and giving them to the calls.
 
     Args:
-        gate: See `SiteHook`; a composite that passes itself has ``references``.
+        gate: A gate, or a provider that finds one per site; a composite that passes itself has ``references``.
         eps: Differences up to this count as none, for a rule that stands on its own.
     """
 
@@ -196,7 +196,7 @@ class ReferenceHook(SiteHook):
 
     @property
     def references(self) -> References:
-        """Those of the composite, or the rule's own."""
+        """The references of the composite, or the rule's own."""
         shared: References | None = getattr(self.gate, "references", None)
         return self._own if shared is None else shared
 
@@ -205,7 +205,7 @@ class ReferenceHook(SiteHook):
         return type(self)(self.gate, self._own.eps)
 
     def run(self, module: nn.Module, name: str, gate: nn.Module, input: Tensor) -> tuple[SiteCall, Tensor]:
-        """See `SiteHook.run`."""
+        """Runs the activation beside its reference."""
         call, out = super().run(module, name, gate, input)
         assert isinstance(call, ReferenceCall)
         call.reference, call.eps = self.references.find(name, input), self.references.eps
@@ -229,7 +229,7 @@ class RescaleCall(ActivationCall, ReferenceCall):
         self.from_output = False  # the chord needs z itself
 
     def through(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """``g * (f(z) - f(z0)) / (z - z0)``, and ``g * f'(z)`` where ``z`` is at its reference."""
+        """Returns ``g * (f(z) - f(z0)) / (z - z0)``, and ``g * f'(z)`` where ``z`` is at its reference."""
         (z,) = saved
         z0 = self.reference_of(z)
         near, apart = self.difference(z, z0)
@@ -241,11 +241,11 @@ class LearnedRescale(ReferenceHook, LearnedActivation):
 
     Passes on ``a * g * (f(z) - f(z0)) / (z - z0) + b * g`` with ``(a, b) = gate(z, g)`` and the pre-activation ``z0``
     of the baseline: a gate that starts at "gradient" starts at DeepLIFT's rescale rule. Works for all activations of
-    `sites.ACTIVATION_TYPES`, in place or not. Reused and functional ones need the composite `LearnedDeepLift`, which
+    `ACTIVATION_TYPES`, in place or not. Reused and functional ones need the composite `LearnedDeepLift`, which
     also runs the baseline; on its own, in a composite of zennit, the rule takes `reference_pass`.
 
     Args:
-        gate: See `LearnedActivation`.
+        gate: A `Gate` that serves every module, or a provider that finds one per site.
         eps: Differences ``z - z0`` up to this count as none: the slope there is ``f'(z)``.
     """
 
@@ -282,7 +282,7 @@ class RescaleMaxPool(ReferenceHook, LearnedMaxPool):
 
     Args:
         gate: A `PoolGate` softens it as `LearnedMaxPool` does; by default nothing is trained.
-        eps: See `LearnedRescale`.
+        eps: Differences ``z - z0`` up to this count as none.
     """
 
     call_type: ClassVar[type[PoolCall]] = RescalePoolCall
@@ -368,7 +368,7 @@ class _SoftmaxHook(SiteHook):
         return not has_own_forward(module) and next(known, None) is not None
 
     def run(self, module: Any, name: str, gate: nn.Module, input: Tensor) -> tuple[SiteCall, Tensor]:
-        """See `SiteHook.run`."""
+        """Runs the softmax, along the dimension that torch takes where none is said."""
         dim = module.dim
         if dim is None:  # what torch takes where nothing is said
             dim = 0 if input.ndim in (0, 1, 3) else 1

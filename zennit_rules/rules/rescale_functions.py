@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from .._compat import DisableTorchFunction, one_gradient_at_a_time, tree_flatten, tree_unflatten
 from ..core.dependence import depends_on_input
+from ..core.functions import CURVES, MATRIX_PRODUCTS, OVER, OVER_REVERSED, TIMES, WEIGHTED, spellings
 from ..core.hook import MARKER
-from ..core.spellings import OWNERS, spellings
 from .changes import Change, layer_norm_of, normalized, sigmoid_of
 from .rescale import References, in_reference_pass, logarithmic_mean
 
@@ -65,7 +65,7 @@ class FunctionCall:
         self.active: Callable[[], bool] = bool
 
     def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of the function, with other tensors."""
+        """Returns the arguments of the function, with other tensors."""
         leaves = list(self._leaves)
         for i, tensor in zip(self._at, tensors, strict=True):
             leaves[i] = tensor
@@ -79,7 +79,7 @@ class FunctionCall:
             return self._func(*args, **kwargs)
 
     def main(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Its value, without indices that come with it."""
+        """Returns the value, without indices that come with it."""
         out = self.value(tensors)
         found: Tensor = out if isinstance(out, Tensor) else out[0]
         return found
@@ -94,13 +94,13 @@ class FunctionCall:
         """Note which kind of tuple the function returns."""
         self._kind = type(out)
 
-    def pull(self, tensors: Sequence[Tensor], g: Tensor, wanted: Sequence[bool] | None = None) -> Signals:
+    def vjp(self, tensors: Sequence[Tensor], g: Tensor, wanted: Sequence[bool] | None = None) -> Signals:
         """The function's own vector-Jacobian product at some tensors, differentiable if gradients are recorded."""
         again = torch.is_grad_enabled()
         wanted = self.depends if wanted is None else wanted
         with torch.enable_grad():
             # Aliases: one tensor may be two operands.
-            apart = [_apart(x, again) if takes else x for x, takes in zip(tensors, wanted, strict=True)]
+            apart = [_alias(x, again) if takes else x for x, takes in zip(tensors, wanted, strict=True)]
             takers = [x for x, takes in zip(apart, wanted, strict=True) if takes]
             found = torch.autograd.grad(self.main(apart), takers, g, create_graph=again, allow_unused=True)
         left = iter(found)
@@ -117,7 +117,7 @@ class FunctionCall:
         return self.references
 
 
-def _apart(x: Tensor, again: bool) -> Tensor:
+def _alias(x: Tensor, again: bool) -> Tensor:
     return x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_()
 
 
@@ -139,16 +139,16 @@ class _Rescaled(torch.autograd.Function):
     @staticmethod
     @one_gradient_at_a_time
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        """Multipliers of the operands that depend on the input, and the gradient of others."""
+        """Returns multipliers of the operands that depend on the input, and the gradient of others."""
         call, tensors = ctx.call, ctx.saved_tensors[:-1]
         wanted = tuple(ctx.needs_input_grad[1:])
         if not call.active():
-            return None, *call.pull(tensors, g, wanted)
+            return None, *call.vjp(tensors, g, wanted)
         noted = call.compared()
         references = tuple(x.detach() if r is None else r for x, r in zip(tensors, noted, strict=True))
         signals = call.rule(call, tensors, references, g)
         others = tuple(mine and not takes for mine, takes in zip(wanted, call.depends, strict=True))
-        plain = call.pull(tensors, g, others) if any(others) else signals
+        plain = call.vjp(tensors, g, others) if any(others) else signals
         return None, *(
             (torch.zeros_like(x) if m is None else m) if takes else (p if mine else None)
             for x, m, p, takes, mine in zip(tensors, signals, plain, call.depends, others, strict=True)
@@ -159,14 +159,14 @@ class _Rescaled(torch.autograd.Function):
 
 
 def _difference(call: FunctionCall, x: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
-    """Where both are equal, and a difference to divide by: 1 there, so that no NaN comes up."""
+    """Returns where both are equal, and a difference to divide by: 1 there, so that no NaN comes up."""
     difference = x - x0
     near = difference.abs() <= call.eps
     return near, torch.where(near, torch.ones_like(difference), difference)
 
 
 def _chords(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor) -> Signals:
-    """Of an element-wise function; operands that do not depend on the input keep whatever values they had."""
+    """Passes chords of an element-wise function; operands that do not depend on the input keep the values they had."""
     takers = [i for i, takes in enumerate(call.depends) if takes]
     xs, x0s = list(tensors), list(references)
     for i in takers:
@@ -193,13 +193,13 @@ def _chord(call: FunctionCall, xs: list[Tensor], x0s: list[Tensor], i: int, move
     chord = (call.main(end) - call.main(start)) / apart
     # Elsewhere the slope does not count, and its own derivative must not either: it may be infinite there.
     end[i] = torch.where(near, xs[i], xs[i].detach())
-    slope = call.pull(end, torch.ones_like(chord), [j == i for j in range(len(xs))])[i]
+    slope = call.vjp(end, torch.ones_like(chord), [j == i for j in range(len(xs))])[i]
     flat = torch.zeros_like(chord)
     return torch.where(near, flat if slope is None else torch.where(slope.isfinite(), slope, flat), chord)
 
 
 @cache
-def _nodes(number: int) -> tuple[tuple[float, float], ...]:
+def _gauss_legendre(number: int) -> tuple[tuple[float, float], ...]:
     """Places in [0, 1] and weights of the Gauss-Legendre rule that is exact up to the degree ``2 number - 1``."""
     if number == 1:
         return ((0.5, 1.0),)
@@ -209,47 +209,47 @@ def _nodes(number: int) -> tuple[tuple[float, float], ...]:
     return tuple(zip(((places + 1) / 2).tolist(), vectors[0].square().tolist(), strict=True))
 
 
-def _on_the_way(
+def _mean_gradient(
     call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor, degree: int
 ) -> Signals:
-    """Mean of the gradient between reference and input, exact for polynomials of that degree."""
+    """Returns the mean of the gradient between reference and input, exact for polynomials of that degree."""
     signals: list[Tensor | None] = [None] * len(tensors)
-    for place, weight in _nodes(max(1, math.ceil(degree / 2))):
-        between = [torch.lerp(x0, x, place) if takes else _between(x, x0, place)
+    for place, weight in _gauss_legendre(max(1, math.ceil(degree / 2))):
+        between = [torch.lerp(x0, x, place) if takes else _interpolated(x, x0, place)
                    for x, x0, takes in zip(tensors, references, call.depends, strict=True)]  # fmt: skip
-        for i, signal in enumerate(call.pull(between, g * weight)):
+        for i, signal in enumerate(call.vjp(between, g * weight)):
             if signal is not None:
                 before = signals[i]
                 signals[i] = signal if before is None else before + signal
     return signals
 
 
-def _between(x: Tensor, x0: Tensor, place: float) -> Tensor:
-    """Operands that do not depend on the input differently than by rounding or a mask are the same."""
+def _interpolated(x: Tensor, x0: Tensor, place: float) -> Tensor:
+    """Returns a place on the way; operands that depend on the input by rounding or a mask alone stay as they are."""
     return torch.lerp(x0, x, place) if x.is_floating_point() and x0 is not x and x0.shape == x.shape else x
 
 
 def _product(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor) -> Signals:
-    return _on_the_way(call, tensors, references, g, sum(call.depends))
+    return _mean_gradient(call, tensors, references, g, sum(call.depends))
 
 
 def _quadratic(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor) -> Signals:
-    return _on_the_way(call, tensors, references, g, 2)
+    return _mean_gradient(call, tensors, references, g, 2)
 
 
 def _root(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor) -> Signals:
-    """Of a quadratic form: ``f - f0 = (f^2 - f0^2) / (f + f0)``, and ``f^2`` is exact half way."""
+    """Passes chords of a root: ``f - f0 = (f^2 - f0^2) / (f + f0)``, and ``f^2`` is exact half way."""
     between = [torch.lerp(x0, x, 0.5) if takes else x
                for x, x0, takes in zip(tensors, references, call.depends, strict=True)]  # fmt: skip
     total, middle = call.main(tensors) + call.main(references), call.main(between)
     apart = (total > 0) & (middle > 0)
     factor = torch.where(apart, 2 * middle / torch.where(apart, total, torch.ones_like(total)), 0.0)
     # Without a middle the gradient is none that torch could tell: it is that of a tip, and counts nothing.
-    return [None if x is None else torch.where(x.isfinite(), x, 0.0) for x in call.pull(between, g * factor)]
+    return [None if x is None else torch.where(x.isfinite(), x, 0.0) for x in call.vjp(between, g * factor)]
 
 
 def _quotient(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor) -> Signals:
-    (a, b), (a0, b0) = (_numbers(call, some) for some in (tensors, references))
+    (a, b), (a0, b0) = (_numerator_and_denominator(call, some) for some in (tensors, references))
     above = g * (1 / b + 1 / b0) / 2
     below = -g * (a + a0) / 2 / (b * b0)
     parts = [part for part, x in ((above, a), (below, b)) if isinstance(x, Tensor)]
@@ -257,8 +257,8 @@ def _quotient(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple
             for part, x, takes in zip(parts, tensors, call.depends, strict=True)]  # fmt: skip
 
 
-def _numbers(call: FunctionCall, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
-    """Numerator and denominator."""
+def _numerator_and_denominator(call: FunctionCall, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
+    """Returns numerator and denominator."""
     args, kwargs = call.arguments(tensors)
     a, b = (*args, *kwargs.values())[:2]
     return a, b
@@ -270,8 +270,11 @@ def _extremum(
     """What both winners gained or lost between reference and input, per unit of their own difference."""
     out, out0 = call.main(tensors), call.main(references)
     turn = torch.minimum(out, out0) if lowest else torch.maximum(out, out0)
-    parts = call.pull(tensors, g * (turn - out0)), call.pull(references, g * (out - turn))
-    plain = call.pull(tensors, g)
+    parts = (
+        call.vjp(tensors, g * (turn - out0)),
+        call.vjp(references, g * (out - turn)),
+    )
+    plain = call.vjp(tensors, g)
     signals: list[Tensor | None] = []
     for x, x0, ours, theirs, slope in zip(tensors, references, *parts, plain, strict=True):
         if ours is None or theirs is None or slope is None:
@@ -283,7 +286,7 @@ def _extremum(
 
 
 def _choice(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor) -> Signals:
-    """Of ``where`` and ``masked_fill``: a change of the condition goes to the operands in proportion to their own."""
+    """Shares a change of a condition out: ``where``, ``masked_fill``; operands get it in proportion to their own."""
     condition = next(i for i, x in enumerate(tensors) if x.dtype is torch.bool)
     same = (tensors[condition] == references[condition]).expand(g.shape)
     change = call.main(tensors) - call.main(references)
@@ -292,7 +295,7 @@ def _choice(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[T
     total = sum((step.abs() for step in steps if step is not None), torch.zeros_like(change))
     apart = ~same & (total > call.eps)
     ratio = torch.where(apart, change / torch.where(apart, total, torch.ones_like(total)), 0.0)
-    plain = call.pull(tensors, torch.where(apart, 0.0, g))
+    plain = call.vjp(tensors, torch.where(apart, 0.0, g))
     return [
         None if p is None or step is None else p + (g * ratio * step.sign()).sum_to_size(x.shape)
         for x, p, step in zip(tensors, plain, steps, strict=True)
@@ -312,7 +315,7 @@ def _logsumexp(call: FunctionCall, tensors: tuple[Tensor, ...], references: tupl
     return [g * weight / torch.where(total > 0, total, torch.ones_like(total))]
 
 
-def _made_of(written: Callable[..., Change]) -> Rule:
+def _composed(written: Callable[..., Change]) -> Rule:
     """A function that is made of others: the way from a change of its operands to that of its value, transposed."""
 
     def rule(call: FunctionCall, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor) -> Signals:
@@ -382,23 +385,11 @@ def _glu(input: Change, dim: int = -1) -> Change:
 # -- which function has which rule -----------------------------------------------------------------------------------
 
 _ELEMENT_WISE = (
-    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "abs", "absolute",
-    "__abs__", "sin", "cos", "tan", "asin", "acos", "atan", "arcsin", "arccos", "arctan", "sinh", "cosh", "asinh",
-    "acosh", "atanh", "arcsinh", "arccosh", "arctanh", "erf", "erfc", "erfinv", "expit", "logit", "sinc", "lgamma",
-    "gammaln", "digamma", "psi", "i0", "i0e", "ndtr", "entr", "sign", "sgn", "round", "floor", "ceil", "trunc", "fix",
-    "frac", "nan_to_num", "clamp", "clip", "clamp_min", "clamp_max", "tanh", "sigmoid", "pow", "__pow__", "__rpow__",
-    "__ipow__", "float_power", "atan2", "arctan2", "hypot", "logaddexp", "logaddexp2", "xlogy", "xlog1py", "fmod",
-    "remainder", "__mod__", "copysign", "floor_divide", "__floordiv__", "addcdiv", "smooth_l1_loss", "huber_loss",
+    *CURVES, "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "frac", "nan_to_num", "atan2", "arctan2", "hypot",
+    "logaddexp", "logaddexp2", "xlogy", "xlog1py", "fmod", "remainder", "__mod__", "copysign", "floor_divide",
+    "__floordiv__", "addcdiv", "smooth_l1_loss", "huber_loss",
 )  # fmt: skip
-_TIMES = ("mul", "multiply", "__mul__", "__rmul__", "__imul__")
-_PRODUCTS = (
-    "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "vdot", "inner", "outer", "ger", "vecdot",
-    "addmm", "addmv", "addbmm", "baddbmm", "addr", "addcmul", "einsum", "tensordot", "kron", "cross", "chain_matmul",
-    "multi_dot", "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
-    "conv_transpose3d", "lerp",
-)  # fmt: skip
-_OVER = ("div", "divide", "true_divide", "__truediv__", "__itruediv__", "__div__", "__idiv__")
-_OVER_REVERSED = ("__rtruediv__", "__rdiv__")
+_PRODUCTS = (*MATRIX_PRODUCTS, *WEIGHTED, "addcmul", "chain_matmul", "multi_dot", "lerp")
 _QUADRATIC = ("square", "var")
 _ROOTS = ("norm", "vector_norm", "std", "cdist", "pairwise_distance")
 _HIGHEST = (
@@ -408,14 +399,14 @@ _HIGHEST = (
 )  # fmt: skip
 _LOWEST = ("amin", "min", "minimum", "fmin", "cummin")
 _CHOICES = ("where", "masked_fill")
-_MADE: dict[str, Callable[..., Change]] = {
+_COMPOSED: dict[str, Callable[..., Change]] = {
     "layer_norm": _layer_norm, "rms_norm": _rms_norm, "group_norm": _group_norm, "instance_norm": _instance_norm,
     "normalize": _normalize, "cosine_similarity": _cosine_similarity, "glu": _glu,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Known:
+class _Function:
     """A function that has a rule.
 
     Attributes:
@@ -432,30 +423,29 @@ class _Known:
 
 
 _FAMILIES: dict[str, tuple[str, ...]] = {
-    "element-wise": _ELEMENT_WISE, "times": _TIMES, "product": _PRODUCTS, "over": _OVER, "reversed": _OVER_REVERSED,
+    "element-wise": _ELEMENT_WISE, "times": TIMES, "product": _PRODUCTS, "over": OVER, "reversed": OVER_REVERSED,
     "quadratic": _QUADRATIC, "root": _ROOTS, "highest": _HIGHEST, "lowest": _LOWEST, "choice": _CHOICES,
-    "logsumexp": ("logsumexp",), "factors": ("prod", "cumprod"), "made": tuple(_MADE),
+    "logsumexp": ("logsumexp",), "factors": ("prod", "cumprod"), "made": tuple(_COMPOSED),
 }  # fmt: skip
 _RULES: dict[str, Rule] = {
     "element-wise": _chords, "times": _product, "product": _product, "over": _quotient, "reversed": _quotient,
     "quadratic": _quadratic, "root": _root, "highest": _extremum, "lowest": partial(_extremum, lowest=True),
-    "choice": _choice, "logsumexp": _logsumexp, **{name: _made_of(written) for name, written in _MADE.items()},
+    "choice": _choice, "logsumexp": _logsumexp, **{name: _composed(written) for name, written in _COMPOSED.items()},
 }  # fmt: skip
-_OWNERS = (*OWNERS, torch.special, torch.linalg)
 _SEVERAL = frozenset(("times", "product", "choice"))
 """Families whose calls with one tensor beside parameters are linear."""
 
 
-def _table() -> dict[Any, _Known]:
+def _table() -> dict[Any, _Function]:
     return {
-        function: _Known(family, name, beside, inplace)
+        function: _Function(family, name, beside, inplace)
         for family, names in _FAMILIES.items()
         for name in names
-        for function, beside, inplace in spellings(name, _OWNERS)
+        for function, beside, inplace in spellings(name)
     }
 
 
-_KNOWN = _table()
+_FUNCTIONS = _table()
 
 
 class FunctionRules:
@@ -479,7 +469,7 @@ class FunctionRules:
 
         Each call that could have a rule is counted, in both passes, so that both give it the same name.
         """
-        known = _KNOWN.get(func)
+        known = _FUNCTIONS.get(func)
         if known is None or kwargs.get("out") is not None:
             return NotImplemented
         call = FunctionCall(known.beside, args, kwargs)
@@ -496,7 +486,7 @@ class FunctionRules:
         with DisableTorchFunction():
             return self._compared(known, call, args)
 
-    def _compared(self, known: _Known, call: FunctionCall, args: tuple[Any, ...]) -> Any:
+    def _compared(self, known: _Function, call: FunctionCall, args: tuple[Any, ...]) -> Any:
         call.references = self._references.find_call(call.name, call.tensors)
         own = sum(x.requires_grad and not isinstance(x, nn.Parameter) for x in call.tensors)
         if known.family in _SEVERAL and call.references is None and own < 2:
@@ -515,17 +505,17 @@ class FunctionRules:
         return args[0].copy_(call.run())
 
 
-def _rule_of(known: _Known, call: FunctionCall) -> Rule | None:
+def _rule_of(known: _Function, call: FunctionCall) -> Rule | None:
     """The rule of a call; None if its own gradient does, or there is no rule for it."""
     several = sum(call.depends) > 1
     if known.family == "times":
-        return _product if several else (_chords if _others_changed(call) else None)
+        return _product if several else (_chords if _constants_changed(call) else None)
     if known.family == "product":
         return _product if several else None
     if known.family in ("over", "reversed"):
         return _over(known, call)
     if known.family == "choice":
-        return _choice if _others_changed(call) else None
+        return _choice if _constants_changed(call) else None
     if known.family == "factors":
         return _factors(call)
     args, kwargs = call.arguments(call.tensors)
@@ -536,7 +526,7 @@ def _rule_of(known: _Known, call: FunctionCall) -> Rule | None:
     return _RULES[known.family]
 
 
-def _others_changed(call: FunctionCall) -> bool:
+def _constants_changed(call: FunctionCall) -> bool:
     """Whether an operand that takes no signal, a mask say, is another one for the baseline."""
     return any(
         not takes and x0 is not None and not torch.equal(x, x0)
@@ -544,11 +534,11 @@ def _others_changed(call: FunctionCall) -> bool:
     )
 
 
-def _over(known: _Known, call: FunctionCall) -> Rule | None:
+def _over(known: _Function, call: FunctionCall) -> Rule | None:
     args, kwargs = call.arguments(call.tensors)
     if kwargs.get("rounding_mode") is not None:
         return _chords
-    if _others_changed(call):
+    if _constants_changed(call):
         return _chords if sum(call.depends) == 1 else _quotient
     below = args[0] if known.family == "reversed" else (*args, *kwargs.values())[1]
     if not any(x is below and takes for x, takes in zip(call.tensors, call.depends, strict=True)):
@@ -557,11 +547,11 @@ def _over(known: _Known, call: FunctionCall) -> Rule | None:
 
 
 def _factors(call: FunctionCall) -> Rule | None:
-    """Products over elements: of the degree of how many there are."""
+    """Returns the rule of a product over elements, whose degree is how many there are."""
     args, kwargs = call.arguments(call.tensors)
     dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
     number = call.tensors[0].numel() if dim is None else call.tensors[0].shape[dim]
-    return partial(_on_the_way, degree=number) if number <= MOST_FACTORS else None
+    return partial(_mean_gradient, degree=number) if number <= MOST_FACTORS else None
 
 
 def _is_euclidean(func: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..core.dependence import depends_on_input
-from ..core.linear_map import WITH_SUMMANDS, in_steps
+from ..core.linear_calls import WITH_SUMMANDS, in_steps
 from .relevance import SUMS_OF_PRODUCTS, in_parts
 from .written_attention import ATTENTION, attention_of
 

@@ -13,7 +13,8 @@ from .._compat import function_of_node, shape_of_node
 from ..core.coverage import LinearWork
 from ..core.dependence import Inputs
 from .linear import LinearCall
-from .relevance import RelevanceCall, keeps_relevance, node_name, nodes_from_input
+from .relevance import RelevanceCall
+from .relevance_nodes import keeps_relevance, node_name, nodes_from_input
 
 
 def linear_work(output: Any, inputs: Inputs = None) -> LinearWork:
@@ -36,7 +37,7 @@ def linear_work(output: Any, inputs: Inputs = None) -> LinearWork:
 
 
 def multiply_adds(function: Callable[..., Any], *shapes: Iterable[int]) -> int:
-    """Multiply-adds of a function of tensors of these shapes, without computing it."""
+    """Counts the multiply-adds of a function of tensors of these shapes, without computing it."""
     with FlopCounterMode(display=False) as counter:
         function(*(torch.empty(tuple(shape), device="meta") for shape in shapes))
     return int(counter.get_total_flops()) // 2
@@ -67,7 +68,7 @@ def is_linear_node(node: Any) -> bool:
 
 
 def _shared(left: Tensor | None, right: Tensor | None) -> int:
-    """Length of the dimension that two batches of matrices are summed over; one may not have been saved."""
+    """Returns the length of the dimension that two batches of matrices are summed over; one may not have been saved."""
     if left is not None:
         return left.shape[2]
     return 0 if right is None else right.shape[1]

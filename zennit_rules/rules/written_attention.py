@@ -16,15 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.functions import ATTENTION, SOFTMAX
 from ..errors import RuleError
 
 Weights = Callable[[Tensor], Tensor]
-"""From attention weights ``(..., queries, keys)`` to what takes their place."""
+"""A function from attention weights ``(..., queries, keys)`` to what takes their place."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
-
-SOFTMAX = frozenset((F.softmax, torch.softmax, Tensor.softmax))
-ATTENTION = frozenset((F.scaled_dot_product_attention, F.multi_head_attention_forward))
 
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
@@ -36,7 +34,7 @@ def attention_of(
     softmax: Weights = lambda scores: scores.softmax(-1),
     product: Product = torch.matmul,
 ) -> Any:
-    """Value of one of the functions in `ATTENTION`, written out.
+    """Returns the value of one of the functions in `ATTENTION`, written out.
 
     Args:
         func: the function.

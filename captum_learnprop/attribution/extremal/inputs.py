@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,48 +12,45 @@ from captum.attr import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from zennit_rules.core.buffers import buffers_kept
 from zennit_rules.core.scalars import plain
 
 from ..._compat import _format_output
 from ...errors import LearnpropError
 from ...forward import output_of
 from ...maps import per_axis, smooth
+from ...training.pass_by_rules import in_training_mode, left_as_found
 from ..checked_inputs import checked_inputs
-from ..rewards import Reward, reward_of
-from ..rules.learned import seeded
+from ..rewards import Reward
+from ..shown import ShownAsCall, numbers_text
+from .found_masks import ExtremalMasks, NeutralMaskWarning
 from .mask_parts import Parts
 from .mask_spaces import SIGMA, STEP, FreeMasks, MaskSpace, SmoothMasks
+from .options import DEFAULT_STEPS, SearchOptions
 from .perturbations import Perturbation, perturbation_of
 from .rows import (
-    ExtremalMasks,
-    NeutralMaskWarning,
     Rows,
     areas_of,
-    check_options,
     checked_areas,
     mask_type,
     rows_of_arguments,
     warn_of_small_changes,
 )
 
-DEFAULT_STEPS = 250
-
 SEARCHED_AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
 """Of the curve that an extremal area is looked for on, before halving."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExtremalArea:
     """The smallest area that suffices, and how the output grows with the area.
 
     Attributes:
-        area: ``(B,)``, share of the input; NaN where no area of the curve suffices.
-        mask: for each input ``(B, 1, *spatial)`` or ``(B, F)``: that of the extremal area, of the largest one where
-            none suffices.
-        curve_areas: ``(B, P)``, ascending.
-        curve: ``(B, P)``: what of the reward is preserved, ``(reward - empty) / (original - empty)``.
-        share: that was asked for.
+        area: Share of the input, ``(B,)``; NaN where no area of the curve suffices.
+        mask: One mask for each input, ``(B, 1, *spatial)`` or ``(B, F)``: that of the extremal area, or of the largest
+            area where none suffices.
+        curve_areas: Areas that were tried, ``(B, P)``, ascending.
+        curve: What of the reward is preserved at each, ``(reward - empty) / (original - empty)``, ``(B, P)``.
+        share: The share of the reward that was asked for.
     """
 
     area: Tensor
@@ -62,8 +59,12 @@ class ExtremalArea:
     curve: Tensor
     share: float
 
+    def __repr__(self) -> str:
+        tried = self.curve_areas.shape[1]
+        return f"ExtremalArea(area=[{numbers_text(self.area)}], share={self.share:g}, areas tried: {tried})"
 
-class ExtremalPerturbation(PerturbationAttribution):
+
+class ExtremalPerturbation(ShownAsCall, PerturbationAttribution):
     """The smooth mask of a given area that keeps the output highest (or, deleted, lowers it most).
 
     For each sample and area ``a`` it maximises ``reward(model(x under m))`` over smooth masks ``m`` of area ``a``,
@@ -160,19 +161,18 @@ class ExtremalPerturbation(PerturbationAttribution):
             TargetError: If the target does not fit the output.
             LearnpropError: For options out of range, inputs that are not finite, and the like.
         """
-        n_steps, step, sigma, soften, draws = map(plain, (n_steps, step, sigma, soften, draws))
-        internal_batch_size, seed = plain(internal_batch_size), plain(seed)
-        tensors, rows = self._rows(
-            inputs, target, additional_forward_args, variant, reward, perturbation, baselines, n_steps, step, sigma,
-            internal_batch_size, seed, parts=parts, draws=draws,
+        options = SearchOptions(
+            variant=variant, reward=reward, perturbation=perturbation, baselines=baselines, n_steps=n_steps, step=step,
+            sigma=sigma, internal_batch_size=internal_batch_size, parts=parts, draws=draws, seed=seed,
         )  # fmt: skip
+        soften = plain(soften)
+        tensors, rows = self._rows(inputs, target, additional_forward_args, options)
         if isinstance(soften, bool) or not isinstance(soften, (int, float)) or not 0 <= soften < 1:
             raise LearnpropError(f"soften is a fraction of the image's side in [0, 1), got {soften!r}")
         wanted = checked_areas(areas, tensors[0])
-        with quiet(self.model, seed):
-            found = rows.masks(
-                wanted.expand(len(tensors[0]), -1), n_steps, show_progress=show_progress, describe="extremal masks"
-            )
+        with quiet(self.model, options.seed):
+            areas_of_all = wanted.expand(len(tensors[0]), -1)
+            found = rows.masks(areas_of_all, show_progress=show_progress, describe="extremal masks")
         _, several = areas_of(areas)
         masks = tuple(
             _softened(mask, soften) if x.dim() > 2 else mask for x, mask in zip(tensors, found.masks, strict=True)
@@ -230,55 +230,38 @@ class ExtremalPerturbation(PerturbationAttribution):
         Raises:
             LearnpropError: For options out of range.
         """
-        share, halvings, n_steps, step, sigma = map(plain, (share, halvings, n_steps, step, sigma))
-        internal_batch_size, seed = plain(internal_batch_size), plain(seed)
+        share, halvings = plain(share), plain(halvings)
         if not share > 0:
             raise LearnpropError(f"share must be above 0, got {share!r}")
         if isinstance(halvings, bool) or not isinstance(halvings, int) or halvings < 0:
             raise LearnpropError(f"halvings must be an integer of at least 0, got {halvings!r}")
-        tensors, rows = self._rows(
-            inputs, target, additional_forward_args, "preserve", reward, perturbation, baselines, n_steps, step, sigma,
-            internal_batch_size, seed,
+        options = SearchOptions(
+            reward=reward, perturbation=perturbation, baselines=baselines, n_steps=n_steps, step=step, sigma=sigma,
+            internal_batch_size=internal_batch_size, seed=seed,
         )  # fmt: skip
+        tensors, rows = self._rows(inputs, target, additional_forward_args, options)
         ladder = checked_areas(areas, tensors[0]).unique()
-        with quiet(self.model, seed):
-            return _narrowed(rows, ladder, share, halvings, n_steps, show_progress)
+        with quiet(self.model, options.seed):
+            return _narrowed(rows, ladder, share=share, halvings=halvings, show_progress=show_progress)
 
     def attribute_future(self) -> None:
         """Not implemented, as in captum's own methods."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def _rows(
-        self,
-        inputs: Any,
-        target: Any,
-        additional_forward_args: Any,
-        variant: str,
-        reward: str | Reward,
-        perturbation: Any,
-        baselines: Any,
-        n_steps: int,
-        step: float,
-        sigma: float,
-        internal_batch_size: int | None,
-        seed: int | None,
-        *,
-        parts: bool = False,
-        draws: int = 1,
+        self, inputs: Any, target: Any, additional_forward_args: Any, options: SearchOptions
     ) -> tuple[tuple[Tensor, ...], Rows]:
         """Checked inputs and the rows to search."""
-        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-            raise LearnpropError(f"draws must be an integer of at least 1, got {draws!r}")
-        check_options(variant, n_steps, internal_batch_size)
         given, additional = checked_inputs(self.model, inputs, additional_forward_args)
         tensors = tuple(x.detach() for x in given)
         like = tensors[0].new_empty(0, dtype=mask_type(tensors[0]))
-        spaces = tuple(space_of(x, step, sigma, like) for x in tensors)
-        ends = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
+        spaces = tuple(space_of(x, options.step, options.sigma, like) for x in tensors)
+        ends = options.baselines if isinstance(options.baselines, tuple) else (options.baselines,) * len(tensors)
         if len(ends) != len(tensors):
             raise LearnpropError(f"{len(ends)} baselines for {len(tensors)} inputs; give one for each")
+        seed = options.seed or 0
         changed: list[Perturbation] = [
-            perturbation_of(perturbation, x, end, seed or 0) for x, end in zip(tensors, ends, strict=True)
+            perturbation_of(options.perturbation, x, end, seed) for x, end in zip(tensors, ends, strict=True)
         ]
         weak = warn_of_small_changes(tensors, changed)
 
@@ -287,23 +270,25 @@ class ExtremalPerturbation(PerturbationAttribution):
             own = rows_of_arguments(additional, samples, len(tensors[0]))
             return output_of(self.forward_func, inputs, own, model=self.model)
 
+        parts = Parts([space.shape for space in spaces], [x.dim() > 2 for x in tensors], seed)
         rows = Rows(
-            masked, spaces, len(tensors[0]), like, target, reward_of(reward), variant, internal_batch_size,
-            tuple(changed),
-            Parts([space.shape for space in spaces], [x.dim() > 2 for x in tensors], seed or 0) if parts else None,
-            draws,
-            weak,
-        )  # fmt: skip
+            masked=masked,
+            spaces=spaces,
+            samples=len(tensors[0]),
+            like=like,
+            target=target,
+            reward=options.reward_function,
+            options=options,
+            perturbations=tuple(changed),
+            parts=parts if options.parts else None,
+            weak=weak,
+        )
         return tensors, rows
 
 
-@contextmanager
-def quiet(model: Any, seed: int | None) -> Iterator[None]:
-    """Leaves the model's buffers and torch's random numbers as they were."""
-    module = model if isinstance(model, nn.Module) else None
-    draws = module is None or any(each.training for each in module.modules())
-    with seeded(seed) if draws else nullcontext(), nullcontext() if module is None else buffers_kept(module):
-        yield
+def quiet(model: Any, seed: int | None) -> AbstractContextManager[None]:
+    """A context that leaves a model's buffers and torch's random numbers as they were; a mere function may draw."""
+    return left_as_found(model, seed=seed, draws=not isinstance(model, nn.Module) or in_training_mode(model))
 
 
 def space_of(inputs: Tensor, step: float, sigma: float, like: Tensor) -> MaskSpace:
@@ -313,12 +298,10 @@ def space_of(inputs: Tensor, step: float, sigma: float, like: Tensor) -> MaskSpa
     return SmoothMasks(tuple(inputs.shape[2:]), step, sigma, like)
 
 
-def _narrowed(
-    rows: Rows, ladder: Tensor, share: float, halvings: int, n_steps: int, show_progress: bool
-) -> ExtremalArea:
+def _narrowed(rows: Rows, ladder: Tensor, *, share: float, halvings: int, show_progress: bool) -> ExtremalArea:
     """The ladder of areas, each from the start: a small mask found from a larger one's misses better ones. Then halves,
     each from the smallest mask that suffices."""
-    wide = rows.masks(ladder.expand(rows.samples, -1), n_steps, show_progress=show_progress, describe="extremal areas")
+    wide = rows.masks(ladder.expand(rows.samples, -1), show_progress=show_progress, describe="extremal areas")
     span = wide.original - wide.empty
     span = torch.where(span == 0, torch.ones_like(span), span)
 
@@ -336,7 +319,7 @@ def _narrowed(
     start = tuple(each[everyone, first] for each in wide.parameters)
     for _ in range(halvings if bool(enough.any()) else 0):
         middle = ((below + best) / 2).nan_to_num(float(ladder[-1]))
-        found = rows.search(everyone, middle, n_steps=max(1, n_steps // 2), start=start)
+        found = rows.search(everyone, middle, n_steps=max(1, rows.options.n_steps // 2), start=start)
         areas.append(middle)
         curve.append(preserved(found.rewards))
         suffices = (curve[-1] >= share) & ~best.isnan()

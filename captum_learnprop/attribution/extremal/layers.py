@@ -11,37 +11,42 @@ from captum.attr import LayerAttribution, PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from zennit_rules.core.scalars import plain
-
 from ...errors import LearnpropError
 from ..checked_inputs import checked_inputs
-from ..rewards import Reward, reward_of
+from ..rewards import Reward
+from ..shown import ShownAsCall
 from ..suffix import Suffix
-from .inputs import DEFAULT_STEPS, quiet
+from .inputs import quiet
 from .mask_spaces import SIGMA, STEP, FreeMasks, MaskSpace, SmoothMasks
-from .rows import Rows, areas_of, check_options, checked_areas, mask_type
+from .options import DEFAULT_STEPS, SearchOptions
+from .rows import Rows, areas_of, checked_areas, mask_type
 
 KINDS = ("channels", "spatial")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ChannelSummary:
     """How often the channels of a layer are in the mask of a class.
 
     Attributes:
-        mean: mean mask over samples, ``(A, C)``.
-        samples: how many.
+        mean: Mean mask over samples, ``(A, C)``, in [0, 1].
+        samples: Their number.
     """
 
     mean: Tensor
     samples: int
+
+    def __repr__(self) -> str:
+        areas, channels = self.mean.shape
+        first = ", ".join(map(str, self.top(5)[0].tolist()))
+        return f"ChannelSummary(samples={self.samples}, areas={areas}, channels={channels}, top=[{first}])"
 
     def top(self, count: int) -> Tensor:
         """The channels with the highest mean, ``(A, count)``; ties in the order of channels."""
         return self.mean.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
-class LayerExtremalPerturbation(LayerAttribution, PerturbationAttribution):
+class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttribution):
     """The channels (or the places) of a layer's output that keep the model's output highest.
 
     A mask ``m (C,)`` multiplies the layer's output ``a``, ``m_c a_c`` (or fades it to ``baselines``), and is found as
@@ -121,14 +126,16 @@ class LayerExtremalPerturbation(LayerAttribution, PerturbationAttribution):
         """
         if masks not in KINDS:
             raise LearnpropError(f"unknown masks {masks!r}; choose 'channels' or 'spatial'")
-        n_steps, internal_batch_size, seed = map(plain, (n_steps, internal_batch_size, seed))
-        check_options(variant, n_steps, internal_batch_size)
+        options = SearchOptions(
+            variant=variant, reward=reward, n_steps=n_steps, step=step, sigma=sigma,
+            internal_batch_size=internal_batch_size, seed=seed,
+        )  # fmt: skip
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
-        with quiet(self.model, seed):
+        with quiet(self.model, options.seed):
             suffix = Suffix(self.model, self.layer, (*(x.detach() for x in tensors), *additional))
             activation = suffix.activation
             like = activation.new_empty(0, dtype=mask_type(activation))
-            space = _space(masks, activation, plain(step), plain(sigma), like, suffix.name)
+            space = _space(masks, activation, options, like, suffix.name)
             wanted = _shares(areas, space, like)
             fading = torch.as_tensor(baselines, dtype=activation.dtype, device=activation.device)
 
@@ -136,11 +143,16 @@ class LayerExtremalPerturbation(LayerAttribution, PerturbationAttribution):
                 return suffix.run(lambda a: _faded(a, chosen[0], fading, masks), samples)
 
             rows = Rows(
-                masked, (space,), len(activation), like, target, reward_of(reward), variant, internal_batch_size
+                masked=masked,
+                spaces=(space,),
+                samples=len(activation),
+                like=like,
+                target=target,
+                reward=options.reward_function,
+                options=options,
             )
-            found = rows.masks(
-                wanted.expand(len(activation), -1), n_steps, show_progress=show_progress, describe="extremal channels"
-            )
+            areas_of_all = wanted.expand(len(activation), -1)
+            found = rows.masks(areas_of_all, show_progress=show_progress, describe="extremal channels")
         _, several = areas_of(areas)
         (result,) = found.masks
         result = result if several or masks == "spatial" else result[:, 0]
@@ -195,7 +207,7 @@ class LayerExtremalPerturbation(LayerAttribution, PerturbationAttribution):
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
 
-def _space(masks: str, activation: Tensor, step: float, sigma: float, like: Tensor, name: str) -> MaskSpace:
+def _space(masks: str, activation: Tensor, options: SearchOptions, like: Tensor, name: str) -> MaskSpace:
     if activation.dim() < 2 or not activation.is_floating_point():
         raise LearnpropError(
             f"layer {name!r} gives {activation.dtype} {tuple(activation.shape)}; it must be real numbers (B, C, ...)"
@@ -204,7 +216,7 @@ def _space(masks: str, activation: Tensor, step: float, sigma: float, like: Tens
         return FreeMasks((activation.shape[1],))
     if activation.dim() < 3:
         raise LearnpropError(f"layer {name!r} gives {tuple(activation.shape)}, which has no space; use 'channels'")
-    return SmoothMasks(tuple(activation.shape[2:]), step, sigma, like)
+    return SmoothMasks(tuple(activation.shape[2:]), options.step, options.sigma, like)
 
 
 def _shares(areas: Any, space: MaskSpace, like: Tensor) -> Tensor:

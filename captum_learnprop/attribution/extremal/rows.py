@@ -1,10 +1,10 @@
-"""What extremal perturbations share: checked options, rows of samples and areas, rewards of variants, the result."""
+"""What extremal perturbations share: rows of samples and areas, and the rewards of variants."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,73 +16,40 @@ from zennit_rules.core.scalars import plain
 
 from ...errors import LearnpropError
 from ..rewards import Reward, rows_of_target
+from .found_masks import ExtremalMasks as ExtremalMasks
+from .found_masks import NeutralMaskWarning as NeutralMaskWarning
 from .mask_parts import Parts
 from .mask_search import Found, search
 from .mask_spaces import MaskSpace
+from .options import SearchOptions
 from .perturbations import Perturbation
 
 DRAWS = 8
-"""Of a perturbation that draws, for the rewards of finished masks."""
-
-VARIANTS = ("preserve", "delete", "dual")
+"""Draws of a random perturbation that the reward of a finished mask is the mean of."""
 
 Masked = Callable[[tuple[Tensor, ...], Tensor, Tensor], Tensor]
 """``(masks of each input (R, *shape), samples (R,), streams (R,)) -> output of the model (R, ...)``."""
-
 
 LEAST_REMOVED = 0.05
 """Share of a sample's signal: a perturbation that removes less where the mask is 0 leaves a mask nothing to choose."""
 
 
-class NeutralMaskWarning(UserWarning):
-    """A mask of some samples says nothing: their output does not depend on it, or their input hardly does."""
-
-
-@dataclass(frozen=True)
-class ExtremalMasks:
-    """Masks with what is known of them; ``B`` samples, ``A`` areas.
-
-    Attributes:
-        masks: for each input ``(B, A, *spatial)``, or ``(B, A, F)`` for inputs without space; in [0, 1].
-        areas: asked for, ``(A,)`` or ``(B, A)``, as shares.
-        realised: share of each input's mask above one half, ``(B, A, inputs)``.
-        rewards: of the variant, under the masks, ``(B, A)``; a deletion's is minus the output.
-        original: reward of the untouched input, ``(B,)``, in the sign of preservation.
-        empty: the same of the input that is perturbed everywhere.
-        steps: taken, ``(B, A)``.
-        converged: whether the energy stopped rising, ``(B, A)``.
-        neutral: whether the output does not depend on the mask, ``(B, A)``.
-    """
-
-    masks: tuple[Tensor, ...]
-    areas: Tensor
-    realised: Tensor
-    rewards: Tensor
-    original: Tensor
-    empty: Tensor
-    steps: Tensor
-    converged: Tensor
-    neutral: Tensor
-    parameters: tuple[Tensor, ...] = field(repr=False, default=())
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rows:
     """Rows of samples and areas, one mask of each input for each.
 
-    Args:
-        masked: the model under masks.
-        spaces: of the masks of each input.
-        samples: ``B``.
-        like: gives type and device of masks.
-        target: captum's, for the ``B`` samples.
-        reward: of the output.
-        variant: one of `VARIANTS`.
-        internal_batch_size: rows that are worked on together; all for None.
-        perturbations: begin to draw anew with every search; rewards in results are means over `DRAWS` of them.
-        parts: of the masks, drawn at every step of a search; None for whole masks.
-        draws_per_step: rewards that a step is the mean of.
-        weak: samples that a warning has named already, ``(B,)``; None for none.
+    Attributes:
+        masked: The model under masks.
+        spaces: The spaces of each input's masks.
+        samples: Their number ``B``.
+        like: A tensor of the type and on the device of masks.
+        target: Captum's, for the ``B`` samples.
+        reward: What masks keep high, a function of the output and the target.
+        options: The options of the search.
+        perturbations: One of each input; they begin to draw anew with every search, and rewards in results are means
+            over `DRAWS` of them.
+        parts: What draws parts of the masks at every step of a search; None for whole masks.
+        weak: Samples that a warning has named already, ``(B,)``; None for none.
     """
 
     masked: Masked
@@ -91,11 +58,9 @@ class Rows:
     like: Tensor
     target: Any
     reward: Reward
-    variant: str
-    internal_batch_size: int | None
+    options: SearchOptions
     perturbations: tuple[Perturbation, ...] = ()
     parts: Parts | None = None
-    draws_per_step: int = 1
     weak: Tensor | None = None
 
     def of(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor, draw: int | None = None) -> Tensor:
@@ -103,11 +68,11 @@ class Rows:
         draws from the stream of random numbers ``streams (R,)``."""
         kept = gone = masks
         if draw is not None and self.parts is not None:
-            pair = self.parts(masks[0], streams, draw, self.draws_per_step)
+            pair = self.parts(masks[0], streams, draw, self.options.draws)
             kept, gone = (tuple(m * field for m, field in zip(masks, fields, strict=True)) for fields in pair)
-        if self.variant == "preserve":
+        if self.options.variant == "preserve":
             return self._plain(kept, samples, streams)
-        if self.variant == "delete":
+        if self.options.variant == "delete":
             return -self._plain(tuple(1 - mask for mask in gone), samples, streams)
         both = tuple(torch.cat([one, 1 - other]) for one, other in zip(kept, gone, strict=True))
         preserved, deleted = self._plain(both, samples.repeat(2), streams.repeat(2)).chunk(2)
@@ -115,7 +80,7 @@ class Rows:
 
     def _of_step(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
         """What a step goes by: the mean of its draws."""
-        drawn = [self.of(masks, samples, streams, draw) for draw in range(self.draws_per_step)]
+        drawn = [self.of(masks, samples, streams, draw) for draw in range(self.options.draws)]
         return drawn[0] if len(drawn) == 1 else torch.stack(drawn).mean(0)
 
     def _plain(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
@@ -138,7 +103,8 @@ class Rows:
             for samples in self._together(torch.arange(self.samples, device=self.like.device)):
                 masks = tuple(self.like.new_full((len(samples), *space.shape), value) for space in self.spaces)
                 self._restart()
-                drawn = [self._plain(masks, samples, torch.zeros_like(samples)).detach() for _ in range(self.draws)]
+                streams = torch.zeros_like(samples)
+                drawn = [self._plain(masks, samples, streams).detach() for _ in range(self.final_draws)]
                 parts.append(torch.stack(drawn).mean(0))
         return torch.cat(parts)
 
@@ -153,14 +119,14 @@ class Rows:
         return tuple(result)
 
     @property
-    def draws(self) -> int:
-        """Draws that a reward is the mean of."""
+    def final_draws(self) -> int:
+        """Number of draws that the reward of a finished mask is the mean of."""
         return DRAWS if any(one.draws for one in self.perturbations) else 1
 
     @property
     def drawn(self) -> bool:
         """Whether steps of a search are drawn."""
-        return self.draws > 1 or self.parts is not None
+        return self.final_draws > 1 or self.parts is not None
 
     def _restart(self) -> None:
         for one in self.perturbations:
@@ -170,8 +136,8 @@ class Rows:
 
     @property
     def chunk(self) -> int:
-        """Rows that are worked on together."""
-        return self.internal_batch_size or 1 << 30
+        """Number of rows that are worked on together."""
+        return self.options.internal_batch_size or 1 << 30
 
     def search(
         self,
@@ -208,7 +174,7 @@ class Rows:
     @torch.no_grad()
     def _final(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
         """Rewards of finished masks, as a whole."""
-        return torch.stack([self.of(masks, samples, streams).detach() for _ in range(self.draws)]).mean(0)
+        return torch.stack([self.of(masks, samples, streams).detach() for _ in range(self.final_draws)]).mean(0)
 
     def _together(self, samples: Tensor) -> list[Tensor]:
         """Rows that are searched in one batch.
@@ -221,17 +187,14 @@ class Rows:
         own = [rows[samples == one] for one in samples.unique()] if samples.device.type == "cpu" else [rows]
         return [part for each in own for part in each.split(self.chunk)]
 
-    def masks(
-        self, areas: Tensor, n_steps: int, *, show_progress: bool, describe: str, start: Sequence[Tensor] | None = None
-    ) -> ExtremalMasks:
-        """Masks of all samples for areas ``(B, A)``."""
+    def masks(self, areas: Tensor, *, show_progress: bool, describe: str) -> ExtremalMasks:
+        """Masks of all samples for areas ``(B, A)``; a progress bar is described by a word or two."""
+        n_steps = self.options.n_steps
         samples = torch.arange(self.samples, device=self.like.device).repeat_interleave(areas.shape[1])
         # Each area draws numbers of its own: what chance does to one mask it does not do to the others.
         streams = torch.arange(areas.shape[1], device=self.like.device).repeat(self.samples)
         with tqdm(total=len(samples) * n_steps, desc=describe, disable=not show_progress) as progress:
-            found = self.search(
-                samples, areas.flatten(), n_steps=n_steps, start=start, progress=progress, streams=streams
-            )
+            found = self.search(samples, areas.flatten(), n_steps=n_steps, progress=progress, streams=streams)
         grid = (self.samples, areas.shape[1])
         result = ExtremalMasks(
             masks=tuple(each.reshape(*grid, *each.shape[1:]) for each in found.masks),
@@ -334,17 +297,6 @@ def checked_areas(areas: Any, like: Tensor) -> Tensor:
         if isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 < area < 1:
             raise LearnpropError(f"areas are shares of the input in (0, 1), got {area!r}")
     return torch.tensor([float(area) for area in given], dtype=torch.float64, device=like.device)
-
-
-def check_options(variant: str, n_steps: int, internal_batch_size: int | None) -> None:
-    """Raise a `LearnpropError` for options out of range."""
-    if variant not in VARIANTS:
-        raise LearnpropError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
-    for name, value in (("n_steps", n_steps), ("internal_batch_size", internal_batch_size)):
-        if value is None and name == "internal_batch_size":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise LearnpropError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def rows_of_arguments(additional: tuple[Any, ...], samples: Tensor, batch: int) -> tuple[Any, ...]:

@@ -142,7 +142,7 @@ def _rules_at(model: nn.Module, rules: RuleSet) -> Iterator[None]:
             for name in _LEFT:
                 vars(module).pop(name, None)
             if next(module.children(), None) is None and type(module) not in SUPPORTED_NON_LINEAR_LAYERS:
-                object.__setattr__(module, "rule", IdleRule(_described(rules, path)))
+                object.__setattr__(module, "rule", IdleRule(_gates_text(rules, path)))
         yield
     finally:
         for module, attributes in found:
@@ -151,7 +151,8 @@ def _rules_at(model: nn.Module, rules: RuleSet) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-def _described(rules: RuleSet, path: str) -> str:
+def _gates_text(rules: RuleSet, path: str) -> str:
+    """What captum's ``verbose`` calls the rule of a module."""
     gates = [str(rules.gate(site.name)) for site in rules.sites if site.name.partition("#")[0] == path]
     return ", ".join(gates) or "a fixed rule"
 

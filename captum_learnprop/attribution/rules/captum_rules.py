@@ -12,7 +12,7 @@ from zennit.core import Hook, RemovableHandle, RemovableHandleList
 from zennit_rules import LearnedEpsilonGammaBox
 from zennit_rules.core.dependence import depends_on_input
 from zennit_rules.core.interpose import interpose
-from zennit_rules.core.sites import POOLING_TYPES, is_pooling
+from zennit_rules.core.site_functions import POOLING_TYPES, is_pooling
 from zennit_rules.linear_canonizer import LINEAR_TYPES
 from zennit_rules.rules.contributions import ContributionGate, EpsilonGate, GammaGate, stabilized
 from zennit_rules.rules.linear import LinearCall

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,9 @@ import torch
 from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zennit_rules import LearnedDeepLift as DeepLiftComposite
-from zennit_rules import RuleSet, RuleWarning, explaining
-from zennit_rules import attribute as propagate
-from zennit_rules.core.buffers import buffers_kept
+from zennit_rules import RuleSet, RuleWarning
 from zennit_rules.core.draws import Draws
 from zennit_rules.core.interpose import is_interposed
 from zennit_rules.core.scalars import plain
@@ -26,14 +22,17 @@ from zennit_rules.rules.completeness import incomplete_nodes, incompleteness
 
 from ..._compat import _call_custom_attribution_func, _format_output, compute_gradients
 from ...errors import LearnpropError
-from ...forward import output_of, shapes_told
-from ...targets import require_finite, select_target
-from ..checked_inputs import checked_inputs, leaves_of
+from ...forward import output_of
+from ...targets import select_target
+from ...training.pass_by_rules import RulePass, leaves_of, left_as_found, rules_in_place
+from ..checked_inputs import checked_inputs
+from ..shown import ShownAsCall
 from .given_rules import built_at, given_rules
 from .learned import TensorOrTuple
+from .neuron_gradient import maps_of_neuron
 
 
-class LearnedDeepLift(GradientAttribution):
+class LearnedDeepLift(ShownAsCall, GradientAttribution):
     """Drop-in for ``captum.attr.DeepLift``, which trained rules turn into another one.
 
     Without ``rules`` it is DeepLIFT with the rescale rule, and equal to captum's where that one is complete. Captum
@@ -91,6 +90,12 @@ class LearnedDeepLift(GradientAttribution):
         self.eps = eps
         self._multiply_by_inputs = multiply_by_inputs
         self.rules = None if rules is None else given_rules(rules, model, "LearnedDeepLift", DeepLiftComposite)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments by name, for ``repr``."""
+        return {
+            "model": self.model, "multiply_by_inputs": self._multiply_by_inputs, "eps": self.eps, "rules": self.rules,
+        }  # fmt: skip
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -160,7 +165,7 @@ class LearnedDeepLift(GradientAttribution):
         composite.multiply_by_inputs = self._multiply_by_inputs and custom_attribution_func is None
         references = composite.baselines_of(leaves)
         draws = Draws()
-        with explaining(leaves), buffers_kept(self.model), torch.set_grad_enabled(create_graph):
+        with left_as_found(self.model, leaves), torch.set_grad_enabled(create_graph):
             warn = not (normalize or return_convergence_delta)
             maps = self._propagate(composite, leaves, target, additional, create_graph, warn)
             if custom_attribution_func is not None:
@@ -209,24 +214,19 @@ class LearnedDeepLift(GradientAttribution):
         create_graph: bool,
         warn: bool,
     ) -> tuple[Tensor, ...]:
-        # The fused attention kernels have no second derivative.
-        kernel = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
-        with kernel, composite.context(self.model), torch.enable_grad():
-            if self.gradient_func is not compute_gradients:  # a Neuron* class explains a neuron instead
-                if create_graph:
-                    raise LearnpropError("create_graph=True cannot pass through a replaced gradient_func")
-                with shapes_told(self.model, leaves):
-                    maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
-                return tuple(m.detach() for m in composite.finish(maps, leaves))
-            output = output_of(self.forward_func, leaves, additional, model=self.model, known=built_at(self.rules))
-            selected = require_finite(select_target(output, target))
-            missed = incomplete_nodes(output, leaves)
+        with rules_in_place(self.model, composite, create_graph=create_graph):
+            if self.gradient_func is not compute_gradients:
+                return maps_of_neuron(self, composite, leaves, target, additional, create_graph=create_graph)
+            run = RulePass.of(
+                self.model, composite, leaves, additional, forward=self.forward_func, known=built_at(self.rules)
+            )
+            selected = run.select(target)
+            missed = incomplete_nodes(run.output, leaves)
             if missed and not composite.has_rules_for_something:
-                composite.rules.close(self.model, output)  # which says that there is no site
+                composite.rules.close(self.model, run.output)  # which says that there is no site
             if missed and warn:
                 warnings.warn(incompleteness(type(self.model).__name__, missed), RuleWarning, stacklevel=4)
-            (seed,) = torch.autograd.grad(selected.sum(), output, retain_graph=True)
-            return propagate(composite, output, leaves, seed, create_graph=create_graph)
+            return run.attributions(run.seed_of(selected), create_graph=create_graph)
 
     def _difference(
         self,

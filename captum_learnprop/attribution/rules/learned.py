@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zennit_rules import LearnedComposite, RuleError, RuleSet, composite_class, composite_name, explaining
-from zennit_rules import attribute as propagate
-from zennit_rules.core.buffers import buffers_kept
+from zennit_rules import LearnedComposite, RuleError, RuleSet, composite_class, composite_name
 from zennit_rules.core.interpose import is_interposed
 from zennit_rules.core.protocols import TrainableComposite
 from zennit_rules.core.scalars import plain, plain_options
 
 from ..._compat import _format_output, compute_gradients
 from ...errors import LearnpropError
-from ...forward import output_of, shapes_told
+from ...forward import output_of
 from ...maps import postprocess
 from ...plugins import know_plugins_of
-from ...targets import require_finite, select_target
 from ...training.masks import Mask, MaxMask
 from ...training.objectives import Agreement, SampleObjective
+from ...training.pass_by_rules import RulePass, in_training_mode, leaves_of, left_as_found, rules_in_place
 from ...training.per_sample import Descent, OriginalPass, Step, learn
-from ..checked_inputs import checked_inputs, leaves_of
+from ..checked_inputs import checked_inputs
+from ..shown import ShownAsCall
 from .given_rules import built_at, given_rules
+from .neuron_gradient import maps_of_neuron
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 
@@ -41,7 +37,7 @@ DEFAULT_MASK = MaxMask("sum", sigma=0.02, power=0.5)
 DEFAULT_OBJECTIVE = Agreement(baseline="noise")
 
 
-class LearnedPropagation(GradientAttribution):
+class LearnedPropagation(ShownAsCall, GradientAttribution):
     """Gradient attribution whose backward pass uses trainable rules at the non-linear layers.
 
     Without ``rules`` they are learned for each sample anew: a gate at every activation weighs the backward signal, the
@@ -79,6 +75,8 @@ class LearnedPropagation(GradientAttribution):
     takes: ClassVar[tuple[type[LearnedComposite], ...]] = ()
     """Composites whose rules it can be given; none for all."""
 
+    always_shown = ("model", "composite")
+
     def __init__(
         self,
         model: nn.Module,
@@ -108,6 +106,10 @@ class LearnedPropagation(GradientAttribution):
             self._refuse_other_options(rules)
             self.composite = rules.composite_name
         self.rules = rules
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments by name, for ``repr``."""
+        return {"model": self.model, "composite": self.composite, "rules": self.rules, **self.options}
 
     @property
     def _given(self) -> TrainableComposite | None:
@@ -170,8 +172,8 @@ class LearnedPropagation(GradientAttribution):
         steps, seed = self._steps(n_steps, create_graph), plain(seed)
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
         leaves = leaves_of(tensors, create_graph=create_graph)
-        draws = steps > 0 or any(module.training for module in self.model.modules())  # objectives and dropout do
-        with seeded(seed) if draws else nullcontext(), explaining(leaves), buffers_kept(self.model):
+        draws = steps > 0 or in_training_mode(self.model)  # objectives and dropout do
+        with left_as_found(self.model, leaves, seed=seed, draws=draws):
             if steps:
                 maps = self._learn(leaves, target, additional, steps, objective, mask, lr, show_progress)
             else:
@@ -220,32 +222,23 @@ class LearnedPropagation(GradientAttribution):
         self, leaves: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...], create_graph: bool
     ) -> tuple[Tensor, ...]:
         composite = self._open_composite() if self._given is None else self._given
-        # The fused attention kernels have no second derivative.
-        kernel = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
-        with kernel, composite.context(self.model), torch.enable_grad():
-            if self.gradient_func is not compute_gradients:  # a Neuron* class explains a neuron instead
-                if create_graph:
-                    raise LearnpropError("create_graph=True cannot pass through a replaced gradient_func")
-                if composite.starts_with_output:
-                    raise LearnpropError(
-                        "gradient_func was replaced (by a Neuron* or Layer* class, say), but relevance starts at the "
-                        "output"
-                    )
-                with shapes_told(self.model, leaves):
-                    maps = self.gradient_func(self.forward_func, leaves, target, additional or None)
+        with rules_in_place(self.model, composite, create_graph=create_graph):
+            if self.gradient_func is not compute_gradients:
+                maps = maps_of_neuron(self, composite, leaves, target, additional, create_graph=create_graph)
                 self._check_reach(composite, None, leaves)
-                return tuple(part.detach() for part in composite.finish(maps, leaves))
+                return maps
             return self._explain(composite, leaves, target, additional, create_graph)[0]
 
     def _explain(
         self, composite: Any, leaves: tuple[Tensor, ...], target: Any, additional: tuple[Any, ...], create_graph: bool
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Maps by a composite that is registered on the model, and the explained entries of the output ``(B,)``."""
-        output = output_of(self.forward_func, leaves, additional, model=self.model, known=built_at(self.rules))
-        self._check_reach(composite, output, leaves)
-        selected = require_finite(select_target(output, target))
-        (seed,) = torch.autograd.grad(selected.sum(), output, retain_graph=True)
-        return propagate(composite, output, leaves, seed, create_graph=create_graph), selected
+        run = RulePass.of(
+            self.model, composite, leaves, additional, forward=self.forward_func, known=built_at(self.rules)
+        )
+        self._check_reach(composite, run.output, leaves)
+        selected = run.select(target)
+        return run.attributions(run.seed_of(selected), create_graph=create_graph), selected
 
     def _check_reach(self, composite: Any, output: Any, leaves: tuple[Tensor, ...]) -> None:
         """Refuse a model without a site; rules that were given have been built for its sites."""
@@ -301,13 +294,6 @@ class LearnedPropagation(GradientAttribution):
 
     def _open_composite(self) -> Any:
         return composite_class(self.composite)(**self.options, per_sample=True)
-
-
-@contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0 if seed is None else seed)
-        yield
 
 
 __all__ = ["DEFAULT_LR", "DEFAULT_STEPS", "LearnedPropagation", "RuleError"]

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from captum.log import log_usage
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zennit_rules import LearnedEpsilonGammaBox, RuleSet, explaining
-from zennit_rules.core.buffers import buffers_kept
+from zennit_rules import LearnedEpsilonGammaBox, RuleSet
 from zennit_rules.core.protocols import TrainableComposite
 
 from ..._compat import _format_output, compute_gradients
 from ...errors import LearnpropError
-from ..checked_inputs import checked_inputs, leaves_of
+from ...training.pass_by_rules import in_training_mode, leaves_of, left_as_found, rules_in_place
+from ..checked_inputs import checked_inputs
 from .captum_rules import CaptumRules, check_rule
-from .learned import LearnedPropagation, TensorOrTuple, seeded
+from .learned import LearnedPropagation, TensorOrTuple
+
+_log = logging.getLogger(__name__)
 
 
 class LearnedLRP(LearnedPropagation):
@@ -91,7 +92,8 @@ class LearnedLRP(LearnedPropagation):
             target: Explained entry of the output, by captum's conventions.
             additional_forward_args: Further arguments of the model, after ``inputs``; not differentiated.
             return_convergence_delta: Also return what `compute_convergence_delta` says.
-            verbose: Print which rule is applied at which call of a layer.
+            verbose: Print which rule is applied at which call of a layer, on the standard output, as captum does. The
+                same lines are always logged, at the level ``DEBUG``, under the name of this module.
             create_graph: Keep the graph of the result, so that it can be differentiated with respect to the rules (and
                 to ``inputs`` that require gradients).
 
@@ -114,22 +116,13 @@ class LearnedLRP(LearnedPropagation):
             )
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
         leaves = leaves_of(tensors, create_graph=create_graph)
-        training = any(module.training for module in self.model.modules())
         composite = CaptumRules() if self._given is None else self._given
-        kernel = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
-        drawn = seeded(None) if training else nullcontext()
         with (
-            drawn,
-            explaining(leaves),
-            buffers_kept(self.model),
-            kernel,
-            composite.context(self.model),
-            torch.enable_grad(),
+            left_as_found(self.model, leaves, draws=in_training_mode(self.model)),
+            rules_in_place(self.model, composite, create_graph=create_graph),
         ):
             maps, output = self._explain(composite, leaves, target, additional, create_graph)
-        if verbose:
-            for line in _applied(composite):
-                print(line)
+        _tell_rules(composite, verbose)
         attributions = _format_output(isinstance(inputs, tuple), maps)
         if not return_convergence_delta:
             return attributions
@@ -154,13 +147,23 @@ class LearnedLRP(LearnedPropagation):
         """The composite says by itself which functions nobody has a rule for."""
 
 
+def _tell_rules(composite: TrainableComposite, verbose: bool) -> None:
+    if not verbose and not _log.isEnabledFor(logging.DEBUG):
+        return
+    for line in _applied(composite):
+        _log.debug(line)
+        if verbose:  # who asks sees it without setting up logging first, as with captum
+            print(line)
+
+
 def _applied(composite: TrainableComposite) -> list[str]:
+    """One line for each call of a layer that has a rule, in captum's words."""
     if isinstance(composite, CaptumRules):
-        return [f"Applied {_described(rule)} at {site}: {module}" for site, module, rule in composite.applied]
+        return [f"Applied {_rule_text(rule)} at {site}: {module}" for site, module, rule in composite.applied]
     gates = [(site, composite.rules.gate(site.name)) for site in composite.rules.sites]
     return [f"Applied {gate} at {site.name}: {site.function}" for site, gate in gates if list(gate.parameters())]
 
 
-def _described(rule: Any) -> str:
+def _rule_text(rule: Any) -> str:
     given = ", ".join(f"{name}={value}" for name, value in vars(rule).items() if isinstance(value, (bool, float)))
     return f"{type(rule).__name__}({given})"

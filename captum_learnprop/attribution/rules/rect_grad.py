@@ -62,10 +62,18 @@ class RectGrad(LearnedPropagation):
         super().__init__(model, "rect_grad", gate="none", rule_options=options)
 
     @property
+    def _rule_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = (self.options if self.rules is None else self.rules.config)["rule_options"]
+        return options
+
+    @property
     def multiplies_by_inputs(self) -> bool:
         """Whether maps are multiplied by the input."""
-        options = self.options["rule_options"] if self.rules is None else self.rules.config["rule_options"]
-        return bool(options["multiply_by_inputs"])
+        return bool(self._rule_options["multiply_by_inputs"])
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments by name, for ``repr``; given rules have options of their own."""
+        return {**super().arguments(), **(self._rule_options if self.rules is None else {})}
 
     @log_usage()
     def attribute(

@@ -17,6 +17,7 @@ from zennit_rules.core.buffers import buffers_kept
 from ...errors import LearnpropError
 from ...targets import select_target
 from ..checked_inputs import checked_inputs
+from ..shown import ShownAsCall
 from .layout import Anatomy, TensorOutput, anatomy_of
 
 OUTPUTS = ("patches", "input")
@@ -27,7 +28,7 @@ class PatchReadingWarning(UserWarning):
     """The head reads patch tokens directly, so that a map at the last attention misses a part of their way."""
 
 
-class TokenAttribution(LayerAttribution):
+class TokenAttribution(ShownAsCall, LayerAttribution):
     """Base of attributions to the tokens of a vision transformer.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zennit_rules.composites.base import LearnedGradient
+from zennit_rules.composites import LearnedGradient
 from zennit_rules.gates import Gate, Weight, start_weights
 
 

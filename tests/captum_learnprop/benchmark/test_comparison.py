@@ -102,3 +102,11 @@ def test_measured_results_know_their_scenes() -> None:
     result = measure(Method("copy", lambda images, targets: images), model, questions, Treatment(), deletion_steps=3)
     assert result.scenes is not None
     assert result.scenes.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_result_shows_its_scores_and_not_its_maps() -> None:
+    result = Result("a < b", Treatment("signed", 2.0), torch.rand(2, 4, 4), {"score": torch.tensor([0.2, 0.4])}, 0.002)
+    assert repr(result) == "Result('a < b', 'signed, sigma 2', 2 questions, score 0.300 ± 0.100)"
+    page = result._repr_html_()
+    assert "a &lt; b" in page
+    assert "0.300 ± 0.100" in page

@@ -13,10 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from captum_learnprop.benchmark import cells as cells_on_disk
+from captum_learnprop.benchmark import contenders as methods
 from captum_learnprop.benchmark import gamma_grid, hand_made
-from captum_learnprop.benchmark import suite as benchmark
+from captum_learnprop.benchmark.cells import cell_path
 from captum_learnprop.benchmark.comparison import Treatment, best_treatment, treatments_at
+from captum_learnprop.benchmark.contenders import PER_SAMPLE, REFINED
+from captum_learnprop.benchmark.examination import Examination
 from captum_learnprop.benchmark.gamma_grid import GRIDS, Grid
+from captum_learnprop.benchmark.nets import BATCH, Subject
 from captum_learnprop.benchmark.rule_families import RULE_FAMILIES
 from captum_learnprop.benchmark.scorecard import ROAD_PERCENTAGES, SCORES, STEPS, Case, ScoreError, score
 from captum_learnprop.benchmark.suite import (
@@ -171,7 +176,7 @@ def test_removal_curves_have_the_fill_of_their_name_and_randomisation_is_that_of
         "MoRF-LeRF area": morf_lerf_area(*arguments, baseline="mean", **curve),
         "ROAD": road(*arguments, percentages=ROAD_PERCENTAGES, output="sigmoid"),
         "randomisation": full_randomization(
-            model, explain, images, targets, seeds=(0, 1), recalibrate=training[: benchmark.BATCH]
+            model, explain, images, targets, seeds=(0, 1), recalibrate=training[:BATCH]
         ),
     }
     assert set(expected) == set(names) - {"insertion, other nets"}  # has a test of its own
@@ -206,13 +211,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         run(SUITE, tmp_path, progress=stop)
     assert len(list((tmp_path / "cells").iterdir())) == 5
     computed: list[str] = []
-    measured = benchmark._Room._measured
+    measured = Examination.measured
 
     def spy(self: Any, contender: Any, seed: int, wanted: list[str]) -> dict[str, Any]:
         computed.append(f"{contender.name}, {seed}")
         return measured(self, contender, seed, wanted)
 
-    monkeypatch.setattr(benchmark._Room, "_measured", spy)
+    monkeypatch.setattr(Examination, "measured", spy)
     cells = run(SUITE, tmp_path)
     assert computed == ["gates, learned, 1"]
     assert timeless(cells) == timeless(whole[1])
@@ -224,12 +229,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert list(more[0]["same smoothing"]["scores"]) == ["average precision", "class AUC", "pointing game"]
     before = next(one for one in cells if one["method"] == "random")
     assert {name: more[0]["scores"][name] for name in before["scores"]} == before["scores"]
-    monkeypatch.setattr(benchmark._Room, "_measured", refuse)
+    monkeypatch.setattr(Examination, "measured", refuse)
     (failed,) = run(replace(SUITE, metrics=("rank accuracy",), methods=("random",)), tmp_path)
     assert failed["error"] == "no map today"
     (kept,) = read_cells(replace(SUITE, methods=("random",)), tmp_path)
     assert kept == more[0]
-    monkeypatch.setattr(benchmark._Room, "_measured", spy)
+    monkeypatch.setattr(Examination, "measured", spy)
     path = tmp_path / "cells" / "vgg_pairs_random_once.json"
     path.write_text(json.dumps({**kept, "treatment": {"sign": "signed", "sigma": 9.0}}))
     (anew,) = run(replace(SUITE, metrics=("rank accuracy", "class AUC"), methods=("random",)), tmp_path)
@@ -280,7 +285,7 @@ def test_a_report_of_another_version_or_of_several_nets_is_refused(
     whole: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(whole[0] / "cells", tmp_path / "cells")
-    monkeypatch.setattr(benchmark, "VERSION", 2)
+    monkeypatch.setattr(cells_on_disk, "VERSION", 2)
     with pytest.raises(SettingsError, match="version 1, this run has 2"):
         read_cells(SUITE, tmp_path)
     monkeypatch.undo()
@@ -310,38 +315,15 @@ def test_a_report_names_what_is_missing_and_reads_nothing_else(
     assert "| gates, untrained |" in text
 
 
-def test_the_first_cells_which_knew_fewer_settings_are_read(
-    whole: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(whole[0] / "cells", tmp_path / "cells")
-    monkeypatch.setitem(benchmark._FIRST_CELLS, "training scenes", SUITE.training_scenes)
-    for path in (tmp_path / "cells").iterdir():
-        cell = json.loads(path.read_text())
-        settings = cell["settings"]
-        for name in ("version", "same smoothing"):
-            del settings[name]
-        if "training options" in settings:
-            assert settings["training options"].pop("rule_options") == {}
-            settings["method options"] = json.dumps(settings.pop("training options"))
-        else:
-            del settings["training scenes"]
-        path.write_text(json.dumps(cell))
-    cells = read_cells(SUITE, tmp_path)
-    assert [one["scores"] for one in cells] == [one["scores"] for one in whole[1]]
-    assert all("training options" in one["settings"] for one in cells if one["method"].startswith("gates"))
-    with pytest.raises(SettingsError, match=r"with lr 0\.03"):
-        read_cells(replace(SUITE, variants={"gates": {**SUITE.variants["gates"], "lr": 0.5}}), tmp_path)
-
-
 def test_a_training_seed_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = benchmark.Subject._train
+    train = Subject._train
 
     def fails(self: Any, variant: str, seed: int, path: Path) -> RuleSet:
         if seed == 1:
             raise RuntimeError("the loss is not finite")
         return train(self, variant, seed, path)
 
-    monkeypatch.setattr(benchmark.Subject, "_train", fails)
+    monkeypatch.setattr(Subject, "_train", fails)
     cells = run(replace(SUITE, methods=("gates, learned",)), tmp_path)
     assert [one["error"] for one in cells] == [None, "RuntimeError: the loss is not finite"]
     (row,) = summarise(cells)
@@ -370,7 +352,7 @@ def test_all_methods_run_on_every_family(tmp_path: Path) -> None:
     suite = replace(
         SUITE, families=("parts", "grid", "patch", "digits"), training_seeds=(0,), metrics=(), questions=2,
         tuning_questions=2, variants={"gates": {"deletions": 4}, "contrast": {"gate_options": {"contrast": True}}},
-        methods=("saliency", "contrast, learned", benchmark.PER_SAMPLE, benchmark.REFINED),
+        methods=("saliency", "contrast, learned", PER_SAMPLE, REFINED),
     )  # fmt: skip
     cells = run(suite, tmp_path)
     assert {one["method"]: one["error"] for one in cells if one["error"]} == {}
@@ -385,16 +367,16 @@ def test_all_methods_run_on_every_family(tmp_path: Path) -> None:
     for one in cells:
         assert all(0 <= value <= 1 for value in one["scores"]["randomisation"])
     assert {one["method"]: one["passes"] for one in cells} == {
-        "saliency": 2, "contrast, learned": 3, benchmark.PER_SAMPLE: 10, benchmark.REFINED: 22,
+        "saliency": 2, "contrast, learned": 3, PER_SAMPLE: 10, REFINED: 22,
     }  # fmt: skip
     for one in cells:
-        if one["method"] == benchmark.REFINED:
+        if one["method"] == REFINED:
             assert one["treatment"] == {"sign": "absolute", "sigma": pytest.approx(1.6)}  # of the shared rules
             assert one["settings"]["method options"] == "5 steps"
             assert one["settings"]["training options"]["deletions"] == 4
             assert one["training seconds"] >= 0
     (first,) = [one for one in contenders(replace(suite, variants={"contrast": suite.variants["contrast"]}))
-                if one.name == benchmark.REFINED]  # fmt: skip
+                if one.name == REFINED]  # fmt: skip
     assert first.passes == 23
 
 
@@ -427,7 +409,7 @@ def test_given_rules_of_one_name_or_that_fail_are_not_hidden(
 
     suite = replace(SUITE, methods=("random",), rules=(path,))
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark, "_by_rules", fails)
+        patch.setattr(methods, "_by_rules", fails)
         cells = run(suite, tmp_path)
     assert [one["error"] for one in cells] == [None, "site 'relu' is not what it was"]
 
@@ -437,7 +419,7 @@ def test_default_suite_has_every_method_with_its_untrained_start() -> None:
     assert len(names) == len(set(names)) == len(hand_made.HAND_MADE) + len(GRIDS) + 2 * len(default_variants()) + 3
     for name in default_variants():
         assert names.index(f"{name}, untrained") + 1 == names.index(f"{name}, learned")
-    files = {benchmark.cell_path(Path(), "vgg", "pairs", one, 0) for one in contenders(Suite())}
+    files = {cell_path(Path(), "vgg", "pairs", one, 0) for one in contenders(Suite())}
     assert len(files) == len(names)
 
 
@@ -451,7 +433,7 @@ def test_variants_are_those_of_the_composites() -> None:
         "guided backprop, gates", "DeepLift",
     ]  # fmt: skip
     names = [one.name for one in contenders(Suite(variants=default_variants(("learned_deeplift",))))]
-    assert benchmark.REFINED not in names  # is one of gates
+    assert REFINED not in names  # is one of gates
     passes = {one.name: one.passes for one in contenders(Suite())}
     assert passes["gates, learned"] == passes["guided backprop, gates, learned"] == 2
     assert (
@@ -496,7 +478,7 @@ def test_every_family_has_its_trained_members(tmp_path: Path) -> None:
 
 
 def test_the_first_training_images_are_what_an_untrained_start_sees(tmp_path: Path) -> None:
-    subject = benchmark.Subject(replace(FAMILY_SUITE, training_scenes=40), "vgg", "digits", tmp_path)
+    subject = Subject(replace(FAMILY_SUITE, training_scenes=40), "vgg", "digits", tmp_path)
     box = subject.untrained("LRP").gate("first")
     assert torch.equal(box.low[0], (subject.training_images[:32] - 0.5).amin((0, 2, 3)))
     assert torch.equal(box.high[0], (subject.training_images[:32] - 0.5).amax((0, 2, 3)))
@@ -527,16 +509,16 @@ def test_a_gamma_grid_has_the_examples_and_the_budget_of_the_training(grid: Grid
     assert cell["family"] == "lrp"
     kept = json.loads(path.read_text())
     assert len(explained) == len(kept["trace"]) - 2
-    subject = benchmark.Subject(suite, "vgg", "digits", tmp_path)
+    subject = Subject(suite, "vgg", "digits", tmp_path)
     found = subject.searched(grid)
     assert found.config() == {name: kept[name] for name in found.config()} | {"trace": found.config()["trace"]}
     assert cell["training seconds"] == found.seconds
     trainer = suite.trainer("LRP", subject.model)
-    rules = trainer.fit(subject.training_images, **subject._examples(0))
+    rules = trainer.fit(subject.training_images, **subject.examples(0))
     budget = trainer.options.passes(rules.training["training_rows"], rules.training["validation_rows"])
     assert kept["options"]["budget"] == budget
     assert budget - max(found.rows, len(grid)) < found.passes <= budget
-    examples = trainer.measure(subject.training_images, **subject._examples(0))
+    examples = trainer.measure(subject.training_images, **subject.examples(0))
     (folder,) = (tmp_path / "examples").iterdir()
     assert len(list((folder / "training").iterdir())) == 1  # measured once for both
     again = gamma_grid.search(subject.model, grid, examples, budget=budget)
@@ -588,7 +570,7 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(BenchmarkError, match=words):
             replace(SUITE, **{field: value})
-    with pytest.raises(ScoreError, match="unknown metric 'auc'; choose one of average precision"):
+    with pytest.raises(ScoreError, match="unknown metric 'auc'; choose one of average_precision, class_auc"):
         replace(SUITE, metrics=("auc",))
     with pytest.raises(BenchmarkError, match="no cell of these"):
         read_cells(SUITE, tmp_path)
@@ -667,7 +649,7 @@ def test_the_true_pixels_are_a_perfect_detector(tmp_path: Path) -> None:
 def test_other_nets_judge_by_insertion(tmp_path: Path) -> None:
     suite = replace(SUITE, families=("pairs",), methods=("centre prior",), metrics=("insertion, other nets",))
     (cell,) = run(suite, tmp_path)
-    subject = benchmark.Subject(suite, "vgg", "digits", tmp_path)
+    subject = Subject(suite, "vgg", "digits", tmp_path)
     questions = subject.questions("pairs", "test")
     maps = Treatment(**cell["treatment"])(
         hand_made.hand_made("centre prior").build(subject.model)(questions.images, questions.targets)

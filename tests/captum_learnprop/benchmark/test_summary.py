@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from captum_learnprop.benchmark.summary import differences, estimate, summarise, to_markdown
+from captum_learnprop.benchmark.summary import differences, estimate, rows_of, summarise, to_markdown
+from captum_learnprop.commands import evaluate
 
 
 def cell(method: str, family: str, scores: dict[str, list[float | None]], seed: int | None = None, **more: Any) -> dict:
@@ -202,3 +206,21 @@ def test_seconds_of_training_have_a_column_where_they_are_known() -> None:
     assert "| 2.0 | - | positive, 2 px |" in text
     del some[1]["training seconds"]
     assert math.isnan(summarise(some)[1].training_seconds)
+
+
+def test_rows_come_back_from_a_file_of_results() -> None:
+    rows = summarise([*cells(), cell("alone", "cam", {NAME: [0.5]})])
+    plan = evaluate.Plan((), (), (), (), (), (0,), 3, 0, None, None, 8, (), Path("out"), False, 1)
+    kept = json.loads(json.dumps(evaluate.document(rows, evaluate.provenance(plan))))
+    for row, found in zip(rows, rows_of(kept), strict=True):
+        assert str(asdict(found)) == str(asdict(replace(row, samples={})))  # NaN equals no NaN, but looks like it
+
+
+def test_a_notebook_shows_rows_as_a_table() -> None:
+    rows = summarise(cells())
+    page = rows._repr_html_()
+    assert page.startswith("<table>")
+    for text in ("<th>average precision", "<td>Grad-CAM", "<td>0.333 ± 0.033", "<td>gates, learned"):
+        assert text in page
+    assert repr(rows[1]).startswith("Row(vgg, digits, 'Grad-CAM': average precision 0.333 ± 0.033, deletion, zero 0.6")
+    assert repr(rows[4]) == "Row(vgg, digits, 'broken (0 of 1 seeds)': it has no ReLU)"

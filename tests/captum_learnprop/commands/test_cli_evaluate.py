@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from fake_distributions import write_distribution
 from torch import Tensor, nn
 
 from captum_learnprop import files, plot
+from captum_learnprop.benchmark.cost_figure import cost_figure
 from captum_learnprop.benchmark.rule_families import RULE_FAMILIES
 from captum_learnprop.benchmark.summary import Row, summarise
 from captum_learnprop.cli import cli
 from captum_learnprop.commands import evaluate
+from captum_learnprop.plugins import get_manager
 from captum_learnprop.scenes import reference_nets
 from captum_learnprop.scenes.scenes import FAMILIES
 from zennit_rules._compat import COMPOSITES
@@ -176,7 +179,7 @@ def test_a_given_rule_set_is_one_more_row(
         (("--seeds", "0,x"), 2, "not a list of whole numbers such as 0,1,2"),
         (("--seeds", "-1"), 2, "negative"),
         (("--method", "saliencie"), 1, "unknown method 'saliencie'; choose from 'saliency'"),
-        (("--metric", "auc"), 1, "unknown metric 'auc'; choose one of average precision"),
+        (("--metric", "auc"), 1, "unknown metric 'auc'; choose one of average_precision, class_auc"),
         (("--report-only",), 1, "run it first"),
         (("--rules", "nowhere.safetensors"), 2, "nowhere.safetensors"),
     ],
@@ -227,7 +230,7 @@ def test_error_bars_are_inside_the_figure() -> None:
     assert high > 0.8
 
 
-def test_means_over_families_are_of_all_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_means_over_families_are_of_all_families(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = results(
         patch={"whole": [0.2, 0.4], "half": [0.9, 0.9], "single": [0.5, 0.7]},
         parts={"whole": [0.6, 0.8], "single": [0.8]},
@@ -242,11 +245,11 @@ def test_means_over_families_are_of_all_families(tmp_path: Path, monkeypatch: py
 
     def spy(panels: dict[str, Any], **labels: str) -> Any:
         drawn.append({"points": [(one.name, one.quality, one.error) for one in panels["vgg"]], **labels})
-        return plot.Figure()
+        return plot.NotebookFigure()
 
     monkeypatch.setattr(plot, "cost_quality", spy)
     for threads, words in ((1, "one thread"), (4, "4 threads")):
-        evaluate.draw(rows, tmp_path / "figure.png", threads=threads)
+        cost_figure(rows, threads=threads)
         assert drawn[-1]["cost"] == f"milliseconds per image ({words}, log scale)"
     assert drawn[0]["points"] == [
         ("whole", pytest.approx(0.5), pytest.approx(0.0707, abs=1e-4)), ("single", pytest.approx(0.7), 0.0),
@@ -304,3 +307,57 @@ def test_a_full_disk_keeps_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyP
     left = 100
     again = invoke(*few, *(["--report-only"] if taken >= 2 else []))
     assert again.exit_code == 0, again.output
+
+
+METRICS_PLUGIN = """
+from captum_learnprop.plugins import MetricRecord, hookimpl
+
+def peak(model, inputs, maps, targets):
+    return maps.flatten(1).amax(1)
+
+def lit(maps, masks):
+    return (maps > maps.mean()).flatten(1).double().mean(1)
+
+@hookimpl
+def learnprop_metrics():
+    yield MetricRecord("peak", "measuring_plugin:peak", "highest value of the map")
+    yield MetricRecord("lit", "measuring_plugin:lit", "share above the mean", needs=("maps", "masks"),
+                       bounds=(0.0, 1.0), higher_is_better=False)
+"""
+
+
+def test_a_metric_of_a_plugin_is_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_distribution(tmp_path / "site", "measuring", {"measuring": "measuring_plugin"},
+                       {"measuring_plugin": METRICS_PLUGIN})  # fmt: skip
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(reference_nets, "load", tiny)
+    get_manager.cache_clear()
+    arguments = ("--model", "vgg", "--scenes", "pairs", "--questions", 3, "--training-scenes", 4, "--seeds", 0,
+                 "--steps", 1, "--method", "saliency", "--method", "gates, learned", "--metric", "peak",
+                 "--metric", "lit", "--metric", "average_precision", "--metric", "class AUC",
+                 "--out", tmp_path / "out")  # fmt: skip
+    try:
+        result = invoke(*arguments)
+        assert result.exit_code == 0, result.output
+        report = invoke(*arguments, "--report-only")
+        assert report.exit_code == 0, report.output
+    finally:
+        get_manager.cache_clear()
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    for row in document["rows"]:
+        assert list(row["estimates"]) == ["average precision", "class AUC", "peak", "lit"]
+        assert list(row["same"]) == ["average precision", "class AUC", "lit"]  # the others may need the net
+    assert {one["score"] for one in document["paired differences"]} == {"average precision", "class AUC", "peak", "lit"}
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| method | average precision ^ | class AUC ^ | peak ^ | lit v | passes | ms / image |" in text
+
+
+def test_a_metric_and_its_heading_ask_for_the_same(small: tuple[Result, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = small[1]
+    arguments = [{"average precision": "average_precision", "distractor AUC": "class_auc"}.get(str(one), one)
+                 for one in SMALL]  # fmt: skip
+    before = (out / "table.md").read_text().split("## How")[0]
+    monkeypatch.setattr(reference_nets, "load", None)
+    result = invoke(*arguments, "--out", out, "--report-only")
+    assert result.exit_code == 0, result.output
+    assert (out / "table.md").read_text().split("## How")[0] == before

@@ -542,7 +542,15 @@ def test_a_full_disk_on_the_way_costs_the_checkpoint_alone(
     def full(number: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    save = RuleSet.save
+
+    def save_with_room(*args: Any) -> Path:  # that the rules do not fit is another test
+        with monkeypatch.context() as room:
+            room.setattr(files.os, "fsync", lambda number: None)
+            return save(*args)
+
     monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(RuleSet, "save", save_with_room)
     out, run = tmp_path / "rules.safetensors", tmp_path / "run.safetensors"
     result = train(images, out, "--resume", str(run), "--log-dir", str(tmp_path / "log"))
     assert result.exit_code == 0, result.output

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -154,6 +155,17 @@ class TestHooks:
         assert ".. versionadded:: " in text
         readme = (EXAMPLE / "README.md").read_text()
         assert f"`{record_type.hook}` | `{record_type.__name__}`" in readme
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_the_example_of_a_hook_works(self, kind: str) -> None:
+        record_type = specs.RECORD_TYPES[kind]
+        text = inspect.getdoc(getattr(specs, record_type.hook)) or ""
+        code = textwrap.dedent(text.partition("Example::")[2].partition(".. versionadded")[0])
+        names = dict(vars(specs))
+        exec(code, names)
+        (record,) = names[record_type.hook]()
+        assert type(record) is record_type
+        assert record.name in code
 
     def test_every_specification_has_a_kind(self) -> None:
         hooks = {name for name in vars(specs) if name.startswith("learnprop_")}
@@ -434,7 +446,7 @@ class TestInstall:
     def test_name_that_zennit_uses(self) -> None:
         from zennit.composites import COMPOSITES
 
-        from zennit_rules.composites.base import LearnedGradient
+        from zennit_rules.composites import LearnedGradient
 
         class Plugin:
             @hookimpl

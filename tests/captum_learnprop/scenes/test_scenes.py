@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import sys
 import time
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from captum_learnprop.scenes import scenes
 from captum_learnprop.scenes.drawing import DIGIT_PIXELS, separate
 from captum_learnprop.scenes.objects import PARTS, draw_patch, part_variants
 from captum_learnprop.scenes.scenes import FAMILIES, SPLITS, SceneError, Scenes, make_scenes, source_digits
+from captum_learnprop.scenes.thumbnails import MOST
 
 
 @cache
@@ -267,3 +272,30 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"captum-learnprop\[demo\]"):
         make_scenes("digits", 1)
+
+
+@pytest.mark.parametrize(
+    ("family", "scenes", "questions"),
+    [
+        ("pairs", "of 2 objects, (3, 64, 64), without)", "80 questions about 40 scenes, (3, 64, 64), without)"),
+        (
+            "grid",
+            "of 4 objects, (3, 64, 64), cells, without)",
+            "160 questions about 40 scenes, (3, 64, 64), cells, wit",
+        ),
+        ("parts", "of 5 parts, (3, 64, 64), without)", "40 questions about 40 scenes, (3, 64, 64), parts, without)"),
+    ],
+)
+def test_scenes_and_questions_show_themselves(family: str, scenes: str, questions: str) -> None:
+    drawn = drawn_with(family)
+    assert repr(drawn) == f"Scenes(40 scenes {scenes}"
+    assert repr(drawn.questions()).startswith(f"Questions({questions}")
+    for shown in (drawn, drawn.questions()):
+        page = shown._repr_html_()
+        assert page.count("<img") == MOST
+        assert repr(shown) in page
+        assert f"and {len(shown) - MOST} more" in page
+    data = base64.b64decode(drawn._repr_html_().partition("base64,")[2].partition('"')[0])
+    pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(data)))).permute(2, 0, 1) / 255
+    torch.testing.assert_close(pixels, drawn.images[0], atol=0.003, rtol=0)
+    assert "more" not in drawn[:2]._repr_html_()

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import captum_learnprop as cl
 import zennit_rules as zr
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.maps import postprocess
 from captum_learnprop.training import trainer as trainer_module
 from captum_learnprop.training.checkpoint import CheckpointError
@@ -31,7 +32,7 @@ from captum_learnprop.training.terms import (
     RandomizationContrast,
     Sufficiency,
 )
-from captum_learnprop.training.trainer import FitError, RuleTrainer, TrainingWarning, held_out_images, starting_rules
+from captum_learnprop.training.trainer import RuleTrainer, TrainingWarning, held_out_images, starting_rules
 
 QUICK: dict[str, Any] = {"steps": 6, "batch_size": 4, "deletions": 8, "validate_every": 2, "smoothing": 0.05}
 
@@ -420,7 +421,7 @@ class TestStopping:
                 value = super().__call__(batch)
                 return value * torch.nan if not batch.maps.requires_grad and self.distance == "pearson" else value
 
-        with pytest.raises(FitError, match="validation loss is not finite at step 0"):
+        with pytest.raises(LearnpropError, match="validation loss is not finite at step 0"):
             fit(objective=Breaks(), fitting={"validation": 0.3})
 
     def test_a_loss_that_is_never_finite(self) -> None:
@@ -428,7 +429,7 @@ class TestStopping:
             def __call__(self, batch: Any) -> Tensor:
                 return super().__call__(batch) * torch.nan
 
-        with pytest.raises(FitError, match="not finite at step 1"):
+        with pytest.raises(LearnpropError, match="not finite at step 1"):
             fit(objective=Broken())
 
     def test_a_full_disk_costs_the_checkpoint_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,6 +445,20 @@ class TestStopping:
         with pytest.raises(DataError, match="No space left"):
             fit(fitting={"examples_dir": tmp_path})
         assert list(tmp_path.rglob("*.part")) == []
+
+
+def test_repr_is_one_line() -> None:
+    trainer = RuleTrainer(net(), gate="channel", steps=7, lr=0.02)
+    assert repr(trainer) == (
+        "RuleTrainer(Sequential, composite='learned_gradient', gate='channel', "
+        "objective=OcclusionRegression(distance='pearson', density=0.5), steps=7, batch_size=12, lr=0.02, seed=0)"
+    )
+
+
+def test_validations_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="captum_learnprop"):
+        fit(steps=2, fitting={"validation": 0.3})
+    assert [record.getMessage().partition(" loss")[0] for record in caplog.records] == ["validation"] * 2
 
 
 class TestErrors:
@@ -507,11 +522,11 @@ class TestErrors:
             fit(**options)
 
     def test_training_mode(self) -> None:
-        with pytest.raises(FitError, match=r"model\.eval\(\)"):
+        with pytest.raises(LearnpropError, match=r"model\.eval\(\)"):
             fit(net().train())
         model = net()
         model[1].train()  # one batch norm is enough
-        with pytest.raises(FitError, match="module 1"):
+        with pytest.raises(LearnpropError, match="module 1"):
             fit(model)
 
     def test_classes_without_images(self) -> None:
@@ -535,7 +550,7 @@ class TestErrors:
             fit(model, objective=Sufficiency())
 
     def test_no_module(self) -> None:
-        with pytest.raises(FitError, match=r"nn\.Module"):
+        with pytest.raises(LearnpropError, match=r"nn\.Module"):
             RuleTrainer(lambda x: x)  # type: ignore[arg-type]
 
     def test_a_model_of_another_kind(self) -> None:
@@ -567,7 +582,7 @@ class TestErrors:
         file.write_bytes(b"nothing")
         with pytest.raises(CheckpointError, match="damaged"):
             fit(fitting={"checkpoint": file})
-        with pytest.raises(FitError, match="does not exist"):
+        with pytest.raises(LearnpropError, match="does not exist"):
             fit(fitting={"checkpoint": tmp_path / "nowhere" / "run.safetensors"})
 
     def test_too_many_targets(self) -> None:

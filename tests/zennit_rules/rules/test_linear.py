@@ -22,7 +22,8 @@ from zennit.types import Linear as LinearLike
 import zennit_rules as zr
 from zennit_rules._compat import DisableTorchFunction
 from zennit_rules.core.dependence import Dependence
-from zennit_rules.core.linear_map import LinearOperands, is_linear_function, linear_operands
+from zennit_rules.core.linear_calls import is_linear_function, linear_operands
+from zennit_rules.core.linear_map import LinearOperands
 from zennit_rules.rules.contributions import (
     AlphaBetaGate,
     BoxGate,

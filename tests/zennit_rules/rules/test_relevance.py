@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import zennit_rules as zr
-from zennit_rules.rules.relevance import RELEVANCE_KEEPING, depends_on_input, relevance_call, stabilized, unkept_nodes
+from zennit_rules.rules.relevance import depends_on_input, relevance_call, stabilized
+from zennit_rules.rules.relevance_nodes import RELEVANCE_KEEPING, unkept_nodes
 
 EPSILON = 0.03  # large enough to matter
 Function = Callable[[Tensor], Tensor]

@@ -1,0 +1,232 @@
+"""The methods of the benchmark by name: hand-made ones, searched ones, and those that learn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_learnprop.attribution.rules.learned import LearnedPropagation
+from captum_learnprop.benchmark.gamma_grid import GRIDS, Grid
+from captum_learnprop.benchmark.hand_made import HAND_MADE, Explain, HandMade
+from captum_learnprop.benchmark.identity import BenchmarkError, file_stem
+from captum_learnprop.benchmark.nets import Subject
+from captum_learnprop.benchmark.rule_families import DEEP_LIFT, GATES
+from captum_learnprop.benchmark.settings import Settings, composite_of
+from captum_learnprop.benchmark.summary import LEARNED
+from zennit_rules import RuleSet
+from zennit_rules.core import fingerprint
+
+REFINEMENT_STEPS = 5
+"""Steps that refined shared rules learn for each image."""
+
+TRUTH, CONTROL = "ground truth", "control"
+"""Name and family of the true pixels as a map: what removal curves make of them shows how far those can be trusted."""
+
+PER_SAMPLE = "learned per sample"
+REFINED = "shared + refined"
+
+UNTRAINED = "untrained"
+"""Family of what learned methods, of the family `LEARNED`, start from; beside those of `hand_made.FAMILIES`."""
+
+GIVEN = "rules "
+"""What the names of rules from files begin with."""
+
+ONE_PASS, CONTRAST_PASS, REFERENCE_PASS, STEP_PASSES = 2, 1, 1, 4
+"""Passes through the net of an explanation by given rules, those that a contrast stream and a reference input add, and
+those of each learning step."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method of the benchmark.
+
+    Attributes:
+        name: Name of the method, as in tables.
+        family: One of `hand_made.FAMILIES`, ``"learned"`` or ``"untrained"``.
+        passes: Number of forward and backward passes per image.
+        build: A function ``(subject, net, seed) -> explain``; the net is the subject's or a randomised copy of it.
+        seeded: Whether it is learned anew for every training seed.
+        variant: The learned variant that it needs, or None.
+        options: What else decides its outcome.
+        rules: A function ``(subject, seed) -> rules`` whose treatment its maps get; None to choose one on the tuning
+            scenes.
+        seconds: A function ``(subject, seed) -> seconds`` of training or search, None where they are not known.
+        fits: Whether it is for a net; others have no cell of it.
+        composite: Name of the composite of rules from a file, or None.
+    """
+
+    name: str
+    family: str
+    passes: int
+    build: Callable[[Subject, nn.Module, int], Explain]
+    seeded: bool = False
+    variant: str | None = None
+    options: str = ""
+    rules: Callable[[Subject, int], RuleSet] | None = None
+    seconds: Callable[[Subject, int], float | None] = lambda subject, seed: None
+    fits: Callable[[Subject], bool] = lambda subject: True
+    composite: str | None = None
+
+
+def every_contender(settings: Settings, rules: Sequence[Path] = ()) -> list[Contender]:
+    """Returns all methods, in the order of the tables.
+
+    Args:
+        settings: What decides the outcome of methods; names the learned variants.
+        rules: Files of further rule sets.
+
+    Raises:
+        BenchmarkError: The files of two methods would have one name.
+    """
+    found = [_hand_made(one) for one in HAND_MADE.values()]
+    found += [_searched(settings, grid) for grid in GRIDS]
+    found.append(Contender(TRUTH, CONTROL, 0, _no_build))
+    for name, options in settings.variants.items():
+        found += _variant(name, options)
+    found += _adaptive(settings)
+    found += [_given(path) for path in rules]
+    _require_own_files(found)
+    return found
+
+
+def given_name(path: Path) -> str:
+    """Returns the name of the method that the rules of a file are."""
+    return f"{GIVEN}{path.stem}"
+
+
+def _require_own_files(every: Sequence[Contender]) -> None:
+    names: dict[str, str] = {}
+    for one in every:
+        other = names.setdefault(file_stem(one.name), one.name)
+        if other != one.name or [each.name for each in every].count(one.name) > 1:
+            raise BenchmarkError(
+                f"the cells of {other!r} and {one.name!r} would have the same file names; "
+                "rename one of the variants or rule files"
+            )
+
+
+def _no_build(subject: Subject, net: nn.Module, seed: int) -> Explain:
+    raise BenchmarkError(f"{TRUTH} is made from the questions")
+
+
+def _hand_made(method: HandMade) -> Contender:
+    return Contender(
+        method.name, method.family, method.passes, lambda subject, net, seed: method.build(net), options=method.options
+    )
+
+
+def _searched(settings: Settings, grid: Grid) -> Contender:
+    """Returns LRP with the gammas that a search finds for the net."""
+
+    def build(subject: Subject, net: nn.Module, seed: int) -> Explain:
+        return subject.searched(grid).best.setting.lrp()(net)
+
+    return Contender(
+        grid.name, "lrp", ONE_PASS, build,
+        options=json.dumps(settings.search_options(grid), default=repr),
+        seconds=lambda subject, seed: subject.searched(grid).seconds,
+    )  # fmt: skip
+
+
+def _variant(name: str, options: Mapping[str, Any]) -> list[Contender]:
+    """Returns the untrained start of a variant, and what it learns."""
+    passes = _passes(options)
+
+    def untrained(subject: Subject, net: nn.Module, seed: int) -> Explain:
+        return _by_rules(net, subject.untrained(name))
+
+    def trained(subject: Subject, net: nn.Module, seed: int) -> Explain:
+        return _by_rules(net, subject.trained(name, seed))
+
+    return [
+        Contender(f"{name}, untrained", UNTRAINED, passes, untrained, variant=name),
+        Contender(f"{name}, learned", LEARNED, passes, trained, seeded=True, variant=name, **_trained_rules(name)),
+    ]
+
+
+def _trained_rules(variant: str) -> dict[str, Any]:
+    """Returns the fields of a contender that are about the rules of a variant."""
+
+    def rules(subject: Subject, seed: int) -> RuleSet:
+        return subject.trained(variant, seed)
+
+    return {"rules": rules, "seconds": lambda subject, seed: _training_seconds(rules(subject, seed))}
+
+
+def _training_seconds(rules: RuleSet) -> float | None:
+    return rules.training.get("seconds")
+
+
+def _passes(options: Mapping[str, Any]) -> int:
+    """Returns the passes of an explanation by rules of a variant's options."""
+    return _passes_of(composite_of(options), bool((options.get("gate_options") or {}).get("contrast")))
+
+
+def _passes_of(composite: str, contrast: bool) -> int:
+    return ONE_PASS + CONTRAST_PASS * contrast + REFERENCE_PASS * (composite == DEEP_LIFT)
+
+
+def _adaptive(settings: Settings) -> list[Contender]:
+    """Returns the methods that learn for the image they explain."""
+
+    def per_sample(subject: Subject, net: nn.Module, seed: int) -> Explain:
+        return _by_learning(LearnedPropagation(net), settings.sample_steps, seed)
+
+    passes = ONE_PASS + STEP_PASSES * settings.sample_steps
+    found = [Contender(PER_SAMPLE, LEARNED, passes, per_sample, seeded=True, options=f"{settings.sample_steps} steps")]
+    first = next((name for name, options in settings.variants.items() if composite_of(options) == GATES), None)
+    if first is None:
+        return found
+
+    def refined(subject: Subject, net: nn.Module, seed: int) -> Explain:
+        return _by_learning(LearnedPropagation(net, rules=subject.trained(first, seed)), REFINEMENT_STEPS, seed)
+
+    passes = _passes(settings.variants[first]) + STEP_PASSES * REFINEMENT_STEPS
+    refining = Contender(
+        REFINED, LEARNED, passes, refined, seeded=True, variant=first, options=f"{REFINEMENT_STEPS} steps",
+        **_trained_rules(first),
+    )  # fmt: skip
+    return [*found, refining]
+
+
+def _given(path: Path) -> Contender:
+    """Returns the rule set of a file, for the net it was trained on."""
+
+    def load(subject: Subject) -> RuleSet:
+        return RuleSet.load(path, subject.model)
+
+    def fits(subject: Subject) -> bool:
+        same = rules.architecture in (None, fingerprint.architecture(subject.model))
+        return same and rules.weights in (None, subject.weights)
+
+    rules = RuleSet.load(path)
+    return Contender(
+        given_name(path),
+        LEARNED,
+        _passes_of(rules.composite_name, rules.contrast),
+        lambda subject, net, seed: _by_rules(net, load(subject)),
+        options=hashlib.sha256(path.read_bytes()).hexdigest(),
+        rules=lambda subject, seed: load(subject),
+        seconds=lambda subject, seed: _training_seconds(rules),
+        fits=fits,
+        composite=rules.composite_name,
+    )
+
+
+def _by_rules(net: nn.Module, rules: RuleSet) -> Explain:
+    method = LearnedPropagation(net, rules=rules)
+    return lambda images, targets: method.attribute(images, targets)
+
+
+def _by_learning(method: LearnedPropagation, steps: int, seed: int) -> Explain:
+    def explain(images: Tensor, targets: Tensor) -> Tensor:
+        found: Tensor = method.attribute(images, targets, n_steps=steps, seed=seed)
+        return found
+
+    return explain

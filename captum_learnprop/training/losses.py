@@ -1,0 +1,132 @@
+"""Losses of rows under the rules, chunk by chunk, and their sums over the processes of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_learnprop.training.batch import Batch
+from captum_learnprop.training.distributed import Processes
+from captum_learnprop.training.draws import Draws
+from captum_learnprop.training.occlusion import regions_of
+from captum_learnprop.training.options import TrainingOptions
+from captum_learnprop.training.parts import Part
+from captum_learnprop.training.quantities import Quantity
+from captum_learnprop.training.rule_maps import RuleMaps
+from captum_learnprop.training.terms import Objective
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What an objective says of the maps of some rows.
+
+    Attributes:
+        objective: The terms and their weights.
+        quantity: What is explained.
+        maps: Makes maps by the rules that are trained.
+        random_maps: The same for nets with re-initialised weights; empty where no term asks for them.
+        options: Those of the training; the seed and the rows that go through the model together are read.
+        processes: Share the rows among them.
+        device: Where the model is.
+    """
+
+    objective: Objective
+    quantity: Quantity
+    maps: RuleMaps
+    random_maps: list[RuleMaps]
+    options: TrainingOptions
+    processes: Processes
+    device: torch.device
+
+    def chunks(
+        self, part: Part, positions: Tensor, step: int, *, create_graph: bool
+    ) -> Iterator[tuple[Tensor, dict[str, float]]]:
+        """Yields the loss of each chunk of this process's share of some rows, summed, and its parts as numbers.
+
+        Args:
+            part: Holds the rows.
+            positions: Which of them, ``(R,)``.
+            step: Decides the random numbers.
+            create_graph: Whether the loss can be differentiated in the rules.
+        """
+        mine = torch.arange(len(positions))[self.processes.rank :: self.processes.world]
+        if not len(mine):  # more processes than rows; torch.split gives one empty chunk
+            return
+        for chunk in mine.split(self.options.internal_batch_size):
+            batch = self._batch(part.rows(positions[chunk]), step, chunk.tolist(), create_graph)
+            with torch.set_grad_enabled(create_graph):
+                values = self.objective.values(batch)
+                loss = self.objective.combine(values).sum()
+            yield loss, {"loss": loss.item(), **{name: value.sum().item() for name, value in values.items()}}
+            del batch, values, loss  # the graph of one chunk must be gone before that of the next is recorded
+
+    def mean(self, part: Part, positions: Tensor, step: int) -> dict[str, float]:
+        """Returns the mean loss of some rows over all processes, and its parts, without a graph."""
+        values: dict[str, float] = {}
+        for _, parts in self.chunks(part, positions, step, create_graph=False):
+            _add(values, parts, len(positions))
+        return self._over_processes([torch.zeros(0, device=self.device)], values)[1]
+
+    def gradients(
+        self, part: Part, positions: Tensor, step: int, parameters: list[torch.nn.Parameter]
+    ) -> tuple[list[Tensor], dict[str, float]]:
+        """Returns the gradient of the mean loss of some rows in each parameter, and what `mean` gives.
+
+        Both are over all processes.
+        """
+        gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        values: dict[str, float] = {}
+        for loss, parts in self.chunks(part, positions, step, create_graph=True):
+            found = torch.autograd.grad(loss / len(positions), parameters, allow_unused=True)
+            del loss
+            for total, gradient in zip(gradients, found, strict=True):
+                if gradient is not None:
+                    total += gradient
+            _add(values, parts, len(positions))
+        return self._over_processes(gradients, values)
+
+    def _batch(self, rows: dict[str, Tensor], step: int, places: list[int], create_graph: bool) -> Batch:
+        rows = {name: tensor.to(self.device) for name, tensor in rows.items()}
+        inputs, targets = rows["inputs"], rows["targets"]
+        recorded = self.maps.record(inputs, create_graph=create_graph)
+
+        def explain_randomized() -> Tensor:
+            maps = self.random_maps[step % len(self.random_maps)]
+            return maps.record(inputs, create_graph=create_graph).explain(targets)
+
+        return Batch(
+            inputs=inputs,
+            targets=targets,
+            maps=recorded.explain(targets),
+            outputs=recorded.output,
+            quantity=self.quantity,
+            model=self.maps.plain,
+            explain=recorded.explain,
+            draws=Draws(self.options.seed, step, places),
+            regions=regions_of(rows["boxes"], tuple(inputs.shape[1:])) if "boxes" in rows else None,
+            drops=rows.get("drops"),
+            explain_randomized=explain_randomized if self.random_maps else None,
+        )
+
+    def _over_processes(
+        self, gradients: list[Tensor], values: dict[str, float]
+    ) -> tuple[list[Tensor], dict[str, float]]:
+        """Returns sums over processes; each holds its share of a mean over the whole batch."""
+        if self.processes.world == 1:
+            return gradients, values
+        names = ["loss", *self.objective.names]
+        flat = torch.cat([gradient.flatten().double() for gradient in gradients])
+        numbers = torch.tensor([values.get(name, 0.0) for name in names], dtype=torch.float64, device=flat.device)
+        total = self.processes.sum(torch.cat([numbers, flat]))
+        sizes = [gradient.numel() for gradient in gradients]
+        pieces = total[len(names) :].split(sizes)
+        summed = [piece.reshape(g.shape).to(g.dtype) for piece, g in zip(pieces, gradients, strict=True)]
+        return summed, dict(zip(names, total[: len(names)].tolist(), strict=True))
+
+
+def _add(values: dict[str, float], parts: dict[str, float], count: int) -> None:
+    for name, value in parts.items():
+        values[name] = values.get(name, 0.0) + value / count

@@ -22,10 +22,6 @@ SHORT = 0.5
 """Share of the longest side: an axis that is shorter is no axis of the same picture."""
 
 
-class MapError(LearnpropError):
-    """Attributions, maps or masks that nothing can be computed from."""
-
-
 def reduce_channels(attribution: Tensor, sign: str = "absolute") -> Tensor:
     """One value per position from an attribution ``(B, C, *spatial)``: ``(B, *spatial)``, differentiable.
 
@@ -35,17 +31,17 @@ def reduce_channels(attribution: Tensor, sign: str = "absolute") -> Tensor:
             the sum; ``"signed"``, the sum.
 
     Raises:
-        MapError: For an unknown sign, or another shape.
+        LearnpropError: For an unknown sign, or another shape.
     """
     if attribution.dim() < 3:
-        raise MapError(f"attribution must be (B, C, *spatial), got {tuple(attribution.shape)}")
+        raise LearnpropError(f"attribution must be (B, C, *spatial), got {tuple(attribution.shape)}")
     if sign == "absolute":
         return attribution.abs().sum(1)
     if sign == "positive":
         return attribution.sum(1).clamp(min=0.0)
     if sign == "signed":
         return attribution.sum(1)
-    raise MapError(f"unknown sign {sign!r}; choose one of {', '.join(SIGNS)}")
+    raise LearnpropError(f"unknown sign {sign!r}; choose one of {', '.join(SIGNS)}")
 
 
 def per_axis(fraction: float, spatial: Sequence[int]) -> tuple[float, ...]:
@@ -70,12 +66,12 @@ def smooth(maps: Tensor, sigma: float | Sequence[float]) -> Tensor:
         sigma: Standard deviation in pixels, one for all axes or one for each, as `per_axis` gives them.
 
     Raises:
-        MapError: If a sigma is negative, or there is not one per axis.
+        LearnpropError: If a sigma is negative, or there is not one per axis.
     """
     axes = maps.shape[1:]
     sigmas = [sigma] * len(axes) if not isinstance(sigma, Sequence) else list(sigma)
     if len(sigmas) != len(axes) or not all(one >= 0 for one in sigmas):
-        raise MapError(f"sigma must be at least 0 pixels, one for all or for each of {tuple(axes)}, got {sigma}")
+        raise LearnpropError(f"sigma must be at least 0 pixels, one for all or for each of {tuple(axes)}, got {sigma}")
     for dim, (one, side) in enumerate(zip(sigmas, axes, strict=True), start=1):
         radius = int(3 * one + 0.5)
         if radius == 0 or side == 1:
@@ -100,11 +96,11 @@ def postprocess(attribution: Tensor, sign: str, smoothing: float) -> Tensor:
         smoothing: Sigma of `smooth`, as a fraction of the sides (see `per_axis`).
 
     Raises:
-        MapError: For an unknown sign, another shape or a negative smoothing.
+        LearnpropError: For an unknown sign, another shape or a negative smoothing.
     """
     if attribution.dim() == 2:
         return reduce_channels(attribution[:, None], sign)
     return smooth(reduce_channels(attribution, sign), per_axis(smoothing, attribution.shape[2:]))
 
 
-__getattr__ = renamed(__name__, {"finished": "postprocess"})
+__getattr__ = renamed(__name__, {"MapError": "LearnpropError", "finished": "postprocess"})

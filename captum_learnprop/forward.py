@@ -33,7 +33,7 @@ _CHANCES = ("p", "dropout", "drop_prob", "drop_rate", "attention_dropout")
 """Names under which modules keep the probability of what they do in training mode alone."""
 
 SIDE, MANY = 8, 32
-"""Of an image of bytes: its sides have at least so many pixels, and its pixels more than so many different values."""
+"""An image of bytes has sides of at least `SIDE` pixels, which have more than `MANY` different values."""
 
 
 def output_of(

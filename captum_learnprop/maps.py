@@ -1,4 +1,4 @@
-"""From an attribution to a map: one value per pixel, smoothed or not.
+"""Maps of attributions: one value per pixel, smoothed or not.
 
 Scores and objectives rank or sum pixels, so they need one value for each. How signs and channels are
 reduced and how much a map is smoothed changes every score: compare methods under the same choices.
@@ -19,30 +19,29 @@ SIGNS = ("absolute", "positive", "signed")
 """Ways to reduce channels, see `reduce_channels`."""
 
 SHORT = 0.5
-"""Of the longest side: an axis that is shorter is no axis of the same picture."""
-
-
-class MapError(LearnpropError):
-    """Attributions, maps or masks that nothing can be computed from."""
+"""Share of the longest side: an axis that is shorter is no axis of the same picture."""
 
 
 def reduce_channels(attribution: Tensor, sign: str = "absolute") -> Tensor:
     """One value per position from an attribution ``(B, C, *spatial)``: ``(B, *spatial)``, differentiable.
 
     Args:
-        attribution: signed, ``(B, C, *spatial)``.
+        attribution: Signed values, ``(B, C, *spatial)``.
         sign: ``"absolute"``, the sum of absolute values over channels; ``"positive"``, the positive part of
             the sum; ``"signed"``, the sum.
+
+    Raises:
+        LearnpropError: For an unknown sign, or another shape.
     """
     if attribution.dim() < 3:
-        raise MapError(f"attribution must be (B, C, *spatial), got {tuple(attribution.shape)}")
+        raise LearnpropError(f"attribution must be (B, C, *spatial), got {tuple(attribution.shape)}")
     if sign == "absolute":
         return attribution.abs().sum(1)
     if sign == "positive":
         return attribution.sum(1).clamp(min=0.0)
     if sign == "signed":
         return attribution.sum(1)
-    raise MapError(f"unknown sign {sign!r}; choose one of {', '.join(SIGNS)}")
+    raise LearnpropError(f"unknown sign {sign!r}; choose one of {', '.join(SIGNS)}")
 
 
 def per_axis(fraction: float, spatial: Sequence[int]) -> tuple[float, ...]:
@@ -64,15 +63,15 @@ def smooth(maps: Tensor, sigma: float | Sequence[float]) -> Tensor:
 
     Args:
         maps: ``(B, *spatial)``.
-        sigma: of all axes, or of each, see `per_axis`.
+        sigma: Standard deviation in pixels, one for all axes or one for each, as `per_axis` gives them.
 
     Raises:
-        MapError: a sigma is negative, or there is not one per axis.
+        LearnpropError: If a sigma is negative, or there is not one per axis.
     """
     axes = maps.shape[1:]
     sigmas = [sigma] * len(axes) if not isinstance(sigma, Sequence) else list(sigma)
     if len(sigmas) != len(axes) or not all(one >= 0 for one in sigmas):
-        raise MapError(f"sigma must be at least 0 pixels, one for all or for each of {tuple(axes)}, got {sigma}")
+        raise LearnpropError(f"sigma must be at least 0 pixels, one for all or for each of {tuple(axes)}, got {sigma}")
     for dim, (one, side) in enumerate(zip(sigmas, axes, strict=True), start=1):
         radius = int(3 * one + 0.5)
         if radius == 0 or side == 1:
@@ -92,13 +91,16 @@ def postprocess(attribution: Tensor, sign: str, smoothing: float) -> Tensor:
     Features of a table ``(B, F)`` have no channels and no neighbours: the map is ``(B, F)``, and not smoothed.
 
     Args:
-        attribution: signed.
-        sign: see `reduce_channels`.
-        smoothing: sigma of `smooth` as a fraction of the sides, see `per_axis`.
+        attribution: Signed values.
+        sign: One of `SIGNS`, which `reduce_channels` describes.
+        smoothing: Sigma of `smooth`, as a fraction of the sides (see `per_axis`).
+
+    Raises:
+        LearnpropError: For an unknown sign, another shape or a negative smoothing.
     """
     if attribution.dim() == 2:
         return reduce_channels(attribution[:, None], sign)
     return smooth(reduce_channels(attribution, sign), per_axis(smoothing, attribution.shape[2:]))
 
 
-__getattr__ = renamed(__name__, {"finished": "postprocess"})
+__getattr__ = renamed(__name__, {"MapError": "LearnpropError", "finished": "postprocess"})

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.files import replacing
+from zennit_rules._moved import renamed
 
 Array = NDArray[np.float64]
 
@@ -34,10 +35,6 @@ OUTLINE_COLOUR = "#00d0ff"
 
 HIGHLIGHT_COLOUR = "#c8102e"
 GROUP_COLOURS = ("#4c78a8", "#59a14f", "#e8871e", "#8c6bb1", "#7f7f7f", "#c9a227", "#17a2a2", "#b07aa1")
-
-
-class PlotError(LearnpropError):
-    """An image or map that cannot be drawn."""
 
 
 class NotebookFigure(Figure):
@@ -61,7 +58,7 @@ def to_hwc(image: Tensor | NDArray[np.floating]) -> Array:
     that lies in it is left as it is. Grey images get three equal channels.
 
     Raises:
-        PlotError: another shape, or values that are not finite.
+        LearnpropError: another shape, or values that are not finite.
     """
     array = _to_array(image)
     if array.ndim == 4 and array.shape[0] == 1:
@@ -69,9 +66,9 @@ def to_hwc(image: Tensor | NDArray[np.floating]) -> Array:
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or array.shape[0] not in (1, 3) or not array.size:
-        raise PlotError(f"an image must be (3, H, W), (1, H, W), (H, W) or one of a batch of 1, got {array.shape}")
+        raise LearnpropError(f"an image must be (3, H, W), (1, H, W), (H, W) or one of a batch of 1, got {array.shape}")
     if not np.isfinite(array).all():
-        raise PlotError("the image has NaN or infinite values")
+        raise LearnpropError("the image has NaN or infinite values")
     low, high = float(array.min()), float(array.max())
     if low < 0.0 or high > 1.0:
         array = (array - low) / max(high - low, np.finfo(np.float64).tiny)
@@ -90,19 +87,19 @@ def normalize_map(attribution: Tensor | NDArray[np.floating], *, percentile: flo
         percentile: in (0, 100].
 
     Raises:
-        PlotError: another shape, values that are not finite, or a percentile out of range.
+        LearnpropError: another shape, values that are not finite, or a percentile out of range.
     """
     if not 0.0 < percentile <= 100.0:
-        raise PlotError(f"percentile must be in (0, 100], got {percentile}")
+        raise LearnpropError(f"percentile must be in (0, 100], got {percentile}")
     array = _to_array(attribution)
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
     if array.ndim == 3:
         array = array.sum(0)
     if array.ndim != 2 or not array.size:
-        raise PlotError(f"a map must be (H, W), (C, H, W) or one of a batch of 1, got {array.shape}")
+        raise LearnpropError(f"a map must be (H, W), (C, H, W) or one of a batch of 1, got {array.shape}")
     if not np.isfinite(array).all():
-        raise PlotError(f"the map has {int((~np.isfinite(array)).sum())} NaN or infinite values")
+        raise LearnpropError(f"the map has {int((~np.isfinite(array)).sum())} NaN or infinite values")
     size = np.abs(array)
     scale = float(np.percentile(size, percentile)) or float(size.max())
     return np.clip(array / scale, -1.0, 1.0) if scale > 0.0 else np.zeros_like(array)
@@ -122,11 +119,11 @@ def overlay(
         strength: opacity of the colour where the map is at its largest, in [0, 1].
 
     Raises:
-        PlotError: Sizes differ, or the image or map cannot be drawn.
+        LearnpropError: Sizes differ, or the image or map cannot be drawn.
     """
     background, scaled = to_hwc(image), normalize_map(attribution)
     if background.shape[:2] != scaled.shape:
-        raise PlotError(f"image {background.shape[:2]} and map {scaled.shape} differ in height or width")
+        raise LearnpropError(f"image {background.shape[:2]} and map {scaled.shape} differ in height or width")
     grey = np.repeat(background.mean(2, keepdims=True), 3, axis=2)
     opacity = strength * np.abs(scaled)[..., None]
     return np.asarray((1.0 - opacity) * grey + opacity * _colour(scaled, signed=True), dtype=np.float64)
@@ -156,17 +153,17 @@ def compare(
         title: headline of the figure.
 
     Raises:
-        PlotError: No map or image, numbers of rows that differ, or one that cannot be drawn.
+        LearnpropError: No map or image, numbers of rows that differ, or one that cannot be drawn.
     """
     rows = len(images)
     if not maps or not rows:
-        raise PlotError("nothing to draw: maps and images must not be empty")
+        raise LearnpropError("nothing to draw: maps and images must not be empty")
     for name, batch in maps.items():
         if len(batch) != rows:
-            raise PlotError(f"{name!r} has {len(batch)} maps for {rows} images")
+            raise LearnpropError(f"{name!r} has {len(batch)} maps for {rows} images")
     for name, values in (("row_titles", row_titles), ("outlines", outlines)):
         if values is not None and len(values) != rows:
-            raise PlotError(f"{name} has {len(values)} entries for {rows} images")
+            raise LearnpropError(f"{name} has {len(values)} entries for {rows} images")
     figure = NotebookFigure(figsize=(1.75 * (len(maps) + 1), 1.72 * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, len(maps) + 1, squeeze=False)
     for row in range(rows):
@@ -227,14 +224,14 @@ def cost_quality(
         title: Headline of the figure.
 
     Raises:
-        PlotError: There is nothing to draw, a cost is not positive, or values are not finite.
+        LearnpropError: There is nothing to draw, a cost is not positive, or values are not finite.
     """
     points = [point for panel in panels.values() for point in panel]
     if not points or not all(panels.values()):
-        raise PlotError("nothing to draw: every panel needs a point")
+        raise LearnpropError("nothing to draw: every panel needs a point")
     for point in points:
         if not (np.isfinite([point.cost, point.quality, point.error]).all() and point.cost > 0 and point.error >= 0):
-            raise PlotError(f"{point.name!r} has cost {point.cost}, quality {point.quality}, error {point.error}")
+            raise LearnpropError(f"{point.name!r} has cost {point.cost}, quality {point.quality}, error {point.error}")
     groups = list(dict.fromkeys(point.group for point in points if point.labelled and not point.highlighted))
     colours = {group: GROUP_COLOURS[index % len(GROUP_COLOURS)] for index, group in enumerate(groups)}
     most = max(sum(point.labelled for point in panel) for panel in panels.values())
@@ -332,10 +329,10 @@ def area_curves(
         extremal: ``(B,)``, the smallest areas that suffice, drawn as points; NaN for none.
 
     Raises:
-        PlotError: shapes that do not fit.
+        LearnpropError: shapes that do not fit.
     """
     if areas.dim() != 2 or areas.shape != preserved.shape or not areas.numel():
-        raise PlotError(f"areas {tuple(areas.shape)} and preserved {tuple(preserved.shape)} must both be (B, P)")
+        raise LearnpropError(f"areas {tuple(areas.shape)} and preserved {tuple(preserved.shape)} must both be (B, P)")
     figure = NotebookFigure(figsize=(5, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for row, (x, y) in enumerate(zip(_to_array(areas), _to_array(preserved), strict=True)):
@@ -359,10 +356,10 @@ def alignment_curves(reports: Sequence[Any]) -> NotebookFigure:
         reports: `evaluation.analysis.RuleReport`, one line each.
 
     Raises:
-        PlotError: no report.
+        LearnpropError: no report.
     """
     if not reports:
-        raise PlotError("nothing to draw: give at least one report")
+        raise LearnpropError("nothing to draw: give at least one report")
     panels = (
         ("alignment", "cosine with the input (centred)"), ("classes", "cosine of two classes"),
         ("convergence", "cosine of random vectors"), ("cascading", "re-initialised from the output on"),
@@ -395,10 +392,10 @@ def theory_curves(
         orthogonal: as ``widths``, of layers with orthogonal rows.
 
     Raises:
-        PlotError: nothing to draw.
+        LearnpropError: nothing to draw.
     """
     if not widths or not fractions or not orthogonal:
-        raise PlotError("nothing to draw: give points by width, by share, and of orthogonal rows")
+        raise LearnpropError("nothing to draw: give points by width, by share, and of orthogonal rows")
     figure = NotebookFigure(figsize=(12, 3.8), layout="constrained")
     left, right, last = figure.subplots(1, 3)
     for axes, lines in ((left, widths), (last, orthogonal)):
@@ -430,10 +427,10 @@ def training_curves(rows: Sequence[Mapping[str, float]]) -> NotebookFigure:
             ``validation loss`` where there was a validation. What is missing or not finite is left out.
 
     Raises:
-        PlotError: no row, or a row without ``step``.
+        LearnpropError: no row, or a row without ``step``.
     """
     if not rows or not all("step" in row for row in rows):
-        raise PlotError("nothing to draw: a training log has rows with a column 'step'")
+        raise LearnpropError("nothing to draw: a training log has rows with a column 'step'")
     names = dict.fromkeys(name for row in rows for name in row)
     terms = [name for name in names if name not in _NO_TERMS and not name.startswith("validation ")]
     figure = NotebookFigure(figsize=(7.0, 4.6), layout="constrained")
@@ -472,15 +469,15 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 120) -> Path:
     The format is that of the suffix, e.g. ``.png`` or ``.pdf``. Missing folders are made.
 
     Raises:
-        PlotError: the path has no suffix, or one of no known format.
+        LearnpropError: the path has no suffix, or one of no known format.
         WriteError: the disk is full, or the folder is read-only.
     """
     path = Path(path)
     known = [f".{name}" for name in figure.canvas.get_supported_filetypes()]
     if not path.suffix:
-        raise PlotError(f"{str(path)!r} has no suffix to take the format from; write e.g. {path.name + '.png'!r}")
+        raise LearnpropError(f"{str(path)!r} has no suffix to take the format from; write e.g. {path.name + '.png'!r}")
     if path.suffix.lower() not in known:
-        raise PlotError(
+        raise LearnpropError(
             f"{str(path)!r}: unknown format {path.suffix!r}, known: {', '.join(known)}"
             f"{did_you_mean(path.suffix, known)}"
         )
@@ -510,3 +507,6 @@ def _to_array(values: Tensor | NDArray[np.floating]) -> Array:
     if isinstance(values, Tensor):
         return values.detach().to("cpu", torch.float64).numpy()
     return np.asarray(values, dtype=np.float64)
+
+
+__getattr__ = renamed(__name__, {"PlotError": "LearnpropError"})

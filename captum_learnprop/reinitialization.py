@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from captum_learnprop.maps import MapError
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.reparametrized import (
     assign,
     copied,
@@ -73,7 +73,7 @@ def randomized(
             after random layers normalise by statistics of activations that no longer occur.
 
     Raises:
-        MapError: there is no such layer.
+        LearnpropError: there is no such layer.
     """
     net = copied(model)
     modules = dict(net.named_modules())
@@ -127,13 +127,13 @@ def _selected(model: nn.Module, layers: str | int | Sequence[str] | None) -> lis
         layers = 1
     if isinstance(layers, int):
         if not 0 <= layers <= len(every):
-            raise MapError(f"the model has {len(every)} layers, got layers={layers}")
+            raise LearnpropError(f"the model has {len(every)} layers, got layers={layers}")
         return every[:layers]
     wanted: list[str] = []
     for name in [layers] if isinstance(layers, str) else layers:
         found = [name] if name in every else [one for one in every if one.startswith(f"{name}." if name else "")]
         if not found:
-            raise MapError(f"no layer {name!r} with parameters; choose from {', '.join(map(repr, every))}")
+            raise LearnpropError(f"no layer {name!r} with parameters; choose from {', '.join(map(repr, every))}")
         wanted += found
     return wanted
 

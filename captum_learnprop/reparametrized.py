@@ -20,7 +20,7 @@ from ._compat import SpectralNorm, WeightNorm
 Module = TypeVar("Module", bound=nn.Module)
 
 ITERATIONS = 20
-"""Of the power method of a spectral norm, which follows a trained weight slowly and a new one not at all."""
+"""Steps of the power method of a spectral norm, which follows a trained weight slowly and a new one not at all."""
 
 
 def copied(module: Module) -> Module:

@@ -20,6 +20,9 @@ exclude_patterns = ["_build", "jupyter_execute", ".ipynb_checkpoints"]
 # A single backtick in a docstring names something: it becomes a link where the site knows it, and code elsewhere.
 default_role = "py:obj"
 
+# A class that is exported at two places is one class: a link to either will do.
+suppress_warnings = ["ref.python"]
+
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

@@ -12,7 +12,7 @@ import click
 from zennit.composites import COMPOSITES
 
 import zennit_rules.gates
-from captum_learnprop.cli import main
+from captum_learnprop.cli import cli
 from captum_learnprop.plugins import get_manager
 from captum_learnprop.scenes import scenes
 
@@ -72,10 +72,10 @@ def check_command(words: list[str]) -> None:
         words = ["learnprop", *words[words.index("captum_learnprop.cli") + 1 :]]
     if words[:1] != ["learnprop"]:
         return
-    context = click.Context(main, info_name="learnprop")
+    context = click.Context(cli, info_name="learnprop")
     if words[1].startswith("-"):
         return
-    command = main.get_command(context, words[1])
+    command = cli.get_command(context, words[1])
     assert command is not None, words
     known = {name: option for option in command.params for name in (*option.opts, *option.secondary_opts)}
     rest = words[2:]

@@ -23,6 +23,7 @@ FLOORS = {
         ["gates"],
         ["rules"],
         ["linear_canonizer", "rule_document"],
+        ["batch_norm_canonizer", "skip_canonizer"],
         ["canonizers", "ruleset"],
         ["composites"],
         ["__init__"],

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._compat import Canonizer
+from ._compat import Canonizer, unsupported_model
 from .core.linear_map import ConvolutionMap, DenseMap, LinearOperands, TransposedConvolutionMap
 from .core.linear_watch import LinearWatch, linear_calls_watched
 from .errors import RuleError
@@ -128,6 +128,17 @@ def own_parameter(module: nn.Module, name: str) -> nn.Parameter | None:
     return found if isinstance(found, nn.Parameter) else None
 
 
+def refuse_unsupported(model: nn.Module) -> None:
+    """Refuses models that hooks cannot reach.
+
+    Raises:
+        RuleError: For compiled or scripted models.
+    """
+    reason = unsupported_model(model)
+    if reason is not None:
+        raise RuleError(f"canonizers cannot be applied to {type(model).__name__}: {reason}")
+
+
 def _is_float(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
 
@@ -166,4 +177,4 @@ def _with_parameters(module: nn.Module, weight: Tensor | None, bias: Tensor | No
     return module
 
 
-__all__ = ["LINEAR_TYPES", "LinearCanonizer", "linear_functions", "own_parameter"]
+__all__ = ["LINEAR_TYPES", "LinearCanonizer", "linear_functions", "own_parameter", "refuse_unsupported"]

@@ -18,12 +18,21 @@ Reward = Callable[[Tensor, Any], Tensor]
 
 
 def logit(output: Tensor, target: Any) -> Tensor:
-    """The target's entry of the output as it is."""
+    """The target's entry of the output as it is, ``(R,)``.
+
+    Raises:
+        TargetError: If the target does not fit the output.
+    """
     return select_target(output, target)
 
 
 def contrastive(output: Tensor, target: Any) -> Tensor:
-    """``y_c - max_{c' != c} y_c'``."""
+    """The target's entry above the best other class, ``y_c - max_{c' != c} y_c'``, ``(R,)``.
+
+    Raises:
+        LearnpropError: If the output is not ``(R, classes)`` with two classes at least.
+        TargetError: If the target does not fit it.
+    """
     own = select_target(output, target)
     if output.dim() != 2 or output.shape[1] < 2:
         raise LearnpropError(f"reward='contrastive' compares classes, but the output is {tuple(output.shape)}")
@@ -32,7 +41,12 @@ def contrastive(output: Tensor, target: Any) -> Tensor:
 
 
 def probability(output: Tensor, target: Any) -> Tensor:
-    """Softmax over classes; the sigmoid of a model with one output."""
+    """Probability of the target, ``(R,)`` in [0, 1]: softmax over classes; the sigmoid of a model with one output.
+
+    Raises:
+        LearnpropError: If the output is not ``(R, classes)``.
+        TargetError: If the target does not fit it.
+    """
     if output.dim() == 1 or output.shape[1:] == (1,):
         return select_target(output, target).sigmoid()
     if output.dim() != 2:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from html import escape
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -47,19 +45,3 @@ def numbers_text(values: Tensor, most: int = 6) -> str:
     """The first numbers of a tensor ``(N,)``, three digits each: ``0.1, 0.25, ...``."""
     shown = [f"{value:.3g}" for value in values[:most].tolist()]
     return ", ".join([*shown, "..."] if len(values) > most else shown)
-
-
-def table_html(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a notebook.
-
-    Args:
-        caption: One line above.
-        header: Titles of the columns.
-        rows: Cells, one for each column.
-    """
-
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "".join(row(cells, "td") for cells in rows)
-    return f"<table><caption>{escape(caption)}</caption>{row(header, 'th')}{body}</table>"

@@ -23,8 +23,8 @@ from ..forward import output_of, tensor_of, with_batch
 
 
 @dataclass
-class _Kept:
-    """What a module gave in the one full run, call by call, and whether anything but kept modules reads it."""
+class _ModuleRecord:
+    """What a module gave in the one full run, call by call, and whether anything but recorded modules reads it."""
 
     values: list[Any] = field(default_factory=list)
     read: list[bool] = field(default_factory=list)
@@ -34,13 +34,13 @@ class Suffix:
     """The part of a model behind a layer, for samples of one batch.
 
     Args:
-        model: contains the layer.
-        layer: called once in a forward pass; returns a tensor.
-        inputs: positional arguments of the model.
+        model: The model that contains the layer.
+        layer: A module that is called once in a forward pass and returns a tensor.
+        inputs: Positional arguments of the model.
 
     Attributes:
-        activation: output of the layer, ``(B, ...)``.
-        output: of the model.
+        activation: Output of the layer, ``(B, ...)``.
+        output: Output of the model, ``(B, ...)``.
 
     Raises:
         LearnpropError: If the layer is no module of the model, is not called or is called several times, or returns no
@@ -55,9 +55,9 @@ class Suffix:
         self.inputs = inputs
         around = {id(module) for module in model.modules() if layer in set(module.modules())} - {id(layer)}
         self._others = [module for module in model.modules() if id(module) not in around]
-        self._kept: dict[nn.Module, _Kept] = {module: _Kept() for module in self._others}
+        self._records: dict[nn.Module, _ModuleRecord] = {module: _ModuleRecord() for module in self._others}
         with torch.no_grad():
-            self.output, self.activation = self._record()
+            self.output, self.activation = self._run_and_record()
             # In another order, so that what is not of the samples but happens to have as many rows is noticed.
             order = torch.arange(len(self.activation)).flip(0)
             again = self.run(lambda activation: activation, order).flip(0)
@@ -68,10 +68,10 @@ class Suffix:
                 "another layer"
             )
 
-    def _record(self) -> tuple[Tensor, Tensor]:
+    def _run_and_record(self) -> tuple[Tensor, Tensor]:
         calls: list[Tensor] = []
         depth = 0
-        readers = _Readers()
+        readers = _ReadTensors()
 
         def around(module: nn.Module) -> Callable[..., Any]:
             def run(call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -94,7 +94,7 @@ class Suffix:
                         raise LearnpropError(f"layer {self.name!r} returns a {type(result).__name__}, no tensor")
                     calls.append(result)
                 if outermost and before:
-                    readers.made.append((self._kept[module], result, copied))
+                    readers.made.append((self._records[module], result, copied))
                 return result
 
             return run
@@ -106,17 +106,20 @@ class Suffix:
             raise LearnpropError(
                 f"layer {self.name!r} is called {len(calls)} times in a forward pass; choose one that is called once"
             )
-        for kept, value, copied in readers.made:
-            kept.read.append(readers.reads(value))
-            kept.values.append(copied if kept.read[-1] else value)
+        for record, value, copied in readers.made:
+            record.read.append(readers.reads(value))
+            record.values.append(copied if record.read[-1] else value)
         return output.detach(), calls[0].detach()
 
     def run(self, change: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
         """Output of the model for some samples ``(R,)`` with the layer's output changed.
 
         Args:
-            change: from the activation of those samples ``(R, ...)`` to what takes its place.
-            samples: indices into the batch.
+            change: Makes, of the activation of those samples ``(R, ...)``, what takes its place.
+            samples: Indices into the batch, ``(R,)``.
+
+        Returns:
+            ``(R, ...)``.
         """
         batch = len(self.activation)
         counts: dict[nn.Module, int] = {}
@@ -127,7 +130,7 @@ class Suffix:
             return value[samples.to(value.device)] if fits else value
 
         def around(module: nn.Module) -> Callable[..., Any]:
-            kept = self._kept[module]
+            record = self._records[module]
 
             def run(call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
                 nonlocal seen
@@ -138,24 +141,24 @@ class Suffix:
                 if module is self.layer:
                     seen = True
                     return change(self.activation[samples.to(self.activation.device)])
-                value = kept.values[index]
-                return tree_map(rows, value) if kept.read[index] else value
+                value = record.values[index]
+                return tree_map(rows, value) if record.read[index] else value
 
             return run
 
-        used = [module for module in self._others if self._kept[module].values]
+        used = [module for module in self._others if self._records[module].values]
         with interposed(used, around):
             output = self.model(*map(rows, self.inputs))
         return with_batch(tensor_of(output, self.model), len(samples))
 
 
-class _Readers(TorchFunctionMode):
+class _ReadTensors(TorchFunctionMode):
     """Which tensors are read by functions outside of finished modules."""
 
     def __init__(self) -> None:
         super().__init__()
         self.off = 0
-        self.made: list[tuple[_Kept, Any, Any]] = []
+        self.made: list[tuple[_ModuleRecord, Any, Any]] = []
         self._read: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from captum_learnprop.benchmark.contenders import UNTRAINED, Contender
-from captum_learnprop.benchmark.identity import BenchmarkError, file_stem, require_same
+from captum_learnprop.benchmark.identity import file_stem, require_same
 from captum_learnprop.benchmark.scorecard import in_table_order
 from captum_learnprop.benchmark.settings import Settings
 from captum_learnprop.benchmark.summary import LEARNED
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import write_text
 
 VERSION = 1
@@ -54,13 +55,13 @@ def read_cell(path: Path) -> Cell:
     """Returns the cell in a file.
 
     Raises:
-        BenchmarkError: The file is damaged.
+        LearnpropError: The file is damaged.
     """
     try:
         cell: Cell = json.loads(path.read_text(encoding="utf-8"))
         cell["settings"], cell["scores"], cell["error"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise BenchmarkError(f"{path} is damaged ({error!r}); delete it to compute it again") from error
+        raise LearnpropError(f"{path} is damaged ({error!r}); delete it to compute it again") from error
     return cell
 
 

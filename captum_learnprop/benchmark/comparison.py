@@ -190,7 +190,7 @@ def measure(
             programs.
 
     Raises:
-        MapError: An attribution has no shape of a map.
+        LearnpropError: An attribution has no shape of a map.
     """
     seconds = float("inf")
     for _ in range(repeats):

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from captum_learnprop.attribution.rules.learned import LearnedPropagation
 from captum_learnprop.benchmark.gamma_grid import GRIDS, Grid
 from captum_learnprop.benchmark.hand_made import HAND_MADE, Explain, HandMade
-from captum_learnprop.benchmark.identity import BenchmarkError, file_stem
+from captum_learnprop.benchmark.identity import file_stem
 from captum_learnprop.benchmark.nets import Subject
 from captum_learnprop.benchmark.rule_families import DEEP_LIFT, GATES
 from captum_learnprop.benchmark.settings import Settings, composite_of
 from captum_learnprop.benchmark.summary import LEARNED
+from captum_learnprop.errors import LearnpropError
 from zennit_rules import RuleSet
 from zennit_rules.core import fingerprint
 
@@ -82,7 +83,7 @@ def every_contender(settings: Settings, rules: Sequence[Path] = ()) -> list[Cont
         rules: Files of further rule sets.
 
     Raises:
-        BenchmarkError: The files of two methods would have one name.
+        LearnpropError: The files of two methods would have one name.
     """
     found = [_hand_made(one) for one in HAND_MADE.values()]
     found += [_searched(settings, grid) for grid in GRIDS]
@@ -105,14 +106,14 @@ def _require_own_files(every: Sequence[Contender]) -> None:
     for one in every:
         other = names.setdefault(file_stem(one.name), one.name)
         if other != one.name or [each.name for each in every].count(one.name) > 1:
-            raise BenchmarkError(
+            raise LearnpropError(
                 f"the cells of {other!r} and {one.name!r} would have the same file names; "
                 "rename one of the variants or rule files"
             )
 
 
 def _no_build(subject: Subject, net: nn.Module, seed: int) -> Explain:
-    raise BenchmarkError(f"{TRUTH} is made from the questions")
+    raise LearnpropError(f"{TRUTH} is made from the questions")
 
 
 def _hand_made(method: HandMade) -> Contender:

@@ -24,7 +24,7 @@ from captum_learnprop.benchmark.cells import (
 from captum_learnprop.benchmark.comparison import TREATMENTS, Treatment, best_treatment, treatments_at
 from captum_learnprop.benchmark.contenders import TRUTH, Contender
 from captum_learnprop.benchmark.hand_made import Explain
-from captum_learnprop.benchmark.identity import BenchmarkError, SettingsError
+from captum_learnprop.benchmark.identity import SettingsError
 from captum_learnprop.benchmark.nets import BATCH, Subject
 from captum_learnprop.benchmark.scorecard import RANDOMISATION, Case, score
 from captum_learnprop.errors import LearnpropError
@@ -82,7 +82,7 @@ class Examination:
 
         Raises:
             SettingsError: The file, or one of rules, is of other settings.
-            BenchmarkError: The file is damaged.
+            LearnpropError: The file is damaged.
         """
         subject = self.subject
         if not contender.fits(subject):
@@ -181,7 +181,7 @@ def _explained(explain: Explain, images: Tensor, targets: Tensor) -> Tensor:
     attribution = torch.cat([explain(*chunk).detach() for chunk in chunks])
     reduce_channels(attribution)  # raises for a shape that is none of a map
     if not attribution.isfinite().all():
-        raise BenchmarkError(f"{int((~attribution.isfinite()).sum())} values of the attribution are not finite")
+        raise LearnpropError(f"{int((~attribution.isfinite()).sum())} values of the attribution are not finite")
     return attribution
 
 

@@ -40,6 +40,7 @@ from captum_learnprop.training.occlusion import box_regions
 from captum_learnprop.training.terms import OcclusionRegression
 from captum_learnprop.training.trainer import training_defaults
 from zennit_rules import LearnedEpsilonGammaBox
+from zennit_rules._moved import renamed
 
 BOX, GAMMA = "box", "gamma"
 FIRSTS = (BOX, GAMMA)
@@ -50,10 +51,6 @@ BATCH = 32
 
 TERM = training_defaults(LearnedEpsilonGammaBox.name).term
 """What settings are judged by: the objective that LRP rules are trained with."""
-
-
-class GammaGridError(LearnpropError):
-    """A search that cannot be made as asked."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +122,11 @@ class Grid:
         """Rows that each setting is judged on.
 
         Raises:
-            GammaGridError: a budget that is not enough for that.
+            LearnpropError: a budget that is not enough for that.
         """
         rows = min(available, budget // len(self) if self.rows is None else self.rows)
         if not 1 <= rows <= budget:
-            raise GammaGridError(
+            raise LearnpropError(
                 f"{self.name}: {budget} attribution passes and {available} rows are too few for its {len(self)} "
                 "settings; train for more steps"
             )
@@ -235,8 +232,8 @@ def search(
         on_scored: called after each setting with the search so far.
 
     Raises:
-        GammaGridError: a budget too small for the grid, or a ``known`` search with other settings.
-        TwinError: The net cannot be taken apart by `make_twin`.
+        LearnpropError: a budget too small for the grid, or a ``known`` search with other settings.
+        LearnpropError: The net cannot be taken apart by `make_twin`.
     """
     rows = grid.rows_for(budget, len(examples))
     chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:rows]
@@ -245,7 +242,7 @@ def search(
     found = Search((), len(settings), rows, 0.0) if known is None else known
     same = [one.setting for one in found.trace] == settings[: len(found.trace)]
     if not same or (found.settings, found.rows) != (len(settings), rows):
-        raise GammaGridError(f"{grid.name}: the search to go on with is one of other settings; delete it")
+        raise LearnpropError(f"{grid.name}: the search to go on with is one of other settings; delete it")
     twin = twin_of(model, shape=tuple(judge.inputs.shape[1:]))
     start = time.perf_counter() - found.seconds
     for setting in settings[len(found.trace) :]:
@@ -295,3 +292,6 @@ def _by_depth(layers: Sequence[str], groups: int) -> list[Sequence[str]]:
 
 def _rule(gamma: float) -> Any:
     return Gamma(gamma) if gamma else Epsilon()
+
+
+__getattr__ = renamed(__name__, {"GammaGridError": "LearnpropError"})

@@ -46,6 +46,7 @@ from zennit.rules import ZBox, ZPlus
 from captum_learnprop.attribution.extremal.inputs import ExtremalPerturbation, NeutralMaskWarning
 from captum_learnprop.benchmark.twin import Twin, make_twin
 from captum_learnprop.errors import LearnpropError
+from zennit_rules._moved import renamed
 
 Explain = Callable[[Tensor, Tensor], Tensor]
 """``(images (B, C, H, W), targets (B,)) -> attribution (B, C, H, W) or map (B, 1, H, W)``."""
@@ -77,10 +78,6 @@ EXAMPLE_SIZE = 64
 """Side of the images that a twin is checked with and passes are counted for."""
 
 
-class HandMadeError(LearnpropError):
-    """A hand-made method that does not exist, or that a model cannot be explained with."""
-
-
 @dataclass(frozen=True)
 class HandMade:
     """A hand-made method.
@@ -104,10 +101,10 @@ def hand_made(name: str) -> HandMade:
     """The method of a name.
 
     Raises:
-        HandMadeError: no such method.
+        LearnpropError: no such method.
     """
     if name not in HAND_MADE:
-        raise HandMadeError(f"unknown hand-made method {name!r}; choose one of {', '.join(HAND_MADE)}")
+        raise LearnpropError(f"unknown hand-made method {name!r}; choose one of {', '.join(HAND_MADE)}")
     return HAND_MADE[name]
 
 
@@ -234,7 +231,7 @@ def guided_grad_cam(model: nn.Module) -> Explain:
 
 def _feature(twin: Twin, level: int) -> str:
     if level >= len(twin.features):
-        raise HandMadeError(
+        raise LearnpropError(
             f"the net has {len(twin.features)} feature maps that all branches join in; level {level} is finer than all"
         )
     return twin.features[-1 - level]
@@ -464,7 +461,7 @@ def twin_of(
         for_deep_lift: Whether the twin is for DeepLIFT.
 
     Raises:
-        TwinError: The net cannot be taken apart, or its twin computes something else.
+        LearnpropError: The net cannot be taken apart, or its twin computes something else.
     """
     parameter = next(model.parameters(), torch.zeros(0))
     example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
@@ -479,3 +476,6 @@ def _quiet_captum() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Setting forward, backward hooks and attributes on non-linear")
         warnings.filterwarnings("ignore", message="Input Tensor 0 did not already require gradients")
         yield
+
+
+__getattr__ = renamed(__name__, {"HandMadeError": "LearnpropError"})

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from captum_learnprop.errors import LearnpropError
+from zennit_rules._moved import renamed
 
 
-class BenchmarkError(LearnpropError):
-    """A benchmark that cannot be run as asked."""
-
-
-class SettingsError(BenchmarkError):
+class SettingsError(LearnpropError):
     """A folder with results of other settings or nets."""
 
 
@@ -47,3 +44,6 @@ def require_same(kept: Mapping[str, Any], wanted: Mapping[str, Any], path: Path)
                 f"{path} was computed with {name} {kept.get(name)!r}, this run has {value!r}; "
                 "choose another folder, or delete the old cells and rules"
             )
+
+
+__getattr__ = renamed(__name__, {"BenchmarkError": "LearnpropError"})

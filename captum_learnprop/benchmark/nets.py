@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from captum_learnprop.benchmark.gamma_grid import Grid, Search, search
-from captum_learnprop.benchmark.identity import BenchmarkError, file_stem, plain, require_same
+from captum_learnprop.benchmark.identity import file_stem, plain, require_same
 from captum_learnprop.benchmark.settings import SEARCH_SEED, Settings
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.randomization import randomized
 from captum_learnprop.files import write_text
 from captum_learnprop.scenes import reference_nets
@@ -140,7 +141,7 @@ class Subject:
 
         Raises:
             SettingsError: The file has a search of other settings.
-            BenchmarkError: The file is damaged.
+            LearnpropError: The file is damaged.
         """
         if grid.name not in self._searches:
             name = f"{self.architecture}_{self.task}_{file_stem(grid.name)}_scenes{self.settings.seed}.json"
@@ -179,7 +180,7 @@ def _kept_search(path: Path, options: Mapping[str, Any]) -> Search | None:
         found = Search.of(kept)
         before = kept["options"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise BenchmarkError(f"{path} is damaged ({error!r}); delete it to search again") from error
+        raise LearnpropError(f"{path} is damaged ({error!r}); delete it to search again") from error
     require_same(before, options, path)
     return found
 

@@ -20,6 +20,7 @@ from captum_learnprop.evaluation.metrics import METRICS, Metric, UnknownMetricEr
 from captum_learnprop.evaluation.part_importance import part_drops
 from captum_learnprop.plugins import get_manager
 from captum_learnprop.scenes.scenes import Questions
+from zennit_rules._moved import renamed
 
 STEPS = 10
 """Points of removal curves: one for every tenth of the pixels."""
@@ -44,10 +45,6 @@ PASSES = {"model", "drops", "attribute"}
 """Needs that take passes through the net."""
 
 
-class ScoreError(LearnpropError):
-    """A score that does not exist, or that scenes do not have."""
-
-
 @dataclass
 class Case:
     """What maps are scored against.
@@ -69,11 +66,11 @@ class Case:
         """What the net loses with each part, ``(M, P)``; computed once.
 
         Raises:
-            ScoreError: the scenes were made without counterfactuals.
+            LearnpropError: the scenes were made without counterfactuals.
         """
         questions = self.questions
         if questions.without is None:
-            raise ScoreError("part correlation needs scenes made with counterfactuals=True")
+            raise LearnpropError("part correlation needs scenes made with counterfactuals=True")
         return part_drops(self.model, questions.images, questions.without, questions.targets, output=self.output)
 
     @property
@@ -81,11 +78,11 @@ class Case:
         """The quarter of its mosaic that each asked object is in, ``(M,)`` int64, in reading order.
 
         Raises:
-            ScoreError: the scenes are no mosaics.
+            LearnpropError: the scenes are no mosaics.
         """
         cells = self.questions.cells
         if cells is None:
-            raise ScoreError("grid pointing needs mosaics")
+            raise LearnpropError("grid pointing needs mosaics")
         first = cells.flatten(1).int().argmax(1)
         row, column = first // cells.shape[-1], first % cells.shape[-1]
         return 2 * (row > 0).long() + (column > 0).long()
@@ -95,10 +92,10 @@ class Case:
         """Visible pixels of each part of a figure, ``(M, P, H, W)`` bool.
 
         Raises:
-            ScoreError: the scenes are no figures.
+            LearnpropError: the scenes are no figures.
         """
         if self.questions.parts is None:
-            raise ScoreError("part correlation needs figures")
+            raise LearnpropError("part correlation needs figures")
         return self.questions.parts
 
     def known(self, maps: Tensor, needs: Iterable[str]) -> dict[str, Any]:
@@ -109,7 +106,7 @@ class Case:
             needs: names.
 
         Raises:
-            ScoreError: the scenes do not have something of it.
+            LearnpropError: the scenes do not have something of it.
         """
         questions = self.questions
         at_hand = {
@@ -159,7 +156,7 @@ class Score:
         """Returns the values ``(M,)`` of maps ``(M, H, W)``; NaN where the score is not defined.
 
         Raises:
-            ScoreError: the scenes do not have what the score needs.
+            LearnpropError: the scenes do not have what the score needs.
             PluginError: a plugin's metric fails.
         """
         if self.special is not None:
@@ -175,7 +172,7 @@ def scores_of(names: Sequence[str]) -> list[Score]:
         names: of metrics, of plugins' too, each for all of its columns; or headings.
 
     Raises:
-        ScoreError: one of them does not exist, or is none of maps.
+        LearnpropError: one of them does not exist, or is none of maps.
     """
     found: dict[str, Score] = {} if names else dict(SCORES)
     for name in names:
@@ -189,13 +186,13 @@ def score(name: str) -> Score:
     """Returns the score of a heading, or of a metric that is one column.
 
     Raises:
-        ScoreError: no such score, or several.
+        LearnpropError: no such score, or several.
     """
     if name in SCORES:
         return SCORES[name]
     first, *others = scores_of([name])
     if others:
-        raise ScoreError(f"{name!r} is several columns: {'; '.join(one.name for one in (first, *others))}")
+        raise LearnpropError(f"{name!r} is several columns: {'; '.join(one.name for one in (first, *others))}")
     return first
 
 
@@ -205,13 +202,13 @@ def _further(name: str) -> Score:
         metric = find_metric(name)
     except UnknownMetricError:
         names = list(dict.fromkeys([*(one.metric.name for one in SCORES.values()), *get_manager().available("metric")]))
-        raise ScoreError(
+        raise LearnpropError(
             f"unknown metric {name!r}; choose one of {', '.join(names)}{did_you_mean(name, [*names, *SCORES])}"
         ) from None
     lacking = [need for need in metric.needs if need not in GIVEN]
     if lacking or metric.higher_is_better is None:
         reason = f"needs {lacking[0]}, which scenes do not have" if lacking else "says not which way is better"
-        raise ScoreError(f"metric {name!r} cannot be a column of the tables: it {reason}")
+        raise LearnpropError(f"metric {name!r} cannot be a column of the tables: it {reason}")
     return Score(name, metric)
 
 
@@ -227,7 +224,7 @@ def in_table_order(names: Iterable[str]) -> list[str]:
 def _is_known(name: str) -> bool:
     try:
         score(name)
-    except ScoreError:
+    except LearnpropError:
         return False
     return True
 
@@ -253,7 +250,7 @@ def _judged(case: Case, maps: Tensor) -> Tensor:
 
 
 def _on_other_nets(case: Case, maps: Tensor) -> Tensor:
-    raise ScoreError(f"{RANDOMISATION} is no score of maps alone")
+    raise LearnpropError(f"{RANDOMISATION} is no score of maps alone")
 
 
 def _column(name: str, metric: str, **facts: Any) -> Score:
@@ -286,3 +283,6 @@ SCORES: dict[str, Score] = {
     )
 }
 """Scores by heading, in the order of the tables; without ``--metric`` all of them."""
+
+
+__getattr__ = renamed(__name__, {"ScoreError": "LearnpropError"})

@@ -14,8 +14,9 @@ from captum_learnprop.benchmark.hand_made import GREY
 from captum_learnprop.benchmark.identity import plain
 from captum_learnprop.benchmark.rule_families import DEEP_LIFT, GATES, GUIDED, LRP
 from captum_learnprop.scenes.scenes import SIZE
+from captum_learnprop.training.options import TrainingOptions
 from captum_learnprop.training.terms import RandomizationContrast
-from captum_learnprop.training.trainer import Options, RuleTrainer, training_defaults
+from captum_learnprop.training.trainer import RuleTrainer, training_defaults
 
 SEARCH_SEED = 0
 """Seed of the gamma grids: each net has one search."""
@@ -76,7 +77,7 @@ class Settings:
         """Returns a trainer with the examples, the smoothing and the budget that LRP rules are trained with."""
         own = [one for one in self.variants.values() if composite_of(one) == LRP]
         first = (own or list(default_variants((LRP,)).values()))[0]
-        options = {name: value for name, value in first.items() if name in Options.__dataclass_fields__}
+        options = {name: value for name, value in first.items() if name in TrainingOptions.__dataclass_fields__}
         return self._trainer(model, seed, options)
 
     def _trainer(self, model: nn.Module, seed: int, options: Mapping[str, Any]) -> RuleTrainer:

@@ -25,17 +25,17 @@ from captum_learnprop.benchmark.cells import (
 )
 from captum_learnprop.benchmark.contenders import Contender, every_contender, given_name
 from captum_learnprop.benchmark.examination import Examination
-from captum_learnprop.benchmark.identity import BenchmarkError, SettingsError, require_same
+from captum_learnprop.benchmark.identity import SettingsError, require_same
 from captum_learnprop.benchmark.nets import TRAINING_FAMILY, Subject
 from captum_learnprop.benchmark.scorecard import scores_of
 from captum_learnprop.benchmark.settings import Settings, default_variants
 from captum_learnprop.benchmark.summary import NOT_RUN
-from captum_learnprop.errors import did_you_mean
+from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.scenes import reference_nets
 from captum_learnprop.scenes.scenes import FAMILIES
+from zennit_rules._moved import renamed
 
 __all__ = [
-    "BenchmarkError",
     "Contender",
     "SettingsError",
     "Subject",
@@ -60,8 +60,8 @@ class Suite(Settings):
         rules: Files of further rule sets to compare.
 
     Raises:
-        BenchmarkError: A net, scene family or method that does not exist, or a number out of range.
-        ScoreError: A score that does not exist.
+        LearnpropError: A net, scene family or method that does not exist, or a number out of range.
+        LearnpropError: A score that does not exist.
     """
 
     architectures: tuple[str, ...] = tuple(reference_nets.ARCHITECTURES)
@@ -78,10 +78,10 @@ class Suite(Settings):
         contenders(self)
         for name in ("questions", "tuning_questions", "training_scenes"):
             if getattr(self, name) < 1:
-                raise BenchmarkError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise LearnpropError(f"{name} must be at least 1, got {getattr(self, name)}")
         seeds = self.training_seeds
         if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            raise BenchmarkError(f"training_seeds must be one or more different numbers of at least 0, got {seeds}")
+            raise LearnpropError(f"training_seeds must be one or more different numbers of at least 0, got {seeds}")
 
     def scores_of(self, family: str) -> list[str]:
         """Returns the names of the scores that are asked for and defined on a family."""
@@ -92,7 +92,7 @@ def contenders(suite: Suite) -> list[Contender]:
     """Returns the methods of a suite, in the order of its tables.
 
     Raises:
-        BenchmarkError: A method does not exist, or the files of two would have one name.
+        LearnpropError: A method does not exist, or the files of two would have one name.
     """
     every = every_contender(suite, suite.rules)
     if not suite.methods:
@@ -112,7 +112,7 @@ def run(suite: Suite, out: Path, *, progress: Callable[[int, int, str], None] | 
 
     Raises:
         SettingsError: The folder holds cells or rules of other settings or nets.
-        BenchmarkError: Given rules fit none of the nets, or a file is damaged.
+        LearnpropError: Given rules fit none of the nets, or a file is damaged.
     """
     report = progress or (lambda done, total, text: None)
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def read_cells(suite: Suite, out: Path) -> list[Cell]:
 
     Raises:
         SettingsError: A cell is of other settings, or cells are of several nets where there should be one.
-        BenchmarkError: There is no cell, or one is damaged.
+        LearnpropError: There is no cell, or one is damaged.
     """
     cells: list[Cell] = []
     weights: dict[tuple[str, str], str] = {}
@@ -162,7 +162,7 @@ def read_cells(suite: Suite, out: Path) -> list[Cell]:
             cells.append(cell)
     found = {cell["method"] for cell in cells if cell["error"] != NOT_RUN}
     if not found:
-        raise BenchmarkError(f"no cell of these models, scenes and methods in {str(out / FOLDER)!r}; run it first")
+        raise LearnpropError(f"no cell of these models, scenes and methods in {str(out / FOLDER)!r}; run it first")
     # Given rules are for one net: that others have no cell of them says nothing.
     given = {given_name(path) for path in suite.rules} & found
     return [cell for cell in cells if cell["error"] != NOT_RUN or cell["method"] not in given]
@@ -194,12 +194,15 @@ def _task(family: str) -> str:
 def _require_given(suite: Suite, cells: Sequence[Mapping[str, Any]]) -> None:
     for path in suite.rules:
         if not any(cell["method"] == given_name(path) for cell in cells):
-            raise BenchmarkError(f"the rules of {path} fit none of the nets {', '.join(suite.architectures)}")
+            raise LearnpropError(f"the rules of {path} fit none of the nets {', '.join(suite.architectures)}")
 
 
 def _require_known(kind: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
     for name in names:
         if name not in known:
-            raise BenchmarkError(
+            raise LearnpropError(
                 f"unknown {kind} {name!r}; choose from {', '.join(map(repr, known))}{did_you_mean(name, known)}"
             )
+
+
+__getattr__ = renamed(__name__, {"BenchmarkError": "LearnpropError"})

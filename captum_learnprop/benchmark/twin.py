@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from zennit.layer import Sum
 
 from captum_learnprop.errors import LearnpropError
+from zennit_rules._moved import renamed
 
 TOLERANCE = 1e-6
 """Largest difference of the outputs, in float64, relative to the largest output."""
@@ -35,10 +36,6 @@ _POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 _MEANS = (torch.mean, "mean")
 _SPATIAL = {2, 3}
-
-
-class TwinError(LearnpropError):
-    """A model that cannot be written anew."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def make_twin(model: nn.Module, example: Tensor, *, for_deep_lift: bool = False)
             overlap become tiles of their own (shares of windows with the same maximum would not add up).
 
     Raises:
-        TwinError: the model cannot be traced, does not take the example, has no convolution, or the twin's outputs
+        LearnpropError: the model cannot be traced, does not take the example, has no convolution, or the twin's outputs
             differ.
     """
     original = copy.deepcopy(model).double().eval()
@@ -81,7 +78,7 @@ def make_twin(model: nn.Module, example: Tensor, *, for_deep_lift: bool = False)
     try:
         graph = fx.Tracer().trace(traced)
     except Exception as error:
-        raise TwinError(
+        raise LearnpropError(
             f"{type(model).__name__} cannot be traced ({error}), so its functional or reused activations "
             "cannot be made modules"
         ) from error
@@ -216,7 +213,7 @@ class TiledMaxPool2d(nn.Module):
         super().__init__()
         self.kernel, self.stride, self.padding = _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding)
         if _pair(pool.dilation) != (1, 1) or pool.ceil_mode:
-            raise TwinError("max-pools with overlapping windows and dilation or ceil_mode have no tiled form")
+            raise LearnpropError("max-pools with overlapping windows and dilation or ceil_mode have no tiled form")
         self.pool = nn.MaxPool2d(self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -323,17 +320,19 @@ def _check_runs(original: nn.Module, example: Tensor) -> None:
         with torch.no_grad():
             original(example)
     except Exception as error:
-        raise TwinError(f"{type(original).__name__} does not take images {tuple(example.shape)}: {error}") from error
+        raise LearnpropError(
+            f"{type(original).__name__} does not take images {tuple(example.shape)}: {error}"
+        ) from error
 
 
 def _check_outputs(original: nn.Module, network: nn.Module, example: Tensor) -> None:
     with torch.no_grad():
         expected, got = original(example), network(example)
     if expected.shape != got.shape:
-        raise TwinError(f"the twin's output is {tuple(got.shape)} instead of {tuple(expected.shape)}")
+        raise LearnpropError(f"the twin's output is {tuple(got.shape)} instead of {tuple(expected.shape)}")
     difference = (expected - got).abs().max() / expected.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
     if not difference <= TOLERANCE:
-        raise TwinError(
+        raise LearnpropError(
             f"the twin's outputs differ from the model's by {difference:.1e} of the largest; "
             "the model does something that depends on more than its input"
         )
@@ -343,7 +342,7 @@ def _first_convolution(network: fx.GraphModule) -> str:
     for node in network.graph.nodes:
         if _is_convolution(network, node):
             return str(node.target)
-    raise TwinError("the model has no convolution")
+    raise LearnpropError("the model has no convolution")
 
 
 def _is_convolution(network: fx.GraphModule, node: fx.Node) -> bool:
@@ -365,3 +364,6 @@ def _range(network: fx.GraphModule, first: str, example: Tensor) -> tuple[Tensor
     finally:
         handle.remove()
     return seen[0], seen[1]
+
+
+__getattr__ = renamed(__name__, {"TwinError": "LearnpropError"})

@@ -11,6 +11,7 @@ import click
 
 from captum_learnprop.errors import PluginWarning
 from captum_learnprop.plugins.manager import PluginManager
+from captum_learnprop.tables import columns
 
 __all__ = ["command"]
 
@@ -33,7 +34,7 @@ def command(as_json: bool) -> None:
 
 
 def _table(plugins: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield from _columns(["name", "version", "owner", "status", "hooks"], map(_row, plugins))
+    yield columns(["name", "version", "owner", "status", "hooks"], [_row(plugin) for plugin in plugins])
     for plugin in plugins:
         faults = [_fault(row) for row in plugin["records"] if row["error"] is not None]
         if plugin["error"] is not None:
@@ -41,7 +42,7 @@ def _table(plugins: Sequence[dict[str, Any]]) -> Iterator[str]:
         if plugin["records"]:
             yield f"\nrecords of {plugin['name']}"
             names = ["kind", "name", "status", "summary"]
-            yield from _columns(names, ([record[name] for name in names] for record in plugin["records"]))
+            yield columns(names, [[record[name] for name in names] for record in plugin["records"]])
 
 
 def _fault(record: dict[str, Any]) -> str:
@@ -52,10 +53,3 @@ def _fault(record: dict[str, Any]) -> str:
 def _row(plugin: dict[str, Any]) -> list[str]:
     hooks = [hook.removeprefix("learnprop_") for hook in plugin["hooks"]]
     return [plugin["name"], plugin["version"], plugin["owner"], plugin["status"], ", ".join(hooks)]
-
-
-def _columns(header: list[str], rows: Any) -> Iterator[str]:
-    table = [header, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-    for row in table:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

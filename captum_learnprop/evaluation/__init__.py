@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from captum_learnprop import scenes as _scenes
+from captum_learnprop.errors import LearnpropError as LearnpropError
 from captum_learnprop.evaluation.alignment import (
     class_alignment,
     direction_convergence,
@@ -49,7 +50,7 @@ from captum_learnprop.evaluation.randomization import (
 )
 from captum_learnprop.evaluation.road import road, road_curve
 from captum_learnprop.evaluation.similarity import spearman, ssim
-from captum_learnprop.maps import MapError, reduce_channels, smooth
+from captum_learnprop.maps import reduce_channels, smooth
 from zennit_rules._moved import keep_old_names
 
 __all__ = [
@@ -57,7 +58,6 @@ __all__ = [
     "BackwardRule",
     "Conservation",
     "DiFull",
-    "MapError",
     "Metric",
     "ParameterRandomization",
     "UnknownMetricError",
@@ -130,6 +130,10 @@ keep_old_names(
 
 def __getattr__(name: str) -> Any:
     """Scenes and their nets, which were here before they had a room of their own."""
+    if name in ("MapError", "SceneError"):
+        message = f"{__name__}.{name} is LearnpropError now; the old name goes with the next release"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return LearnpropError
     if name not in _scenes.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     message = f"{__name__}.{name} is captum_learnprop.scenes.{name} now; the old name goes with the next release"

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.backward_rules import BackwardRule
 from captum_learnprop.evaluation.checks import require_batch_size, require_targets
-from captum_learnprop.maps import MapError
 from captum_learnprop.reparametrized import copied
 from captum_learnprop.tables import html
 from captum_learnprop.training.pass_by_rules import RulePass, leaves_of, rules_in_place
@@ -46,8 +46,8 @@ class LayerProfile:
     """Scores by layer and sample.
 
     Attributes:
-        names: layers, from the input on, L of them.
-        values: ``(L, B)`` float64.
+        names: Names of the L layers, from the input on.
+        values: Scores, ``(L, B)`` float64.
     """
 
     names: tuple[str, ...]
@@ -72,8 +72,8 @@ class Filtering:
     """What activations let pass.
 
     Attributes:
-        positive: share of the positive part of the arriving signal.
-        negative: share of its negative part.
+        positive: Share of the positive part of the arriving signal that passes.
+        negative: Share of its negative part that passes.
     """
 
     positive: LayerProfile
@@ -92,7 +92,7 @@ class Filtering:
 
 
 @dataclass
-class _Points:
+class _NotedTensors:
     """Tensors of one forward pass."""
 
     names: list[str] = field(default_factory=list)
@@ -115,7 +115,7 @@ class _Points:
 
 
 @contextmanager
-def _points_noted(points: _Points) -> Iterator[None]:
+def _tensors_noted(points: _NotedTensors) -> Iterator[None]:
     token = recorder.set(points)
     try:
         yield
@@ -124,27 +124,27 @@ def _points_noted(points: _Points) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class _WatchedPass:
     """A forward pass under a rule whose tensors are known; the rule is still on the model."""
 
     rule: BackwardRule
     run: RulePass
-    points: _Points
+    points: _NotedTensors
 
     @classmethod
     @contextmanager
-    def of(cls, model: nn.Module, rule: BackwardRule, inputs: Tensor) -> Iterator[_Pass]:
+    def of(cls, model: nn.Module, rule: BackwardRule, inputs: Tensor) -> Iterator[_WatchedPass]:
         """Run the model.
 
         Raises:
-            MapError: If no layer is called.
+            LearnpropError: If no layer is called.
         """
-        points, composite = _Points(), rule.rules.composite()
+        points, composite = _NotedTensors(), rule.rules.composite()
         with linear_calls_watched(model, points.linear), rules_in_place(model, composite):
-            with _points_noted(points):
+            with _tensors_noted(points):
                 run = RulePass.of(model, composite, leaves_of((inputs,)))
             if not points.layers:
-                raise MapError(f"{type(model).__name__} calls no convolution or linear layer")
+                raise LearnpropError(f"{type(model).__name__} calls no convolution or linear layer")
             yield cls(rule, run, points)
 
     def signals(self, targets: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -182,12 +182,12 @@ def input_alignment(
         model: in evaluation mode; comes back untouched.
         rule: from `backward_rule`: what propagates.
         inputs: ``(B, C, *spatial)``.
-        targets: ``(B,)`` int64.
-        centred: subtract each sample's mean from both.
-        internal_batch_size: how many inputs are propagated together, which bounds the memory.
+        targets: Explained classes, ``(B,)`` int64.
+        centred: Subtract each sample's mean from both.
+        internal_batch_size: Number of inputs that are propagated together, which bounds the memory.
 
     Raises:
-        MapError: inputs and targets do not fit, or the model has no layer.
+        LearnpropError: inputs and targets do not fit, or the model has no layer.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
@@ -199,7 +199,7 @@ def input_alignment(
         LayerProfile(2 layers, 1 sample: '0' 0.707, '2' 0.707)
     """
 
-    def scores(run: _Pass, rows: Tensor) -> Tensor:
+    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
         layers = run.points.layers
         return torch.stack([
             cosine(signal, x, centred=centred)
@@ -235,7 +235,7 @@ def class_alignment(
         internal_batch_size: how many inputs are propagated together, which bounds the memory.
 
     Raises:
-        MapError: inputs and targets do not fit, or the model has no layer, or another class is the target.
+        LearnpropError: inputs and targets do not fit, or the model has no layer, or another class is the target.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
@@ -247,9 +247,11 @@ def class_alignment(
         LayerProfile(2 layers, 1 sample: '0' 0.000, '2' 0.000)
     """
     if others.shape != targets.shape or bool((others == targets).any()):
-        raise MapError(f"others must be {tuple(targets.shape)} and differ from the targets, got {others.tolist()}")
+        raise LearnpropError(
+            f"others must be {tuple(targets.shape)} and differ from the targets, got {others.tolist()}"
+        )
 
-    def scores(run: _Pass, rows: Tensor) -> Tensor:
+    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
         pairs = zip(
             run.signals(targets[rows], run.points.layers), run.signals(others[rows], run.points.layers), strict=True
         )
@@ -282,7 +284,7 @@ def negative_filtering(
         internal_batch_size: how many inputs are propagated together, which bounds the memory.
 
     Raises:
-        MapError: inputs and targets do not fit, or the model has no layer, or no activation can be seen.
+        LearnpropError: inputs and targets do not fit, or the model has no layer, or no activation can be seen.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
@@ -294,9 +296,9 @@ def negative_filtering(
         Filtering(1 activation, 1 sample: positive 1.000, negative nan)
     """
 
-    def scores(run: _Pass, rows: Tensor) -> Tensor:
+    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
         if not run.points.sites:
-            raise MapError("no activation can be seen: the model has none, or all overwrite their input")
+            raise LearnpropError("no activation can be seen: the model has none, or all overwrite their input")
         names, before, after = zip(*run.points.sites, strict=True)
         signals = run.signals(targets[rows], (*after, *before))
         arriving, passed = signals[: len(after)], signals[len(after) :]
@@ -348,7 +350,7 @@ def direction_convergence(
         internal_batch_size: how many inputs are propagated together, which bounds the memory.
 
     Raises:
-        MapError: the layer is not called, or has none below it.
+        LearnpropError: the layer is not called, or has none below it.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
@@ -360,13 +362,13 @@ def direction_convergence(
         LayerProfile(1 layer, 1 sample: '0' 0.650)
     """
     if vectors < 2:
-        raise MapError(f"vectors must be at least 2, to compare them, got {vectors}")
+        raise LearnpropError(f"vectors must be at least 2, to compare them, got {vectors}")
 
-    def scores(run: _Pass, rows: Tensor) -> Tensor:
+    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
         names = run.points.names
         place = len(names) - 1 if start is None else names.index(start) if start in names else -1
         if place < 1:
-            raise MapError(f"layer {start!r} is not called or has none below; the layers are {', '.join(names)}")
+            raise LearnpropError(f"layer {start!r} is not called or has none below; the layers are {', '.join(names)}")
         top, below = run.points.layers[place], run.points.layers[:place]
         generator = torch.Generator().manual_seed(seed)
         starts = [torch.randn(top.shape[1:], generator=generator).to(top).expand_as(top) for _ in range(vectors)]
@@ -417,7 +419,7 @@ def proportion_sweep(
         internal_batch_size: how many inputs are propagated together, which bounds the memory.
 
     Raises:
-        MapError: inputs and targets do not fit, or the model has no layer.
+        LearnpropError: inputs and targets do not fit, or the model has no layer.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
@@ -460,7 +462,7 @@ def retained_energy(
         internal_batch_size: how many inputs are propagated together, which bounds the memory.
 
     Raises:
-        MapError: the model has no convolution or linear layer.
+        LearnpropError: the model has no convolution or linear layer.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
@@ -485,7 +487,7 @@ def retained_energy(
             found.clear()
             model(part.detach().clone().requires_grad_())
             if not found:
-                raise MapError(f"{type(model).__name__} calls no convolution or linear layer")
+                raise LearnpropError(f"{type(model).__name__} calls no convolution or linear layer")
             names = tuple(name for name, _ in found)
             chunks.append(torch.stack([value for _, value in found]))
     return LayerProfile(names, torch.cat(chunks, 1))
@@ -547,17 +549,17 @@ def _profile(
     rule: BackwardRule,
     inputs: Tensor,
     targets: Tensor,
-    scores: Callable[[_Pass, Tensor], Tensor],
+    scores: Callable[[_WatchedPass, Tensor], Tensor],
     internal_batch_size: int,
 ) -> LayerProfile:
     if not len(inputs):
-        raise MapError(f"inputs must be (B, C, ...) and not empty, got {tuple(inputs.shape)}")
+        raise LearnpropError(f"inputs must be (B, C, ...) and not empty, got {tuple(inputs.shape)}")
     require_targets(targets, len(inputs))
     require_batch_size(internal_batch_size)
     names: tuple[str, ...] = ()
     chunks = []
     for rows in torch.arange(len(inputs), device=inputs.device).split(internal_batch_size):
-        with _Pass.of(model, rule, inputs[rows]) as run:
+        with _WatchedPass.of(model, rule, inputs[rows]) as run:
             chunks.append(scores(run, rows))
             names = tuple(run.points.names)
     return LayerProfile(names, torch.cat(chunks, 1))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from captum_learnprop.maps import MapError
+from captum_learnprop.errors import LearnpropError
 
 KAPPA = {"ones": 1.0, "uniform": 4 / 3, "exponential": 2.0, "rectified": math.pi}
 """``E[R^2] / E[R]^2`` of coefficients that do not depend on the weights; "rectified" is ``max(N(0, 1), 0)``, the signal
@@ -47,7 +47,7 @@ def alignment(m: int, d: int, coefficients: str = "ones") -> float:
         coefficients: of `COEFFICIENTS`.
 
     Raises:
-        MapError: for unknown coefficients or sizes below 1.
+        LearnpropError: for unknown coefficients or sizes below 1.
 
     Example:
         >>> round(alignment(1000, 100), 3)
@@ -71,7 +71,7 @@ def alignment_of_fraction(p: float, m: int, d: int) -> float:
         d: inputs.
 
     Raises:
-        MapError: for a share out of range or sizes below 1.
+        LearnpropError: for a share out of range or sizes below 1.
 
     Example:
         >>> round(alignment_of_fraction(0.27, 1000, 100), 3)
@@ -79,7 +79,7 @@ def alignment_of_fraction(p: float, m: int, d: int) -> float:
     """
     _check(m, d, "ones")
     if not 0 < p < 1:
-        raise MapError(f"p is a share of the units in (0, 1), got {p}")
+        raise LearnpropError(f"p is a share of the units in (0, 1), got {p}")
     return 1 / math.sqrt(1 + (d - 1) / (m * _gain(p)))
 
 
@@ -137,7 +137,7 @@ def simulated(
         seed: of all draws.
 
     Raises:
-        MapError: for unknown coefficients or sizes below 1.
+        LearnpropError: for unknown coefficients or sizes below 1.
 
     Example:
         >>> simulated(1000, 100, trials=1)
@@ -171,7 +171,7 @@ def simulated_orthogonal(
         seed: of all draws.
 
     Raises:
-        MapError: for unknown coefficients, sizes below 1, or more units than inputs.
+        LearnpropError: for unknown coefficients, sizes below 1, or more units than inputs.
 
     Example:
         >>> measured, closed = simulated_orthogonal(4, 8, trials=2)
@@ -180,7 +180,7 @@ def simulated_orthogonal(
     """
     _check(m, d, coefficients)
     if m > d:
-        raise MapError(f"{m} rows of {d} values cannot be orthogonal; m must be at most d")
+        raise LearnpropError(f"{m} rows of {d} values cannot be orthogonal; m must be at most d")
     generator = torch.Generator().manual_seed(seed)
     measured, closed = [], []
     for _ in range(trials):
@@ -205,6 +205,6 @@ def band(values: Tensor) -> tuple[float, float]:
 
 def _check(m: int, d: int, coefficients: str) -> None:
     if coefficients not in COEFFICIENTS:
-        raise MapError(f"unknown coefficients {coefficients!r}; choose one of {', '.join(COEFFICIENTS)}")
+        raise LearnpropError(f"unknown coefficients {coefficients!r}; choose one of {', '.join(COEFFICIENTS)}")
     if m < 1 or d < 1:
-        raise MapError(f"a layer has at least one unit and one input, got m={m}, d={d}")
+        raise LearnpropError(f"a layer has at least one unit and one input, got m={m}, d={d}")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.alignment import (
     class_alignment,
     direction_convergence,
@@ -24,7 +25,6 @@ from captum_learnprop.evaluation.backward_rules import BackwardRule
 from captum_learnprop.evaluation.randomization import full_randomization, parameter_randomization
 from captum_learnprop.evaluation.similarity import spearman
 from captum_learnprop.forward import output_of
-from captum_learnprop.maps import MapError
 from captum_learnprop.tables import html, markdown
 from captum_learnprop.wording import counted
 
@@ -179,7 +179,7 @@ def analyse(
         on_rule: called with each rule's name before it is measured.
 
     Raises:
-        MapError: no rule, or inputs that do not fit.
+        LearnpropError: no rule, or inputs that do not fit.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).eval()
@@ -188,7 +188,7 @@ def analyse(
         Analysis('tiny', 2 images: gradient)
     """
     if not rules:
-        raise MapError("nothing to analyse: give at least one rule")
+        raise LearnpropError("nothing to analyse: give at least one rule")
     if others is None:
         with torch.no_grad():
             output = torch.cat([output_of(model, (part,)) for part in inputs.split(internal_batch_size)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,10 @@ class BackwardRule:
 
     def __repr__(self) -> str:
         return f"BackwardRule({self.name!r}, {self.rules.composite_name})"
+
+    def around(self, model: nn.Module) -> AbstractContextManager[TrainableComposite]:
+        """Puts the rules around the model, or one of the same architecture with other weights."""
+        return self.rules.applied(model)
 
     def seed(self, composite: TrainableComposite, output: Tensor, targets: Tensor) -> Tensor:
         """Returns what the backward pass starts with, in the shape of the output."""

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from captum_learnprop.maps import MapError, smooth
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.maps import smooth
 from zennit_rules.core.scalars import plain
 
 Baseline = float | Tensor | str | Callable[[Tensor], Tensor]
@@ -34,7 +35,7 @@ def fill_values(baseline: Baseline, inputs: Tensor, seed: int = 0) -> Tensor:
         seed: of ``"noise"``; torch's global generator is not used.
 
     Raises:
-        MapError: the name is not known, or the baseline does not broadcast to the inputs.
+        LearnpropError: the name is not known, or the baseline does not broadcast to the inputs.
 
     Example:
         >>> fill_values("mean", torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]))
@@ -43,7 +44,9 @@ def fill_values(baseline: Baseline, inputs: Tensor, seed: int = 0) -> Tensor:
     """
     if isinstance(baseline, str):
         if baseline not in BASELINES:
-            raise MapError(f"unknown baseline {baseline!r}; choose one of {', '.join(BASELINES)}, a number or a tensor")
+            raise LearnpropError(
+                f"unknown baseline {baseline!r}; choose one of {', '.join(BASELINES)}, a number or a tensor"
+            )
         return BASELINES[baseline](inputs, seed)
     if callable(baseline):
         baseline = baseline(inputs)
@@ -52,7 +55,7 @@ def fill_values(baseline: Baseline, inputs: Tensor, seed: int = 0) -> Tensor:
     try:
         return baseline.detach().to(inputs).expand_as(inputs)
     except RuntimeError as error:
-        raise MapError(
+        raise LearnpropError(
             f"baseline {tuple(baseline.shape)} does not broadcast to inputs {tuple(inputs.shape)}"
         ) from error
 

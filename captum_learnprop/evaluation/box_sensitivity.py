@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.baselines import Baseline, fill_values
 from captum_learnprop.evaluation.checks import require_batch_size, require_maps
 from captum_learnprop.evaluation.faithfulness import OUTPUTS, Model, target_curve
 from captum_learnprop.evaluation.similarity import pearson
-from captum_learnprop.maps import MapError
 
 LEVEL = 0.05
 """Share of a map's largest absolute value that counts as nothing."""
@@ -60,7 +60,7 @@ def box_sensitivity(
         internal_batch_size: how many inputs go through the model together.
 
     Raises:
-        MapError: shapes do not fit, an option is out of range, or a map is not finite.
+        LearnpropError: shapes do not fit, an option is out of range, or a map is not finite.
 
     Example:
         >>> inputs = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
@@ -73,9 +73,11 @@ def box_sensitivity(
     require_batch_size(internal_batch_size)
     height, width = inputs.shape[-2:]
     if not 1 <= box <= min(height, width) or boxes < 2:
-        raise MapError(f"box must be 1 to {min(height, width)} pixels and boxes at least 2, got {box} and {boxes}")
+        raise LearnpropError(
+            f"box must be 1 to {min(height, width)} pixels and boxes at least 2, got {box} and {boxes}"
+        )
     if output not in OUTPUTS:
-        raise MapError(f"unknown output {output!r}; choose one of {', '.join(OUTPUTS)}")
+        raise LearnpropError(f"unknown output {output!r}; choose one of {', '.join(OUTPUTS)}")
     generator = torch.Generator().manual_seed(seed)
     tops = torch.randint(height - box + 1, (boxes, 1), generator=generator)
     lefts = torch.randint(width - box + 1, (boxes, 1), generator=generator)
@@ -110,13 +112,13 @@ def compactness(maps: Tensor, level: float = LEVEL) -> Tensor:
         level: share of the largest absolute value.
 
     Raises:
-        MapError: there are no values, or the level is not in [0, 1].
+        LearnpropError: there are no values, or the level is not in [0, 1].
 
     Example:
         >>> compactness(torch.tensor([[[10.0, 0.1], [0.0, -3.0]]]))
         tensor([0.5000], dtype=torch.float64)
     """
     if maps.dim() < 2 or not maps.numel() or not 0 <= level <= 1:
-        raise MapError(f"maps must be (B, ...) and level in [0, 1], got {tuple(maps.shape)} and {level}")
+        raise LearnpropError(f"maps must be (B, ...) and level in [0, 1], got {tuple(maps.shape)} and {level}")
     values = maps.detach().flatten(1).abs()
     return (values <= level * values.amax(1, keepdim=True)).double().mean(1)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from zennit.composites import COMPOSITES
 
-from captum_learnprop.maps import MapError
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.tables import html
 from captum_learnprop.training.pass_by_rules import leaves_of, rules_in_place
 from captum_learnprop.wording import counted
@@ -46,11 +46,11 @@ def conservation(relevance: Tensor | tuple[Tensor, ...], output_relevance: Tenso
         Propagation*, PLOS ONE 2015.
 
     Args:
-        relevance: signed attribution ``(B, ...)``, or one per input.
-        output_relevance: what the backward pass started with, ``(B, ...)``; for LRP the explained logit.
+        relevance: Signed attribution ``(B, ...)``, or one per input.
+        output_relevance: What the backward pass started with, ``(B, ...)``; for LRP the explained logit.
 
     Raises:
-        MapError: batches differ, a value is not finite, or an output's relevance sums to 0.
+        LearnpropError: batches differ, a value is not finite, or an output's relevance sums to 0.
 
     Example:
         >>> conservation(torch.tensor([[1.5, 0.5]]), torch.tensor([[2.5]]))
@@ -60,7 +60,7 @@ def conservation(relevance: Tensor | tuple[Tensor, ...], output_relevance: Tenso
     count = len(output_relevance) if output_relevance.dim() else 0
     for part in parts:
         if not count or not part.dim() or len(part) != count:
-            raise MapError(
+            raise LearnpropError(
                 f"relevance {tuple(part.shape)} and output_relevance {tuple(output_relevance.shape)} must be "
                 "(B, ...) with the same B, at least 1"
             )
@@ -68,9 +68,11 @@ def conservation(relevance: Tensor | tuple[Tensor, ...], output_relevance: Tenso
     started = _sums(output_relevance)
     for name, sums in (("relevance", arrived), ("output_relevance", started)):
         if not bool(sums.isfinite().all()):
-            raise MapError(f"{name} of sample {int((~sums.isfinite()).nonzero()[0])} has NaN or infinite values")
+            raise LearnpropError(f"{name} of sample {int((~sums.isfinite()).nonzero()[0])} has NaN or infinite values")
     if bool((started == 0).any()):
-        raise MapError(f"output_relevance of sample {int((started == 0).nonzero()[0])} sums to 0: nothing to conserve")
+        raise LearnpropError(
+            f"output_relevance of sample {int((started == 0).nonzero()[0])} sums to 0: nothing to conserve"
+        )
     return arrived / started
 
 
@@ -83,8 +85,8 @@ class Conservation:
     """How much relevance arrives under a composite.
 
     Attributes:
-        with_biases: share by the composite's rules as they are, ``(B,)``.
-        without_biases: share if biases take none, ``(B,)``.
+        with_biases: Share by the composite's rules as they are, ``(B,)``.
+        without_biases: Share if biases take none, ``(B,)``.
     """
 
     with_biases: Tensor
@@ -115,18 +117,18 @@ def measure_conservation(
         `conservation` of the map and the explained logit.
 
     Args:
-        model: maps inputs to ``(B, classes)``; in evaluation mode.
-        composite: what makes the composite from ``zero_params=`` and ``canonizers=``: a class of zennit, a
+        model: A model that maps inputs to ``(B, classes)``; in evaluation mode.
+        composite: What makes the composite from ``zero_params=`` and ``canonizers=``: a class of zennit, a
             ``functools.partial`` of one that needs more arguments, or a name in ``zennit.composites.COMPOSITES``.
-            Of the learned composites `zennit_rules.LearnedEpsilonGammaBox`, in any of these forms, or a `RuleSet` of
-            it.
+            The one learned composite of relevance is `zennit_rules.LearnedEpsilonGammaBox`, in any of these forms or as
+            a `RuleSet` of it.
         inputs: ``(B, ...)``.
-        targets: ``(B,)`` int64 classes; their logits are the relevance to conserve.
-        canonizers: for the composite, for instance ``zennit_rules.canonizers_for(model, inputs)``.
+        targets: Classes, ``(B,)`` int64; their logits are the relevance to conserve.
+        canonizers: Canonizers of the composite, for instance ``zennit_rules.canonizers_for(model, inputs)``.
 
     Raises:
-        MapError: an unknown name, a composite that does not propagate relevance or cannot be made, or shapes that do
-            not fit.
+        LearnpropError: an unknown name, a composite that does not propagate relevance or cannot be made, or shapes that
+            do not fit.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
@@ -137,9 +139,9 @@ def measure_conservation(
     """
     makers = _makers(_named(composite) if isinstance(composite, str) else composite)
     if not isinstance(targets, Tensor):
-        raise MapError(f"targets must be an int64 tensor, got {type(targets).__name__}")
+        raise LearnpropError(f"targets must be an int64 tensor, got {type(targets).__name__}")
     if targets.shape != inputs.shape[:1] or targets.dtype != torch.int64:
-        raise MapError(
+        raise LearnpropError(
             f"targets must be int64 of shape {tuple(inputs.shape[:1])}, got {targets.dtype} of {tuple(targets.shape)}"
         )
     shares = [_share(model, _made(make, list(canonizers)), inputs, targets) for make in makers]
@@ -150,7 +152,7 @@ def _named(name: str) -> Callable[..., Any]:
     # Gates on the gradient conserve nothing.
     known = {one: kind for one, kind in COMPOSITES.items() if _propagates_relevance(kind)}
     if name not in known:
-        raise MapError(f"there is no composite {name!r} of relevance; choose one of {', '.join(sorted(known))}")
+        raise LearnpropError(f"there is no composite {name!r} of relevance; choose one of {', '.join(sorted(known))}")
     made: Callable[..., Any] = known[name]
     return made
 
@@ -168,14 +170,16 @@ def _makers(composite: Callable[..., Any] | RuleSet) -> Makers:
         if not (isinstance(kind, type) and issubclass(kind, LearnedComposite)):
             return partial(composite, zero_params=None), partial(composite, zero_params=["bias"])
         if not _propagates_relevance(kind):
-            raise MapError(f"{kind.__name__} does not propagate relevance, which is what conservation is about")
+            raise LearnpropError(f"{kind.__name__} does not propagate relevance, which is what conservation is about")
         rules = given.get("rules", kind.default_rules)
         if rules is None:
             options = {**(given.get("rule_options") or {}), "bias": "zero"}
             return composite, partial(composite, rule_options=options)
         rules = rules if isinstance(rules, RuleSet) else RuleSet.load(rules)
     if not _propagates_relevance(composite_class(rules.composite_name)):
-        raise MapError(f"rules of {rules.composite_name!r} do not propagate relevance, which is what is conserved")
+        raise LearnpropError(
+            f"rules of {rules.composite_name!r} do not propagate relevance, which is what is conserved"
+        )
     return rules.composite, _without_biases(rules).composite
 
 
@@ -193,7 +197,7 @@ def _made(make: Callable[..., Any], canonizers: list[Any]) -> Any:
     try:
         return make(canonizers=canonizers)
     except TypeError as error:
-        raise MapError(
+        raise LearnpropError(
             f"the composite cannot be made from canonizers and zero_params alone ({error}); pass a functools.partial "
             "of its class with what else it needs"
         ) from error
@@ -205,7 +209,7 @@ def _share(model: nn.Module, composite: Any, inputs: Tensor, targets: Tensor) ->
         with rules_in_place(model, composite):
             output = model(leaf)
             if output.dim() != 2:
-                raise MapError(f"the model must return (B, classes), got {tuple(output.shape)}")
+                raise LearnpropError(f"the model must return (B, classes), got {tuple(output.shape)}")
             start = torch.zeros_like(output).scatter(1, targets[:, None], output.detach().gather(1, targets[:, None]))
             (relevance,) = torch.autograd.grad(output, leaf, start)
     finally:

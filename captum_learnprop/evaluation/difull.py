@@ -11,11 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.checks import require_batch_size, require_targets
 from captum_learnprop.evaluation.localization import grid_pointing
 from captum_learnprop.evaluation.randomization import Attribute
 from captum_learnprop.forward import output_of
-from captum_learnprop.maps import MapError, reduce_channels
+from captum_learnprop.maps import reduce_channels
 
 
 class DiFull(nn.Module):
@@ -32,15 +33,15 @@ class DiFull(nn.Module):
         cells: per side, at least 1.
 
     Raises:
-        MapError: there are no cells, or a module of the model is in training mode.
+        LearnpropError: there are no cells, or a module of the model is in training mode.
     """
 
     def __init__(self, model: nn.Module, cells: int = 2) -> None:
         super().__init__()
         if cells < 1:
-            raise MapError(f"a mosaic has at least one cell per side, got {cells}")
+            raise LearnpropError(f"a mosaic has at least one cell per side, got {cells}")
         if any(module.training for module in model.modules()):
-            raise MapError("the model must be in evaluation mode: batch norms in training mode connect the cells")
+            raise LearnpropError("the model must be in evaluation mode: batch norms in training mode connect the cells")
         self.model = model
         self.cells = cells
         self.training = False
@@ -59,7 +60,7 @@ def mosaic(images: Tensor, cells: int = 2) -> Tensor:
         cells: per side of a mosaic.
 
     Raises:
-        MapError: the images do not fill the mosaics.
+        LearnpropError: the images do not fill the mosaics.
 
     Example:
         >>> mosaic(torch.arange(4.0).reshape(4, 1, 1, 1))
@@ -67,7 +68,7 @@ def mosaic(images: Tensor, cells: int = 2) -> Tensor:
                   [2., 3.]]]])
     """
     if images.dim() != 4 or cells < 1 or not len(images) or len(images) % cells**2:
-        raise MapError(f"images must be (B, C, H, W) with B a multiple of {cells}^2, got {tuple(images.shape)}")
+        raise LearnpropError(f"images must be (B, C, H, W) with B a multiple of {cells}^2, got {tuple(images.shape)}")
     batch, channels, height, width = images.shape
     rows = images.reshape(batch // cells**2, cells, cells, channels, height, width)
     return rows.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, cells * height, cells * width)
@@ -81,14 +82,14 @@ def split(mosaics: Tensor, cells: int = 2) -> Tensor:
         cells: per side of a mosaic.
 
     Raises:
-        MapError: the mosaics cannot be cut into that many cells.
+        LearnpropError: the mosaics cannot be cut into that many cells.
 
     Example:
         >>> split(torch.arange(4.0).reshape(1, 1, 2, 2)).flatten()
         tensor([0., 1., 2., 3.])
     """
     if mosaics.dim() != 4 or cells < 1 or mosaics.shape[2] % cells or mosaics.shape[3] % cells:
-        raise MapError(f"mosaics must be (B, C, {cells} * H, {cells} * W), got {tuple(mosaics.shape)}")
+        raise LearnpropError(f"mosaics must be (B, C, {cells} * H, {cells} * W), got {tuple(mosaics.shape)}")
     batch, channels, height, width = mosaics.shape
     parts = mosaics.reshape(batch, channels, cells, height // cells, cells, width // cells)
     return parts.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height // cells, width // cells)
@@ -127,8 +128,8 @@ def difull_score(
         internal_batch_size: how many mosaics are explained together; each costs ``cells^2`` images.
 
     Raises:
-        MapError: shapes do not fit, the model is in training mode, a target does not exist, or an attribution is not
-            finite.
+        LearnpropError: shapes do not fit, the model is in training mode, a target does not exist, or an attribution is
+            not finite.
 
     Example:
         >>> def gradient(model, inputs, targets):
@@ -144,7 +145,7 @@ def difull_score(
     with torch.no_grad():
         classes = output_of(model, (images[:1],)).shape[1]
     if not ((targets >= 0) & (targets < classes)).all():
-        raise MapError(f"targets must be classes 0 to {classes - 1}, got {targets.tolist()}")
+        raise LearnpropError(f"targets must be classes 0 to {classes - 1}, got {targets.tolist()}")
     place = torch.arange(len(images), device=images.device)
     scores = []
     for rows in place.split(internal_batch_size):
@@ -160,5 +161,5 @@ def _as_maps(attribution: Tensor, mosaics: Tensor, sign: str) -> Tensor:
     if attribution.dim() == 4:
         attribution = reduce_channels(attribution, sign)
     if tuple(attribution.shape) != expected:
-        raise MapError(f"attribute gave maps {tuple(attribution.shape)} for mosaics {tuple(mosaics.shape)}")
+        raise LearnpropError(f"attribute gave maps {tuple(attribution.shape)} for mosaics {tuple(mosaics.shape)}")
     return attribution

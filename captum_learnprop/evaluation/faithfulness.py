@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.baselines import Baseline, fill_values
 from captum_learnprop.evaluation.checks import require_batch_size, require_maps
 from captum_learnprop.forward import output_of, warn_of_training
-from captum_learnprop.maps import MapError
 from zennit_rules.core.scalars import plain_fields
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class _Options:
     def __post_init__(self) -> None:
         plain_fields(self)
         if self.output not in OUTPUTS:
-            raise MapError(f"unknown output {self.output!r}; choose one of {', '.join(OUTPUTS)}")
+            raise LearnpropError(f"unknown output {self.output!r}; choose one of {', '.join(OUTPUTS)}")
         if self.relative and self.output == "logit":
-            raise MapError("relative=True needs output='softmax' or 'sigmoid': a logit can be zero or negative")
+            raise LearnpropError("relative=True needs output='softmax' or 'sigmoid': a logit can be zero or negative")
         require_batch_size(self.internal_batch_size)
 
 
@@ -106,7 +106,7 @@ def deletion(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **opti
             internal_batch_size (256): how many changed inputs go through the model together.
 
     Raises:
-        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+        LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
 
     Example:
         >>> model = torch.nn.Flatten().eval()  # a pixel for each class
@@ -141,7 +141,7 @@ def insertion(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **opt
         **options: those of `deletion`.
 
     Raises:
-        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+        LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
 
     Example:
         >>> model = torch.nn.Flatten().eval()  # a pixel for each class
@@ -176,7 +176,7 @@ def morf_lerf_area(
         **options: those of `deletion`.
 
     Raises:
-        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+        LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
 
     Example:
         >>> model = torch.nn.Flatten().eval()  # a pixel for each class
@@ -214,7 +214,7 @@ def deletion_curve(
         Petsiuk, Das, Saenko, *RISE*, BMVC 2018, section 4.3.
 
     Raises:
-        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+        LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
 
     Example:
         >>> model = torch.nn.Flatten().eval()  # a pixel for each class
@@ -246,7 +246,7 @@ def lerf_curve(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **op
         Schulz, Sixt, Tombari, Landgraf, *Restricting the Flow*, ICLR 2020.
 
     Raises:
-        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+        LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
 
     Example:
         >>> model = torch.nn.Flatten().eval()  # a pixel for each class
@@ -273,7 +273,7 @@ def insertion_curve(
         Petsiuk, Das, Saenko, *RISE*, BMVC 2018, section 4.3.
 
     Raises:
-        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+        LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
 
     Example:
         >>> model = torch.nn.Flatten().eval()  # a pixel for each class
@@ -298,7 +298,7 @@ def _curve(
     require_maps(inputs, maps, targets)
     pixels = inputs[0, 0].numel()
     if not 1 <= options.steps <= pixels:
-        raise MapError(f"steps must be between 1 and the number of pixels {pixels}, got {options.steps}")
+        raise LearnpropError(f"steps must be between 1 and the number of pixels {pixels}, got {options.steps}")
     fill = fill_values(options.baseline, inputs, options.seed)
     start, end = (fill, inputs) if insert else (inputs, fill)
     ranks = pixel_ranks(maps, lowest_first=lowest_first)
@@ -333,7 +333,7 @@ def target_curve(
         internal_batch_size: the largest ``n``.
 
     Raises:
-        MapError: the outputs are not ``(n, classes)``, or a target is not one of the classes.
+        LearnpropError: the outputs are not ``(n, classes)``, or a target is not one of the classes.
     """
     warn_of_training(model)
     sample = torch.arange(len(targets), device=targets.device).repeat_interleave(points)
@@ -342,9 +342,9 @@ def target_curve(
     for rows, steps in zip(sample.split(internal_batch_size), point.split(internal_batch_size), strict=True):
         outputs = output_of(model, (changed(rows, steps),))
         if outputs.dim() != 2 or len(outputs) != len(rows):
-            raise MapError(f"the model must give (B, classes), got {tuple(outputs.shape)} for B = {len(rows)}")
+            raise LearnpropError(f"the model must give (B, classes), got {tuple(outputs.shape)} for B = {len(rows)}")
         if not values and not ((targets >= 0) & (targets < outputs.shape[1])).all():
-            raise MapError(f"targets must be classes 0 to {outputs.shape[1] - 1}, got {targets.tolist()}")
+            raise LearnpropError(f"targets must be classes 0 to {outputs.shape[1] - 1}, got {targets.tolist()}")
         values.append(quantity(outputs).gather(1, targets[rows, None])[:, 0])
     return torch.cat(values).reshape(len(targets), points)
 

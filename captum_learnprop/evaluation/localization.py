@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.checks import require_order
-from captum_learnprop.maps import MapError
 
 
 def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
         masks: the object, bool, of the same shape; at least one pixel each.
 
     Raises:
-        MapError: shapes differ, a map is not finite, or a mask is empty.
+        LearnpropError: shapes differ, a map is not finite, or a mask is empty.
 
     Example:
         >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
@@ -67,7 +67,7 @@ def class_auc(maps: Tensor, masks: Tensor, other_masks: Tensor) -> Tensor:
         other_masks: the other objects, bool, of the same shape; disjoint from ``masks``.
 
     Raises:
-        MapError: shapes differ, a map is not finite, a mask is empty, or the two masks share pixels.
+        LearnpropError: shapes differ, a map is not finite, a mask is empty, or the two masks share pixels.
 
     Example:
         >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
@@ -80,7 +80,7 @@ def class_auc(maps: Tensor, masks: Tensor, other_masks: Tensor) -> Tensor:
     _require_pixels(positive, "masks")
     _require_pixels(negative, "other_masks")
     if (positive & negative).any():
-        raise MapError("masks and other_masks share pixels; a pixel can belong to one object only")
+        raise LearnpropError("masks and other_masks share pixels; a pixel can belong to one object only")
     order = scores.sort(dim=1, stable=True).indices
     ranked = scores.gather(1, order)
     hits = positive.gather(1, order).double()
@@ -114,7 +114,7 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: int = 0) -> Tensor:
             paper's images).
 
     Raises:
-        MapError: shapes differ, a map is not finite, a mask is empty, or the tolerance is negative.
+        LearnpropError: shapes differ, a map is not finite, a mask is empty, or the tolerance is negative.
 
     Example:
         >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
@@ -123,7 +123,7 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: int = 0) -> Tensor:
         tensor([1.], dtype=torch.float64)
     """
     if tolerance < 0:
-        raise MapError(f"tolerance must be at least 0 pixels, got {tolerance}")
+        raise LearnpropError(f"tolerance must be at least 0 pixels, got {tolerance}")
     scores, positive = _flatten(maps, masks)
     _require_pixels(positive, "masks")
     if tolerance:
@@ -146,7 +146,7 @@ def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
         masks: the object, bool, of the same shape.
 
     Raises:
-        MapError: shapes differ, a map is not finite, or a mask is empty.
+        LearnpropError: shapes differ, a map is not finite, or a mask is empty.
 
     Example:
         >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
@@ -181,7 +181,7 @@ def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
         masks: the object, bool, of the same shape.
 
     Raises:
-        MapError: shapes differ, a map is not finite, or a mask is empty.
+        LearnpropError: shapes differ, a map is not finite, or a mask is empty.
 
     Example:
         >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
@@ -218,7 +218,7 @@ def grid_pointing(maps: Tensor, cells: Tensor, grid: int = 2) -> Tensor:
         grid: cells per side.
 
     Raises:
-        MapError: shapes do not fit, a map is not finite, or a cell does not exist.
+        LearnpropError: shapes do not fit, a map is not finite, or a cell does not exist.
 
     Example:
         >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
@@ -227,11 +227,11 @@ def grid_pointing(maps: Tensor, cells: Tensor, grid: int = 2) -> Tensor:
     """
     height, width = maps.shape[-2:] if maps.dim() in (3, 4) else (0, 0)
     if grid < 1 or height < 1 or width < 1 or height % grid or width % grid:
-        raise MapError(f"maps {tuple(maps.shape)} cannot be cut into {grid} x {grid} cells")
+        raise LearnpropError(f"maps {tuple(maps.shape)} cannot be cut into {grid} x {grid} cells")
     if cells.shape != maps.shape[:1] or cells.dtype != torch.int64:
-        raise MapError(f"cells must be int64 of shape ({len(maps)},), got {cells.dtype} of {tuple(cells.shape)}")
+        raise LearnpropError(f"cells must be int64 of shape ({len(maps)},), got {cells.dtype} of {tuple(cells.shape)}")
     if not ((cells >= 0) & (cells < grid**2)).all():
-        raise MapError(f"cells must be 0 to {grid**2 - 1}, got {cells.tolist()}")
+        raise LearnpropError(f"cells must be 0 to {grid**2 - 1}, got {cells.tolist()}")
     every = torch.arange(grid**2, device=maps.device).reshape(grid, grid)
     every = every.repeat_interleave(height // grid, 0).repeat_interleave(width // grid, 1)
     own = every == cells.to(maps.device)[:, None, None]
@@ -241,13 +241,13 @@ def grid_pointing(maps: Tensor, cells: Tensor, grid: int = 2) -> Tensor:
 def _flatten(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Maps and masks as ``(B, H * W)``, checked."""
     if maps.shape != masks.shape:
-        raise MapError(f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} differ in shape")
+        raise LearnpropError(f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} differ in shape")
     if maps.dim() not in (3, 4) or (maps.dim() == 4 and maps.shape[1] != 1) or not maps.numel():
-        raise MapError(
+        raise LearnpropError(
             f"maps must be (B, H, W) or (B, 1, H, W) and not empty, got {tuple(maps.shape)}; sum colour channels first"
         )
     if masks.dtype != torch.bool:
-        raise MapError(f"masks must be bool, got {masks.dtype}; compare with a threshold, e.g. masks > 0.5")
+        raise LearnpropError(f"masks must be bool, got {masks.dtype}; compare with a threshold, e.g. masks > 0.5")
     require_order(maps, "map")
     return maps.detach().flatten(1), masks.flatten(1)
 
@@ -255,7 +255,9 @@ def _flatten(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 def _require_pixels(masks: Tensor, name: str) -> None:
     empty = ~masks.any(1)
     if empty.any():
-        raise MapError(f"{name}[{int(empty.nonzero()[0])}] has no pixel; the score is not defined, leave the map out")
+        raise LearnpropError(
+            f"{name}[{int(empty.nonzero()[0])}] has no pixel; the score is not defined, leave the map out"
+        )
 
 
 def _last_of_ties(ranked: Tensor) -> Tensor:

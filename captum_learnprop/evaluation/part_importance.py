@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.checks import require_batch_size, require_order, require_targets
 from captum_learnprop.evaluation.faithfulness import OUTPUTS
 from captum_learnprop.forward import output_of, warn_of_training
-from captum_learnprop.maps import MapError
 from zennit_rules.core.scalars import plain
 
 
@@ -46,7 +46,7 @@ def part_drops(
         internal_batch_size: how many images go through the model together.
 
     Raises:
-        MapError: shapes do not fit or an option is out of range.
+        LearnpropError: shapes do not fit or an option is out of range.
 
     Example:
         >>> images = torch.tensor([[[[3.0, 1.0]]]])
@@ -56,13 +56,15 @@ def part_drops(
         tensor([[3., 0.]])
     """
     if images.dim() != 4 or not images.numel():
-        raise MapError(f"images must be (M, C, H, W) and not empty, got {tuple(images.shape)}")
+        raise LearnpropError(f"images must be (M, C, H, W) and not empty, got {tuple(images.shape)}")
     count = len(images)
     if without.dim() != 5 or (count, *images.shape[1:]) != (len(without), *without.shape[2:]):
-        raise MapError(f"without must be (M, P, C, H, W) for images {tuple(images.shape)}, got {tuple(without.shape)}")
+        raise LearnpropError(
+            f"without must be (M, P, C, H, W) for images {tuple(images.shape)}, got {tuple(without.shape)}"
+        )
     require_targets(targets, count)
     if output not in OUTPUTS:
-        raise MapError(f"unknown output {output!r}; choose one of {', '.join(OUTPUTS)}")
+        raise LearnpropError(f"unknown output {output!r}; choose one of {', '.join(OUTPUTS)}")
     internal_batch_size = plain(internal_batch_size)
     require_batch_size(internal_batch_size)
     warn_of_training(model)
@@ -97,7 +99,7 @@ def part_correlation(maps: Tensor, parts: Tensor, drops: Tensor) -> Tensor:
         drops: ``(M, P)``, from `part_drops`.
 
     Raises:
-        MapError: shapes do not fit, masks are not bool, or a value is not finite.
+        LearnpropError: shapes do not fit, masks are not bool, or a value is not finite.
 
     Example:
         >>> images = torch.tensor([[[[3.0, 1.0]]]])
@@ -108,14 +110,18 @@ def part_correlation(maps: Tensor, parts: Tensor, drops: Tensor) -> Tensor:
         tensor([1.], dtype=torch.float64)
     """
     if parts.dim() != 4 or parts.dtype != torch.bool or parts.shape[1] < 2:
-        raise MapError(
+        raise LearnpropError(
             f"parts must be bool of shape (M, P, H, W), 2 parts at least, got {parts.dtype} of {tuple(parts.shape)}"
         )
     count, number, height, width = parts.shape
     if tuple(maps.shape) not in ((count, height, width), (count, 1, height, width)):
-        raise MapError(f"maps must be {(count, height, width)} for parts {tuple(parts.shape)}, got {tuple(maps.shape)}")
+        raise LearnpropError(
+            f"maps must be {(count, height, width)} for parts {tuple(parts.shape)}, got {tuple(maps.shape)}"
+        )
     if drops.shape != (count, number):
-        raise MapError(f"drops must be {(count, number)} for parts {tuple(parts.shape)}, got {tuple(drops.shape)}")
+        raise LearnpropError(
+            f"drops must be {(count, number)} for parts {tuple(parts.shape)}, got {tuple(drops.shape)}"
+        )
     for name, values in (("map", maps), ("row of drops", drops)):
         require_order(values, name)
     mass = (maps.detach().reshape(count, 1, height, width).double() * parts).sum((2, 3))

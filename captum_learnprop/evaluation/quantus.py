@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_learnprop.maps import MapError, reduce_channels
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.maps import reduce_channels
 
 
 class _Method(Protocol):
@@ -41,7 +42,7 @@ def as_quantus_explain_func(
             is where the inputs go, the model's device without it.
 
     Raises:
-        MapError: inputs and targets do not fit, or the method does not give one attribution of their shape.
+        LearnpropError: inputs and targets do not fit, or the method does not give one attribution of their shape.
 
     Example:
         >>> from captum.attr import Saliency
@@ -58,10 +59,12 @@ def as_quantus_explain_func(
         x = torch.tensor(np.asarray(inputs), dtype=like.dtype, device=device, requires_grad=True)
         y = torch.tensor(np.asarray(targets), dtype=torch.int64, device=device).reshape(-1)
         if len(y) != len(x):
-            raise MapError(f"{len(x)} inputs need {len(x)} targets, got {len(y)}")
+            raise LearnpropError(f"{len(x)} inputs need {len(x)} targets, got {len(y)}")
         attribution = method_factory(model).attribute(x, target=y, **{**kwargs, **options})
         if not isinstance(attribution, Tensor) or attribution.shape != x.shape:
-            raise MapError(f"the method must give one attribution of shape {tuple(x.shape)}, got {attribution!r:.80}")
+            raise LearnpropError(
+                f"the method must give one attribution of shape {tuple(x.shape)}, got {attribution!r:.80}"
+            )
         if sign is not None:
             attribution = reduce_channels(attribution, sign)[:, None]
         return attribution.detach().cpu().numpy().astype(np.asarray(inputs).dtype, copy=False)

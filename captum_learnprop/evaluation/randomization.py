@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.baselines import normal_draws
 from captum_learnprop.evaluation.checks import require_batch_size, require_targets
 from captum_learnprop.evaluation.similarity import SIMILARITIES
 from captum_learnprop.forward import output_of
-from captum_learnprop.maps import MapError
 from captum_learnprop.reinitialization import layers_top_down, randomized
 from captum_learnprop.reparametrized import copied
 from captum_learnprop.tables import html
@@ -110,7 +110,7 @@ def parameter_randomization(
         internal_batch_size: how many inputs are explained together; None for all.
 
     Raises:
-        MapError: an option is out of range, or the attribution does not fit the inputs or is not finite.
+        LearnpropError: an option is out of range, or the attribution does not fit the inputs or is not finite.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
@@ -123,9 +123,9 @@ def parameter_randomization(
         tensor([1., 1.], dtype=torch.float64)
     """
     if order not in ORDERS:
-        raise MapError(f"unknown order {order!r}; choose one of {', '.join(ORDERS)}")
+        raise LearnpropError(f"unknown order {order!r}; choose one of {', '.join(ORDERS)}")
     if noise_samples < 0 or not noise_level >= 0:
-        raise MapError(f"noise_samples={noise_samples} and noise_level={noise_level} must be at least 0")
+        raise LearnpropError(f"noise_samples={noise_samples} and noise_level={noise_level} must be at least 0")
     _require(inputs, targets)
     compare = _Comparison(similarity, absolute)
 
@@ -144,7 +144,7 @@ def parameter_randomization(
         net = randomized(net if cascading else model, [layer], seed=seed, recalibrate=recalibrate)
         scores.append(compare(original, explain(net)))
     if not scores:
-        raise MapError("the model has no parameters that could be randomised")
+        raise LearnpropError("the model has no parameters that could be randomised")
     return ParameterRandomization(tuple(layers), torch.stack(scores))
 
 
@@ -182,8 +182,8 @@ def full_randomization(
         internal_batch_size: how many inputs are explained together; None for all.
 
     Raises:
-        MapError: an option is out of range, there are no seeds, or the attribution does not fit the inputs or is not
-            finite.
+        LearnpropError: an option is out of range, there are no seeds, or the attribution does not fit the inputs or is
+            not finite.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
@@ -199,7 +199,7 @@ def full_randomization(
         net = randomized(model, seed=seed, recalibrate=recalibrate)
         scores.append(compare(original, _explain(attribute, net, inputs, targets, internal_batch_size)).abs())
     if not scores:
-        raise MapError("seeds is empty; give at least one")
+        raise LearnpropError("seeds is empty; give at least one")
     return torch.stack(scores).nanmean(0)
 
 
@@ -237,8 +237,8 @@ def complexity_rise(
         internal_batch_size: how many inputs are explained together; None for all.
 
     Raises:
-        MapError: an option is out of range, there are no seeds, or the attribution does not fit the inputs or is not
-            finite.
+        LearnpropError: an option is out of range, there are no seeds, or the attribution does not fit the inputs or is
+            not finite.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
@@ -256,7 +256,7 @@ def complexity_rise(
         maps = _signed(_explain(attribute, net, inputs, targets, internal_batch_size), absolute)
         rises.append((histogram_entropy(maps, bins) - before) / before)
     if not rises:
-        raise MapError("seeds is empty; give at least one")
+        raise LearnpropError("seeds is empty; give at least one")
     return torch.stack(rises).mean(0)
 
 
@@ -293,8 +293,8 @@ def random_logit(
         internal_batch_size: how many inputs are explained together; None for all.
 
     Raises:
-        MapError: an option is out of range, another class is the target or does not exist, or the attribution does not
-            fit the inputs or is not finite.
+        LearnpropError: an option is out of range, another class is the target or does not exist, or the attribution
+            does not fit the inputs or is not finite.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
@@ -308,7 +308,7 @@ def random_logit(
     if others is None:
         others = _other_classes(model, inputs, targets, seed)
     if others.shape != targets.shape or others.dtype != torch.int64 or (others == targets).any():
-        raise MapError(
+        raise LearnpropError(
             f"others must be int64 {tuple(targets.shape)} and differ from the targets, got {others.tolist()}"
         )
     asked = _explain(attribute, model, inputs, targets, internal_batch_size)
@@ -329,14 +329,14 @@ def histogram_entropy(maps: Tensor, bins: int = BINS) -> Tensor:
         bins: of the histogram.
 
     Raises:
-        MapError: there are no values or no bins.
+        LearnpropError: there are no values or no bins.
 
     Example:
         >>> histogram_entropy(torch.tensor([[0.0, 0.0, 1.0, 1.0]]))  # log 2
         tensor([0.6931], dtype=torch.float64)
     """
     if maps.dim() < 2 or not maps.numel() or bins < 1:
-        raise MapError(f"maps must be (B, ...) and bins at least 1, got {tuple(maps.shape)} and {bins}")
+        raise LearnpropError(f"maps must be (B, ...) and bins at least 1, got {tuple(maps.shape)} and {bins}")
     rows = maps.detach().flatten(1).double().contiguous()
     low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
     edges = low + (high - low) / bins * torch.arange(1, bins, dtype=rows.dtype, device=rows.device)
@@ -351,7 +351,7 @@ class _Comparison:
 
     def __init__(self, similarity: str, absolute: bool) -> None:
         if similarity not in SIMILARITIES:
-            raise MapError(f"unknown similarity {similarity!r}; choose one of {', '.join(SIMILARITIES)}")
+            raise LearnpropError(f"unknown similarity {similarity!r}; choose one of {', '.join(SIMILARITIES)}")
         self.similarity, self.absolute = similarity, absolute
 
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
@@ -380,16 +380,16 @@ def _explain(
     chunks = zip(inputs.detach().split(size), targets.split(size), strict=True)
     maps = torch.cat([attribute(model, *chunk).detach() for chunk in chunks])
     if maps.dim() not in (3, 4) or len(maps) != len(inputs) or maps.shape[-2:] != inputs.shape[-2:]:
-        raise MapError(f"attribute gave {tuple(maps.shape)} for inputs {tuple(inputs.shape)}")
+        raise LearnpropError(f"attribute gave {tuple(maps.shape)} for inputs {tuple(inputs.shape)}")
     bad = ~maps.flatten(1).isfinite().all(1)
     if bad.any():
-        raise MapError(f"attribute gave NaN or infinite values for sample {int(bad.nonzero()[0])}")
+        raise LearnpropError(f"attribute gave NaN or infinite values for sample {int(bad.nonzero()[0])}")
     return maps
 
 
 def _require(inputs: Tensor, targets: Tensor) -> None:
     if inputs.dim() != 4 or not inputs.numel():
-        raise MapError(f"inputs must be (B, C, H, W) and not empty, got {tuple(inputs.shape)}")
+        raise LearnpropError(f"inputs must be (B, C, H, W) and not empty, got {tuple(inputs.shape)}")
     require_targets(targets, len(inputs))
 
 
@@ -407,6 +407,6 @@ def _other_classes(model: nn.Module, inputs: Tensor, targets: Tensor, seed: int)
     with torch.no_grad():
         classes = output_of(copied(model).eval(), (inputs[:1],)).shape[1]
     if classes < 2 or not ((targets >= 0) & (targets < classes)).all():
-        raise MapError(f"targets must be among at least 2 classes, got {targets.tolist()} of {classes}")
+        raise LearnpropError(f"targets must be among at least 2 classes, got {targets.tolist()} of {classes}")
     steps = torch.randint(1, classes, (classes,), generator=torch.Generator().manual_seed(seed)).to(targets.device)
     return (targets + steps[targets]) % classes

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.baselines import normal_draws
 from captum_learnprop.evaluation.checks import require_batch_size, require_maps
 from captum_learnprop.evaluation.faithfulness import (
@@ -21,7 +22,6 @@ from captum_learnprop.evaluation.faithfulness import (
     pixel_ranks,
     target_curve,
 )
-from captum_learnprop.maps import MapError
 from zennit_rules.core.scalars import plain
 
 PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
@@ -81,7 +81,7 @@ def road(
         internal_batch_size: how many changed inputs are imputed and go through the model together.
 
     Raises:
-        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+        LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
 
     Example:
         >>> inputs = torch.arange(9.0).reshape(1, 1, 3, 3)  # a pixel for each class, the last is 8
@@ -122,7 +122,7 @@ def road_curve(
         Rong et al., *A Consistent and Efficient Evaluation Strategy for Attribution Methods*, ICML 2022.
 
     Raises:
-        MapError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
+        LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
 
     Example:
         >>> inputs = torch.arange(9.0).reshape(1, 1, 3, 3)  # a pixel for each class, the last is 8
@@ -135,11 +135,11 @@ def road_curve(
     require_batch_size(internal_batch_size)
     counts = _counts(percentages, inputs[0, 0].numel()).to(inputs.device)
     if order not in ORDERS:
-        raise MapError(f"unknown order {order!r}; choose one of {', '.join(ORDERS)}")
+        raise LearnpropError(f"unknown order {order!r}; choose one of {', '.join(ORDERS)}")
     if output not in QUANTITIES:
-        raise MapError(f"unknown output {output!r}; choose one of {', '.join(QUANTITIES)}")
+        raise LearnpropError(f"unknown output {output!r}; choose one of {', '.join(QUANTITIES)}")
     if not noise >= 0:
-        raise MapError(f"noise is a standard deviation, at least 0, got {noise}")
+        raise LearnpropError(f"noise is a standard deviation, at least 0, got {noise}")
     ranks = pixel_ranks(maps, lowest_first=order == "lerf")
     draws = noise * normal_draws((len(counts), *inputs.shape[1:]), inputs, seed)
 
@@ -165,7 +165,7 @@ def linear_imputation(images: Tensor, removed: Tensor) -> Tensor:
         removed: ``(B, 1, H, W)`` or ``(B, H, W)`` bool; at least one pixel of each image is not removed.
 
     Raises:
-        MapError: shapes do not fit, or nothing is left of an image.
+        LearnpropError: shapes do not fit, or nothing is left of an image.
 
     Example:
         >>> images, removed = torch.arange(9.0).reshape(1, 1, 3, 3), torch.zeros(1, 3, 3, dtype=torch.bool)
@@ -235,7 +235,7 @@ def _outer(first: Tensor, second: Tensor) -> Tensor:
 def _counts(percentages: Sequence[float], pixels: int) -> Tensor:
     shares = torch.as_tensor(list(percentages), dtype=torch.float64)
     if not len(shares) or not ((shares >= 0) & (shares < 100)).all():
-        raise MapError(f"percentages must be one or more numbers in [0, 100), got {list(percentages)}")
+        raise LearnpropError(f"percentages must be one or more numbers in [0, 100), got {list(percentages)}")
     counts = (shares * pixels / 100).round().long()
     return counts.clamp(max=pixels - 1)
 
@@ -243,10 +243,10 @@ def _counts(percentages: Sequence[float], pixels: int) -> Tensor:
 def _require_removed(images: Tensor, removed: Tensor) -> Tensor:
     """The mask as ``(B, 1, H, W)``."""
     if images.dim() != 4 or not images.numel():
-        raise MapError(f"images must be (B, C, H, W) and not empty, got {tuple(images.shape)}")
+        raise LearnpropError(f"images must be (B, C, H, W) and not empty, got {tuple(images.shape)}")
     expected = (len(images), 1, *images.shape[2:])
     if removed.dtype != torch.bool or tuple(removed.shape) not in (expected, expected[:1] + expected[2:]):
-        raise MapError(f"removed must be bool {expected}, got {removed.dtype} {tuple(removed.shape)}")
+        raise LearnpropError(f"removed must be bool {expected}, got {removed.dtype} {tuple(removed.shape)}")
     if (lost := removed.flatten(1).all(1)).any():
-        raise MapError(f"image {int(lost.nonzero()[0])} has no pixel left; nothing can be imputed from")
+        raise LearnpropError(f"image {int(lost.nonzero()[0])} has no pixel left; nothing can be imputed from")
     return removed.reshape(expected)

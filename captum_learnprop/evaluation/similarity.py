@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_learnprop.maps import MapError
+from captum_learnprop.errors import LearnpropError
 
 WINDOW, SIGMA = 11, 1.5
 """Side and standard deviation of the Gaussian window of `ssim`, in pixels."""
@@ -33,7 +33,7 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
         second: of the same shape.
 
     Raises:
-        MapError: shapes differ, or a value is not finite.
+        LearnpropError: shapes differ, or a value is not finite.
 
     Example:
         >>> spearman(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 10.0, 100.0]]))
@@ -53,7 +53,7 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
         second: of the same shape.
 
     Raises:
-        MapError: shapes differ, or a value is not finite.
+        LearnpropError: shapes differ, or a value is not finite.
 
     Example:
         >>> pearson(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[2.0, 4.0, 6.0]]))
@@ -71,7 +71,7 @@ def average_ranks(values: Tensor) -> Tensor:
     Equal values share the mean of their ranks, as in ``scipy.stats.rankdata``.
 
     Raises:
-        MapError: there are no values, or one is not finite.
+        LearnpropError: there are no values, or one is not finite.
 
     Example:
         >>> average_ranks(torch.tensor([[5.0, 1.0, 5.0]]))
@@ -105,14 +105,14 @@ def ssim(first: Tensor, second: Tensor, *, data_range: float | Tensor | None = N
             maps together. Two maps that are constant and equal score 1.
 
     Raises:
-        MapError: shapes differ or are too small, a value is not finite, or the range is not positive.
+        LearnpropError: shapes differ or are too small, a value is not finite, or the range is not positive.
 
     Example:
         >>> ssim(torch.eye(11)[None], torch.eye(11)[None])
         tensor([1.], dtype=torch.float64)
     """
     if first.dim() not in (3, 4) or min(first.shape[-2:]) < WINDOW:
-        raise MapError(f"maps must be (B, H, W) or (B, C, H, W) with H, W >= {WINDOW}, got {tuple(first.shape)}")
+        raise LearnpropError(f"maps must be (B, H, W) or (B, C, H, W) with H, W >= {WINDOW}, got {tuple(first.shape)}")
     rows, columns = _pair(first, second)
     value_range = _value_range(rows, columns, data_range)
     # In units of the range, so that squares of very small values are not lost.
@@ -154,22 +154,22 @@ def _value_range(rows: Tensor, columns: Tensor, given: float | Tensor | None) ->
         return torch.where(found > 0, found, torch.ones_like(found))
     wanted = torch.as_tensor(given, dtype=rows.dtype, device=rows.device)
     if wanted.shape not in ((), (len(rows),)) or not (wanted > 0).all():
-        raise MapError(f"data_range must be a positive number or ({len(rows)},) of them, got {given}")
+        raise LearnpropError(f"data_range must be a positive number or ({len(rows)},) of them, got {given}")
     return wanted.expand(len(rows))
 
 
 def _pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     if first.shape != second.shape:
-        raise MapError(f"maps {tuple(first.shape)} and {tuple(second.shape)} differ in shape")
+        raise LearnpropError(f"maps {tuple(first.shape)} and {tuple(second.shape)} differ in shape")
     return _rows(first), _rows(second)
 
 
 def _rows(values: Tensor) -> Tensor:
     """``(B, N)`` float64, checked."""
     if values.dim() < 2 or not values.numel():
-        raise MapError(f"maps must be (B, ...) and not empty, got {tuple(values.shape)}")
+        raise LearnpropError(f"maps must be (B, ...) and not empty, got {tuple(values.shape)}")
     rows = values.detach().flatten(1).double().contiguous()
     bad = ~rows.isfinite().all(1)
     if bad.any():
-        raise MapError(f"map {int(bad.nonzero()[0])} has NaN or infinite values")
+        raise LearnpropError(f"map {int(bad.nonzero()[0])} has NaN or infinite values")
     return rows

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 
+from captum_learnprop.errors import LearnpropError as LearnpropError
 from captum_learnprop.scenes import reference_nets
-from captum_learnprop.scenes.reference_nets import FORMAT_VERSION, Normalize, VggLike, WeightsError
+from captum_learnprop.scenes.reference_nets import FORMAT_VERSION, Normalize, VggLike
+from zennit_rules._moved import renamed
 
-__all__ = ["FORMAT_VERSION", "WEIGHTS", "DigitsNet", "Normalize", "WeightsError", "load", "weights_metadata"]
+__all__ = ["FORMAT_VERSION", "WEIGHTS", "DigitsNet", "Normalize", "load", "weights_metadata"]
 
 DigitsNet = VggLike
 
@@ -28,7 +30,7 @@ def load(path: str | Path | None = None, *, device: torch.device | str = "cpu") 
 
     Raises:
         FileNotFoundError: no such file.
-        WeightsError: the file is damaged or holds another net.
+        LearnpropError: the file is damaged or holds another net.
     """
     net = reference_nets.load("vgg", "digits", device=device, path=path)
     assert isinstance(net, VggLike)
@@ -38,3 +40,6 @@ def load(path: str | Path | None = None, *, device: torch.device | str = "cpu") 
 def weights_metadata(path: str | Path | None = None) -> dict[str, str]:
     """How the weights were trained: format version, seed, accuracies, schedule."""
     return reference_nets.weights_metadata("vgg", "digits", path)
+
+
+__getattr__ = renamed(__name__, {"WeightsError": "LearnpropError"})

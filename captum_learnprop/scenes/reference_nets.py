@@ -17,6 +17,7 @@ from torchvision.models.vision_transformer import ConvStemConfig, VisionTransfor
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.scenes.scenes import NUM_CLASSES
+from zennit_rules._moved import renamed
 
 FORMAT_VERSION = "2"
 """Version of the weights files: names of the tensors and of the metadata."""
@@ -29,10 +30,6 @@ TASK_OF_FAMILY = {"digits": "digits", "pairs": "digits", "grid": "digits", "patc
 
 WIDTH_OF_TASK = {"digits": 1.0, "patch": 0.5, "parts": 0.5}
 """Factor on the number of channels of the shipped nets."""
-
-
-class WeightsError(LearnpropError):
-    """A weights file that is damaged, of another format, or of another net."""
 
 
 class Normalize(nn.Module):
@@ -260,23 +257,23 @@ def load(
     Raises:
         LearnpropError: there is no such architecture or task.
         FileNotFoundError: there is no such file.
-        WeightsError: the file is damaged or holds another net.
+        LearnpropError: the file is damaged or holds another net.
     """
     tensors, metadata = _read(architecture, task, path)
     name = f"a net {architecture}-{task}"
     if metadata.get("format_version") != FORMAT_VERSION:
-        raise WeightsError(
+        raise LearnpropError(
             f"weights file has format version {metadata.get('format_version')!r}, this version of "
             f"captum-learnprop reads {FORMAT_VERSION!r}; train anew with examples/train_reference_nets.py"
         )
     if (metadata.get("architecture"), metadata.get("task")) != (architecture, task):
         found = f"{metadata.get('architecture')}-{metadata.get('task')}"
-        raise WeightsError(f"weights file does not hold {name} but {found}")
+        raise LearnpropError(f"weights file does not hold {name} but {found}")
     try:
         net = {**ARCHITECTURES, **TRANSFORMERS}[architecture](float(metadata.get("width", "nan")))
         net.load_state_dict(tensors)
     except (RuntimeError, ValueError) as error:
-        raise WeightsError(f"weights file does not hold {name}: {error}") from error
+        raise LearnpropError(f"weights file does not hold {name}: {error}") from error
     return net.to(device).eval()
 
 
@@ -307,4 +304,7 @@ def _read(architecture: str, task: str, path: str | Path | None) -> tuple[dict[s
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
-        raise WeightsError(f"weights file {str(path)!r} cannot be read: {error}") from error
+        raise LearnpropError(f"weights file {str(path)!r} cannot be read: {error}") from error
+
+
+__getattr__ = renamed(__name__, {"WeightsError": "LearnpropError"})

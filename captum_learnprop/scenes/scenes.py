@@ -38,6 +38,7 @@ from captum_learnprop.scenes.drawing import (
 )
 from captum_learnprop.scenes.objects import PATCH_PIXELS, draw_figures, draw_patch
 from captum_learnprop.scenes.thumbnails import thumbnails
+from zennit_rules._moved import renamed
 
 NUM_CLASSES = 10
 
@@ -56,10 +57,6 @@ CELL_DIGIT_PIXELS = (18.0, 26.0)
 
 CELL_FRAGMENTS = 2
 """Pieces of other digits in each cell of a mosaic."""
-
-
-class SceneError(LearnpropError):
-    """A scene family, split or count that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -206,15 +203,15 @@ def make_scenes(
         counterfactuals: also draw each scene without each of its objects or parts.
 
     Raises:
-        SceneError: family, split or count out of range.
+        LearnpropError: family, split or count out of range.
         ImportError: scikit-learn is missing and the family has digits.
     """
     if family not in FAMILIES:
-        raise SceneError(f"unknown scene family {family!r}; choose one of {', '.join(FAMILIES)}")
+        raise LearnpropError(f"unknown scene family {family!r}; choose one of {', '.join(FAMILIES)}")
     if split not in SPLITS:
-        raise SceneError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        raise LearnpropError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     if count < 1:
-        raise SceneError(f"count must be at least 1, got {count}")
+        raise LearnpropError(f"count must be at least 1, got {count}")
     # The split enters the seed: test scenes differ from training scenes in layout and clutter too, not only
     # in digits.
     generator = torch.Generator().manual_seed(3 * seed + list(SPLITS).index(split))
@@ -371,3 +368,6 @@ def _draw_sources(targets: Tensor, classes: Tensor, generator: torch.Generator) 
     starts = sizes.cumsum(0) - sizes
     draw = (torch.rand(len(targets), generator=generator) * sizes[targets]).long()
     return order[starts[targets] + draw.minimum(sizes[targets] - 1)]
+
+
+__getattr__ = renamed(__name__, {"SceneError": "LearnpropError"})

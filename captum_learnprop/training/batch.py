@@ -10,10 +10,7 @@ from torch import Tensor
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.training.draws import Draws
 from captum_learnprop.training.quantities import Quantity
-
-
-class ObjectiveError(LearnpropError):
-    """Terms, weights or batches that no loss can be computed from."""
+from zennit_rules._moved import renamed
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +31,7 @@ class Batch:
         explain_randomized: Gives maps ``(B, *spatial)``, like ``maps``, of a net with re-initialised weights.
 
     Raises:
-        ObjectiveError: Shapes do not fit each other.
+        LearnpropError: Shapes do not fit each other.
     """
 
     inputs: Tensor
@@ -52,25 +49,25 @@ class Batch:
     def __post_init__(self) -> None:
         count, spatial = self.inputs.shape[0], self.inputs.shape[1 if self.table else 2 :]
         if self.inputs.dim() < 2 or self.maps.shape != (count, *spatial):
-            raise ObjectiveError(
+            raise LearnpropError(
                 f"inputs {tuple(self.inputs.shape)} and maps {tuple(self.maps.shape)} must be (B, C, *spatial) and "
                 "(B, *spatial)"
             )
         if self.targets.shape != (count,) or self.outputs.shape[:1] != (count,) or self.outputs.dim() != 2:
-            raise ObjectiveError(
+            raise LearnpropError(
                 f"targets {tuple(self.targets.shape)} and outputs {tuple(self.outputs.shape)} must be (B,) and "
                 f"(B, classes) with B = {count}"
             )
         if len(self.draws) != count:
-            raise ObjectiveError(f"draws are of {len(self.draws)} rows, inputs of {count}")
+            raise LearnpropError(f"draws are of {len(self.draws)} rows, inputs of {count}")
         if (self.regions is None) != (self.drops is None):
-            raise ObjectiveError("regions and drops come together, one of them is None")
+            raise LearnpropError("regions and drops come together, one of them is None")
         if (
             self.regions is not None
             and self.drops is not None
             and (self.regions.shape != (*self.drops.shape, *spatial) or len(self.drops) != count)
         ):
-            raise ObjectiveError(
+            raise LearnpropError(
                 f"regions {tuple(self.regions.shape)} and drops {tuple(self.drops.shape)} must be (B, D, *spatial) and "
                 f"(B, D) with B = {count} and spatial = {tuple(spatial)}"
             )
@@ -87,3 +84,6 @@ class Batch:
     def normal(self, *shape: int) -> Tensor:
         """Returns numbers of `draws`, ``(B, *shape)``, standard normal, in type and on device of the maps."""
         return self.draws.normal(*shape).to(self.maps)
+
+
+__getattr__ = renamed(__name__, {"ObjectiveError": "LearnpropError"})

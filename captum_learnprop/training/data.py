@@ -11,13 +11,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.forward import warn_of_bytes
+from zennit_rules._moved import renamed
 
 Labels = Tensor | None
 """The class indices ``(B,)`` or ``(B, K)``, or None where the data have none."""
-
-
-class DataError(LearnpropError):
-    """Data that rules cannot be trained on."""
 
 
 def read_batches(data: Any, *, batch_size: int = 32, labelled: bool = True) -> Iterator[tuple[Tensor, Labels]]:
@@ -31,13 +28,13 @@ def read_batches(data: Any, *, batch_size: int = 32, labelled: bool = True) -> I
         labelled: Whether labels are read; without them, they may be of any kind.
 
     Raises:
-        DataError: The data are empty or not finite, images differ in size, or items are of another kind.
+        LearnpropError: The data are empty or not finite, images differ in size, or items are of another kind.
     """
     shape: tuple[int, ...] | None = None
     count = 0
     for images, labels in _raw_batches(data, batch_size, labelled):
         if images.ndim < 2 or not images.is_floating_point():
-            raise DataError(
+            raise LearnpropError(
                 f"training images must be floating-point (B, C, *spatial), got {images.dtype} {tuple(images.shape)}; "
                 "tables (B, F)"
             )
@@ -45,16 +42,16 @@ def read_batches(data: Any, *, batch_size: int = 32, labelled: bool = True) -> I
             warn_of_bytes((images,), stacklevel=2)
         shape = tuple(images.shape[1:]) if shape is None else shape
         if tuple(images.shape[1:]) != shape:
-            raise DataError(_differ(count, tuple(images.shape[1:]), shape))
+            raise LearnpropError(_differ(count, tuple(images.shape[1:]), shape))
         finite = images.flatten(1).isfinite().all(1)
         if not finite.all():
             bad = count + int((~finite).nonzero()[0])
-            raise DataError(f"training image {bad} has NaN or infinite values; clean or drop it")
+            raise LearnpropError(f"training image {bad} has NaN or infinite values; clean or drop it")
         count += len(images)
         if len(images):
             yield images, labels
     if not count:
-        raise DataError("no training images: the data are empty")
+        raise LearnpropError("no training images: the data are empty")
 
 
 def repeats_its_order(data: Any) -> bool:
@@ -68,14 +65,14 @@ def _raw_batches(data: Any, batch_size: int, labelled: bool) -> Iterable[tuple[T
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         images, labels = data
         if len(images) != len(labels):
-            raise DataError(f"{len(images)} images and {len(labels)} labels: one label per image is needed")
+            raise LearnpropError(f"{len(images)} images and {len(labels)} labels: one label per image is needed")
         return zip(images.split(batch_size), labels.split(batch_size), strict=True)
     if isinstance(data, DataLoader):
         return _of_loader(data)
     if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         loader: Any = DataLoader(data, batch_size, collate_fn=list)  # in order
         return _of_items(loader, labelled)
-    raise DataError(
+    raise LearnpropError(
         f"training data must be a tensor, a pair of tensors, a Dataset or a DataLoader, got {type(data).__name__}"
     )
 
@@ -89,7 +86,7 @@ def _of_items(loader: Iterable[Sequence[Any]], labelled: bool) -> Iterator[tuple
         for index, (image, _) in enumerate(pairs):
             shape = image.shape if shape is None else shape
             if image.shape != shape:
-                raise DataError(_differ(count + index, tuple(image.shape), tuple(shape)))
+                raise LearnpropError(_differ(count + index, tuple(image.shape), tuple(shape)))
         count += len(pairs)
         labels = [label for _, label in pairs]
         known = labelled and all(label is not None for label in labels)
@@ -99,7 +96,7 @@ def _of_items(loader: Iterable[Sequence[Any]], labelled: bool) -> Iterator[tuple
 def _pair(item: Any, index: int) -> tuple[Tensor, Any]:
     image, label = (item[0], item[1] if len(item) > 1 else None) if isinstance(item, (tuple, list)) else (item, None)
     if not isinstance(image, Tensor):
-        raise DataError(
+        raise LearnpropError(
             f"item {index} of the data set holds a {type(image).__name__} where an image tensor is expected; "
             "give the data set a transform such as torchvision.transforms.ToTensor()"
         )
@@ -110,7 +107,7 @@ def _label_tensor(labels: list[Any]) -> Tensor:
     try:
         return torch.stack([torch.as_tensor(label) for label in labels])
     except (RuntimeError, TypeError, ValueError) as error:
-        raise DataError(f"labels of the data set do not stack to a tensor ({error})") from error
+        raise LearnpropError(f"labels of the data set do not stack to a tensor ({error})") from error
 
 
 def _of_loader(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Labels]]:
@@ -122,7 +119,7 @@ def _of_loader(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Labels]]:
             return
         except RuntimeError as error:
             if "stack expects each tensor to be equal size" in str(error):
-                raise DataError(
+                raise LearnpropError(
                     f"images of the loader differ in size ({error}); resize them, e.g. by a transform"
                 ) from error
             raise
@@ -131,10 +128,13 @@ def _of_loader(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Labels]]:
         elif isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
             yield batch[0], batch[1] if len(batch) > 1 and isinstance(batch[1], Tensor) else None
         else:
-            raise DataError(
+            raise LearnpropError(
                 f"a batch of the loader is a {type(batch).__name__}; images, or images and labels, expected"
             )
 
 
 def _differ(index: int, shape: tuple[int, ...], first: tuple[int, ...]) -> str:
     return f"training images differ in size: image {index} is {shape}, the first {first}; resize them"
+
+
+__getattr__ = renamed(__name__, {"DataError": "LearnpropError"})

@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.forward import output_of
-from captum_learnprop.training.data import DataError, Labels
+from captum_learnprop.training.data import Labels
 from captum_learnprop.training.distributed import Processes
 from captum_learnprop.training.occlusion import generator_of, measure_drops, random_regions
 from captum_learnprop.training.quantities import Quantity
@@ -171,7 +172,7 @@ def collect(
         progress: Called with the number of images done.
 
     Raises:
-        DataError: Labels are missing or out of range, or the folder belongs to other data or cannot be written
+        LearnpropError: Labels are missing or out of range, or the folder belongs to other data or cannot be written
             to.
     """
     store = _Store(model, what, processes, folder)
@@ -221,16 +222,16 @@ class _Store:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise DataError(f"cannot make the folder {folder} for examples: {error}") from error
+                raise LearnpropError(f"cannot make the folder {folder} for examples: {error}") from error
 
     def spill(self) -> None:
         """Goes on in a temporary folder, with what is in memory so far.
 
         Raises:
-            DataError: Several processes need a folder that all of them see; or the disk is full.
+            LearnpropError: Several processes need a folder that all of them see; or the disk is full.
         """
         if self.processes.world > 1:
-            raise DataError(
+            raise LearnpropError(
                 f"{sum(self.sizes)} images with their deletions are more than memory should hold: "
                 "give examples_dir=, a folder that all processes see"
             )
@@ -252,7 +253,7 @@ class _Store:
             self.fills = images.amin(over), images.amax(over)
         digest = _digest((images, labels, *self.fills), {**self.key, "first": first})
         if not self.processes.agree(digest):
-            raise DataError(
+            raise LearnpropError(
                 f"the processes hold different models, or read different images (around image {first}): "
                 "give all of them the same weights and the same data in the same order"
             )
@@ -307,7 +308,7 @@ class _Store:
         drops = self.processes.sum(drops)
         bad = ~drops.isfinite().flatten(1).all(1)
         if bad.any():
-            raise DataError(
+            raise LearnpropError(
                 f"the model's output is NaN or infinite for a deletion of image {first + int(bad.nonzero()[0])}: "
                 "check the weights and the range of the images"
             )
@@ -318,10 +319,10 @@ class _Store:
         parts = images.to(self.device).split(self.what.internal_batch_size)
         outputs = torch.cat([output_of(self.model, (part,)) for part in parts])
         if outputs.ndim != 2:
-            raise DataError(f"the model must return (B, classes), it returned {tuple(outputs.shape)}; wrap it")
+            raise LearnpropError(f"the model must return (B, classes), it returned {tuple(outputs.shape)}; wrap it")
         bad = ~outputs.isfinite().all(1)
         if bad.any():
-            raise DataError(
+            raise LearnpropError(
                 f"the model's output is NaN or infinite for image {first + int(bad.nonzero()[0])}: "
                 "check the weights and the range of the images"
             )
@@ -333,22 +334,22 @@ class _Store:
         classes = self.classes
         if self.what.targets == PREDICTED:
             if count > classes:
-                raise DataError(f"targets_per_image={count}, but the model has {classes} classes")
+                raise LearnpropError(f"targets_per_image={count}, but the model has {classes} classes")
             return outputs.topk(count, 1).indices.cpu()
         if labels is None:
-            raise DataError(
+            raise LearnpropError(
                 "targets='labels', but the data have none; targets='predicted' explains what the model says"
             )
         labels = labels.reshape(len(images), -1)
         if labels.is_floating_point() or labels.shape[1] != count:
-            raise DataError(
+            raise LearnpropError(
                 f"labels must be class indices, {count} per image (targets_per_image), got {labels.dtype} "
                 f"{tuple(labels.shape)}"
             )
         out = (labels < 0) | (labels >= classes)
         if out.any():
             row = int(out.any(1).nonzero()[0])
-            raise DataError(
+            raise LearnpropError(
                 f"label {labels[row].tolist()} of image {first + row} is out of range: the model has {classes} classes"
             )
         return labels.long().cpu()
@@ -368,6 +369,6 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         with replacing(path) as temporary:
             temporary.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, metadata=metadata))
     except OSError as error:
-        raise DataError(
+        raise LearnpropError(
             f"cannot write examples to {path}: {error}; free some space and start again, it goes on"
         ) from error

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.maps import per_axis, smooth
+from zennit_rules._moved import renamed
 
 BLUR = 1 / 8
 """The standard deviation of ``"blur"`` as a share of the sides (see `per_axis`): parts of objects are gone, the light
@@ -21,10 +22,6 @@ stays."""
 
 NOISE = 0.5
 """The largest standard deviation of ``"noise"`` as a share of each channel's range; as in occlusion regression."""
-
-
-class FillError(LearnpropError):
-    """Unknown fills, or inputs that cannot be filled."""
 
 
 @dataclass(frozen=True)
@@ -110,17 +107,17 @@ def fill_names(fills: str | tuple[str, ...] = "random", exclude: tuple[str, ...]
         exclude: Fills that must not be used, for example because an evaluation uses them.
 
     Raises:
-        FillError: A name is unknown, or asked for and excluded, or nothing is left.
+        LearnpropError: A name is unknown, or asked for and excluded, or nothing is left.
     """
     asked = (fills,) if isinstance(fills, str) and fills != "random" else fills
     names = tuple(name for name in FILLS if name not in exclude) if asked == "random" else tuple(asked)
     for name in (*names, *exclude):
         if name not in FILLS:
-            raise FillError(f"unknown fill {name!r}; choose 'random' or from {', '.join(FILLS)}")
+            raise LearnpropError(f"unknown fill {name!r}; choose 'random' or from {', '.join(FILLS)}")
     if clash := [name for name in names if name in exclude]:
-        raise FillError(f"fill {clash[0]!r} is asked for and excluded; take it out of exclude={exclude!r} or fill")
+        raise LearnpropError(f"fill {clash[0]!r} is asked for and excluded; take it out of exclude={exclude!r} or fill")
     if not names:
-        raise FillError(f"no fill is left: fill={fills!r}, exclude={exclude!r}")
+        raise LearnpropError(f"no fill is left: fill={fills!r}, exclude={exclude!r}")
     return names
 
 
@@ -141,12 +138,12 @@ def random_fill(
         normal: Draws ``(B, *shape)`` standard normal for a shape, as `Batch.normal` does.
 
     Raises:
-        FillError: The inputs have no features, or cannot have one of the fills.
+        LearnpropError: The inputs have no features, or cannot have one of the fills.
     """
     if inputs.dim() < 2:
-        raise FillError(f"inputs must be (B, C, *spatial) or (B, F), got {tuple(inputs.shape)}")
+        raise LearnpropError(f"inputs must be (B, C, *spatial) or (B, F), got {tuple(inputs.shape)}")
     if inputs.dim() == 2 and "blur" in names:
-        raise FillError("fill 'blur' needs neighbours, which features of a table (B, F) do not have: exclude it")
+        raise LearnpropError("fill 'blur' needs neighbours, which features of a table (B, F) do not have: exclude it")
     kind = (uniform() * len(names)).long().clamp(max=len(names) - 1)
     channels = inputs.shape[1]
     draw = FillDraw(uniform(channels), uniform(), normal(*inputs.shape[1:]))
@@ -169,3 +166,6 @@ def _range(inputs: Tensor) -> tuple[Tensor, Tensor]:
 def _broadcast(values: Tensor, inputs: Tensor) -> Tensor:
     """Returns ``(B, C or 1)`` as ``(B, C or 1, 1, ...)``."""
     return values.reshape(*values.shape, *[1] * (inputs.dim() - 2))
+
+
+__getattr__ = renamed(__name__, {"FillError": "LearnpropError"})

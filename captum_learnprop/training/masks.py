@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zennit_rules._moved import renamed
 from zennit_rules.core.scalars import plain_fields
 
 from ..errors import LearnpropError
@@ -21,10 +22,6 @@ from .map_similarity import nonzero
 
 Mask = Callable[[Tensor], Tensor]
 """A function ``attribution (B, C, *spatial) -> mask (B, 1, *spatial)`` in [0, 1]; ``(B, F) -> (B, F)``."""
-
-
-class MaskError(LearnpropError):
-    """Options or maps that no mask can be made from."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class MaxMask:
         power: Exponent applied to ``r / max(r)``.
 
     Raises:
-        MaskError: ``reduce`` is unknown, ``sigma`` negative or ``power`` not positive.
+        LearnpropError: ``reduce`` is unknown, ``sigma`` negative or ``power`` not positive.
     """
 
     reduce: str = "max"
@@ -55,9 +52,9 @@ class MaxMask:
     def __post_init__(self) -> None:
         plain_fields(self)
         if self.reduce not in ("max", "sum", "positive"):
-            raise MaskError(f"MaxMask(reduce={self.reduce!r}): choose 'max', 'sum' or 'positive'")
+            raise LearnpropError(f"MaxMask(reduce={self.reduce!r}): choose 'max', 'sum' or 'positive'")
         if not self.sigma >= 0 or not self.power > 0:
-            raise MaskError(f"MaxMask(sigma={self.sigma}, power={self.power}): sigma must be >= 0 and power > 0")
+            raise LearnpropError(f"MaxMask(sigma={self.sigma}, power={self.power}): sigma must be >= 0 and power > 0")
 
     def __call__(self, attribution: Tensor) -> Tensor:
         """Returns the mask ``(B, 1, *spatial)`` of an attribution ``(B, C, *spatial)``, or ``(B, F)`` of ``(B, F)``."""
@@ -94,7 +91,7 @@ class AreaMask:
             none.
 
     Raises:
-        MaskError: An option is out of range.
+        LearnpropError: An option is out of range.
     """
 
     area: float = 0.2
@@ -106,11 +103,11 @@ class AreaMask:
     def __post_init__(self) -> None:
         plain_fields(self)
         if self.reduce not in ("max", "sum", "positive", "signed"):
-            raise MaskError(f"AreaMask(reduce={self.reduce!r}): choose 'max', 'sum', 'positive' or 'signed'")
+            raise LearnpropError(f"AreaMask(reduce={self.reduce!r}): choose 'max', 'sum', 'positive' or 'signed'")
         if not 0 < self.area < 1:
-            raise MaskError(f"AreaMask(area={self.area}): the share that is kept must be in (0, 1)")
+            raise LearnpropError(f"AreaMask(area={self.area}): the share that is kept must be in (0, 1)")
         if not self.sigma >= 0 or not self.temperature > 0:
-            raise MaskError(
+            raise LearnpropError(
                 f"AreaMask(temperature={self.temperature}, sigma={self.sigma}): temperature must be > 0 and sigma >= 0"
             )
 
@@ -122,7 +119,7 @@ class AreaMask:
             area: The share that is kept in place of the mask's own; a number, or one for each sample, ``(B,)``.
 
         Raises:
-            MaskError: The area is outside (0, 1) or of another shape.
+            LearnpropError: The area is outside (0, 1) or of another shape.
         """
         return self._of_strength(_strength(attribution, self.reduce, self.sigma), area)
 
@@ -197,9 +194,9 @@ def _standardised(rows: Tensor) -> Tensor:
 def _areas(area: Tensor | float, rows: Tensor) -> Tensor:
     wanted = torch.as_tensor(area, dtype=rows.dtype, device=rows.device)
     if wanted.dim() and wanted.shape != (len(rows),):
-        raise MaskError(f"area must be a number or ({len(rows)},), one for each sample, got {tuple(wanted.shape)}")
+        raise LearnpropError(f"area must be a number or ({len(rows)},), one for each sample, got {tuple(wanted.shape)}")
     if not ((wanted > 0) & (wanted < 1)).all():
-        raise MaskError(f"area {area} must be in (0, 1)")
+        raise LearnpropError(f"area {area} must be in (0, 1)")
     return wanted.reshape(-1, 1).expand(len(rows), 1)
 
 
@@ -237,3 +234,6 @@ MAX_STEPS = 80
 FLAT = 1e-3
 """The deviation, as a share of the mean absolute value, below which a map fades to constant: rounding is no signal, and
 the slope at a constant map stays finite."""
+
+
+__getattr__ = renamed(__name__, {"MaskError": "LearnpropError"})

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_learnprop.errors import LearnpropError
+from captum_learnprop.errors import LearnpropError as LearnpropError
 from captum_learnprop.forward import output_of
 from captum_learnprop.training.quantities import Quantity
+from zennit_rules._moved import renamed
 
 REGION_SIDES = (1 / 16, 1 / 2)
 """The range of the side of a box, as a share of the image's side, drawn log-uniformly: from a stroke to an object. For
@@ -30,10 +31,6 @@ the features of a table, which have no order, it is the share that is removed.""
 
 MAX_BOXES = 4
 """The most boxes of a region, a union of boxes of one scale: one box alone cannot tell parts from wholes."""
-
-
-class OcclusionError(LearnpropError):
-    """Images, maps or options that deletions cannot be made from."""
 
 
 def generator_of(seed: int, index: int) -> torch.Generator:
@@ -159,3 +156,6 @@ def random_fills(count: int, shape: tuple[int, ...], low: Tensor, high: Tensor, 
 def region_mass(maps: Tensor, regions: Tensor) -> Tensor:
     """Returns the sum of maps ``(B, *spatial)``, or ``(B, F)``, in their regions ``(B, D, *spatial)``: ``(B, D)``."""
     return torch.bmm(regions.flatten(2).to(maps.dtype), maps.flatten(1)[..., None])[..., 0]
+
+
+__getattr__ = renamed(__name__, {"OcclusionError": "LearnpropError"})

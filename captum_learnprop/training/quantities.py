@@ -12,13 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError
+from zennit_rules._moved import renamed
 
 Quantity = Callable[[Tensor, Tensor], Tensor]
 """A function ``(outputs (B, classes), targets (B,)) -> (B,)``."""
-
-
-class QuantityError(LearnpropError):
-    """An unknown quantity, or outputs and targets that have no such quantity."""
 
 
 def logit(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -68,22 +65,22 @@ def quantity(name: str) -> Quantity:
     """Returns the quantity of a name in `QUANTITIES`.
 
     The function takes outputs ``(B, classes)`` and int64 targets ``(B,)`` in ``[0, classes)`` and gives ``(B,)``; it
-    raises a `QuantityError` where they are not.
+    raises a `LearnpropError` where they are not.
 
     Raises:
-        QuantityError: The name is not known.
+        LearnpropError: The name is not known.
     """
     if name in QUANTITIES:
         return QUANTITIES[name]
     which = (
         "say which one, 'softmax' or 'sigmoid'" if name == "probability" else f"choose one of {', '.join(QUANTITIES)}"
     )
-    raise QuantityError(f"unknown quantity {name!r}; {which}")
+    raise LearnpropError(f"unknown quantity {name!r}; {which}")
 
 
 def _several(name: str, outputs: Tensor) -> Tensor:
     if outputs.dim() == 2 and outputs.shape[1] < 2:
-        raise QuantityError(
+        raise LearnpropError(
             f"{name} compares classes, but the outputs are {tuple(outputs.shape)}; use 'sigmoid' or 'logit'"
         )
     return _checked(outputs)
@@ -91,16 +88,16 @@ def _several(name: str, outputs: Tensor) -> Tensor:
 
 def _checked(outputs: Tensor) -> Tensor:
     if outputs.dim() != 2 or not outputs.is_floating_point():
-        raise QuantityError(f"outputs must be real numbers (B, classes), got {outputs.dtype} {tuple(outputs.shape)}")
+        raise LearnpropError(f"outputs must be real numbers (B, classes), got {outputs.dtype} {tuple(outputs.shape)}")
     return outputs
 
 
 def _of_target(outputs: Tensor, targets: Tensor) -> Tensor:
     count, classes = _checked(outputs).shape
     if targets.shape != (count,) or targets.dtype != torch.int64:
-        raise QuantityError(f"targets must be int64 of shape ({count},), got {targets.dtype} {tuple(targets.shape)}")
+        raise LearnpropError(f"targets must be int64 of shape ({count},), got {targets.dtype} {tuple(targets.shape)}")
     if count and not 0 <= (bad := _farthest(targets)) < classes:
-        raise QuantityError(f"target {bad} does not exist: the outputs have {classes} classes, 0 to {classes - 1}")
+        raise LearnpropError(f"target {bad} does not exist: the outputs have {classes} classes, 0 to {classes - 1}")
     return outputs.gather(1, targets[:, None])[:, 0]
 
 
@@ -108,3 +105,6 @@ def _farthest(targets: Tensor) -> int:
     """Returns the lowest target if that is negative, else the highest."""
     low, high = (int(value) for value in targets.aminmax())
     return low if low < 0 else high
+
+
+__getattr__ = renamed(__name__, {"QuantityError": "LearnpropError"})

@@ -16,11 +16,11 @@ class RuleMaps:
     """Explains batches of one model by a rule set that is being trained.
 
     Args:
-        model: in evaluation mode; hooked during a forward pass only.
-        rules: what propagates, shared by all samples.
-        sign: how an attribution becomes a map, see `evaluation.maps.reduce_channels`.
+        model: The model, in evaluation mode; hooked during a forward pass only.
+        rules: The rule set that propagates, shared by all samples.
+        sign: How an attribution becomes a map, one of `captum_learnprop.maps.SIGNS`.
         smoothing: Gaussian smoothing of the map, as a fraction of the sides (see `per_axis`).
-        precision: dtype of autocast, or None.
+        precision: The dtype of autocast, or None.
     """
 
     def __init__(
@@ -41,15 +41,19 @@ class RuleMaps:
         return torch.autocast(like.device.type, dtype=self.precision, enabled=self.precision is not None)
 
     def record(self, inputs: Tensor, *, create_graph: bool) -> RecordedMaps:
-        """Run the model on inputs ``(B, C, *spatial)``."""
+        """Run the model on inputs ``(B, C, *spatial)``; with ``create_graph`` its maps are differentiable in the rules.
+
+        Raises:
+            LearnpropError: If the output does not depend on the inputs in a differentiable way.
+        """
         return RecordedMaps(self, inputs, create_graph)
 
 
 class RecordedMaps:
-    """One forward pass, kept.
+    """A forward pass of a batch that is kept, to explain as many targets as asked for.
 
     Attributes:
-        output: ``(B, classes)``, detached.
+        output: What the model gave, ``(B, classes)``, detached and in single precision at least.
     """
 
     def __init__(self, maps: RuleMaps, inputs: Tensor, create_graph: bool) -> None:

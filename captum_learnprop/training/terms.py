@@ -18,12 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.training.batch import Batch as Batch
-from captum_learnprop.training.batch import ObjectiveError as ObjectiveError
 from captum_learnprop.training.fills import fill_names, random_fill
 from captum_learnprop.training.map_similarity import COMPRESSIONS, SIMILARITIES, compress
 from captum_learnprop.training.masks import AreaMask, MaxMask, total_variation
 from captum_learnprop.training.occlusion import region_mass
+from zennit_rules._moved import renamed
 from zennit_rules.core.scalars import plain, plain_fields
 
 
@@ -67,7 +68,7 @@ class Objective:
         terms: Pairs ``(weight, term)``.
 
     Raises:
-        ObjectiveError: There are no terms, or a weight is negative or not finite.
+        LearnpropError: There are no terms, or a weight is negative or not finite.
     """
 
     terms: tuple[tuple[float, Term], ...]
@@ -75,12 +76,12 @@ class Objective:
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", tuple((plain(weight), term) for weight, term in self.terms))
         if not self.terms:
-            raise ObjectiveError("an objective needs at least one term, e.g. OcclusionRegression()")
+            raise LearnpropError("an objective needs at least one term, e.g. OcclusionRegression()")
         for weight, term in self.terms:
             if not isinstance(term, Term):
-                raise ObjectiveError(f"{term!r} is not a term")
+                raise LearnpropError(f"{term!r} is not a term")
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-                raise ObjectiveError(f"weight {weight!r} of {term!r} must be a finite number, at least 0")
+                raise LearnpropError(f"weight {weight!r} of {term!r} must be a finite number, at least 0")
 
     @classmethod
     def of(cls, source: Term | Objective) -> Objective:
@@ -98,7 +99,7 @@ class Objective:
             terms: Terms by name; `TERMS` by default.
 
         Raises:
-            ObjectiveError: A term or option is unknown.
+            LearnpropError: A term or option is unknown.
         """
         known = TERMS if terms is None else terms
         return cls(tuple(_weighted(entry, known) for entry in config))
@@ -128,7 +129,7 @@ class Objective:
         for name, (weight, term) in zip(self.names, self.terms, strict=True):
             value = term(batch)
             if value.shape != batch.targets.shape:
-                raise ObjectiveError(f"{term!r} gave {tuple(value.shape)}; a term gives one value per row, (B,)")
+                raise LearnpropError(f"{term!r} gave {tuple(value.shape)}; a term gives one value per row, (B,)")
             values[name] = value if weight else value.detach()
         return values
 
@@ -136,11 +137,11 @@ class Objective:
         """Returns the weighted sum of what `values` gave: ``(B,)``.
 
         Raises:
-            ObjectiveError: All weights are 0.
+            LearnpropError: All weights are 0.
         """
         parts = [weight * values[name] for name, (weight, _) in zip(self.names, self.terms, strict=True) if weight]
         if not parts:
-            raise ObjectiveError(f"all weights are 0, nothing is minimised: {self!r}")
+            raise LearnpropError(f"all weights are 0, nothing is minimised: {self!r}")
         return torch.stack(parts).sum(0)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -182,7 +183,7 @@ class OcclusionRegression(Term):
             what matters within it.
 
     Raises:
-        ObjectiveError: The distance is unknown, ``density`` out of range, or a batch has no deletions.
+        LearnpropError: The distance is unknown, ``density`` out of range, or a batch has no deletions.
     """
 
     distance: str = "pearson"
@@ -193,12 +194,12 @@ class OcclusionRegression(Term):
         plain_fields(self)
         _check(self, "distance", ("pearson", "cosine"))
         if not 0 <= self.density <= 1:
-            raise ObjectiveError(f"density must be in [0, 1], got {self.density}")
+            raise LearnpropError(f"density must be in [0, 1], got {self.density}")
 
     def __call__(self, batch: Batch) -> Tensor:
         """Returns the value of each row, ``(B,)`` in [0, 2]."""
         if batch.regions is None or batch.drops is None:
-            raise ObjectiveError("OcclusionRegression needs deletions, the batch has no regions and drops")
+            raise LearnpropError("OcclusionRegression needs deletions, the batch has no regions and drops")
         return self.of_maps(batch.maps, batch.regions, batch.drops)
 
     def of_maps(self, maps: Tensor, regions: Tensor, drops: Tensor) -> Tensor:
@@ -233,8 +234,8 @@ class MaskedTerm(Term):
         exclude: Fills that ``"random"`` leaves out: those of the evaluation.
 
     Raises:
-        ObjectiveError: The area is outside (0, 1), or given to a mask that has none.
-        FillError: A fill is unknown, excluded although asked for, or none is left.
+        LearnpropError: The area is outside (0, 1), or given to a mask that has none.
+        LearnpropError: A fill is unknown, excluded although asked for, or none is left.
     """
 
     mask: AreaMask | MaxMask = field(default_factory=AreaMask)
@@ -248,10 +249,10 @@ class MaskedTerm(Term):
         if self.area is None:
             return
         if not isinstance(self.mask, AreaMask):
-            raise ObjectiveError(f"{self.mask!r} cannot be told its area {self.area}; pass area=None or an AreaMask")
+            raise LearnpropError(f"{self.mask!r} cannot be told its area {self.area}; pass area=None or an AreaMask")
         low, high = self.area if isinstance(self.area, tuple) else (self.area, self.area)
         if not 0 < low <= high < 1:
-            raise ObjectiveError(f"area {self.area} of {type(self).__name__} must be in (0, 1), the lower bound first")
+            raise LearnpropError(f"area {self.area} of {type(self).__name__} must be in (0, 1), the lower bound first")
 
     def _masks(self, batch: Batch) -> Tensor:
         """Returns the masks of the maps, ``(B, *spatial)`` in [0, 1]."""
@@ -320,7 +321,7 @@ class _OfMaxMask(Term):
 
     def __post_init__(self) -> None:
         if not isinstance(self.mask, MaxMask):
-            raise ObjectiveError(f"{type(self).__name__} measures a MaxMask, {self.mask!r} is none")
+            raise LearnpropError(f"{type(self).__name__} measures a MaxMask, {self.mask!r} is none")
 
 
 @dataclass(frozen=True)
@@ -350,7 +351,7 @@ class TotalVariation(_OfMaxMask):
     def __call__(self, batch: Batch) -> Tensor:
         """Returns the value of each row, ``(B,)``, at least 0."""
         if batch.table:
-            raise ObjectiveError("TotalVariation compares neighbours, which features of a table (B, F) have not")
+            raise LearnpropError("TotalVariation compares neighbours, which features of a table (B, F) have not")
         return total_variation(self.mask.of_maps(batch.maps))
 
 
@@ -366,7 +367,7 @@ class ClassContrast(Term):
         similarity: ``"cosine"``, ``"overlap"`` (mass that both share) or ``"pearson"``.
 
     Raises:
-        ObjectiveError: An option is unknown, or the model has one class.
+        LearnpropError: An option is unknown, or the model has one class.
     """
 
     other: str = "random"
@@ -385,7 +386,7 @@ class ClassContrast(Term):
         """Returns a class other than the target for each row, ``(B,)`` int64."""
         classes = batch.outputs.shape[1]
         if classes < 2:
-            raise ObjectiveError(f"ClassContrast needs another class, the outputs are {tuple(batch.outputs.shape)}")
+            raise LearnpropError(f"ClassContrast needs another class, the outputs are {tuple(batch.outputs.shape)}")
         is_target = torch.arange(classes, device=batch.targets.device) == batch.targets[:, None]
         weights = torch.zeros_like(batch.outputs) if self.other == "random" else batch.outputs
         # In float64: a share that is rounded away would never be drawn.
@@ -406,7 +407,7 @@ class RandomizationContrast(Term):
         compression: ``"none"``, ``"sqrt"`` or ``"log"``, as `compress` takes it.
 
     Raises:
-        ObjectiveError: An option is unknown, or a batch has no `Batch.explain_randomized`.
+        LearnpropError: An option is unknown, or a batch has no `Batch.explain_randomized`.
     """
 
     similarity: str = "pearson"
@@ -420,7 +421,7 @@ class RandomizationContrast(Term):
     def __call__(self, batch: Batch) -> Tensor:
         """Returns the value of each row, ``(B,)`` in [0, 1]."""
         if batch.explain_randomized is None:
-            raise ObjectiveError("RandomizationContrast needs a net with random weights: explain_randomized is None")
+            raise LearnpropError("RandomizationContrast needs a net with random weights: explain_randomized is None")
         maps = _fitting("explain_randomized", batch.explain_randomized(), batch)
         first, second = (compress(m.flatten(1), self.compression) for m in (batch.maps, maps))
         return SIMILARITIES[self.similarity](first, second).clamp(min=0)
@@ -443,7 +444,7 @@ MASKS: dict[str, Callable[..., Any]] = {"AreaMask": AreaMask, "MaxMask": MaxMask
 
 def _check(term: Term, option: str, choices: tuple[str, ...]) -> None:
     if (value := getattr(term, option)) not in choices:
-        raise ObjectiveError(f"unknown {option} {value!r} of {type(term).__name__}; choose one of {', '.join(choices)}")
+        raise LearnpropError(f"unknown {option} {value!r} of {type(term).__name__}; choose one of {', '.join(choices)}")
 
 
 def _without_space(mask: AreaMask | MaxMask) -> AreaMask | MaxMask:
@@ -453,7 +454,7 @@ def _without_space(mask: AreaMask | MaxMask) -> AreaMask | MaxMask:
 
 def _fitting(source: str, maps: Tensor, batch: Batch) -> Tensor:
     if maps.shape != batch.maps.shape:
-        raise ObjectiveError(f"{source} gave maps {tuple(maps.shape)}, expected {tuple(batch.maps.shape)}")
+        raise LearnpropError(f"{source} gave maps {tuple(maps.shape)}, expected {tuple(batch.maps.shape)}")
     return maps
 
 
@@ -483,8 +484,11 @@ def _rich(value: Any) -> Any:
 
 def _make(kind: str, name: Any, known: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> Any:
     if name not in known:
-        raise ObjectiveError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+        raise LearnpropError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
     try:
         return known[name](**{option: _rich(value) for option, value in options.items()})
     except TypeError as error:
-        raise ObjectiveError(f"{kind} {name} cannot be made from {dict(options)}: {error}") from error
+        raise LearnpropError(f"{kind} {name} cannot be made from {dict(options)}: {error}") from error
+
+
+__getattr__ = renamed(__name__, {"ObjectiveError": "LearnpropError"})

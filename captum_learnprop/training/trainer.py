@@ -15,7 +15,7 @@ from tqdm import tqdm
 from captum_learnprop.errors import LearnpropError, TrainingWarning
 from captum_learnprop.forward import training_mode
 from captum_learnprop.plugins import get_manager, know_plugins_of
-from captum_learnprop.training.data import DataError, read_batches, repeats_its_order
+from captum_learnprop.training.data import read_batches, repeats_its_order
 from captum_learnprop.training.defaults import FEATURE_OPTIONS, HELD_OUT, TrainingDefaults, training_defaults
 from captum_learnprop.training.distributed import Processes, processes
 from captum_learnprop.training.examples import LABELS, PREDICTED, Collection, Examples, collect
@@ -270,7 +270,9 @@ class RuleTrainer:
     def _read(self, source: Any, name: str, what: Collection, fit_options: FitOptions) -> Examples:
         group, folder = self._processes, fit_options.examples_dir
         if group.world > 1 and not repeats_its_order(source):
-            raise DataError("under torchrun all processes must meet the images in the same order: pass the Dataset")
+            raise LearnpropError(
+                "under torchrun all processes must meet the images in the same order: pass the Dataset"
+            )
         shown = fit_options.show_progress and group.main
         with tqdm(desc=f"measuring {name}", unit="image", disable=not shown) as bar:
             return collect(
@@ -291,7 +293,7 @@ class RuleTrainer:
         other = self._read(validation, "validation", replace(what, seed=what.seed + 1), fit_options)
         shapes = [tuple(part.rows(torch.arange(1))["inputs"].shape[1:]) for part in (examples, other)]
         if shapes[0] != shapes[1]:
-            raise DataError(f"training images are {shapes[0]}, validation images {shapes[1]}; resize them")
+            raise LearnpropError(f"training images are {shapes[0]}, validation images {shapes[1]}; resize them")
         return Part.whole(examples), Part.whole(other)
 
     def _task(self, training: Part, held_out: Part, what: Collection) -> TrainingTask:

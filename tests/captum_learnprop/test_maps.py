@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captum_learnprop.maps import MapError, per_axis, postprocess, smooth
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.maps import per_axis, postprocess, smooth
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_smooth_takes_a_scale_for_each_axis() -> None:
     assert torch.equal(smooth(maps[:, :1], [5.0, 0.0]), maps[:, :1])  # an axis of length 1 stays
     torch.testing.assert_close(smooth(maps[:, None], 2.0)[:, 0], smooth(maps, 2.0))
     for sigma in (-1.0, [1.0], [1.0, -1.0], float("nan")):
-        with pytest.raises(MapError, match="sigma must be at least 0"):
+        with pytest.raises(LearnpropError, match="sigma must be at least 0"):
             smooth(maps, sigma)
 
 

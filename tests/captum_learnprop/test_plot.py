@@ -18,11 +18,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import WriteError
 from captum_learnprop.plot import (
     CostQuality,
     NotebookFigure,
-    PlotError,
     area_curves,
     compare,
     cost_quality,
@@ -132,23 +132,23 @@ def test_a_failing_save_keeps_the_old_file(tmp_path: Path) -> None:
 
 def test_what_cannot_be_drawn_is_refused() -> None:
     image = torch.rand(3, 4, 4)
-    with pytest.raises(PlotError, match=r"\(2, 4, 4\)"):
+    with pytest.raises(LearnpropError, match=r"\(2, 4, 4\)"):
         to_hwc(torch.rand(2, 4, 4))
-    with pytest.raises(PlotError, match="NaN or infinite"):
+    with pytest.raises(LearnpropError, match="NaN or infinite"):
         to_hwc(image * float("nan"))
-    with pytest.raises(PlotError, match="the map has 16 NaN"):
+    with pytest.raises(LearnpropError, match="the map has 16 NaN"):
         normalize_map(torch.full((4, 4), float("nan")))
-    with pytest.raises(PlotError, match="percentile"):
+    with pytest.raises(LearnpropError, match="percentile"):
         normalize_map(image, percentile=0)
-    with pytest.raises(PlotError, match="differ in height"):
+    with pytest.raises(LearnpropError, match="differ in height"):
         overlay(image, torch.rand(5, 4))
-    with pytest.raises(PlotError, match="'m' has 2 maps for 1 images"):
+    with pytest.raises(LearnpropError, match="'m' has 2 maps for 1 images"):
         compare({"m": torch.rand(2, 4, 4)}, image[None])
-    with pytest.raises(PlotError, match="outlines has 2"):
+    with pytest.raises(LearnpropError, match="outlines has 2"):
         compare({"m": torch.rand(1, 4, 4)}, image[None], outlines=torch.rand(2, 4, 4))
-    with pytest.raises(PlotError, match="nothing to draw"):
+    with pytest.raises(LearnpropError, match="nothing to draw"):
         compare({}, image[None])
-    with pytest.raises(PlotError, match="suffix"):
+    with pytest.raises(LearnpropError, match="suffix"):
         save_figure(Figure(), "figure")
 
 
@@ -205,12 +205,12 @@ def test_cost_quality_names_every_point_once_and_in_order() -> None:
 
 def test_cost_quality_refuses_what_has_no_place() -> None:
     point = CostQuality("m", "g", 1.0, 0.5)
-    with pytest.raises(PlotError, match="nothing to draw"):
+    with pytest.raises(LearnpropError, match="nothing to draw"):
         cost_quality({}, cost="ms", quality="AP")
-    with pytest.raises(PlotError, match="every panel needs a point"):
+    with pytest.raises(LearnpropError, match="every panel needs a point"):
         cost_quality({"a": [point], "b": []}, cost="ms", quality="AP")
     for wrong in (CostQuality("m", "g", 0.0, 0.5), CostQuality("m", "g", 1.0, float("nan"))):
-        with pytest.raises(PlotError, match="'m' has cost"):
+        with pytest.raises(LearnpropError, match="'m' has cost"):
             cost_quality({"a": [wrong]}, cost="ms", quality="AP")
     assert cost_quality({"a": [point]}, cost="ms", quality="AP").axes[0].get_ylabel() == "AP"
 
@@ -252,7 +252,7 @@ def test_training_curves_of_short_logs(tmp_path: Path) -> None:
     assert curves([{"step": 1.0}]) == {}
     assert save_figure(training_curves(ROWS[1:2]), tmp_path / "a.png").stat().st_size > 0
     for rows in ([], [{"loss": 1.0}]):
-        with pytest.raises(PlotError, match="nothing to draw: a training log"):
+        with pytest.raises(LearnpropError, match="nothing to draw: a training log"):
             training_curves(rows)
 
 
@@ -286,7 +286,7 @@ def test_a_notebook_without_and_with_the_inline_backend_gets_one_picture(inline:
 
 
 def test_an_unknown_format(tmp_path: Path) -> None:
-    with pytest.raises(PlotError, match=r"unknown format '\.pgn', known: .*; did you mean '\.png'"):
+    with pytest.raises(LearnpropError, match=r"unknown format '\.pgn', known: .*; did you mean '\.png'"):
         save_figure(Figure(), tmp_path / "a.pgn")
     assert list(tmp_path.iterdir()) == []
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..shown import numbers_text, table_html
+from zennit_rules.core.notebook import html_table
+
+from ..shown import numbers_text
 
 
 class NeutralMaskWarning(UserWarning):
@@ -67,4 +69,4 @@ class ExtremalMasks:
             f"Extremal masks of {samples} samples, means over samples; untouched inputs have a reward of "
             f"{float(self.original.double().mean()):.3g}, wholly perturbed ones {float(self.empty.double().mean()):.3g}"
         )
-        return table_html(caption, ("area", "realised", "reward", "steps", "converged", "neutral"), rows)
+        return html_table(caption, ("area", "realised", "reward", "steps", "converged", "neutral"), rows)

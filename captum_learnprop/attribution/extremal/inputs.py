@@ -37,7 +37,7 @@ from .rows import (
 )
 
 SEARCHED_AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
-"""Of the curve that an extremal area is looked for on, before halving."""
+"""Areas of the curve that an extremal area is looked for on, before halving."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,7 +148,7 @@ class ExtremalPerturbation(ShownAsCall, PerturbationAttribution):
             step: Distance of the mask's grid cells, as a fraction of the sides (see `per_axis`); at least one pixel.
             sigma: Width of the mask's kernel, as a fraction of the sides (see `per_axis`).
             internal_batch_size: Rows (sample and area; twice as many inputs for ``"dual"``) that run together.
-            seed: Of ``"noise"`` and ``parts``, and for models that draw random numbers; 0 by default.
+            seed: Where the random numbers of ``"noise"``, ``parts`` and models that draw begin; 0 by default.
             show_progress: Draw a progress bar.
             return_masks: Also return an `ExtremalMasks` with realised areas, rewards and steps.
 
@@ -170,7 +170,7 @@ class ExtremalPerturbation(ShownAsCall, PerturbationAttribution):
         if isinstance(soften, bool) or not isinstance(soften, (int, float)) or not 0 <= soften < 1:
             raise LearnpropError(f"soften is a fraction of the image's side in [0, 1), got {soften!r}")
         wanted = checked_areas(areas, tensors[0])
-        with quiet(self.model, options.seed):
+        with undisturbed(self.model, options.seed):
             areas_of_all = wanted.expand(len(tensors[0]), -1)
             found = rows.masks(areas_of_all, show_progress=show_progress, describe="extremal masks")
         _, several = areas_of(areas)
@@ -211,24 +211,28 @@ class ExtremalPerturbation(ShownAsCall, PerturbationAttribution):
         next smaller one is halved for every sample, each time starting from the smallest mask that suffices.
 
         Args:
-            inputs: see `attribute`; so are the other options.
-            target: see `attribute`.
-            additional_forward_args: see `attribute`.
-            share: of the original reward, above 0.
-            areas: of the curve.
-            halvings: of the gap.
-            reward: see `attribute`.
-            perturbation: see `attribute`.
-            baselines: see `attribute`.
-            n_steps: at most; half as many after each halving.
-            step: see `attribute`.
-            sigma: see `attribute`.
-            internal_batch_size: see `attribute`.
-            seed: see `attribute`.
-            show_progress: see `attribute`.
+            inputs: ``(B, C, *spatial)``, ``(B, F)``, or a tuple of them, as in `attribute`.
+            target: Explained entry of the output, by captum's conventions.
+            additional_forward_args: Further arguments of the model; tensors with B entries go by sample.
+            share: Share of the original reward that must be reached, above 0.
+            areas: Areas of the curve, in (0, 1).
+            halvings: Number of times that the gap is halved.
+            reward: A name or a function, as in `attribute`.
+            perturbation: A name, a function or None, as in `attribute`.
+            baselines: What fading ends at; 0 by default.
+            n_steps: Steps at most; half as many after each halving.
+            step: Distance of the mask's grid cells, as a fraction of the sides.
+            sigma: Width of the mask's kernel, as a fraction of the sides.
+            internal_batch_size: Rows (sample and area) that run together; all by default.
+            seed: Where random numbers begin; 0 by default.
+            show_progress: Draw a progress bar.
+
+        Returns:
+            The areas ``(B,)``, their masks and the curves ``(B, P)``.
 
         Raises:
-            LearnpropError: For options out of range.
+            TargetError: If the target does not fit the output.
+            LearnpropError: For options out of range, inputs that are not finite, and the like.
         """
         share, halvings = plain(share), plain(halvings)
         if not share > 0:
@@ -241,7 +245,7 @@ class ExtremalPerturbation(ShownAsCall, PerturbationAttribution):
         )  # fmt: skip
         tensors, rows = self._rows(inputs, target, additional_forward_args, options)
         ladder = checked_areas(areas, tensors[0]).unique()
-        with quiet(self.model, options.seed):
+        with undisturbed(self.model, options.seed):
             return _narrowed(rows, ladder, share=share, halvings=halvings, show_progress=show_progress)
 
     def attribute_future(self) -> None:
@@ -286,21 +290,28 @@ class ExtremalPerturbation(ShownAsCall, PerturbationAttribution):
         return tensors, rows
 
 
-def quiet(model: Any, seed: int | None) -> AbstractContextManager[None]:
+def undisturbed(model: Any, seed: int | None) -> AbstractContextManager[None]:
     """A context that leaves a model's buffers and torch's random numbers as they were; a mere function may draw."""
     return left_as_found(model, seed=seed, draws=not isinstance(model, nn.Module) or in_training_mode(model))
 
 
 def space_of(inputs: Tensor, step: float, sigma: float, like: Tensor) -> MaskSpace:
-    """Masks of one input."""
+    """The masks that one input ``(B, C, *spatial)`` or ``(B, F)`` may have: smooth ones over space, else free ones.
+
+    Raises:
+        LearnpropError: For fractions ``step`` or ``sigma`` out of range, or more than three dimensions of space.
+    """
     if inputs.dim() < 3:
         return FreeMasks(tuple(inputs.shape[1:]))
     return SmoothMasks(tuple(inputs.shape[2:]), step, sigma, like)
 
 
 def _narrowed(rows: Rows, ladder: Tensor, *, share: float, halvings: int, show_progress: bool) -> ExtremalArea:
-    """The ladder of areas, each from the start: a small mask found from a larger one's misses better ones. Then halves,
-    each from the smallest mask that suffices."""
+    """The extremal area: by a ladder of areas, then by halves.
+
+    Masks of the ladder are searched from the start, since a small mask found from a larger one's misses better ones;
+    halves go on from the smallest mask that suffices.
+    """
     wide = rows.masks(ladder.expand(rows.samples, -1), show_progress=show_progress, describe="extremal areas")
     span = wide.original - wide.empty
     span = torch.where(span == 0, torch.ones_like(span), span)

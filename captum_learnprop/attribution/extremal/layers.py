@@ -16,7 +16,7 @@ from ..checked_inputs import checked_inputs
 from ..rewards import Reward
 from ..shown import ShownAsCall
 from ..suffix import Suffix
-from .inputs import quiet
+from .inputs import undisturbed
 from .mask_spaces import SIGMA, STEP, FreeMasks, MaskSpace, SmoothMasks
 from .options import DEFAULT_STEPS, SearchOptions
 from .rows import Rows, areas_of, checked_areas, mask_type
@@ -57,8 +57,8 @@ class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttri
     `ExtremalPerturbation`.
 
     Args:
-        model: contains ``layer``; returned untouched from every call.
-        layer: called once in a forward pass; returns one tensor ``(B, C, ...)``.
+        model: The model that contains ``layer``; returned untouched from every call.
+        layer: A module that is called once in a forward pass and returns one tensor ``(B, C, ...)``.
 
     Raises:
         LearnpropError: If ``model`` is no module.
@@ -105,16 +105,16 @@ class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttri
             additional_forward_args: Further arguments of the model.
             masks: ``"channels"`` or ``"spatial"``.
             areas: Share of the channels or places in (0, 1), or their number (an int of at least 1); or several.
-            variant: see `ExtremalPerturbation.attribute`.
-            reward: see there.
+            variant: ``"preserve"``, ``"delete"`` or ``"dual"``, as in `ExtremalPerturbation.attribute`.
+            reward: A name or a function, as in `ExtremalPerturbation.attribute`.
             baselines: What a masked activation is; broadcasts to the layer's output.
-            n_steps: see there.
-            step: of spatial masks, see there.
-            sigma: of spatial masks, see there.
-            internal_batch_size: see there.
-            seed: see there.
-            show_progress: see there.
-            return_masks: see there.
+            n_steps: Steps at most; rows whose mask no longer gets better leave earlier.
+            step: Distance of the grid cells of spatial masks, as a fraction of the sides.
+            sigma: Width of the kernel of spatial masks, as a fraction of the sides.
+            internal_batch_size: Rows (sample and area) that run together; all by default.
+            seed: Where the random numbers of models that draw begin; 0 by default.
+            show_progress: Draw a progress bar.
+            return_masks: Also return an `ExtremalMasks` with realised areas, rewards and steps.
 
         Returns:
             Channels: ``(B, C)`` for one area, ``(B, A, C)`` for a sequence. Places: ``(B, 1, *spatial)`` or
@@ -131,7 +131,7 @@ class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttri
             internal_batch_size=internal_batch_size, seed=seed,
         )  # fmt: skip
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
-        with quiet(self.model, options.seed):
+        with undisturbed(self.model, options.seed):
             suffix = Suffix(self.model, self.layer, (*(x.detach() for x in tensors), *additional))
             activation = suffix.activation
             like = activation.new_empty(0, dtype=mask_type(activation))
@@ -162,16 +162,19 @@ class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttri
         """``sum_c m_c a_c``: where the chosen channels are active.
 
         Args:
-            inputs: as for `attribute`.
-            masks: of channels, ``(B, C)`` or ``(B, A, C)``.
-            additional_forward_args: as for `attribute`.
+            inputs: ``(B, ...)`` tensor or tuple of them.
+            masks: Masks of channels, ``(B, C)`` or ``(B, A, C)``.
+            additional_forward_args: Further arguments of the model.
 
         Returns:
             ``(B, 1, *spatial)`` or ``(B, A, *spatial)``, in the layer's resolution; `LayerAttribution.interpolate`
             brings it to that of the input.
+
+        Raises:
+            LearnpropError: For masks of another shape, or a layer that is not called once.
         """
         tensors, additional = checked_inputs(self.model, inputs, additional_forward_args)
-        with quiet(self.model, None):
+        with undisturbed(self.model, None):
             activation = Suffix(self.model, self.layer, (*(x.detach() for x in tensors), *additional)).activation
         chosen = masks[:, None] if masks.dim() == 2 else masks
         if chosen.dim() != 3 or chosen.shape[::2] != activation.shape[:2]:
@@ -183,9 +186,12 @@ class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttri
         """Mean mask of channels over the samples of a class.
 
         Args:
-            batches: of inputs, as `attribute` takes them.
-            target: of all samples.
-            options: of `attribute`.
+            batches: Batches of inputs, as `attribute` takes them.
+            target: Explained entry of the output, for all samples.
+            options: Options of `attribute`.
+
+        Returns:
+            The mean ``(A, C)`` and the number of samples.
 
         Raises:
             LearnpropError: Without a batch.

@@ -16,7 +16,7 @@ from torch import Tensor
 from .random_streams import RandomStreams
 
 CELLS = 4
-"""Per side of the grid that parts are drawn on; a shorter side has as many as pixels."""
+"""Cells per side of the grid that parts are drawn on; a shorter side has as many as pixels."""
 
 _MODES = ("linear", "bilinear", "trilinear")
 
@@ -30,9 +30,9 @@ class Parts:
     mean of few draws is then nearer to that of many.
 
     Args:
-        shapes: of the masks of each input; one to three dimensions of space, or features.
-        spatial: whether each of them has space.
-        seed: of the draws.
+        shapes: Shapes of the masks of each input; one to three dimensions of space, or features.
+        spatial: Whether each of them has space.
+        seed: The seed of the draws.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], spatial: Sequence[bool], seed: int = 0) -> None:
@@ -48,10 +48,10 @@ class Parts:
         """A pair of fields for each input, ``(R, *shape)`` each, or ``(1, *shape)`` for a single stream.
 
         Args:
-            like: gives type and device.
-            streams: of the rows, ``(R,)``; one for all by default.
-            draw: number of this draw among those that are averaged; its share lies in ``[draw, draw + 1] / draws``.
-            draws: that are averaged.
+            like: A tensor of the type and on the device of the fields.
+            streams: The streams of the rows, ``(R,)``; one for all by default.
+            draw: Number of this draw among those that are averaged; its share lies in ``[draw, draw + 1] / draws``.
+            draws: Number of draws that are averaged.
         """
 
         def fields(generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -43,17 +43,17 @@ Rewards = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 
 
 @dataclass
-class Found:
+class FoundRows:
     """What a search found, by row.
 
     Attributes:
-        masks: ``(R, *shape)`` of each input, in [0, 1].
-        parameters: what they were made from.
-        rewards: of the masks, ``(R,)``.
-        areas: share of each input's mask above one half, ``(R, inputs)``.
-        steps: taken, ``(R,)``.
-        converged: whether the energy stopped rising, ``(R,)`` bool; of drawn rewards, whether all steps were taken.
-        neutral: rows whose reward does not depend on the mask: theirs is the wanted area everywhere, ``(R,)`` bool.
+        masks: One tensor for each input, ``(R, *shape)``, in [0, 1].
+        parameters: What they were made from, ``(R, *cells)`` each.
+        rewards: Rewards of the masks, ``(R,)``.
+        areas: Share of each input's mask above one half, ``(R, inputs)``.
+        steps: Number of steps that were taken, ``(R,)``.
+        converged: Whether the energy stopped rising, ``(R,)`` bool; of drawn rewards, whether all steps were taken.
+        neutral: Rows whose reward does not depend on the mask: theirs is the wanted area everywhere, ``(R,)`` bool.
     """
 
     masks: tuple[Tensor, ...]
@@ -95,8 +95,8 @@ def _levelled(masks: Tensor, ones: Tensor) -> Tensor:
 
 
 @dataclass
-class _State:
-    """Rows at work."""
+class _SearchState:
+    """The rows that are still searched for: their parameters, and what was seen of their rewards."""
 
     rows: Tensor
     parameters: list[Tensor]
@@ -162,25 +162,25 @@ def search(
     start: Sequence[Tensor] | None = None,
     progress: tqdm | None = None,
     drawn: bool = False,
-) -> Found:
+) -> FoundRows:
     """Masks of the wanted areas under which the reward is highest.
 
     Args:
-        reward: differentiable in the masks.
-        spaces: of each input's mask.
-        areas: ``(R,)``, share of every input's mask that is 1.
-        like: gives type and device of masks.
-        n_steps: at most.
-        start: parameters to start from; ones by default.
-        progress: gets a tick for each step of a row.
-        drawn: whether rewards are drawn, so that all steps are taken and masks are made from mean parameters.
+        reward: A function that is differentiable in the masks.
+        spaces: The space of each input's mask.
+        areas: Share of every input's mask that is 1, ``(R,)``.
+        like: A tensor of the type and on the device of masks.
+        n_steps: Steps at most.
+        start: Parameters to start from, one tensor for each input; ones by default.
+        progress: A bar that gets a tick for each step of a row.
+        drawn: Whether rewards are drawn, so that all steps are taken and masks are made from mean parameters.
     """
     count = len(areas)
     everything = torch.arange(count, device=like.device)
     found = [like.new_empty(count, *space.cells) for space in spaces]
     steps = torch.zeros(count, dtype=torch.long, device=like.device)
     converged, neutral = steps.bool(), steps.bool()
-    state = _first(reward, spaces, everything, like, start)
+    state = _initial_state(reward, spaces, everything, like, start)
     first, share = (FIRST_LAMBDA, RAMP) if start is None else (WARM_LAMBDA, WARM_RAMP)
     ramp = max(1, round(share * n_steps))
     for step in range(n_steps):
@@ -193,12 +193,12 @@ def search(
         if step == PATIENCE:
             done = done | state.flat
         if done.any():
-            _file(found, converged, neutral, state, done, ended=True)
+            _store(found, converged, neutral, state, done, ended=True)
             state.keep(~done)
             if not len(state.rows):
                 break
     if len(state.rows):
-        _file(found, converged, neutral, state, torch.ones_like(state.rows, dtype=torch.bool), ended=drawn)
+        _store(found, converged, neutral, state, torch.ones_like(state.rows, dtype=torch.bool), ended=drawn)
     with torch.no_grad():
         masks = [
             _levelled(space.masks(values), ones_of(areas, space)) for space, values in zip(spaces, found, strict=True)
@@ -207,19 +207,19 @@ def search(
             values[neutral] = areas[neutral].to(values).reshape(-1, *[1] * (values.dim() - 1))
         rewards = reward(tuple(masks), everything).detach()
         hard = torch.stack([(each > 0.5).flatten(1).double().mean(1) for each in masks], 1)
-    return Found(tuple(masks), tuple(found), rewards, hard, steps, converged, neutral)
+    return FoundRows(tuple(masks), tuple(found), rewards, hard, steps, converged, neutral)
 
 
-def _first(
+def _initial_state(
     reward: Rewards, spaces: Sequence[MaskSpace], rows: Tensor, like: Tensor, start: Sequence[Tensor] | None
-) -> _State:
+) -> _SearchState:
     count = len(rows)
     if start is None:
         start = [like.new_ones(count, *space.cells) for space in spaces]
     with torch.no_grad():
         ends = [reward(tuple(like.new_full((count, *s.shape), v) for s in spaces), rows) for v in (0.0, 1.0)]
     nothing, whole = (end.detach().to(like.dtype) for end in ends)
-    return _State(
+    return _SearchState(
         rows=rows,
         parameters=[each.detach().clone() for each in start],
         speed=[torch.zeros_like(each) for each in start],
@@ -237,7 +237,7 @@ def _step(
     reward: Rewards,
     spaces: Sequence[MaskSpace],
     areas: Tensor,
-    state: _State,
+    state: _SearchState,
     weight: float,
     *,
     settled: bool,
@@ -272,8 +272,8 @@ def _step(
             values.requires_grad_(False).add_(speed, alpha=-RATE).clamp_(0.0, 1.0)
 
 
-def _file(
-    found: list[Tensor], converged: Tensor, neutral: Tensor, state: _State, which: Tensor, *, ended: bool
+def _store(
+    found: list[Tensor], converged: Tensor, neutral: Tensor, state: _SearchState, which: Tensor, *, ended: bool
 ) -> None:
     rows = state.rows[which]
     for place, values in zip(found, state.best, strict=True):

@@ -20,9 +20,9 @@ class MaskSpace(ABC):
     """Masks in [0, 1] of one shape, by parameters in [0, 1].
 
     Attributes:
-        shape: of a mask.
-        cells: of its parameters.
-        share: mask values per parameter: what a derivative to one is larger by than that to a mask value.
+        shape: Shape of a mask.
+        cells: Shape of its parameters.
+        share: Mask values per parameter: what a derivative to one is larger by than that to a mask value.
     """
 
     shape: tuple[int, ...]
@@ -31,7 +31,7 @@ class MaskSpace(ABC):
 
     @abstractmethod
     def masks(self, parameters: Tensor) -> Tensor:
-        """``(K, *shape)`` from ``(K, *cells)``."""
+        """Masks ``(K, *shape)`` in [0, 1] from parameters ``(K, *cells)`` in [0, 1]."""
 
 
 class FreeMasks(MaskSpace):
@@ -53,10 +53,10 @@ class SmoothMasks(MaskSpace):
     of a grid of ones, so that it is exactly 1.
 
     Args:
-        shape: pixels.
-        step: distance of cells as a fraction of the sides (see `per_axis`); at least one pixel.
-        sigma: width of the kernel as a fraction of the sides (see `per_axis`).
-        like: gives type and device of the parameters.
+        shape: Number of pixels, by dimension.
+        step: Distance of cells as a fraction of the sides (see `per_axis`); at least one pixel.
+        sigma: Width of the kernel as a fraction of the sides (see `per_axis`).
+        like: A tensor of the type and on the device of the parameters.
 
     Raises:
         LearnpropError: For fractions out of range, or other than one to three dimensions.
@@ -79,7 +79,7 @@ class SmoothMasks(MaskSpace):
         self._full = max_convolution(ones, self.window).reshape(1, -1, *[1] * len(shape))
 
     def masks(self, parameters: Tensor) -> Tensor:
-        """``(K, *shape)``. A value above 1, where a cell stands alone, is 1 with the derivative it had."""
+        """Smooth masks ``(K, *shape)``. A value above 1, where a cell stands alone, is 1 with the derivative it had."""
         tiles = max_convolution(parameters, self.window) / self._full
         masks = pixels_of_tiles(_at_most_one(tiles), self.window.step)
         for dim, n in enumerate(self.shape):
@@ -88,7 +88,7 @@ class SmoothMasks(MaskSpace):
 
 
 class _AtMostOne(torch.autograd.Function):
-    """The derivative of what is cut off is kept: the area must be able to pull it down."""
+    """Cuts values off at 1, and keeps the derivative there: the area must be able to pull them down."""
 
     @staticmethod
     def forward(ctx: object, values: Tensor) -> Tensor:

@@ -35,12 +35,12 @@ class Window:
     """Weights of the cells around each pixel of a tile.
 
     Attributes:
-        step: pixels between cells, by dimension.
-        reach: cells of the window to each side, by dimension.
-        offsets: ``(taps, dims)``, cells relative to the tile's own.
-        weights: ``(taps, prod(step))``, by pixel of the tile in row-major order; no tap has zeros alone.
-        active: for each tap the pixels of the tile, first and last + 1, outside of which its weights are zeros.
-        idle: ``(prod(step), 1)``, how many cells of the window are not active there: each counts ``e^0`` to the sum.
+        step: Number of pixels between cells, by dimension.
+        reach: Number of cells of the window to each side, by dimension.
+        offsets: Cells relative to the tile's own, ``(taps, dims)``.
+        weights: Weights by pixel of the tile in row-major order, ``(taps, prod(step))``; no tap has zeros alone.
+        active: The pixels of the tile for each tap, first and last + 1, outside of which its weights are zeros.
+        idle: Number of cells of the window that are not active, ``(prod(step), 1)``: each counts ``e^0`` to the sum.
     """
 
     step: tuple[int, ...]
@@ -51,12 +51,12 @@ class Window:
     idle: Tensor
 
     def like(self, values: Tensor) -> Window:
-        """With weights of the type and device of a tensor."""
+        """Returns the window with weights of the type and on the device of a tensor."""
         return replace(self, weights=self.weights.to(values), idle=self.idle.to(values))
 
 
 def kernel(distance: Tensor, sigma: float) -> Tensor:
-    """Weight of a cell at a distance in pixels."""
+    """Weight in [0, 1] of a cell at a distance in pixels, for a kernel ``sigma`` pixels wide."""
     share = ((distance / sigma - FLAT) / (END - FLAT)).clamp(0.0, 1.0)
     return 0.5 * (1.0 + torch.cos(math.pi * share))
 
@@ -104,7 +104,7 @@ def max_convolution(cells: Tensor, tiles: Window) -> Tensor:
 
 
 def pixels_of_tiles(masks: Tensor, step: tuple[int, ...]) -> Tensor:
-    """``(K, prod(step), *tiles)`` as ``(K, *(tiles * step))``."""
+    """Masks ``(K, prod(step), *tiles)``, pixels of a tile first, put together as ``(K, *(tiles * step))``."""
     dims = masks.dim() - 2
     split = masks.reshape(len(masks), *step, *masks.shape[2:])
     order = [0, *itertools.chain.from_iterable((1 + dims + d, 1 + d) for d in range(dims))]

@@ -18,15 +18,17 @@ STRONGEST = 0.5
 """Largest standard deviation of `Noise`, as a share of a channel's range."""
 
 LEVELS = 8
+"""Number of blurs, the untouched input included."""
+
 BLUR_SIGMA = 20 / 224
-"""Of the strongest blur, as a fraction of the sides (see `per_axis`)."""
+"""Standard deviation of the strongest blur, as a fraction of the sides (see `per_axis`)."""
 
 
 class Perturbation(ABC):
     """One input ``(B, C, *spatial)`` or ``(B, F)`` with what takes its place.
 
     Attributes:
-        draws: whether what takes the place is drawn anew at every call.
+        draws: Whether what takes the place is drawn anew at every call.
     """
 
     draws = False
@@ -36,12 +38,21 @@ class Perturbation(ABC):
 
     @abstractmethod
     def __call__(self, masks: Tensor, rows: Tensor, streams: Tensor | None = None) -> Tensor:
-        """Inputs ``(R, ...)`` of the samples ``rows (R,)`` under masks ``(R, *spatial)`` or ``(R, F)``. What is drawn
-        comes from ``streams (R,)`` of random numbers, one for all by default."""
+        """Inputs ``(R, ...)`` of some samples under masks.
+
+        Args:
+            masks: ``(R, *spatial)`` or ``(R, F)``, in [0, 1].
+            rows: The sample of each row, ``(R,)``.
+            streams: The stream of random numbers of each row, ``(R,)``; one for all by default.
+        """
 
     def change(self, masks: Tensor, rows: Tensor) -> Tensor:
-        """What a perturbation everywhere takes from the samples ``rows (R,)``, in the shape of an input. Masks ``(R,
-        *spatial)`` or ``(R, F)`` give shape and type."""
+        """What a perturbation everywhere takes from some samples, ``(R, ...)`` in the shape of an input.
+
+        Args:
+            masks: They give shape and type only, ``(R, *spatial)`` or ``(R, F)``.
+            rows: The sample of each row, ``(R,)``.
+        """
         return self(torch.ones_like(masks), rows) - self(torch.zeros_like(masks), rows)
 
 
@@ -50,7 +61,10 @@ class Fade(Perturbation):
 
     Args:
         inputs: ``(B, ...)``.
-        baseline: number or tensor that broadcasts to the inputs.
+        baseline: A number, or a tensor that broadcasts to the inputs.
+
+    Raises:
+        LearnpropError: For a baseline that does not.
     """
 
     def __init__(self, inputs: Tensor, baseline: float | Tensor = 0.0) -> None:
@@ -64,7 +78,7 @@ class Fade(Perturbation):
             ) from error
 
     def __call__(self, masks: Tensor, rows: Tensor, streams: Tensor | None = None) -> Tensor:
-        """See `Perturbation.__call__`."""
+        """Inputs mixed with the baseline, ``(R, ...)``: the mask is the weight of the input."""
         if self.inputs.dim() > 2:
             masks = masks[:, None]
         return torch.lerp(self.baseline[rows], self.inputs[rows], masks.to(self.inputs.dtype))
@@ -92,7 +106,7 @@ class Blur(Perturbation):
         self.table = torch.stack(levels, 1).flatten(3).transpose(2, 3).reshape(-1, inputs.shape[1])
 
     def __call__(self, masks: Tensor, rows: Tensor, streams: Tensor | None = None) -> Tensor:
-        """See `Perturbation.__call__`."""
+        """Inputs ``(R, ...)`` as blurred as the mask says, between the two nearest levels."""
         blurred: Tensor = _Blurred.apply(masks.flatten(1), self.table, rows)
         return blurred.reshape(len(masks), *self.shape).to(self.dtype)
 
@@ -124,14 +138,14 @@ def _levels(masks: Tensor, table: Tensor, rows: Tensor) -> tuple[Tensor, Tensor,
 
 
 class Noise(Perturbation):
-    """Where the mask is 0 stands a random colour with noise, drawn anew at every call, in the range of each channel.
+    """A random colour with noise stands where the mask is 0, drawn anew at every call, in the range of each channel.
 
     No fixed surrounding can be used by the mask to make evidence of its own shape: what it keeps must work in any. All
     samples of a stream see the same numbers, so that none depends on the others.
 
     Args:
         inputs: ``(B, C, *spatial)`` or ``(B, F)``.
-        seed: of the draws.
+        seed: The seed of the draws.
     """
 
     draws = True
@@ -145,11 +159,11 @@ class Noise(Perturbation):
         self.low, self.width = low, high - low
 
     def restart(self) -> None:
-        """See `Perturbation.restart`."""
+        """Begin to draw the same colours and noise again."""
         self._streams.restart()
 
     def __call__(self, masks: Tensor, rows: Tensor, streams: Tensor | None = None) -> Tensor:
-        """See `Perturbation.__call__`. All rows of a stream get the same numbers."""
+        """Inputs under masks, beside colours and noise that all rows of a stream share."""
         (fill,) = self._streams.draw(lambda generator: (self._fill(generator).to(self.inputs),), streams)
         if self.inputs.dim() > 2:
             masks = masks[:, None]
@@ -163,22 +177,28 @@ class Noise(Perturbation):
         return (colour + strength * torch.randn(shape, generator=generator)).clamp(0.0, 1.0)
 
     def change(self, masks: Tensor, rows: Tensor) -> Tensor:
-        """See `Perturbation.change`. What is random has no fixed value: it counts from the median of each channel,
-        which in an image is mostly the background's."""
+        """What the input is more than the median of each channel, ``(R, ...)``.
+
+        Noise has no fixed value to count from, and in an image the median is mostly the background's.
+        """
         inputs = self.inputs[rows]
         flat = inputs.flatten(2) if inputs.dim() > 2 else inputs
         median = flat.median(-1, keepdim=True).values
         return inputs - (median.reshape(*median.shape, *[1] * (inputs.dim() - 3)) if inputs.dim() > 2 else median)
 
 
-class Own(Perturbation):
-    """A perturbation of the user's: ``(inputs (R, ...), masks (R, 1, *spatial) or (R, F)) -> (R, ...)``."""
+class UserPerturbation(Perturbation):
+    """A perturbation of the user's own: ``(inputs (R, ...), masks (R, 1, *spatial) or (R, F)) -> (R, ...)``."""
 
     def __init__(self, inputs: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.inputs, self.function = inputs, function
 
     def __call__(self, masks: Tensor, rows: Tensor, streams: Tensor | None = None) -> Tensor:
-        """See `Perturbation.__call__`."""
+        """What the function makes of inputs and masks, ``(R, ...)``.
+
+        Raises:
+            LearnpropError: If that has another shape than the inputs.
+        """
         inputs = self.inputs[rows]
         changed = self.function(inputs, masks[:, None] if inputs.dim() > 2 else masks)
         if not isinstance(changed, Tensor) or changed.shape != inputs.shape:
@@ -194,8 +214,8 @@ def perturbation_of(kind: Any, inputs: Tensor, baseline: Any, seed: int = 0) -> 
         kind: ``"blur"``, ``"fade"``, ``"noise"``, a function, or None: fade where a baseline is given or there is no
             space, else blur.
         inputs: ``(B, C, *spatial)`` or ``(B, F)``.
-        baseline: what fading ends at; None for 0.
-        seed: of ``"noise"``.
+        baseline: What fading ends at; None for 0.
+        seed: The seed of ``"noise"``.
 
     Raises:
         LearnpropError: For an unknown kind, a blur without space, or a baseline that is not faded to.
@@ -216,4 +236,4 @@ def perturbation_of(kind: Any, inputs: Tensor, baseline: Any, seed: int = 0) -> 
         raise LearnpropError(
             f"unknown perturbation {kind!r}; choose 'blur', 'fade', 'noise' or a function (inputs, masks)"
         )
-    return Own(inputs, kind)
+    return UserPerturbation(inputs, kind)

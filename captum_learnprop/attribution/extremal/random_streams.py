@@ -1,4 +1,4 @@
-"""RandomStreams of random numbers: rows that share a stream see the same numbers, whichever other rows are there."""
+"""Streams of random numbers: rows that share a stream see the same numbers, whichever other rows are there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class RandomStreams:
     """Random numbers for rows, drawn on the CPU.
 
     Args:
-        seed: of stream 0. The others follow far away, so that streams of neighbouring seeds differ.
+        seed: The seed of stream 0. The others follow far away, so that streams of neighbouring seeds differ.
     """
 
     APART = 1_000_003
@@ -31,8 +31,8 @@ class RandomStreams:
         """What a function draws, once for each stream.
 
         Args:
-            function: from a generator to tensors ``shape`` of its own.
-            streams: of the rows, ``(R,)`` integers; stream 0 for all where it is None.
+            function: Draws tensors of one ``shape`` each from a generator.
+            streams: The streams of the rows, ``(R,)`` integers; stream 0 for all where it is None.
 
         Returns:
             ``(R, *shape)`` for each tensor; ``(1, *shape)`` where all rows have one stream.

@@ -19,7 +19,7 @@ from ..rewards import Reward, rows_of_target
 from .found_masks import ExtremalMasks as ExtremalMasks
 from .found_masks import NeutralMaskWarning as NeutralMaskWarning
 from .mask_parts import Parts
-from .mask_search import Found, search
+from .mask_search import FoundRows, search
 from .mask_spaces import MaskSpace
 from .options import SearchOptions
 from .perturbations import Perturbation
@@ -63,27 +63,35 @@ class Rows:
     parts: Parts | None = None
     weak: Tensor | None = None
 
-    def of(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor, draw: int | None = None) -> Tensor:
-        """Reward of the variant ``(R,)``: of whole masks, or of the parts that are drawn for a draw of a step. A row
-        draws from the stream of random numbers ``streams (R,)``."""
+    def variant_rewards(
+        self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor, draw: int | None = None
+    ) -> Tensor:
+        """Reward of the variant ``(R,)``: of whole masks, or of the parts that are drawn for a draw of a step.
+
+        Args:
+            masks: One for each input, ``(R, *shape)``.
+            samples: The sample of each row, ``(R,)``.
+            streams: The stream of random numbers that each row draws from, ``(R,)``.
+            draw: Number of the draw among those of a step; None for whole masks.
+        """
         kept = gone = masks
         if draw is not None and self.parts is not None:
             pair = self.parts(masks[0], streams, draw, self.options.draws)
             kept, gone = (tuple(m * field for m, field in zip(masks, fields, strict=True)) for fields in pair)
         if self.options.variant == "preserve":
-            return self._plain(kept, samples, streams)
+            return self._masked_rewards(kept, samples, streams)
         if self.options.variant == "delete":
-            return -self._plain(tuple(1 - mask for mask in gone), samples, streams)
+            return -self._masked_rewards(tuple(1 - mask for mask in gone), samples, streams)
         both = tuple(torch.cat([one, 1 - other]) for one, other in zip(kept, gone, strict=True))
-        preserved, deleted = self._plain(both, samples.repeat(2), streams.repeat(2)).chunk(2)
+        preserved, deleted = self._masked_rewards(both, samples.repeat(2), streams.repeat(2)).chunk(2)
         return preserved - deleted
 
-    def _of_step(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
-        """What a step goes by: the mean of its draws."""
-        drawn = [self.of(masks, samples, streams, draw) for draw in range(self.options.draws)]
+    def _step_rewards(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
+        """Rewards that a step goes by, ``(R,)``: the mean of its draws."""
+        drawn = [self.variant_rewards(masks, samples, streams, draw) for draw in range(self.options.draws)]
         return drawn[0] if len(drawn) == 1 else torch.stack(drawn).mean(0)
 
-    def _plain(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
+    def _masked_rewards(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
         output = self.masked(masks, samples, streams)
         rewards = self.reward(output, rows_of_target(self.target, samples))
         if not isinstance(rewards, Tensor) or rewards.shape != (len(samples),):
@@ -96,15 +104,15 @@ class Rows:
             )
         return rewards
 
-    def plain(self, value: float) -> Tensor:
+    def constant_rewards(self, value: float) -> Tensor:
         """Reward of the preserved input under a constant mask: ``(B,)``."""
         parts = []
         with torch.no_grad():
-            for samples in self._together(torch.arange(self.samples, device=self.like.device)):
+            for samples in self._batches(torch.arange(self.samples, device=self.like.device)):
                 masks = tuple(self.like.new_full((len(samples), *space.shape), value) for space in self.spaces)
                 self._restart()
                 streams = torch.zeros_like(samples)
-                drawn = [self._plain(masks, samples, streams).detach() for _ in range(self.final_draws)]
+                drawn = [self._masked_rewards(masks, samples, streams).detach() for _ in range(self.final_draws)]
                 parts.append(torch.stack(drawn).mean(0))
         return torch.cat(parts)
 
@@ -135,7 +143,7 @@ class Rows:
             self.parts.restart()
 
     @property
-    def chunk(self) -> int:
+    def batch_size(self) -> int:
         """Number of rows that are worked on together."""
         return self.options.internal_batch_size or 1 << 30
 
@@ -148,19 +156,27 @@ class Rows:
         start: Sequence[Tensor] | None = None,
         progress: tqdm | None = None,
         streams: Tensor | None = None,
-    ) -> Found:
-        """Masks of rows ``(R,)``: the sample and the area of each, and the stream of random numbers that it draws from
-        (one for all by default)."""
+    ) -> FoundRows:
+        """Search for the masks of some rows.
+
+        Args:
+            samples: The sample of each row, ``(R,)``.
+            areas: The area of each row, ``(R,)``.
+            n_steps: Steps at most.
+            start: Parameters to start from, one tensor for each input; ones by default.
+            progress: A bar that gets a tick for each step of a row.
+            streams: The stream of random numbers that each row draws from, ``(R,)``; one for all by default.
+        """
         streams = torch.zeros_like(samples) if streams is None else streams
-        parts: list[Found] = []
+        parts: list[FoundRows] = []
         # Rows come sample by sample, so the parts follow each other as they came.
-        for at in self._together(samples):
+        for at in self._batches(samples):
             own, stream = samples[at], streams[at]
             self._restart()
             parts.append(
                 search(
                     lambda masks, rows, own=own, stream=stream: (  # type: ignore[misc]
-                        self._of_step(masks, own[rows], stream[rows])
+                        self._step_rewards(masks, own[rows], stream[rows])
                     ),
                     self.spaces, areas[at], like=self.like, n_steps=n_steps,
                     start=None if start is None else [values[at] for values in start], progress=progress,
@@ -168,15 +184,16 @@ class Rows:
                 )
             )  # fmt: skip
             if self.drawn:
-                parts[-1].rewards = self._final(parts[-1].masks, own, stream)
+                parts[-1].rewards = self._finished_rewards(parts[-1].masks, own, stream)
         return _joined(parts)
 
     @torch.no_grad()
-    def _final(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
+    def _finished_rewards(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
         """Rewards of finished masks, as a whole."""
-        return torch.stack([self.of(masks, samples, streams).detach() for _ in range(self.final_draws)]).mean(0)
+        drawn = [self.variant_rewards(masks, samples, streams).detach() for _ in range(self.final_draws)]
+        return torch.stack(drawn).mean(0)
 
-    def _together(self, samples: Tensor) -> list[Tensor]:
+    def _batches(self, samples: Tensor) -> list[Tensor]:
         """Rows that are searched in one batch.
 
         On a CPU those of one sample: batches are no faster there, and convolutions round differently in batches of
@@ -185,7 +202,7 @@ class Rows:
         """
         rows = torch.arange(len(samples), device=samples.device)
         own = [rows[samples == one] for one in samples.unique()] if samples.device.type == "cpu" else [rows]
-        return [part for each in own for part in each.split(self.chunk)]
+        return [part for each in own for part in each.split(self.batch_size)]
 
     def masks(self, areas: Tensor, *, show_progress: bool, describe: str) -> ExtremalMasks:
         """Masks of all samples for areas ``(B, A)``; a progress bar is described by a word or two."""
@@ -201,8 +218,8 @@ class Rows:
             areas=areas,
             realised=found.areas.reshape(*grid, -1),
             rewards=found.rewards.reshape(grid),
-            original=self.plain(1.0),
-            empty=self.plain(0.0),
+            original=self.constant_rewards(1.0),
+            empty=self.constant_rewards(0.0),
             steps=found.steps.reshape(grid),
             converged=found.converged.reshape(grid),
             neutral=found.neutral.reshape(grid),
@@ -213,12 +230,12 @@ class Rows:
         return result
 
 
-def _joined(parts: Sequence[Found]) -> Found:
+def _joined(parts: Sequence[FoundRows]) -> FoundRows:
     def lists(name: str) -> tuple[Tensor, ...]:
         return tuple(map(torch.cat, zip(*(getattr(part, name) for part in parts), strict=True)))
 
     plain = ("rewards", "areas", "steps", "converged", "neutral")
-    return Found(
+    return FoundRows(
         masks=lists("masks"),
         parameters=lists("parameters"),
         **{name: torch.cat([getattr(part, name) for part in parts]) for name in plain},

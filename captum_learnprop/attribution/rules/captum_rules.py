@@ -130,7 +130,7 @@ class _PositiveGate(ContributionGate):
     def forward(
         self, relevance: Tensor, z: Tensor, positive: Tensor | None, negative: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """See `ContributionGate.forward`."""
+        """Relevance per unit of contribution: all of it for positive ones and the bias, none for negative ones."""
         assert negative is not None
         per_unit = relevance / stabilized(z - negative, self.stabilizer)
         return per_unit, torch.zeros_like(per_unit)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from captum.log import log_usage
 from torch import nn
 
 from zennit_rules import LearnedGradient, RuleSet
 from zennit_rules import LearnedGuidedBackprop as GuidedBackpropComposite
 
-from .learned import LearnedPropagation, TensorOrTuple
+from .one_pass import PropagationInOnePass
 
 
-class LearnedGuidedBackprop(LearnedPropagation):
+class LearnedGuidedBackprop(PropagationInOnePass):
     """Drop-in for ``captum.attr.GuidedBackprop``, which trained rules turn into a better one.
 
     Without ``rules`` it is guided backprop: at each activation only positive signals pass, on top of the gradient.
@@ -50,33 +48,3 @@ class LearnedGuidedBackprop(LearnedPropagation):
             super().__init__(model, "learned_guided_backprop", gate="channel")
             return
         super().__init__(model, rules=rules)
-
-    @log_usage()
-    def attribute(
-        self,
-        inputs: TensorOrTuple,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        create_graph: bool = False,
-    ) -> TensorOrTuple:
-        """Attribute the target's output to the inputs.
-
-        Args:
-            inputs: ``(B, ...)`` floating-point tensor or tuple of them.
-            target: Explained entry of the output, by captum's conventions.
-            additional_forward_args: Further arguments of the model, after ``inputs``; not differentiated.
-            create_graph: Keep the graph of the result, so that it can be differentiated with respect to the rules (and
-                to ``inputs`` that require gradients).
-
-        Returns:
-            Signed maps in the shapes and the container of ``inputs``.
-
-        Raises:
-            TargetError: If the target does not fit the output.
-            LearnpropError: For empty, non-finite or integer inputs, arguments the model does not take, and the like.
-            RuleError: If the model has no activation, or is compiled or scripted.
-        """
-        return super().attribute.__wrapped__(
-            self, inputs, target, additional_forward_args, n_steps=0, create_graph=create_graph
-        )

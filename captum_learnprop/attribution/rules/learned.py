@@ -185,14 +185,14 @@ class LearnedPropagation(ShownAsCall, GradientAttribution):
 
         Args:
             inputs: ``(B, C, *spatial)``, or a table ``(B, F)``.
-            target: see `attribute`.
-            additional_forward_args: see `attribute`.
+            target: Explained entry of the output, by captum's conventions.
+            additional_forward_args: Further arguments of the model, after ``inputs``.
 
         Returns:
             ``(B, *spatial)``: one value per position; of a table ``(B, F)``. Higher is more relevant.
 
         Raises:
-            LearnpropError: without rules that a `RuleTrainer` made, or for several inputs.
+            LearnpropError: Without rules that a `RuleTrainer` made, or for several inputs.
         """
         summary = {} if self.rules is None else self.rules.training
         if "sign" not in summary or "smoothing" not in summary:

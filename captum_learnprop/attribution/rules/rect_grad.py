@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from captum.log import log_usage
 from torch import nn
 
 from zennit_rules import RectGradComposite, RuleSet
 from zennit_rules.rules.rect_grad import PERCENTILE
 
-from .learned import LearnedPropagation, TensorOrTuple
+from .one_pass import PropagationInOnePass
 
 
-class RectGrad(LearnedPropagation):
-    """At each activation only the strongest ``activation x signal`` pass; times the input in the end.
+class RectGrad(PropagationInOnePass):
+    """The gradient of which only the strongest ``activation x signal`` pass at each activation, times the input.
 
     Functional, in-place and reused activations count like any. The constant ``threshold=0`` is guided backprop.
 
@@ -27,7 +26,8 @@ class RectGrad(LearnedPropagation):
 
     Args:
         model: The model; returned untouched from every call.
-        percentile: Of ``activation x signal`` over a layer, for each sample.
+        percentile: What is below this percentile of ``activation x signal`` over a layer does not pass; in [0, 100],
+            for each sample.
         threshold: A constant threshold in its place.
         derivative: Multiply by the activation's derivative too, as one published implementation does.
         pool: ``"gradient"`` or ``"proportional"`` redistribution at max-pools.
@@ -74,27 +74,3 @@ class RectGrad(LearnedPropagation):
     def arguments(self) -> dict[str, Any]:
         """Arguments by name, for ``repr``; given rules have options of their own."""
         return {**super().arguments(), **(self._rule_options if self.rules is None else {})}
-
-    @log_usage()
-    def attribute(
-        self,
-        inputs: TensorOrTuple,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        create_graph: bool = False,
-    ) -> TensorOrTuple:
-        """Attribute the target's output to the inputs; see `LearnedPropagation.attribute`.
-
-        Args:
-            inputs: ``(B, ...)`` floating-point tensor or tuple of them.
-            target: Explained entry of the output, by captum's conventions.
-            additional_forward_args: Further arguments of the model, after ``inputs``; not differentiated.
-            create_graph: Keep the graph of the result.
-
-        Returns:
-            Signed maps in the shapes and the container of ``inputs``.
-        """
-        return super().attribute.__wrapped__(
-            self, inputs, target, additional_forward_args, n_steps=0, create_graph=create_graph
-        )

@@ -17,7 +17,7 @@ from ..rewards import rows_of_target
 from ..suffix import Suffix
 from .attention_weights import attention_weights
 from .layout import Anatomy, tokens_of, with_tokens
-from .token_attribution import TokenAttribution, check_output
+from .token_attribution import ResultForm, TokenAttribution
 
 
 class TokenAblation(TokenAttribution, PerturbationAttribution):
@@ -28,10 +28,10 @@ class TokenAblation(TokenAttribution, PerturbationAttribution):
     one.
 
     Args:
-        model: See `TokenAttribution`.
+        model: The vision transformer; returned untouched from every call.
         layer: The block before which tokens leave; the first by default.
-        num_prefix_tokens: See `TokenAttribution`.
-        grid_size: See there.
+        num_prefix_tokens: Number of tokens before the patches; found by default.
+        grid_size: Rows and columns of patches; found by default.
     """
 
     @property
@@ -51,21 +51,25 @@ class TokenAblation(TokenAttribution, PerturbationAttribution):
         mode: str = "nearest",
         prefix_scores: bool = False,
     ) -> Any:
-        """Falls of the output, see `CDAM.attribute`.
+        """Falls of the output when each patch leaves.
 
         Args:
-            inputs: See there.
-            target: See there.
-            additional_forward_args: See there.
+            inputs: Images ``(B, C, H, W)``.
+            target: Class by captum's conventions, or a function ``output (B, ...) -> (B,)``.
+            additional_forward_args: Passed on to the model after the images.
             internal_batch_size: Most rows (samples times tokens) at once; None for all.
-            output: See there.
-            mode: See there.
+            output: ``"patches"`` or ``"input"``, brought to the size of the images.
+            mode: How it is brought there: ``"nearest"`` or ``"bilinear"``.
             prefix_scores: Take out prefix tokens too; the head may read one by its place.
 
+        Returns:
+            ``(B, 1, rows, columns)`` or ``(B, 1, H, W)``, signed; with ``prefix_scores`` also ``(B, prefix)``.
+
         Raises:
+            TargetError: If the target does not fit the output.
             LearnpropError: If the model cannot do without a token.
         """
-        check_output(output, mode)
+        result_form = ResultForm(output, mode, prefix_scores)
         internal_batch_size = plain(internal_batch_size)
         if internal_batch_size is not None and internal_batch_size < 1:
             raise LearnpropError(f"internal_batch_size must be at least 1, got {internal_batch_size!r}")
@@ -73,7 +77,7 @@ class TokenAblation(TokenAttribution, PerturbationAttribution):
             scores = self._falls(
                 given, anatomy, 0 if self.layer is None else place, target, internal_batch_size, prefix_scores
             )
-        return self._shown(scores, given[0], anatomy, output, mode, prefix_scores)
+        return result_form.of(scores, given[0], anatomy)
 
     def _falls(
         self,

@@ -6,17 +6,19 @@ The weights are read off whatever computes them (fused kernels are written out f
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from captum.attr import GradientAttribution
 from captum.log import log_usage
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import LearnpropError
 from .attention_weights import attention_weights
 from .layout import Anatomy
-from .token_attribution import TokenAttribution, check_output
+from .token_attribution import ResultForm, TokenAttribution
 
 FUSIONS = ("mean", "max", "min")
 
@@ -41,17 +43,8 @@ class _AttentionBased(TokenAttribution):
         return square
 
 
-class AttentionMap(_AttentionBased):
-    """What the class token attends to in one layer, the last by default: mean of its attention weights over heads.
-
-    Says nothing of the class. Without prefix tokens it is the mean over the queries of all patches.
-
-    Args:
-        model: See `TokenAttribution`.
-        layer: See there.
-        num_prefix_tokens: See there.
-        grid_size: See there.
-    """
+class _HeadsFused(_AttentionBased):
+    """A map of attention weights alone, fused over heads: it says nothing of the class."""
 
     @log_usage()
     def attribute(
@@ -72,53 +65,81 @@ class AttentionMap(_AttentionBased):
             target: Has no influence.
             additional_forward_args: Passed on to the model after the images.
             heads: ``"mean"``, ``"max"`` or ``"min"`` over heads.
-            output: See `CDAM.attribute`.
-            mode: See there.
-            prefix_scores: See there.
+            output: ``"patches"`` or ``"input"``, brought to the size of the images.
+            mode: How it is brought there: ``"nearest"`` or ``"bilinear"``.
+            prefix_scores: Return the scores of the prefix tokens as well.
+
+        Returns:
+            ``(B, 1, rows, columns)`` or ``(B, 1, H, W)``; with ``prefix_scores`` also ``(B, prefix)``.
+
+        Raises:
+            LearnpropError: If the model is no plain vision transformer, or for options that are not known.
         """
-        check_output(output, mode)
-        _check_heads(heads)
+        result_form = ResultForm(output, mode, prefix_scores)
+        if heads not in FUSIONS:
+            raise LearnpropError(f"unknown heads {heads!r}; choose {', '.join(map(repr, FUSIONS))}")
         with self._opened(inputs, additional_forward_args) as (given, anatomy, place), torch.no_grad():
-            _, (weights,) = attention_weights(lambda: self.model(*given), anatomy.attentions[place : place + 1])
-        return self._shown(self._read(_fused(weights, heads), anatomy), given[0], anatomy, output, mode, prefix_scores)
+            _, weights = attention_weights(lambda: self.model(*given), self._layers(anatomy, place))
+            fused = self._over_layers(weights, lambda each: _fused(each, heads))
+        return result_form.of(self._read(fused, anatomy), given[0], anatomy)
+
+    @abstractmethod
+    def _layers(self, anatomy: Anatomy, place: int) -> tuple[nn.Module, ...]:
+        """The attentions whose weights count, up to the place of the layer."""
+
+    @abstractmethod
+    def _over_layers(self, weights: list[Tensor], fuse: Callable[[Tensor], Tensor]) -> Tensor:
+        """``(B, queries, keys)`` from the weights of each layer ``(B, heads, queries, keys)``."""
 
 
-class AttentionRollout(_AttentionBased):
-    """Attention, multiplied over layers, with half of the identity for the residual stream.
+class AttentionMap(_HeadsFused):
+    """What the class token attends to in one layer, the last by default: mean of its attention weights over heads.
 
-    Up to ``layer``, the last by default. Says nothing of the class. Source: Abnar and Zuidema, ACL 2020.
+    Says nothing of the class. Without prefix tokens it is the mean over the queries of all patches.
 
     Args:
-        model: See `TokenAttribution`.
-        layer: See there.
-        num_prefix_tokens: See there.
-        grid_size: See there.
+        model: The vision transformer; returned untouched from every call.
+        layer: A block, or an attention module; the last one by default.
+        num_prefix_tokens: Number of tokens before the patches; found by default.
+        grid_size: Rows and columns of patches; found by default.
+
+    Raises:
+        LearnpropError: If ``model`` or ``layer`` is no module.
     """
 
-    @log_usage()
-    def attribute(
-        self,
-        inputs: Tensor,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        heads: str = "mean",
-        output: str = "patches",
-        mode: str = "nearest",
-        prefix_scores: bool = False,
-    ) -> Any:
-        """Attention to the patches, not negative; see `AttentionMap.attribute`."""
-        check_output(output, mode)
-        _check_heads(heads)
-        with self._opened(inputs, additional_forward_args) as (given, anatomy, place), torch.no_grad():
-            _, weights = attention_weights(lambda: self.model(*given), anatomy.attentions[: place + 1])
-            total: Tensor | None = None
-            for each in self._square(weights):
-                layer = _fused(each, heads) + torch.eye(each.shape[-1]).to(each)
-                layer = layer / layer.sum(-1, keepdim=True)
-                total = layer if total is None else layer @ total
+    def _layers(self, anatomy: Anatomy, place: int) -> tuple[nn.Module, ...]:
+        return anatomy.attentions[place : place + 1]
+
+    def _over_layers(self, weights: list[Tensor], fuse: Callable[[Tensor], Tensor]) -> Tensor:
+        return fuse(weights[0])
+
+
+class AttentionRollout(_HeadsFused):
+    """Attention, multiplied over layers, with half of the identity for the residual stream.
+
+    Says nothing of the class. Source: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020.
+
+    Args:
+        model: The vision transformer; returned untouched from every call.
+        layer: The last layer that counts, as a block or an attention module; the last one by default.
+        num_prefix_tokens: Number of tokens before the patches; found by default.
+        grid_size: Rows and columns of patches; found by default.
+
+    Raises:
+        LearnpropError: If ``model`` or ``layer`` is no module.
+    """
+
+    def _layers(self, anatomy: Anatomy, place: int) -> tuple[nn.Module, ...]:
+        return anatomy.attentions[: place + 1]
+
+    def _over_layers(self, weights: list[Tensor], fuse: Callable[[Tensor], Tensor]) -> Tensor:
+        total: Tensor | None = None
+        for each in self._square(weights):
+            layer = fuse(each) + torch.eye(each.shape[-1]).to(each)
+            layer = layer / layer.sum(-1, keepdim=True)
+            total = layer if total is None else layer @ total
         assert total is not None
-        return self._shown(self._read(total, anatomy), given[0], anatomy, output, mode, prefix_scores)
+        return total
 
 
 class GenericAttention(_AttentionBased, GradientAttribution):
@@ -128,10 +149,10 @@ class GenericAttention(_AttentionBased, GradientAttribution):
     self-attention alone.
 
     Args:
-        model: See `TokenAttribution`.
-        layer: The last layer that counts, see there.
-        num_prefix_tokens: See there.
-        grid_size: See there.
+        model: The vision transformer; returned untouched from every call.
+        layer: The last layer that counts, as a block or an attention module; the last one by default.
+        num_prefix_tokens: Number of tokens before the patches; found by default.
+        grid_size: Rows and columns of patches; found by default.
     """
 
     @log_usage()
@@ -145,8 +166,24 @@ class GenericAttention(_AttentionBased, GradientAttribution):
         mode: str = "nearest",
         prefix_scores: bool = False,
     ) -> Any:
-        """Relevance of the patches, see `CDAM.attribute`."""
-        check_output(output, mode)
+        """Relevance of the patches, not negative.
+
+        Args:
+            inputs: Images ``(B, C, H, W)``.
+            target: Class by captum's conventions, or a function ``output (B, ...) -> (B,)``.
+            additional_forward_args: Passed on to the model after the images.
+            output: ``"patches"`` or ``"input"``, brought to the size of the images.
+            mode: How it is brought there: ``"nearest"`` or ``"bilinear"``.
+            prefix_scores: Return the scores of the prefix tokens as well.
+
+        Returns:
+            ``(B, 1, rows, columns)`` or ``(B, 1, H, W)``; with ``prefix_scores`` also ``(B, prefix)``.
+
+        Raises:
+            TargetError: If the target does not fit the output.
+            LearnpropError: If the model is no plain vision transformer, or for options that are not known.
+        """
+        result_form = ResultForm(output, mode, prefix_scores)
         with self._opened(inputs, additional_forward_args) as (given, anatomy, place):
             with torch.enable_grad():
                 value, weights = attention_weights(lambda: self._tensor_model(*given), anatomy.attentions[: place + 1])
@@ -156,14 +193,9 @@ class GenericAttention(_AttentionBased, GradientAttribution):
             relevance = torch.eye(weights[0].shape[-1]).to(weights[0]).expand(len(value), -1, -1)
             for each, gradient in zip(weights, gradients, strict=True):
                 relevance = relevance + (gradient * each.detach()).clamp(min=0).mean(1) @ relevance
-        return self._shown(self._read(relevance, anatomy), given[0], anatomy, output, mode, prefix_scores)
+        return result_form.of(self._read(relevance, anatomy), given[0], anatomy)
 
 
 def _fused(weights: Tensor, heads: str) -> Tensor:
     """``(B, heads, queries, keys)`` to ``(B, queries, keys)``."""
     return weights.mean(1) if heads == "mean" else getattr(weights, f"a{heads}")(1)
-
-
-def _check_heads(heads: str) -> None:
-    if heads not in FUSIONS:
-        raise LearnpropError(f"unknown heads {heads!r}; choose {', '.join(map(repr, FUSIONS))}")

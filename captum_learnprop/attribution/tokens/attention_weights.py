@@ -21,8 +21,8 @@ def attention_weights(run: Callable[[], Any], attentions: tuple[nn.Module, ...])
     The model's own settings (``fused_attn``, the attention implementation) are not touched.
 
     Args:
-        run: runs it.
-        attentions: modules whose weights are wanted.
+        run: A function that runs it.
+        attentions: Modules whose weights are wanted.
 
     Returns:
         What ``run`` returns, and of each module the weights ``(B, heads, queries, keys)``. If gradients are recorded,
@@ -31,7 +31,7 @@ def attention_weights(run: Callable[[], Any], attentions: tuple[nn.Module, ...])
     Raises:
         LearnpropError: If one of the modules does not attend, or attends more than once.
     """
-    seen = _Weights(attentions)
+    seen = _WeightRecorder(attentions)
     with interposed(attentions, seen.around), seen:
         output = run()
     for attention in attentions:
@@ -44,14 +44,16 @@ def attention_weights(run: Callable[[], Any], attentions: tuple[nn.Module, ...])
     return output, [seen.found[attention][0] for attention in attentions]
 
 
-class _Weights(TorchFunctionMode):
+class _WeightRecorder(TorchFunctionMode):
+    """Writes torch's attention functions out inside some modules, and keeps the weights of each."""
+
     def __init__(self, attentions: tuple[nn.Module, ...]) -> None:
         super().__init__()
         self.found: dict[nn.Module, list[Tensor]] = {attention: [] for attention in attentions}
         self._inside: list[nn.Module] = []
 
     def around(self, module: nn.Module) -> Callable[..., Any]:
-        """See `interpose`."""
+        """A wrapper of the module's calls, for `interposed`, that says which module is running."""
 
         def run(call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             self._inside.append(module)

@@ -28,7 +28,7 @@ from ...errors import LearnpropError
 from ..rewards import rows_of_target
 from ..suffix import Suffix
 from .layout import Anatomy, tokens_of, with_tokens
-from .token_attribution import TokenAttribution, check_output, dot
+from .token_attribution import ResultForm, TokenAttribution, dot
 
 FORMS = ("integrated", "average")
 
@@ -42,10 +42,10 @@ class CDAM(TokenAttribution, GradientAttribution):
     also reads them past the attention, which the map does not see; a `PatchReadingWarning` says so once.
 
     Args:
-        model: See `TokenAttribution`.
-        layer: See there.
-        num_prefix_tokens: See there.
-        grid_size: See there.
+        model: The vision transformer; returned untouched from every call.
+        layer: A block, or an attention module; the last one by default.
+        num_prefix_tokens: Number of tokens before the patches; found by default.
+        grid_size: Rows and columns of patches; found by default.
 
     Example:
         >>> import torch, torchvision, captum_learnprop as cl
@@ -87,14 +87,14 @@ class CDAM(TokenAttribution, GradientAttribution):
             TargetError: If the target does not fit the output.
             LearnpropError: If the model is no plain vision transformer.
         """
-        check_output(output, mode)
+        result_form = ResultForm(output, mode, prefix_scores)
         with self._opened(inputs, additional_forward_args) as (given, anatomy, place):
             tokens = self._scores(given, anatomy, place, target)
-        return self._shown(tokens, given[0], anatomy, output, mode, prefix_scores)
+        return result_form.of(tokens, given[0], anatomy)
 
     def _scores(self, given: tuple[Any, ...], anatomy: Anatomy, place: int, target: Any) -> Tensor:
-        """``(B, N)``."""
-        run = _Insert(lambda tokens: tokens.detach().requires_grad_(), enable_grad=True)
+        """Scores of all tokens, ``(B, N)``."""
+        run = _TokenSwap(lambda tokens: tokens.detach().requires_grad_(), enable_grad=True)
         attention = anatomy.attentions[place]
         with torch.no_grad(), interposed([attention], run.around):
             value = self._tensor_model(*given)
@@ -125,13 +125,13 @@ def _gradients(score: Tensor, wanted: tuple[Tensor, ...], attention: nn.Module) 
     return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True))
 
 
-class _Insert:
+class _TokenSwap:
     """Puts other tokens before an attention.
 
     Args:
-        change: from the attention's input ``(R, N, D)`` to what takes its place.
-        enable_grad: whether gradients are recorded from there on, to the end of the caller's ``no_grad``.
-        rows: number of first tokens whose output is needed; all by default.
+        change: Makes, of the attention's input ``(R, N, D)``, what takes its place.
+        enable_grad: Whether gradients are recorded from there on, to the end of the caller's ``no_grad``.
+        rows: Number of first tokens whose output is needed; all by default.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class _Insert:
         self._made: tuple[Tensor, Tensor] | None = None
 
     def around(self, module: nn.Module) -> Callable[..., Any]:
-        """See `interpose`."""
+        """A wrapper of the attention's calls, for `interposed`, that swaps the tokens."""
 
         def run(call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             old = tokens_of(args, kwargs)
@@ -183,19 +183,19 @@ def first_rows(result: Any, rows: int) -> Any:
 
 
 @dataclass(frozen=True)
-class _Points:
-    """Where gradients are taken, for each sample of a batch.
+class _GradientPoints:
+    """The points at which gradients are taken, for each sample of a batch.
 
     Attributes:
-        at: ``(T of some rows (R, N, D), number of the point of each row (R,)) -> (R, N, D)``.
-        weights: of each point, ``(n,)``.
+        at: A function ``(T of some rows (R, N, D), number of the point of each row (R,)) -> (R, N, D)``.
+        weights: Weight of each point, ``(n,)``.
     """
 
     at: Callable[[Tensor, Tensor], Tensor]
     weights: Tensor
 
 
-class _Repeated(CDAM):
+class _AveragedCDAM(CDAM):
     """A CDAM at many points of the tokens' space: what precedes the attention's block is run once."""
 
     def _averaged(
@@ -204,12 +204,12 @@ class _Repeated(CDAM):
         anatomy: Anatomy,
         place: int,
         target: Any,
-        points: Callable[[Tensor], _Points],
+        points: Callable[[Tensor], _GradientPoints],
         times: Callable[[Tensor, Tensor], Tensor],
         rows_at_once: int | None,
-    ) -> tuple[Tensor, _Tail]:
+    ) -> tuple[Tensor, _AfterAttention]:
         """``sum_k w_k sum_j times(T, T^k)_ij df/dT^k_ij``, ``(B, N)``, and what follows the tokens ``T``."""
-        tail = _Tail(self._tensor_model, anatomy, place, given)
+        tail = _AfterAttention(self._tensor_model, anatomy, place, given)
         tokens = tail.tokens
         chosen = points(tokens)
         batch, count = len(tokens), len(chosen.weights)
@@ -227,19 +227,19 @@ class _Repeated(CDAM):
         return total, tail
 
 
-class _Tail:
+class _AfterAttention:
     """What follows the input of an attention.
 
     If the head reads prefix tokens only, what the last attention gives to patches is nobody's: then the rest of the
     block is run for the prefix alone, which is found out by trying.
 
     Attributes:
-        tokens: that input, ``(B, N, D)``.
+        tokens: The input of the attention, ``(B, N, D)``.
     """
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, place: int, given: tuple[Any, ...]) -> None:
         self.attention, self.block = anatomy.attentions[place], anatomy.blocks[place]
-        seen, source = _Insert(lambda tokens: tokens), anatomy.sources[place]
+        seen, source = _TokenSwap(lambda tokens: tokens), anatomy.sources[place]
         if source is None:
             raise LearnpropError(
                 f"no module is finished before {type(self.attention).__name__} gets its tokens; choose a later layer"
@@ -266,7 +266,7 @@ class _Tail:
 
     def run(self, tokens: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs of the model and the attention for some samples ``(R,)`` with other tokens ``(R, N, D)``."""
-        insert = _Insert(lambda _: tokens, rows=self.rows)
+        insert = _TokenSwap(lambda _: tokens, rows=self.rows)
         short = [] if self.rows is None else [self.block]
         with interposed([self.attention], insert.around), interposed(short, self._shorten):
             return self.suffix.run(lambda activation: activation, samples), insert.made(self.attention)[1]
@@ -285,7 +285,7 @@ def _target_of(target: Any, samples: Tensor) -> Any:
     return target if callable(target) else rows_of_target(target, samples)
 
 
-class SmoothCDAM(_Repeated):
+class SmoothCDAM(_AveragedCDAM):
     """Mean of CDAMs at noisy tokens: ``1/n sum_k sum_j T^k_ij df_c/dT^k_ij`` with ``T^k = T + e_k``.
 
     The noise is on the tokens, which captum's NoiseTunnel cannot reach; its standard deviation is a share of the range
@@ -307,43 +307,50 @@ class SmoothCDAM(_Repeated):
         mode: str = "nearest",
         prefix_scores: bool = False,
     ) -> Any:
-        """Scores of the patches, see `CDAM.attribute`.
+        """Scores of the patches, as `CDAM.attribute` returns them.
 
         Args:
-            inputs: See there.
-            target: See there.
-            additional_forward_args: See there.
+            inputs: Images ``(B, C, H, W)``.
+            target: Class by captum's conventions, or a function ``output (B, ...) -> (B,)``.
+            additional_forward_args: Passed on to the model after the images.
             n_samples: Number of noisy copies of the tokens.
             noise_level: Standard deviation, as a share of ``max T - min T`` of the sample.
-            seed: Of the noise.
+            seed: Where the noise begins.
             internal_batch_size: Most rows (samples times copies) at once; all by default.
-            output: See there.
-            mode: See there.
-            prefix_scores: See there.
+            output: ``"patches"`` or ``"input"``, brought to the size of the images.
+            mode: How it is brought there: ``"nearest"`` or ``"bilinear"``.
+            prefix_scores: Return the scores of the prefix tokens as well.
+
+        Returns:
+            ``(B, 1, rows, columns)`` or ``(B, 1, H, W)``, signed; with ``prefix_scores`` also ``(B, prefix)``.
+
+        Raises:
+            TargetError: If the target does not fit the output.
+            LearnpropError: If the model is no plain vision transformer, or for options out of range.
         """
-        check_output(output, mode)
+        result_form = ResultForm(output, mode, prefix_scores)
         n_samples, noise_level, seed = plain(n_samples), plain(noise_level), plain(seed)
         internal_batch_size = plain(internal_batch_size)
         _at_least_one(n_samples=n_samples, internal_batch_size=internal_batch_size)
         if noise_level < 0:
             raise LearnpropError(f"noise_level is a share of the tokens' range, at least 0, got {noise_level!r}")
 
-        def points(tokens: Tensor) -> _Points:
+        def points(tokens: Tensor) -> _GradientPoints:
             noise = _noise(n_samples, tokens, seed)
 
             def at(own: Tensor, which: Tensor) -> Tensor:
                 return own + noise[which] * noise_level * _range(own)
 
-            return _Points(at, torch.full((n_samples,), 1 / n_samples, dtype=torch.float64))
+            return _GradientPoints(at, torch.full((n_samples,), 1 / n_samples, dtype=torch.float64))
 
         with self._opened(inputs, additional_forward_args) as (given, anatomy, place):
             scores, _ = self._averaged(
                 given, anatomy, place, target, points, lambda tokens, point: point, internal_batch_size
             )
-        return self._shown(scores, given[0], anatomy, output, mode, prefix_scores)
+        return result_form.of(scores, given[0], anatomy)
 
 
-class IntegratedCDAM(_Repeated):
+class IntegratedCDAM(_AveragedCDAM):
     """Integrated gradients in the space of tokens, from the zero token: ``T_ij int_0^1 df_c/dT_ij(a T) da``, summed.
 
     Scores of all tokens, prefix included, add up to ``f(T) - f(0)``, where the residual stream stays what it is
@@ -368,23 +375,32 @@ class IntegratedCDAM(_Repeated):
         mode: str = "nearest",
         prefix_scores: bool = False,
     ) -> Any:
-        """Scores of the patches, see `CDAM.attribute`.
+        """Scores of the patches, as `CDAM.attribute` returns them.
 
         Args:
-            inputs: See there.
-            target: See there.
-            additional_forward_args: See there.
+            inputs: Images ``(B, C, H, W)``.
+            target: Class by captum's conventions, or a function ``output (B, ...) -> (B,)``.
+            additional_forward_args: Passed on to the model after the images.
             n_steps: Points on the path: Gauss-Legendre, or ``n + 1`` even ones of the average.
             form: ``"integrated"`` or ``"average"``.
-            noise_level: Of noise at every point, see `SmoothCDAM`; with noise, scores do not add up.
-            seed: Of the noise.
+            noise_level: Standard deviation of noise at every point, as a share of ``max T - min T`` of the sample; with
+                noise, scores do not add up.
+            seed: Where the noise begins.
             internal_batch_size: Most rows (samples times points) at once; all by default.
             return_convergence_delta: Also return the sum of all scores minus ``f(T) - f(0)``, ``(B,)``.
-            output: See there.
-            mode: See there.
-            prefix_scores: See there.
+            output: ``"patches"`` or ``"input"``, brought to the size of the images.
+            mode: How it is brought there: ``"nearest"`` or ``"bilinear"``.
+            prefix_scores: Return the scores of the prefix tokens as well.
+
+        Returns:
+            ``(B, 1, rows, columns)`` or ``(B, 1, H, W)``, signed; with ``prefix_scores`` also ``(B, prefix)``.
+            With ``return_convergence_delta`` the delta ``(B,)`` comes last.
+
+        Raises:
+            TargetError: If the target does not fit the output.
+            LearnpropError: If the model is no plain vision transformer, or for options out of range.
         """
-        check_output(output, mode)
+        result_form = ResultForm(output, mode, prefix_scores)
         n_steps, noise_level, seed = plain(n_steps), plain(noise_level), plain(seed)
         internal_batch_size = plain(internal_batch_size)
         _at_least_one(n_steps=n_steps, internal_batch_size=internal_batch_size)
@@ -395,14 +411,14 @@ class IntegratedCDAM(_Repeated):
         integrated = form == "integrated"
         alphas, weights = _gauss_legendre(n_steps) if integrated else _even(n_steps)
 
-        def points(tokens: Tensor) -> _Points:
+        def points(tokens: Tensor) -> _GradientPoints:
             noise = _noise(len(alphas), tokens, seed) if noise_level else None
 
             def at(own: Tensor, which: Tensor) -> Tensor:
                 point = own * alphas.to(own)[which, None, None]
                 return point if noise is None else point + noise[which] * noise_level * _range(own)
 
-            return _Points(at, weights)
+            return _GradientPoints(at, weights)
 
         with self._opened(inputs, additional_forward_args) as (given, anatomy, place):
             scores, tail = self._averaged(
@@ -410,13 +426,13 @@ class IntegratedCDAM(_Repeated):
                 lambda tokens, point: tokens if integrated else point, internal_batch_size,
             )  # fmt: skip
             delta = scores.sum(1) - self._difference(tail, target) if return_convergence_delta else None
-        shown = self._shown(scores, given[0], anatomy, output, mode, prefix_scores)
+        shown = result_form.of(scores, given[0], anatomy)
         if delta is None:
             return shown
         return (*shown, delta) if prefix_scores else (shown, delta)
 
     @torch.no_grad()
-    def _difference(self, tail: _Tail, target: Any) -> Tensor:
+    def _difference(self, tail: _AfterAttention, target: Any) -> Tensor:
         """``f(T) - f(0)``."""
         tokens = tail.tokens
         samples = torch.arange(len(tokens), device=tokens.device)

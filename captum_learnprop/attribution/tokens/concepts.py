@@ -52,7 +52,11 @@ class Concept:
             return cls(TensorOutput(model)(images).mean(0), similarity)
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Similarity of each embedding ``(B, D)``."""
+        """Similarity of each embedding ``(B, D)`` to the concept's, ``(B,)``.
+
+        Raises:
+            LearnpropError: If the output is no embedding of as many dimensions.
+        """
         if output.dim() != 2 or output.shape[1] != len(self.embedding):
             raise LearnpropError(
                 f"the concept has {len(self.embedding)} dimensions, the model's output is {tuple(output.shape)}; "
@@ -65,8 +69,8 @@ class Embedding(nn.Module):
     """A classifier without its head: gives what the head, the last linear layer that is called, would get.
 
     Args:
-        model: a classifier, which stays as it is.
-        head: its head, if it is not the last linear layer.
+        model: A classifier, which stays as it is.
+        head: Its head, if it is not the last linear layer.
     """
 
     def __init__(self, model: nn.Module, head: nn.Module | None = None) -> None:
@@ -76,7 +80,11 @@ class Embedding(nn.Module):
         self._heads = [head] if head is not None else [m for m in model.modules() if isinstance(m, nn.Linear)]
 
     def forward(self, *inputs: Any) -> Tensor:
-        """Embeddings ``(B, D)``."""
+        """Embeddings ``(B, D)`` of the inputs of the model.
+
+        Raises:
+            LearnpropError: If no linear layer is called on embeddings.
+        """
         given: list[Tensor] = []
 
         def note(call_next: Any, x: Tensor) -> Any:

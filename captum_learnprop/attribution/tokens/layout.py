@@ -1,4 +1,4 @@
-"""Where a vision transformer has its attention, its prefix tokens and its patches, found by watching a forward pass.
+"""The anatomy of a vision transformer: its attention, its prefix tokens and its patches, seen in a forward pass.
 
 No class names are known here: an attention module is one that calls one of torch's attention functions, or a softmax
 over four dimensions, on tokens ``(B, N, D)``; the patches are what the last convolution before the first of them gave.
@@ -30,13 +30,13 @@ class Anatomy:
     """What a forward pass shows.
 
     Attributes:
-        attentions: modules that attend and lead to the output, in the order of their calls.
-        blocks: of each, the entry of a list of modules it belongs to.
-        sources: of each, a module that was finished just before, whose output its input is or comes from; None if
-            there is none.
-        block_sources: the same for the input of each block.
-        prefix: number of tokens before the patches: class, distillation, registers.
-        grid: rows and columns of patches.
+        attentions: Modules that attend and lead to the output, in the order of their calls.
+        blocks: The entry of a list of modules that each belongs to.
+        sources: A module that was finished just before each, whose output its input is or comes from; None if there is
+            none.
+        block_sources: The same for the input of each block.
+        prefix: Number of tokens before the patches: class, distillation, registers.
+        grid: Rows and columns of patches.
     """
 
     attentions: tuple[nn.Module, ...]
@@ -83,14 +83,18 @@ def with_tokens(old: Tensor, new: Tensor, args: tuple[Any, ...], kwargs: dict[st
 
 
 @dataclass
-class _Frame:
+class _RunningCall:
+    """A call that has not returned yet: its module, the tokens that it got, and the module that these come from."""
+
     module: nn.Module
     given: Tensor | None
     source: nn.Module | None
 
 
 @dataclass
-class _Seen:
+class _AttentionCall:
+    """A call of an attention, with the block around it, where the tokens of both come from, and what it gave."""
+
     attention: nn.Module
     tokens: Tensor
     source: nn.Module | None
@@ -100,21 +104,33 @@ class _Seen:
 
 
 @dataclass
-class _ModuleWatch:
-    """What happens in one forward pass."""
+class _CallTrace:
+    """The calls of modules in one forward pass.
+
+    Attributes:
+        entries: Identities of the modules that are entries of lists, among which blocks are.
+        stack: Calls that have not returned yet, outermost first.
+        made: The module that gave a tensor, by the tensor's identity.
+        kept: Those tensors, so that their identities stay theirs.
+        last: The module that returned last.
+        maps: Rows and columns of what convolutions gave before the first attention.
+        seen: Calls of attentions.
+    """
 
     entries: set[int]
-    stack: list[_Frame] = field(default_factory=list)
+    stack: list[_RunningCall] = field(default_factory=list)
     made: dict[int, nn.Module] = field(default_factory=dict)
     kept: list[Any] = field(default_factory=list)
     last: nn.Module | None = None
     maps: list[tuple[int, int]] = field(default_factory=list)
-    seen: list[_Seen] = field(default_factory=list)
+    seen: list[_AttentionCall] = field(default_factory=list)
 
     def around(self, module: nn.Module) -> Callable[..., Any]:
+        """A wrapper of the module's calls, for `interposed`, that notes them."""
+
         def run(call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             given = tokens_of(args, kwargs)
-            self.stack.append(_Frame(module, given, self.made.get(id(given), self.last)))
+            self.stack.append(_RunningCall(module, given, self.made.get(id(given), self.last)))
             try:
                 result = call_next(*args, **kwargs)
             finally:
@@ -124,7 +140,7 @@ class _ModuleWatch:
                     one.attended = result[0] if isinstance(result, (tuple, list)) else result
             if isinstance(result, Tensor):
                 self.made[id(result)] = module
-                self.kept.append(result)  # so that its identity stays its own
+                self.kept.append(result)
                 if isinstance(module, nn.Conv2d) and not self.seen:
                     self.maps.append((result.shape[-2], result.shape[-1]))
             self.last = module
@@ -132,8 +148,8 @@ class _ModuleWatch:
 
         return run
 
-    def attended(self) -> None:
-        """Attention is computed here."""
+    def note_attention(self) -> None:
+        """Note that attention is computed now: it belongs to the innermost running call that has parameters."""
         frames = [frame for frame in self.stack if any(True for _ in frame.module.parameters())]
         if not frames:
             return
@@ -142,18 +158,20 @@ class _ModuleWatch:
             return
         around = [frame for frame in frames[:-1] if id(frame.module) in self.entries and frame.given is not None]
         block = around[-1] if around else inner
-        self.seen.append(_Seen(inner.module, inner.given, inner.source, block.module, block.source))
+        self.seen.append(_AttentionCall(inner.module, inner.given, inner.source, block.module, block.source))
 
 
-class _Attending(TorchFunctionMode):
-    def __init__(self, watch: _ModuleWatch) -> None:
+class _AttentionDetector(TorchFunctionMode):
+    """Tells a trace when one of torch's functions attends."""
+
+    def __init__(self, trace: _CallTrace) -> None:
         super().__init__()
-        self.watch = watch
+        self.trace = trace
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = func(*args, **(kwargs or {}))
         if func in ATTENTION or (func in SOFTMAX and value.dim() == 4):
-            self.watch.attended()
+            self.trace.note_attention()
         return value
 
 
@@ -166,10 +184,10 @@ def anatomy_of(
     """Watch one forward pass.
 
     Args:
-        model: a vision transformer.
-        inputs: what its forward takes; one sample is enough.
-        num_prefix_tokens: tokens before the patches, if not to be found.
-        grid_size: rows and columns of patches, if not to be found.
+        model: A vision transformer.
+        inputs: What its forward takes; one sample is enough.
+        num_prefix_tokens: Number of tokens before the patches, if not to be found.
+        grid_size: Rows and columns of patches, if not to be found.
 
     Raises:
         LearnpropError: If no attention over tokens ``(B, N, D)`` is called, or prefix and grid cannot be told or do not
@@ -181,18 +199,18 @@ def anatomy_of(
         if isinstance(module, (nn.ModuleList, nn.Sequential))
         for child in module.children()
     }
-    watch = _ModuleWatch(entries)
+    trace = _CallTrace(entries)
     images = inputs[0].detach().clone().requires_grad_()
-    with torch.enable_grad(), interposed(list(model.modules()), watch.around), _Attending(watch):
+    with torch.enable_grad(), interposed(list(model.modules()), trace.around), _AttentionDetector(trace):
         output = TensorOutput(model)(images, *inputs[1:])
-    seen = [one for one in watch.seen if len(one.tokens) == len(images) and _leads(one.attended, output)]
+    seen = [one for one in trace.seen if len(one.tokens) == len(images) and _depends_on(output, one.attended)]
     if not seen:
         raise LearnpropError(
             f"{type(model).__name__} calls no attention over tokens (B, N, D): it is no plain vision transformer "
             "(windows and grouped attention, as in Swin, have no one map over the image)"
         )
     tokens = seen[-1].tokens.shape[1]
-    prefix, grid = _layout(tokens, watch.maps, num_prefix_tokens, grid_size)
+    prefix, grid = _layout(tokens, trace.maps, num_prefix_tokens, grid_size)
     return Anatomy(
         tuple(one.attention for one in seen),
         tuple(one.block for one in seen),
@@ -203,7 +221,7 @@ def anatomy_of(
     )
 
 
-def _leads(attended: Any, output: Tensor) -> bool:
+def _depends_on(output: Tensor, attended: Any) -> bool:
     """Whether the output depends on what an attention gave: some models have heads that they do not use."""
     if not isinstance(attended, Tensor) or attended.grad_fn is None or output.grad_fn is None:
         return True
@@ -244,7 +262,7 @@ class TensorOutput(nn.Module):
     """A model whose output is a tensor: the ``logits`` of a structured output, or its embedding.
 
     Args:
-        model: returns a tensor, or an object with ``logits``, ``image_embeds``, ``pooler_output`` or
+        model: A model that returns a tensor, or an object with ``logits``, ``image_embeds``, ``pooler_output`` or
             ``last_hidden_state (B, N, D)``, whose first token is taken.
     """
 

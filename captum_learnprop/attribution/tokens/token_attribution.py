@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,37 @@ MODES = ("nearest", "bilinear")
 
 class PatchReadingWarning(UserWarning):
     """The head reads patch tokens directly, so that a map at the last attention misses a part of their way."""
+
+
+@dataclass(frozen=True)
+class ResultForm:
+    """The form of the result that is asked for.
+
+    Attributes:
+        output: ``"patches"``, ``(B, 1, rows, columns)``, or ``"input"``, brought to the size of the images.
+        mode: How it is brought there: ``"nearest"`` or ``"bilinear"``.
+        prefix_scores: Whether the scores of the prefix tokens ``(B, prefix)`` are returned as well.
+
+    Raises:
+        LearnpropError: For an unknown ``output`` or ``mode``.
+    """
+
+    output: str
+    mode: str
+    prefix_scores: bool
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("output", self.output, OUTPUTS), ("mode", self.mode, MODES)):
+            if value not in known:
+                raise LearnpropError(f"unknown {name} {value!r}; choose {' or '.join(map(repr, known))}")
+
+    def of(self, tokens: Tensor, images: Tensor, anatomy: Anatomy) -> Any:
+        """The result from scores of tokens ``(B, N)``."""
+        patches = anatomy.patches(tokens)
+        if self.output == "input":
+            options = {} if self.mode == "nearest" else {"align_corners": False}
+            patches = F.interpolate(patches, size=images.shape[-2:], mode=self.mode, **options)
+        return (patches, tokens[:, : anatomy.prefix]) if self.prefix_scores else patches
 
 
 class TokenAttribution(ShownAsCall, LayerAttribution):
@@ -99,16 +131,6 @@ class TokenAttribution(ShownAsCall, LayerAttribution):
             raise LearnpropError(f"target(output) must give one number per sample, ({len(output)},), but gave {found}")
         return value
 
-    def _shown(
-        self, tokens: Tensor, images: Tensor, anatomy: Anatomy, output: str, mode: str, prefix_scores: bool
-    ) -> Any:
-        """The result that was asked for, from scores of tokens ``(B, N)``."""
-        patches = anatomy.patches(tokens)
-        if output == "input":
-            options = {} if mode == "nearest" else {"align_corners": False}
-            patches = F.interpolate(patches, size=images.shape[-2:], mode=mode, **options)
-        return (patches, tokens[:, : anatomy.prefix]) if prefix_scores else patches
-
     def _warn_of_patches(self, part: Tensor) -> None:
         """Say once that the head reads patches, if there is a derivative to what the last attention gave them."""
         if self._warned or not bool(part.any()):
@@ -120,17 +142,6 @@ class TokenAttribution(ShownAsCall, LayerAttribution):
             PatchReadingWarning,
             stacklevel=4,
         )
-
-
-def check_output(output: str, mode: str) -> None:
-    """Refuse unknown forms of the result.
-
-    Raises:
-        LearnpropError: For an unknown ``output`` or ``mode``.
-    """
-    for name, value, known in (("output", output, OUTPUTS), ("mode", mode, MODES)):
-        if value not in known:
-            raise LearnpropError(f"unknown {name} {value!r}; choose {' or '.join(map(repr, known))}")
 
 
 def dot(left: Tensor, right: Tensor) -> Tensor:

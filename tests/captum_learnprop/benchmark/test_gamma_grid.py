@@ -12,17 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_learnprop.benchmark import gamma_grid
-from captum_learnprop.benchmark.gamma_grid import (
-    GAMMA,
-    GROUPS,
-    PAIRS,
-    GammaGridError,
-    Grid,
-    Search,
-    Setting,
-    search,
-)
+from captum_learnprop.benchmark.gamma_grid import GAMMA, GROUPS, PAIRS, Grid, Search, Setting, search
 from captum_learnprop.benchmark.hand_made import Lrp, hand_made
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.maps import SIGNS, postprocess
 from captum_learnprop.training.examples import Examples
 from captum_learnprop.training.occlusion import box_regions
@@ -238,7 +230,7 @@ def test_the_budget_is_not_exceeded(
 
 def test_a_budget_that_is_too_small_is_refused(model: nn.Module, examples: Examples) -> None:
     for grid, budget in ((SMALL, 4), (replace(SMALL, rows=None), 15)):
-        with pytest.raises(GammaGridError, match=f"small: {budget} attribution passes and 16 rows are too few"):
+        with pytest.raises(LearnpropError, match=f"small: {budget} attribution passes and 16 rows are too few"):
             search(model, grid, examples, budget=budget)
 
 
@@ -270,7 +262,7 @@ def test_an_interrupted_search_goes_on(model: nn.Module, examples: Examples) -> 
     assert went_on == [4, 5, 6, 7, 8]
     assert replace(again, seconds=0) == replace(whole, seconds=0)
     for changed in ({"seed": 1}, {"budget": 45}):
-        with pytest.raises(GammaGridError, match="one of other settings; delete it"):
+        with pytest.raises(LearnpropError, match="one of other settings; delete it"):
             search(model, SMALL, examples, **{"budget": 40, **changed}, known=known)
 
 

@@ -10,15 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_learnprop import ExtremalPerturbation
-from captum_learnprop.benchmark.hand_made import (
-    EXTREMAL,
-    EXTREMAL_X_INPUT,
-    FAMILIES,
-    HAND_MADE,
-    HandMadeError,
-    hand_made,
-)
-from captum_learnprop.benchmark.twin import TiledMaxPool2d, TwinError, make_twin
+from captum_learnprop.benchmark.hand_made import EXTREMAL, EXTREMAL_X_INPUT, FAMILIES, HAND_MADE, hand_made
+from captum_learnprop.benchmark.twin import TiledMaxPool2d, make_twin
+from captum_learnprop.errors import LearnpropError
 
 SIZE = 64
 
@@ -125,13 +119,13 @@ def test_models_without_a_twin_are_told() -> None:
             return super().forward(x) + torch.rand(5)
 
     example = torch.rand(2, 3, SIZE, SIZE)
-    with pytest.raises(TwinError, match="cannot be traced"):
+    with pytest.raises(LearnpropError, match="cannot be traced"):
         make_twin(Branching(), example)
-    with pytest.raises(TwinError, match="outputs differ"):
+    with pytest.raises(LearnpropError, match="outputs differ"):
         make_twin(Random().eval(), example)
-    with pytest.raises(TwinError, match=r"Conv2d does not take images \(2, 3, 8, 8\): .*channels"):
+    with pytest.raises(LearnpropError, match=r"Conv2d does not take images \(2, 3, 8, 8\): .*channels"):
         make_twin(nn.Conv2d(1, 2, 3), torch.rand(2, 3, 8, 8))
-    with pytest.raises(TwinError, match="no convolution"):
+    with pytest.raises(LearnpropError, match="no convolution"):
         make_twin(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 2)), example)
 
 
@@ -206,7 +200,7 @@ def test_layer_cam_by_hand(images: Tensor, targets: Tensor) -> None:
     expected = resized((gradient.clamp(min=0) * x).sum(1, keepdim=True)).detach()
     got = hand_made("LayerCAM, mid layer").build(model)(images, targets)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)
-    with pytest.raises(HandMadeError, match="has 2 feature maps"):
+    with pytest.raises(LearnpropError, match="has 2 feature maps"):
         hand_made("LayerCAM, early layer").build(model)
 
 
@@ -363,5 +357,5 @@ def test_controls_and_names(images: Tensor, targets: Tensor) -> None:
     grey[..., 5, 6] = 1.0
     assert int(hand_made("intensity").build(model)(grey, targets[:1]).argmax()) == 5 * SIZE + 6
     assert {method.family for method in HAND_MADE.values()} == set(FAMILIES)
-    with pytest.raises(HandMadeError, match="unknown hand-made method 'salience'; choose one of saliency"):
+    with pytest.raises(LearnpropError, match="unknown hand-made method 'salience'; choose one of saliency"):
         hand_made("salience")

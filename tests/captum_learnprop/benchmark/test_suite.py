@@ -23,17 +23,10 @@ from captum_learnprop.benchmark.examination import Examination
 from captum_learnprop.benchmark.gamma_grid import GRIDS, Grid
 from captum_learnprop.benchmark.nets import BATCH, Subject
 from captum_learnprop.benchmark.rule_families import RULE_FAMILIES
-from captum_learnprop.benchmark.scorecard import ROAD_PERCENTAGES, SCORES, STEPS, Case, ScoreError, score
-from captum_learnprop.benchmark.suite import (
-    BenchmarkError,
-    SettingsError,
-    Suite,
-    contenders,
-    default_variants,
-    read_cells,
-    run,
-)
+from captum_learnprop.benchmark.scorecard import ROAD_PERCENTAGES, SCORES, STEPS, Case, score
+from captum_learnprop.benchmark.suite import SettingsError, Suite, contenders, default_variants, read_cells, run
 from captum_learnprop.benchmark.summary import NOT_RUN, summarise, to_markdown
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.faithfulness import deletion, insertion, morf_lerf_area
 from captum_learnprop.evaluation.localization import average_precision, class_auc
 from captum_learnprop.evaluation.randomization import full_randomization
@@ -242,7 +235,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 
 
 def refuse(*arguments: object) -> None:
-    raise BenchmarkError("no map today")
+    raise LearnpropError("no map today")
 
 
 def test_cells_of_other_settings_or_nets_are_refused(
@@ -250,14 +243,14 @@ def test_cells_of_other_settings_or_nets_are_refused(
 ) -> None:
     out, _ = whole
     before = {path: path.read_bytes() for path in (out / "cells").iterdir()}
-    with pytest.raises(BenchmarkError, match=r"computed with questions 4, this run has 8; choose another folder"):
+    with pytest.raises(LearnpropError, match=r"computed with questions 4, this run has 8; choose another folder"):
         run(replace(SUITE, questions=8), out)
-    with pytest.raises(BenchmarkError, match="computed with training steps 2, this run has 3"):
+    with pytest.raises(LearnpropError, match="computed with training steps 2, this run has 3"):
         run(replace(SUITE, training_steps=3), out)
-    with pytest.raises(BenchmarkError, match="computed with deletions 4, this run has 5"):
+    with pytest.raises(LearnpropError, match="computed with deletions 4, this run has 5"):
         run(replace(SUITE, variants={"gates": {**SUITE.variants["gates"], "deletions": 5}}), out)
     monkeypatch.setattr(reference_nets, "load", lambda architecture, task: tiny("another", task))
-    with pytest.raises(BenchmarkError, match="computed with weights"):
+    with pytest.raises(LearnpropError, match="computed with weights"):
         run(SUITE, out)
     assert before == {path: path.read_bytes() for path in (out / "cells").iterdir()}
 
@@ -336,7 +329,7 @@ def test_a_training_seed_that_fails_leaves_the_others(tmp_path: Path, monkeypatc
 
 def test_a_method_that_cannot_run_says_why_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(model: nn.Module) -> hand_made.Explain:
-        raise hand_made.HandMadeError("there is no feature map")
+        raise hand_made.LearnpropError("there is no feature map")
 
     suite = replace(SUITE, methods=("saliency", "random"))
     broken = replace(hand_made.HAND_MADE["saliency"], build=refuse)
@@ -389,7 +382,7 @@ def test_given_rules_are_a_method_on_the_net_that_they_fit(
     given = [one for one in cells if one["method"] == f"rules {path.stem}"]
     assert [one["model"] for one in given] == ["vgg"]
     assert given[0]["scores"] == next(one for one in whole[1] if one["seed"] == 0)["scores"]
-    with pytest.raises(BenchmarkError, match="fit none of the nets inception"):
+    with pytest.raises(LearnpropError, match="fit none of the nets inception"):
         run(replace(suite, architectures=("inception",)), tmp_path / "other")
 
 
@@ -399,9 +392,9 @@ def test_given_rules_of_one_name_or_that_fail_are_not_hidden(
     path = whole[0] / "rules" / "vgg_digits_gates_scenes0_seed0.safetensors"
     (tmp_path / "other").mkdir()
     again = shutil.copy(path, tmp_path / "other")
-    with pytest.raises(BenchmarkError, match="would have the same file names; rename one"):
+    with pytest.raises(LearnpropError, match="would have the same file names; rename one"):
         replace(SUITE, rules=(path, Path(again)))
-    with pytest.raises(BenchmarkError, match="'a b, untrained' and 'A-B, untrained' would have the same file names"):
+    with pytest.raises(LearnpropError, match="'a b, untrained' and 'A-B, untrained' would have the same file names"):
         replace(SUITE, variants={"a b": {}, "A-B": {}}, methods=())
 
     def fails(net: nn.Module, rules: RuleSet) -> hand_made.Explain:
@@ -568,11 +561,11 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
         ("training_seeds", (), "training_seeds must be one or more"),
         ("training_seeds", (0, 0), "different numbers"),
     ):
-        with pytest.raises(BenchmarkError, match=words):
+        with pytest.raises(LearnpropError, match=words):
             replace(SUITE, **{field: value})
-    with pytest.raises(ScoreError, match="unknown metric 'auc'; choose one of average_precision, class_auc"):
+    with pytest.raises(LearnpropError, match="unknown metric 'auc'; choose one of average_precision, class_auc"):
         replace(SUITE, metrics=("auc",))
-    with pytest.raises(BenchmarkError, match="no cell of these"):
+    with pytest.raises(LearnpropError, match="no cell of these"):
         read_cells(SUITE, tmp_path)
 
 
@@ -614,7 +607,7 @@ def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
     run(suite, tmp_path)
     path = next((tmp_path / "cells").iterdir())
     path.write_text(path.read_text()[:40])
-    with pytest.raises(BenchmarkError, match=r"is damaged .* delete it"):
+    with pytest.raises(LearnpropError, match=r"is damaged .* delete it"):
         run(suite, tmp_path)
 
 

@@ -37,7 +37,6 @@ from captum_learnprop.evaluation.alignment_theory import (
 )
 from captum_learnprop.evaluation.backward_rules import RULES, backward_rule
 from captum_learnprop.evaluation.randomization import full_randomization
-from captum_learnprop.maps import MapError
 from captum_learnprop.scenes import make_scenes, reference_nets
 
 
@@ -216,13 +215,13 @@ class TestRules:
         rule = backward_rule("gradient", model, x)
         with pytest.raises(LearnpropError, match="unknown rule 'lime'"):
             backward_rule("lime", model, x)
-        with pytest.raises(MapError, match="differ from the targets"):
+        with pytest.raises(LearnpropError, match="differ from the targets"):
             class_alignment(model, rule, x, TARGETS, TARGETS)
-        with pytest.raises(MapError, match="targets must be int64"):
+        with pytest.raises(LearnpropError, match="targets must be int64"):
             input_alignment(model, rule, x, TARGETS[:2])
-        with pytest.raises(MapError, match="layer '9' is not called"):
+        with pytest.raises(LearnpropError, match="layer '9' is not called"):
             direction_convergence(model, rule, x, start="9")
-        with pytest.raises(MapError, match="at least 2"):
+        with pytest.raises(LearnpropError, match="at least 2"):
             direction_convergence(model, rule, x, vectors=1)
 
 
@@ -313,13 +312,13 @@ class TestTheory:
         assert measured.std() > 0
 
     def test_out_of_range(self) -> None:
-        with pytest.raises(MapError, match="cannot be orthogonal"):
+        with pytest.raises(LearnpropError, match="cannot be orthogonal"):
             simulated_orthogonal(5, 4)
-        with pytest.raises(MapError, match="unknown coefficients"):
+        with pytest.raises(LearnpropError, match="unknown coefficients"):
             alignment(4, 4, "twos")
-        with pytest.raises(MapError, match="share of the units"):
+        with pytest.raises(LearnpropError, match="share of the units"):
             alignment_of_fraction(1.0, 4, 4)
-        with pytest.raises(MapError, match="at least one unit"):
+        with pytest.raises(LearnpropError, match="at least one unit"):
             simulated(0, 4)
 
 

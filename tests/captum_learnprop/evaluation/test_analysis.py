@@ -15,10 +15,10 @@ from torch import nn
 import zennit_rules as zr
 from captum_learnprop import files
 from captum_learnprop.cli import cli
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.analysis import Analysis, RuleReport, analyse, verdicts
 from captum_learnprop.evaluation.backward_rules import backward_rule
-from captum_learnprop.maps import MapError
-from captum_learnprop.plot import PlotError, alignment_curves
+from captum_learnprop.plot import alignment_curves
 from captum_learnprop.scenes import make_scenes, reference_nets
 
 
@@ -92,11 +92,11 @@ class TestAnalysis:
         figure = alignment_curves(analysis.reports)
         assert len(figure.axes) == 4
         assert [len(axes.lines) for axes in figure.axes] == [3, 3, 3, 3]  # two rules and zero
-        with pytest.raises(PlotError, match="at least one report"):
+        with pytest.raises(LearnpropError, match="at least one report"):
             alignment_curves([])
 
     def test_no_rule(self) -> None:
-        with pytest.raises(MapError, match="at least one rule"):
+        with pytest.raises(LearnpropError, match="at least one rule"):
             analyse(nn.Linear(2, 2), [], torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_learnprop.evaluation import MapError, box_sensitivity, compactness
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.evaluation import box_sensitivity, compactness
 
 TARGETS = torch.tensor([0, 1])
 
@@ -65,7 +66,7 @@ class TestBoxSensitivity:
 
     @pytest.mark.parametrize("options", [{"box": 17}, {"boxes": 1}, {"output": "x"}, {"internal_batch_size": 0}])
     def test_options_out_of_range(self, options: dict[str, Any]) -> None:
-        with pytest.raises(MapError):
+        with pytest.raises(LearnpropError):
             box_sensitivity(linear, torch.rand(2, 3, 16, 16), torch.rand(2, 16, 16), TARGETS, **options)
 
 
@@ -79,5 +80,5 @@ class TestCompactness:
         assert compactness(torch.zeros(1, 4)).item() == 1.0
 
     def test_out_of_range(self) -> None:
-        with pytest.raises(MapError, match="level in"):
+        with pytest.raises(LearnpropError, match="level in"):
             compactness(torch.zeros(1, 4), 1.5)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from untouched import assert_untouched, differences, snapshot
 from zennit.composites import EpsilonGammaBox, EpsilonPlus
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation import Conservation, conservation, measure_conservation
-from captum_learnprop.maps import MapError
 from captum_learnprop.plugins import PluginManager
 from zennit_rules import LearnedEpsilonGammaBox, LearnedGradient, RuleSet, canonizers_for
 
@@ -43,7 +43,7 @@ class TestShare:
         ],
     )
     def test_errors(self, relevance: Tensor, output: Tensor, message: str) -> None:
-        with pytest.raises(MapError, match=message):
+        with pytest.raises(LearnpropError, match=message):
             conservation(relevance, output)
 
     def test_registered_as_a_metric(self) -> None:
@@ -130,28 +130,28 @@ class TestMeasure:
 
     def test_rules_that_are_no_relevance_are_refused(self) -> None:
         model = nn.Sequential(nn.Linear(3, 2), nn.ReLU()).double().eval()
-        with pytest.raises(MapError, match="rules of 'learned_gradient' do not propagate relevance"):
+        with pytest.raises(LearnpropError, match="rules of 'learned_gradient' do not propagate relevance"):
             measure_conservation(model, RuleSet.build(model, self.inputs), self.inputs, self.targets)
 
     def test_errors(self) -> None:
         model = Doubled(bias=0.0).eval()
         before = snapshot(model)
         with pytest.raises(
-            MapError, match=r"no composite 'epsilon' of relevance; .*epsilon_plus.*learned_epsilon"
+            LearnpropError, match=r"no composite 'epsilon' of relevance; .*epsilon_plus.*learned_epsilon"
         ) as e:
             measure_conservation(model, "epsilon", self.inputs, self.targets)
         assert "learned_gradient" not in str(e.value)
-        with pytest.raises(MapError, match="no composite 'learned_gradient' of relevance"):
+        with pytest.raises(LearnpropError, match="no composite 'learned_gradient' of relevance"):
             measure_conservation(model, "learned_gradient", self.inputs, self.targets)
-        with pytest.raises(MapError, match="LearnedGradient does not propagate relevance"):
+        with pytest.raises(LearnpropError, match="LearnedGradient does not propagate relevance"):
             measure_conservation(model, partial(LearnedGradient, gate="channel"), self.inputs, self.targets)
-        with pytest.raises(MapError, match=r"missing .*low.*functools\.partial"):
+        with pytest.raises(LearnpropError, match=r"missing .*low.*functools\.partial"):
             measure_conservation(model, "epsilon_gamma_box", self.inputs, self.targets)
-        with pytest.raises(MapError, match="targets must be an int64 tensor, got list"):
+        with pytest.raises(LearnpropError, match="targets must be an int64 tensor, got list"):
             measure_conservation(model, TINY, self.inputs, [0, 1])  # type: ignore[arg-type]
-        with pytest.raises(MapError, match=r"int64 of shape \(2,\), got torch.int64 of \(1,\)"):
+        with pytest.raises(LearnpropError, match=r"int64 of shape \(2,\), got torch.int64 of \(1,\)"):
             measure_conservation(model, TINY, self.inputs, self.targets[:1])
-        with pytest.raises(MapError, match=r"must return \(B, classes\)"):
+        with pytest.raises(LearnpropError, match=r"must return \(B, classes\)"):
             measure_conservation(nn.Identity(), TINY, self.inputs[:, :, None], self.targets)
         with pytest.raises(RuntimeError):
             measure_conservation(model, TINY, self.inputs[:, :2], self.targets)

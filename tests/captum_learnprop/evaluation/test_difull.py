@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from captum_learnprop.attribution.rules.learned import LearnedPropagation
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.difull import DiFull, difull_score, mosaic, split
-from captum_learnprop.maps import MapError
 from captum_learnprop.scenes import digits_net
 from zennit_rules import RuleSet
 
@@ -154,21 +154,21 @@ def test_batches_layout_and_the_callers_tensors() -> None:
 def test_what_cannot_be_scored_is_refused() -> None:
     net, saliency = small_net(), METHODS["saliency"]
     images, targets = case()
-    with pytest.raises(MapError, match=r"multiple of 2\^2"):
+    with pytest.raises(LearnpropError, match=r"multiple of 2\^2"):
         difull_score(net, saliency, images[:5], targets[:5])
-    with pytest.raises(MapError, match="evaluation mode"):
+    with pytest.raises(LearnpropError, match="evaluation mode"):
         difull_score(small_net().train(), saliency, images, targets)
-    with pytest.raises(MapError, match="targets must be int64"):
+    with pytest.raises(LearnpropError, match="targets must be int64"):
         difull_score(net, saliency, images, targets.float())
-    with pytest.raises(MapError, match="classes 0 to 4"):
+    with pytest.raises(LearnpropError, match="classes 0 to 4"):
         difull_score(net, saliency, images, targets + 1)
-    with pytest.raises(MapError, match="internal_batch_size"):
+    with pytest.raises(LearnpropError, match="internal_batch_size"):
         difull_score(net, saliency, images, targets, internal_batch_size=0)
-    with pytest.raises(MapError, match="attribute gave maps"):
+    with pytest.raises(LearnpropError, match="attribute gave maps"):
         difull_score(net, lambda m, x, y: x[..., :8], images, targets)
-    with pytest.raises(MapError, match="NaN"):
+    with pytest.raises(LearnpropError, match="NaN"):
         difull_score(net, lambda m, x, y: x / 0, images, targets)
-    with pytest.raises(MapError, match="at least one cell"):
+    with pytest.raises(LearnpropError, match="at least one cell"):
         DiFull(net, 0)
-    with pytest.raises(MapError, match=r"mosaics must be \(B, C, 3"):
+    with pytest.raises(LearnpropError, match=r"mosaics must be \(B, C, 3"):
         DiFull(net, 3)(torch.rand(1, 3, 16, 16))

@@ -11,6 +11,7 @@ from pairwise import crossed
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.baselines import BASELINES, BLUR_SIGMA, fill_values
 from captum_learnprop.evaluation.faithfulness import (
     CurveOptions,
@@ -23,7 +24,6 @@ from captum_learnprop.evaluation.faithfulness import (
     morf_curve,
     morf_lerf_area,
 )
-from captum_learnprop.maps import MapError
 
 
 @pytest.fixture
@@ -113,19 +113,19 @@ def test_what_cannot_be_measured_is_refused(setting) -> None:  # type: ignore[no
     model, inputs, maps, targets = setting
     broken = maps.clone()
     broken[1, 2, 3] = float("inf")
-    with pytest.raises(MapError, match="map 1 has NaN or infinite"):
+    with pytest.raises(LearnpropError, match="map 1 has NaN or infinite"):
         deletion(model, inputs, broken, targets)
-    with pytest.raises(MapError, match="sum colour channels"):
+    with pytest.raises(LearnpropError, match="sum colour channels"):
         deletion(model, inputs, inputs, targets)
-    with pytest.raises(MapError, match="targets must be int64"):
+    with pytest.raises(LearnpropError, match="targets must be int64"):
         deletion(model, inputs, maps, targets.float())
-    with pytest.raises(MapError, match="number of pixels 48, got 49"):
+    with pytest.raises(LearnpropError, match="number of pixels 48, got 49"):
         deletion(model, inputs, maps, targets, steps=49)
-    with pytest.raises(MapError, match="unknown output 'probability'"):
+    with pytest.raises(LearnpropError, match="unknown output 'probability'"):
         deletion(model, inputs, maps, targets, output="probability")
-    with pytest.raises(MapError, match="logit can be zero"):
+    with pytest.raises(LearnpropError, match="logit can be zero"):
         insertion(model, inputs, maps, targets, output="logit", relative=True)
-    with pytest.raises(MapError, match="does not broadcast"):
+    with pytest.raises(LearnpropError, match="does not broadcast"):
         deletion(model, inputs, maps, targets, baseline=torch.zeros(7))
 
 
@@ -218,14 +218,14 @@ def test_options_are_declared_once_for_types_and_once_for_defaults() -> None:
 
 def test_options_out_of_range_and_targets_that_do_not_exist_are_refused(setting) -> None:  # type: ignore[no-untyped-def]
     model, inputs, maps, targets = setting
-    with pytest.raises(MapError, match="unknown baseline 'grey'"):
+    with pytest.raises(LearnpropError, match="unknown baseline 'grey'"):
         deletion(model, inputs, maps, targets, baseline="grey")
-    with pytest.raises(MapError, match="internal_batch_size must be at least 1"):
+    with pytest.raises(LearnpropError, match="internal_batch_size must be at least 1"):
         lerf_curve(model, inputs, maps, targets, internal_batch_size=0)
     for wrong in (5, -1):
-        with pytest.raises(MapError, match="targets must be classes 0 to 4"):
+        with pytest.raises(LearnpropError, match="targets must be classes 0 to 4"):
             morf_lerf_area(model, inputs, maps, torch.full((4,), wrong))
-    with pytest.raises(MapError, match=r"must give \(B, classes\)"):
+    with pytest.raises(LearnpropError, match=r"must give \(B, classes\)"):
         deletion(lambda x: model(x)[:, 0], inputs, maps, targets)
-    with pytest.raises(MapError, match="not empty"):
+    with pytest.raises(LearnpropError, match="not empty"):
         deletion(model, inputs[:0], maps[:0], targets[:0])

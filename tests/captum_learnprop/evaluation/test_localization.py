@@ -9,8 +9,8 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.localization import (
-    MapError,
     average_precision,
     class_auc,
     grid_pointing,
@@ -107,21 +107,21 @@ def test_what_cannot_be_scored_is_refused() -> None:
     maps, masks, others = case(None)
     broken = maps.clone()
     broken[2, 0, 0] = float("nan")
-    with pytest.raises(MapError, match="map 2 has NaN"):
+    with pytest.raises(LearnpropError, match="map 2 has NaN"):
         average_precision(broken, masks)
-    with pytest.raises(MapError, match="differ in shape"):
+    with pytest.raises(LearnpropError, match="differ in shape"):
         average_precision(maps[:, 1:], masks)
-    with pytest.raises(MapError, match="sum colour channels"):
+    with pytest.raises(LearnpropError, match="sum colour channels"):
         average_precision(maps[:, None].expand(-1, 3, -1, -1), masks[:, None].expand(-1, 3, -1, -1))
-    with pytest.raises(MapError, match="bool"):
+    with pytest.raises(LearnpropError, match="bool"):
         average_precision(maps, masks.float())
-    with pytest.raises(MapError, match=r"masks\[0\] has no pixel"):
+    with pytest.raises(LearnpropError, match=r"masks\[0\] has no pixel"):
         pointing_game(maps, torch.zeros_like(masks))
-    with pytest.raises(MapError, match="share pixels"):
+    with pytest.raises(LearnpropError, match="share pixels"):
         class_auc(maps, masks, masks | others)
-    with pytest.raises(MapError, match="tolerance"):
+    with pytest.raises(LearnpropError, match="tolerance"):
         pointing_game(maps, masks, tolerance=-1)
-    with pytest.raises(MapError, match="has no pixel"):
+    with pytest.raises(LearnpropError, match="has no pixel"):
         relevance_rank_accuracy(maps, torch.zeros_like(masks))
 
 
@@ -191,13 +191,13 @@ def test_layout_and_batch_do_not_matter(score) -> None:  # type: ignore[no-untyp
 
 def test_mosaics_that_cannot_be_scored_are_refused() -> None:
     maps, cells = torch.rand(2, 4, 4), torch.tensor([0, 1])
-    with pytest.raises(MapError, match="cannot be cut into 3 x 3"):
+    with pytest.raises(LearnpropError, match="cannot be cut into 3 x 3"):
         grid_pointing(maps, cells, 3)
-    with pytest.raises(MapError, match="cannot be cut into 2 x 2"):
+    with pytest.raises(LearnpropError, match="cannot be cut into 2 x 2"):
         grid_pointing(maps[0], cells)
-    with pytest.raises(MapError, match="cells must be int64"):
+    with pytest.raises(LearnpropError, match="cells must be int64"):
         grid_pointing(maps, cells.float())
-    with pytest.raises(MapError, match="cells must be 0 to 3"):
+    with pytest.raises(LearnpropError, match="cells must be 0 to 3"):
         grid_pointing(maps, cells + 3)
-    with pytest.raises(MapError, match="sum colour channels"):
+    with pytest.raises(LearnpropError, match="sum colour channels"):
         grid_pointing(maps[:, None].expand(-1, 3, -1, -1), cells)

@@ -12,15 +12,7 @@ from fake_distributions import write_distribution
 from torch import Tensor, nn
 
 from captum_learnprop import evaluation
-from captum_learnprop.benchmark.scorecard import (
-    FAMILIES_WITH,
-    SCORES,
-    Case,
-    ScoreError,
-    in_table_order,
-    score,
-    scores_of,
-)
+from captum_learnprop.benchmark.scorecard import FAMILIES_WITH, SCORES, Case, in_table_order, score, scores_of
 from captum_learnprop.errors import LearnpropError, PluginError
 from captum_learnprop.evaluation import metrics
 from captum_learnprop.evaluation.metrics import METRICS, UnknownMetricError, find_metric
@@ -151,7 +143,7 @@ class TestScores:
         assert [one.name for one in scores_of([])] == list(SCORES)
 
     def test_one_name_of_several_columns(self) -> None:
-        with pytest.raises(ScoreError, match="'deletion' is several columns: deletion, zero; deletion, blur"):
+        with pytest.raises(LearnpropError, match="'deletion' is several columns: deletion, zero; deletion, blur"):
             score("deletion")
 
     @pytest.mark.parametrize(
@@ -159,7 +151,7 @@ class TestScores:
         [("difull_score", "needs attribute, which scenes do not have"), ("conservation", "needs output_relevance")],
     )
     def test_metrics_of_more_than_maps_are_refused(self, name: str, words: str) -> None:
-        with pytest.raises(ScoreError, match=f"metric '{name}' cannot be a column of the tables: it {words}"):
+        with pytest.raises(LearnpropError, match=f"metric '{name}' cannot be a column of the tables: it {words}"):
             scores_of([name])
 
     @pytest.mark.parametrize("name", ["compactness", "box_sensitivity"])
@@ -200,7 +192,7 @@ class TestPlugins:
 
     def test_what_has_no_direction_is_refused(self) -> None:
         assert find_metric("neither").higher_is_better is None
-        with pytest.raises(ScoreError, match="'neither' cannot be a column of the tables: it says not which way"):
+        with pytest.raises(LearnpropError, match="'neither' cannot be a column of the tables: it says not which way"):
             score("neither")
 
     @pytest.mark.parametrize(
@@ -216,7 +208,7 @@ class TestPlugins:
             score(name).rate(case, torch.rand(4, 64, 64))
 
     def test_unknown_names_list_them(self) -> None:
-        with pytest.raises(ScoreError, match=r"choose one of .*peak.*; did you mean 'spread'"):
+        with pytest.raises(LearnpropError, match=r"choose one of .*peak.*; did you mean 'spread'"):
             score("sprea")
 
 

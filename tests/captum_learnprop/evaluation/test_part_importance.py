@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.part_importance import part_correlation, part_drops
-from captum_learnprop.maps import MapError
 from captum_learnprop.scenes import reference_nets
 from captum_learnprop.scenes.objects import part_variants
 from captum_learnprop.scenes.scenes import make_scenes
@@ -47,15 +47,15 @@ class TestDrops:
     def test_errors(self) -> None:
         images, without = self.scenes()
         targets = torch.tensor([0, 1])
-        with pytest.raises(MapError, match=r"without must be \(M, P, C, H, W\)"):
+        with pytest.raises(LearnpropError, match=r"without must be \(M, P, C, H, W\)"):
             part_drops(self.model, images, without[:, 0], targets)
-        with pytest.raises(MapError, match=r"images must be"):
+        with pytest.raises(LearnpropError, match=r"images must be"):
             part_drops(self.model, images[0], without, targets)
-        with pytest.raises(MapError, match=r"int64 of shape \(2,\), got torch\.float32"):
+        with pytest.raises(LearnpropError, match=r"int64 of shape \(2,\), got torch\.float32"):
             part_drops(self.model, images, without, targets.float())
-        with pytest.raises(MapError, match="'odds'; choose one of softmax"):
+        with pytest.raises(LearnpropError, match="'odds'; choose one of softmax"):
             part_drops(self.model, images, without, targets, output="odds")
-        with pytest.raises(MapError, match="got 0"):
+        with pytest.raises(LearnpropError, match="got 0"):
             part_drops(self.model, images, without, targets, internal_batch_size=0)
 
 
@@ -86,17 +86,17 @@ class TestCorrelation:
     def test_errors(self) -> None:
         maps, parts, drops = torch.ones(2, 4, 4), quarters(2), torch.zeros(2, 4)
         assert part_correlation(maps, parts, drops).tolist() == [0.0, 0.0]
-        with pytest.raises(MapError, match=r"got torch\.float32"):
+        with pytest.raises(LearnpropError, match=r"got torch\.float32"):
             part_correlation(maps, parts.float(), drops)
-        with pytest.raises(MapError, match="2 parts at least"):
+        with pytest.raises(LearnpropError, match="2 parts at least"):
             part_correlation(maps, parts[:, :1], drops[:, :1])
-        with pytest.raises(MapError, match=r"maps must be \(2, 4, 4\)"):
+        with pytest.raises(LearnpropError, match=r"maps must be \(2, 4, 4\)"):
             part_correlation(maps[:1], parts, drops)
-        with pytest.raises(MapError, match=r"drops must be \(2, 4\)"):
+        with pytest.raises(LearnpropError, match=r"drops must be \(2, 4\)"):
             part_correlation(maps, parts, drops[:, :3])
-        with pytest.raises(MapError, match="map 1 has NaN"):
+        with pytest.raises(LearnpropError, match="map 1 has NaN"):
             part_correlation(torch.stack([maps[0], maps[0] * float("nan")]), parts, drops)
-        with pytest.raises(MapError, match="row of drops 0 has NaN"):
+        with pytest.raises(LearnpropError, match="row of drops 0 has NaN"):
             part_correlation(maps, parts, drops / 0)
 
 

@@ -24,13 +24,13 @@ from captum.attr import InputXGradient, IntegratedGradients, Saliency
 from torch import Tensor, nn
 
 from captum_learnprop.attribution.rules.learned import LearnedPropagation
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.faithfulness import deletion_curve
 from captum_learnprop.evaluation.localization import pointing_game, relevance_mass, relevance_rank_accuracy
 from captum_learnprop.evaluation.quantus import as_quantus_explain_func
 from captum_learnprop.evaluation.randomization import histogram_entropy, random_logit
 from captum_learnprop.evaluation.road import linear_imputation, road_curve
 from captum_learnprop.evaluation.similarity import spearman, ssim
-from captum_learnprop.maps import MapError
 from captum_learnprop.reinitialization import layers_top_down
 from zennit_rules import RuleSet
 
@@ -115,7 +115,7 @@ def test_maps_by_learned_rules_of_the_model_of_the_call(setting) -> None:  # typ
 
 def test_what_does_not_fit_is_refused(setting) -> None:  # type: ignore[no-untyped-def]
     model, inputs, targets = setting
-    with pytest.raises(MapError, match="6 inputs need 6 targets, got 5"):
+    with pytest.raises(LearnpropError, match="6 inputs need 6 targets, got 5"):
         as_quantus_explain_func(Saliency)(model, inputs, targets[:5])
 
     class Pooled:
@@ -124,9 +124,9 @@ def test_what_does_not_fit_is_refused(setting) -> None:  # type: ignore[no-untyp
         def attribute(self, inputs: Tensor, **options: Any) -> Tensor:
             return inputs.mean((2, 3))
 
-    with pytest.raises(MapError, match="one attribution of shape"):
+    with pytest.raises(LearnpropError, match="one attribution of shape"):
         as_quantus_explain_func(Pooled)(model, inputs, targets)
-    with pytest.raises(MapError, match="unknown sign"):
+    with pytest.raises(LearnpropError, match="unknown sign"):
         as_quantus_explain_func(Saliency, sign="negative")(model, inputs, targets)
 
 

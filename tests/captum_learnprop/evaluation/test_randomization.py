@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from untouched import assert_untouched, snapshot
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.baselines import normal_draws
 from captum_learnprop.evaluation.randomization import (
     complexity_rise,
@@ -27,7 +28,6 @@ from captum_learnprop.evaluation.randomization import (
     random_logit,
 )
 from captum_learnprop.evaluation.similarity import ssim
-from captum_learnprop.maps import MapError
 from captum_learnprop.reinitialization import layers_top_down, randomized
 
 
@@ -262,10 +262,10 @@ def test_recalibration_takes_the_statistics_of_the_images(setting) -> None:  # t
 
 def test_layers_that_do_not_exist_are_refused(setting) -> None:  # type: ignore[no-untyped-def]
     model, _, _ = setting
-    with pytest.raises(MapError, match=r"no layer 'fc' with parameters; choose from 'conv', 'norm', 'head'"):
+    with pytest.raises(LearnpropError, match=r"no layer 'fc' with parameters; choose from 'conv', 'norm', 'head'"):
         randomized(model, ["fc"])
     for number in (4, -1):
-        with pytest.raises(MapError, match="the model has 3 layers"):
+        with pytest.raises(LearnpropError, match="the model has 3 layers"):
             randomized(model, number)
 
 
@@ -397,7 +397,7 @@ def test_entropy_of_constants_and_of_uniform_values() -> None:
     assert histogram_entropy(torch.full((2, 3, 3), 0.1)).eq(0).all()
     even = torch.arange(200.0).reshape(1, 200)
     assert histogram_entropy(even).item() == pytest.approx(np.log(100))
-    with pytest.raises(MapError, match="bins at least 1"):
+    with pytest.raises(LearnpropError, match="bins at least 1"):
         histogram_entropy(even, 0)
 
 
@@ -441,29 +441,29 @@ def test_the_other_class_is_never_the_target_and_every_one_occurs() -> None:
 
 def test_what_cannot_be_measured_is_refused(setting) -> None:  # type: ignore[no-untyped-def]
     model, inputs, targets = setting
-    with pytest.raises(MapError, match="unknown order 'independent'"):
+    with pytest.raises(LearnpropError, match="unknown order 'independent'"):
         parameter_randomization(model, attribute, inputs, targets, order="independent")
-    with pytest.raises(MapError, match="noise_samples=-1"):
+    with pytest.raises(LearnpropError, match="noise_samples=-1"):
         parameter_randomization(model, attribute, inputs, targets, noise_samples=-1)
-    with pytest.raises(MapError, match="unknown similarity 'cosine'"):
+    with pytest.raises(LearnpropError, match="unknown similarity 'cosine'"):
         full_randomization(model, attribute, inputs, targets, similarity="cosine")
-    with pytest.raises(MapError, match="no parameters"):
+    with pytest.raises(LearnpropError, match="no parameters"):
         parameter_randomization(nn.Flatten(), brightness, inputs, targets)
     for score in (full_randomization, complexity_rise):
-        with pytest.raises(MapError, match="seeds is empty"):
+        with pytest.raises(LearnpropError, match="seeds is empty"):
             score(model, attribute, inputs, targets, seeds=())
     for score in (parameter_randomization, full_randomization, complexity_rise, random_logit):
-        with pytest.raises(MapError, match=r"attribute gave \(4, 12\)"):
+        with pytest.raises(LearnpropError, match=r"attribute gave \(4, 12\)"):
             score(model, lambda m, x, y: x[:, 0, 0], inputs, targets)
-        with pytest.raises(MapError, match="NaN or infinite values for sample 0"):
+        with pytest.raises(LearnpropError, match="NaN or infinite values for sample 0"):
             score(model, lambda m, x, y: x / 0, inputs, targets)
-        with pytest.raises(MapError, match="targets must be"):
+        with pytest.raises(LearnpropError, match="targets must be"):
             score(model, attribute, inputs, targets[:2])
-        with pytest.raises(MapError, match="internal_batch_size"):
+        with pytest.raises(LearnpropError, match="internal_batch_size"):
             score(model, attribute, inputs, targets, internal_batch_size=0)
-        with pytest.raises(MapError, match=r"\(B, C, H, W\)"):
+        with pytest.raises(LearnpropError, match=r"\(B, C, H, W\)"):
             score(model, attribute, inputs[0], targets)
-    with pytest.raises(MapError, match="differ from the targets"):
+    with pytest.raises(LearnpropError, match="differ from the targets"):
         random_logit(model, attribute, inputs, targets, others=targets)
-    with pytest.raises(MapError, match="at least 2 classes"):
+    with pytest.raises(LearnpropError, match="at least 2 classes"):
         random_logit(model, attribute, inputs, targets + 4)

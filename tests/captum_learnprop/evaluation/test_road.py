@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.baselines import normal_draws
 from captum_learnprop.evaluation.road import linear_imputation, road, road_curve
-from captum_learnprop.maps import MapError
 
 
 def slow_imputation(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
@@ -156,25 +156,25 @@ def test_true_pixels_first_beats_true_pixels_last() -> None:
 def test_what_cannot_be_measured_is_refused(setting) -> None:  # type: ignore[no-untyped-def]
     model, inputs, maps, targets = setting
     for percentages in ((), (100,), (-1,), (float("nan"),)):
-        with pytest.raises(MapError, match="percentages must be"):
+        with pytest.raises(LearnpropError, match="percentages must be"):
             road(model, inputs, maps, targets, percentages=percentages)
-    with pytest.raises(MapError, match="unknown order 'random'"):
+    with pytest.raises(LearnpropError, match="unknown order 'random'"):
         road(model, inputs, maps, targets, order="random")
-    with pytest.raises(MapError, match="unknown output"):
+    with pytest.raises(LearnpropError, match="unknown output"):
         road(model, inputs, maps, targets, output="loss")
-    with pytest.raises(MapError, match="noise is a standard deviation"):
+    with pytest.raises(LearnpropError, match="noise is a standard deviation"):
         road(model, inputs, maps, targets, noise=-1.0)
-    with pytest.raises(MapError, match="internal_batch_size"):
+    with pytest.raises(LearnpropError, match="internal_batch_size"):
         road(model, inputs, maps, targets, internal_batch_size=0)
-    with pytest.raises(MapError, match="map 0 has NaN"):
+    with pytest.raises(LearnpropError, match="map 0 has NaN"):
         road(model, inputs, maps / 0 * 0, targets)
-    with pytest.raises(MapError, match="targets must be classes"):
+    with pytest.raises(LearnpropError, match="targets must be classes"):
         road(model, inputs, maps, targets + 2)
     removed = torch.zeros(4, 1, 8, 6, dtype=torch.bool)
     removed[1] = True
-    with pytest.raises(MapError, match="image 1 has no pixel left"):
+    with pytest.raises(LearnpropError, match="image 1 has no pixel left"):
         linear_imputation(inputs, removed)
-    with pytest.raises(MapError, match="removed must be bool"):
+    with pytest.raises(LearnpropError, match="removed must be bool"):
         linear_imputation(inputs, torch.zeros(4, 1, 8, 6))
-    with pytest.raises(MapError, match="not empty"):
+    with pytest.raises(LearnpropError, match="not empty"):
         linear_imputation(inputs[0], torch.zeros(1, dtype=torch.bool))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.similarity import SIMILARITIES, average_ranks, pearson, spearman, ssim
-from captum_learnprop.maps import MapError
 
 
 def case(levels: int | None, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,16 +94,16 @@ def test_ssim_of_constants() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     first, second = case(None)
     for similarity in SIMILARITIES.values():
-        with pytest.raises(MapError, match="differ in shape"):
+        with pytest.raises(LearnpropError, match="differ in shape"):
             similarity(first, second[:, :1])
-        with pytest.raises(MapError, match="map 0 has NaN"):
+        with pytest.raises(LearnpropError, match="map 0 has NaN"):
             similarity(first / 0, second)
-    with pytest.raises(MapError, match="not empty"):
+    with pytest.raises(LearnpropError, match="not empty"):
         average_ranks(first[:0])
-    with pytest.raises(MapError, match="not empty"):
+    with pytest.raises(LearnpropError, match="not empty"):
         spearman(first[0, 0, 0], second[0, 0, 0])
-    with pytest.raises(MapError, match="H, W >= 11"):
+    with pytest.raises(LearnpropError, match="H, W >= 11"):
         ssim(first[..., :10], second[..., :10])
     for wrong in (0.0, -1.0, torch.ones(3)):
-        with pytest.raises(MapError, match="data_range must be"):
+        with pytest.raises(LearnpropError, match="data_range must be"):
             ssim(first, second, data_range=wrong)

@@ -26,7 +26,6 @@ from captum_learnprop.scenes.reference_nets import (
     ResNetLike,
     VggLike,
     ViTLike,
-    WeightsError,
     load,
     weights_file,
     weights_metadata,
@@ -203,15 +202,15 @@ class TestRefusals:
             digits_net.load(tmp_path / "nowhere.safetensors")
         cut = tmp_path / "cut.safetensors"
         cut.write_bytes(weights_file("vgg", "digits").read_bytes()[:5000])
-        with pytest.raises(WeightsError, match="cannot be read"):
+        with pytest.raises(LearnpropError, match="cannot be read"):
             digits_net.load(cut)
 
     def test_files_of_other_nets(self, tmp_path: Path) -> None:
-        with pytest.raises(WeightsError, match="does not hold a net vgg-digits but vgg-patch"):
+        with pytest.raises(LearnpropError, match="does not hold a net vgg-digits but vgg-patch"):
             digits_net.load(weights_file("vgg", "patch"))
         metadata = weights_metadata("vgg", "patch")
         save_file({"weight": torch.zeros(1)}, tmp_path / "a", metadata=metadata)
-        with pytest.raises(WeightsError, match="does not hold a net vgg-patch: "):
+        with pytest.raises(LearnpropError, match="does not hold a net vgg-patch: "):
             load("vgg", "patch", path=tmp_path / "a")
         tensors = load_file(weights_file("vgg", "patch"))
         for change, message in (
@@ -220,5 +219,5 @@ class TestRefusals:
             ({"width": "wide"}, "does not hold a net vgg-patch: "),
         ):
             save_file(tensors, tmp_path / "b", metadata=metadata | change)
-            with pytest.raises(WeightsError, match=message):
+            with pytest.raises(LearnpropError, match=message):
                 load("vgg", "patch", path=tmp_path / "b")

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.scenes import scenes
 from captum_learnprop.scenes.drawing import DIGIT_PIXELS, separate
 from captum_learnprop.scenes.objects import PARTS, draw_patch, part_variants
-from captum_learnprop.scenes.scenes import FAMILIES, SPLITS, SceneError, Scenes, make_scenes, source_digits
+from captum_learnprop.scenes.scenes import FAMILIES, SPLITS, Scenes, make_scenes, source_digits
 from captum_learnprop.scenes.thumbnails import MOST
 
 
@@ -263,7 +264,7 @@ class TestParts:
     [("faces", 1, "train", "'faces'"), ("digits", 0, "train", "got 0"), ("digits", 1, "dev", "'dev'")],
 )
 def test_bad_requests_are_named(family: str, count: int, split: str, message: str) -> None:
-    with pytest.raises(SceneError, match=message):
+    with pytest.raises(LearnpropError, match=message):
         make_scenes(family, count, split=split)
 
 

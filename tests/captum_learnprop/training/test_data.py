@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from captum_learnprop.errors import InputWarning
-from captum_learnprop.training.data import DataError, read_batches, repeats_its_order
+from captum_learnprop.errors import InputWarning, LearnpropError
+from captum_learnprop.training.data import read_batches, repeats_its_order
 
 IMAGES = torch.rand(7, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([3, 1, 2, 0, 1, 1, 3])
@@ -159,7 +159,7 @@ def other(index: int, image: Tensor) -> list[Tensor]:
     ],
 )
 def test_errors(data: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(LearnpropError, match=message):
         list(read_batches(data, batch_size=2))
 
 

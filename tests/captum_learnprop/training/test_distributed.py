@@ -95,7 +95,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
 from small_nets import images, net
 
-from captum_learnprop.training.data import DataError
+from captum_learnprop.training.data import LearnpropError
 from captum_learnprop.training.trainer import RuleTrainer
 
 trainer = RuleTrainer(net(), steps=2, batch_size=1, deletions=8, smoothing=0.05)
@@ -104,7 +104,7 @@ assert rules.training["steps_done"] == 2
 import os
 try:
     RuleTrainer(net(int(os.environ["RANK"])), steps=2, deletions=8).fit(images(3))
-except DataError as error:
+except LearnpropError as error:
     assert "different models" in str(error)
     open(sys.argv[1] + "/refused-" + os.environ["RANK"], "w").close()
 """

@@ -10,8 +10,9 @@ import torch
 from small_nets import CLASSES, images, net
 from torch import Tensor, nn
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.training import examples
-from captum_learnprop.training.data import DataError, read_batches
+from captum_learnprop.training.data import read_batches
 from captum_learnprop.training.distributed import Processes
 from captum_learnprop.training.examples import Collection, Examples, collect
 from captum_learnprop.training.occlusion import generator_of, measure_drops, random_boxes
@@ -220,13 +221,13 @@ class TestFolder:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("os.replace", full)
-        with pytest.raises(DataError, match=r"cannot write examples to .*examples-00000.*No space left"):
+        with pytest.raises(LearnpropError, match=r"cannot write examples to .*examples-00000.*No space left"):
             gather(folder=tmp_path)
         assert list(tmp_path.iterdir()) == []
 
     def test_a_folder_that_cannot_be_made(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(DataError, match=r"cannot make the folder .*file"):
+        with pytest.raises(LearnpropError, match=r"cannot make the folder .*file"):
             gather(folder=tmp_path / "file" / "examples")
 
 
@@ -246,7 +247,7 @@ class TestErrors:
 
     def test_several_processes_need_a_folder_that_all_see(self) -> None:
         store = examples._Store(net(), Collection(**WHAT), Processes(rank=0, world=2), None)
-        with pytest.raises(DataError, match="a folder that all processes see"):
+        with pytest.raises(LearnpropError, match="a folder that all processes see"):
             store.spill()
 
     @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ class TestErrors:
         ],
     )
     def test_what_cannot_be_measured(self, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(LearnpropError, match=message):
             gather(**options)
 
     def test_an_output_that_is_not_finite(self) -> None:
@@ -282,5 +283,5 @@ class TestErrors:
 
         data = images()
         data[8, 0, 0, 0] = 7
-        with pytest.raises(DataError, match="NaN or infinite for image 8"):
+        with pytest.raises(LearnpropError, match="NaN or infinite for image 8"):
             gather(data, Odd(net()))

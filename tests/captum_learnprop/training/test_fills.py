@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.maps import smooth
 from captum_learnprop.training.draws import Draws
-from captum_learnprop.training.fills import FILLS, NOISE, FillDraw, FillError, fill_names, random_fill
+from captum_learnprop.training.fills import FILLS, NOISE, FillDraw, fill_names, random_fill
 
 SHAPES = [(3, 2, 9), (3, 3, 8, 6), (3, 1, 4, 5, 6)]
 
@@ -136,7 +137,7 @@ def test_names() -> None:
     ],
 )
 def test_bad_names(fills: Any, exclude: tuple[str, ...], message: str) -> None:
-    with pytest.raises(FillError, match=message):
+    with pytest.raises(LearnpropError, match=message):
         fill_names(fills, exclude)
 
 
@@ -158,9 +159,9 @@ def test_features_of_a_table_are_filled_from_their_own_row() -> None:
 
 
 def test_features_have_no_neighbours_to_blur() -> None:
-    with pytest.raises(FillError, match=r"'blur' needs neighbours, .* \(B, F\).* exclude it"):
+    with pytest.raises(LearnpropError, match=r"'blur' needs neighbours, .* \(B, F\).* exclude it"):
         filled(torch.rand(2, 5), Draws(0, 0, range(2)))
-    with pytest.raises(FillError, match=r"got \(2,\)"):
+    with pytest.raises(LearnpropError, match=r"got \(2,\)"):
         filled(torch.rand(2), Draws(0, 0, range(2)), ("zero",))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_learnprop import LearnpropError, MaxMask
 from captum_learnprop.maps import smooth
-from captum_learnprop.training.masks import FLAT, AreaMask, MaskError, total_variation
+from captum_learnprop.training.masks import FLAT, AreaMask, total_variation
 
 # One sample, two channels, 1 x 3 pixels.
 SIGNED = torch.tensor([[[[1.0, -4.0, 0.0]], [[-2.0, 3.0, 1.0]]]], dtype=torch.float64)
@@ -285,13 +285,13 @@ def test_area_masks_refuse() -> None:
         ({"sigma": -1.0}, r"sigma=-1\.0"),
         ({"reduce": "mean"}, r"reduce='mean'.*'signed'"),
     ):
-        with pytest.raises(MaskError, match=message):
+        with pytest.raises(LearnpropError, match=message):
             AreaMask(**options)  # type: ignore[arg-type]
     maps = torch.rand(2, 3, 3)
-    with pytest.raises(MaskError, match=r"\(2,\), one for each sample, got \(3,\)"):
+    with pytest.raises(LearnpropError, match=r"\(2,\), one for each sample, got \(3,\)"):
         AreaMask().of_maps(maps, torch.tensor([0.1, 0.2, 0.3]))
     for bad in (0.0, 1.5, torch.tensor([0.5, float("nan")])):
-        with pytest.raises(MaskError, match=r"in \(0, 1\)"):
+        with pytest.raises(LearnpropError, match=r"in \(0, 1\)"):
             AreaMask().of_maps(maps, bad)
 
 

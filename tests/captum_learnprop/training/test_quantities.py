@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from captum_learnprop import LearnpropError
-from captum_learnprop.training.quantities import QUANTITIES, QuantityError, quantity
+from captum_learnprop.training.quantities import QUANTITIES, quantity
 
 NAMES = tuple(QUANTITIES)
 LOGITS = torch.tensor([[0.0, math.log(3.0)], [math.log(2.0), 0.0]], dtype=torch.float64)
@@ -96,7 +96,7 @@ def test_one_class_is_enough_without_comparison(name: str) -> None:
     ],
 )
 def test_errors(name: str, outputs: torch.Tensor, targets: list[float], message: str) -> None:
-    with pytest.raises(QuantityError, match=message):
+    with pytest.raises(LearnpropError, match=message):
         quantity(name)(outputs, torch.tensor(targets))
 
 

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import captum_learnprop as cl
 import zennit_rules as zr
-from captum_learnprop.training.batch import ObjectiveError
-from captum_learnprop.training.fills import FillError
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.training.occlusion import (
     REGION_SIDES,
     generator_of,
@@ -154,9 +153,9 @@ def test_masks_of_features_are_not_smoothed() -> None:
 
 
 def test_what_makes_no_sense_for_tables_is_refused() -> None:
-    with pytest.raises(ObjectiveError, match="TotalVariation compares neighbours"):
+    with pytest.raises(LearnpropError, match="TotalVariation compares neighbours"):
         fit(objective=cl.OcclusionRegression() + cl.TotalVariation())
-    with pytest.raises(FillError, match="'blur' needs neighbours"):
+    with pytest.raises(LearnpropError, match="'blur' needs neighbours"):
         fit(objective=cl.Sufficiency(exclude=()))
     with pytest.raises(zr.RuleError, match=r"fusion needs one input \(B, C, \*spatial\)"):
         fit(fusion=True)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.training.draws import Draws
-from captum_learnprop.training.fills import FillError
 from captum_learnprop.training.masks import AreaMask, MaxMask
 from captum_learnprop.training.quantities import quantity
 from captum_learnprop.training.terms import (
@@ -23,7 +23,6 @@ from captum_learnprop.training.terms import (
     ClassContrast,
     Necessity,
     Objective,
-    ObjectiveError,
     OcclusionRegression,
     RandomizationContrast,
     Sufficiency,
@@ -437,7 +436,7 @@ def test_weight_zero_reports_without_minimising(world: World) -> None:
     assert not values["TotalVariation"].requires_grad
     torch.testing.assert_close(values["TotalVariation"], TotalVariation()(world.batch()))
     torch.testing.assert_close(objective.combine(values), values["Area"])
-    with pytest.raises(ObjectiveError, match=r"all weights are 0.*0 \* Area"):
+    with pytest.raises(LearnpropError, match=r"all weights are 0.*0 \* Area"):
         (0 * Area())(world.batch())
 
 
@@ -473,7 +472,7 @@ def test_terms_of_others(world: World) -> None:
         def __call__(self, batch: Batch) -> Tensor:
             return batch.maps.mean()
 
-    with pytest.raises(ObjectiveError, match=r"Mean\(\) gave \(\); a term gives one value per row"):
+    with pytest.raises(LearnpropError, match=r"Mean\(\) gave \(\); a term gives one value per row"):
         Objective.of(Mean())(world.batch())
 
 
@@ -483,25 +482,25 @@ def test_terms_of_others(world: World) -> None:
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: OcclusionRegression("l2"), ObjectiveError, r"distance 'l2' of OcclusionRegression.*pearson, cosine"),
-        (lambda: Sufficiency(area=0.0), ObjectiveError, r"area 0\.0 of Sufficiency"),
-        (lambda: Necessity(area=(0.4, 0.1)), ObjectiveError, r"area \(0\.4, 0\.1\) of Necessity.*lower bound first"),
-        (lambda: Sufficiency(MaxMask()), ObjectiveError, r"cannot be told its area \(0\.05, 0\.4\); pass area=None"),
-        (lambda: Sufficiency(fill="blur"), FillError, r"'blur' is asked for and excluded"),
-        (lambda: Necessity(fill="black"), FillError, r"unknown fill 'black'"),
-        (lambda: Area(AreaMask()), ObjectiveError, r"Area measures a MaxMask, AreaMask"),  # type: ignore[arg-type]
-        (lambda: TotalVariation(AreaMask()), ObjectiveError, r"TotalVariation measures"),  # type: ignore[arg-type]
-        (lambda: ClassContrast("second"), ObjectiveError, r"other 'second' of ClassContrast.*random, strongest"),
-        (lambda: ClassContrast(similarity="l1"), ObjectiveError, r"similarity 'l1'.*pearson, cosine, overlap"),
-        (lambda: RandomizationContrast(compression="exp"), ObjectiveError, r"compression 'exp'.*none, sqrt, log"),
-        (lambda: -1 * Area(), ObjectiveError, r"weight -1 of Area.*at least 0"),
-        (lambda: math.nan * Area(), ObjectiveError, r"weight nan"),
-        (lambda: "2" * Area(), ObjectiveError, r"weight '2'"),  # type: ignore[operator]
-        (lambda: Objective(()), ObjectiveError, r"at least one term"),
-        (lambda: Objective(((1.0, "Area"),)), ObjectiveError, r"'Area' is not a term"),  # type: ignore[arg-type]
-        (lambda: Objective.from_config([{"term": "Areas"}]), ObjectiveError, r"unknown term 'Areas'; choose one of"),
-        (lambda: Objective.from_config([{"term": "Area", "mask": {"mask": "Min"}}]), ObjectiveError, r"mask 'Min'"),
-        (lambda: Objective.from_config([{"term": "Area", "size": 2}]), ObjectiveError, r"term Area cannot.*size"),
+        (lambda: OcclusionRegression("l2"), LearnpropError, r"distance 'l2' of OcclusionRegression.*pearson, cosine"),
+        (lambda: Sufficiency(area=0.0), LearnpropError, r"area 0\.0 of Sufficiency"),
+        (lambda: Necessity(area=(0.4, 0.1)), LearnpropError, r"area \(0\.4, 0\.1\) of Necessity.*lower bound first"),
+        (lambda: Sufficiency(MaxMask()), LearnpropError, r"cannot be told its area \(0\.05, 0\.4\); pass area=None"),
+        (lambda: Sufficiency(fill="blur"), LearnpropError, r"'blur' is asked for and excluded"),
+        (lambda: Necessity(fill="black"), LearnpropError, r"unknown fill 'black'"),
+        (lambda: Area(AreaMask()), LearnpropError, r"Area measures a MaxMask, AreaMask"),  # type: ignore[arg-type]
+        (lambda: TotalVariation(AreaMask()), LearnpropError, r"TotalVariation measures"),  # type: ignore[arg-type]
+        (lambda: ClassContrast("second"), LearnpropError, r"other 'second' of ClassContrast.*random, strongest"),
+        (lambda: ClassContrast(similarity="l1"), LearnpropError, r"similarity 'l1'.*pearson, cosine, overlap"),
+        (lambda: RandomizationContrast(compression="exp"), LearnpropError, r"compression 'exp'.*none, sqrt, log"),
+        (lambda: -1 * Area(), LearnpropError, r"weight -1 of Area.*at least 0"),
+        (lambda: math.nan * Area(), LearnpropError, r"weight nan"),
+        (lambda: "2" * Area(), LearnpropError, r"weight '2'"),  # type: ignore[operator]
+        (lambda: Objective(()), LearnpropError, r"at least one term"),
+        (lambda: Objective(((1.0, "Area"),)), LearnpropError, r"'Area' is not a term"),  # type: ignore[arg-type]
+        (lambda: Objective.from_config([{"term": "Areas"}]), LearnpropError, r"unknown term 'Areas'; choose one of"),
+        (lambda: Objective.from_config([{"term": "Area", "mask": {"mask": "Min"}}]), LearnpropError, r"mask 'Min'"),
+        (lambda: Objective.from_config([{"term": "Area", "size": 2}]), LearnpropError, r"term Area cannot.*size"),
         (lambda: Area() + 3, TypeError, r"unsupported operand"),  # type: ignore[operator]
     ],
 )  # fmt: skip
@@ -511,15 +510,15 @@ def test_requests_that_make_no_sense(build: Callable[[], Any], error: type[Excep
 
 
 def test_batches_that_lack_something(world: World) -> None:
-    with pytest.raises(ObjectiveError, match="has no regions"):
+    with pytest.raises(LearnpropError, match="has no regions"):
         OcclusionRegression()(world.batch(regions=None, drops=None))
-    with pytest.raises(ObjectiveError, match="explain_randomized is None"):
+    with pytest.raises(LearnpropError, match="explain_randomized is None"):
         RandomizationContrast()(world.batch(explain_randomized=None))
-    with pytest.raises(ObjectiveError, match=r"another class.*\(4, 1\)"):
+    with pytest.raises(LearnpropError, match=r"another class.*\(4, 1\)"):
         ClassContrast()(world.batch(outputs=torch.zeros(ROWS, 1), targets=torch.zeros(ROWS).long()))
-    with pytest.raises(ObjectiveError, match=r"explain gave maps \(4, 5\), expected \(4, 5, 6\)"):
+    with pytest.raises(LearnpropError, match=r"explain gave maps \(4, 5\), expected \(4, 5, 6\)"):
         ClassContrast()(world.batch(explain=lambda targets: world.maps[..., 0]))
-    with pytest.raises(ObjectiveError, match=r"explain_randomized gave maps"):
+    with pytest.raises(LearnpropError, match=r"explain_randomized gave maps"):
         RandomizationContrast()(world.batch(explain_randomized=lambda: world.maps[:2]))
 
 
@@ -536,7 +535,7 @@ def test_batches_that_lack_something(world: World) -> None:
     ],
 )
 def test_batches_that_do_not_fit(changes: dict[str, Any], message: str, world: World) -> None:
-    with pytest.raises(ObjectiveError, match=message):
+    with pytest.raises(LearnpropError, match=message):
         world.batch(**changes)
 
 

@@ -20,7 +20,6 @@ from captum_learnprop.errors import LearnpropError
 from captum_learnprop.maps import postprocess
 from captum_learnprop.training import trainer as trainer_module
 from captum_learnprop.training.checkpoint import CheckpointError
-from captum_learnprop.training.data import DataError
 from captum_learnprop.training.log import read_log
 from captum_learnprop.training.objectives import Agreement
 from captum_learnprop.training.occlusion import box_regions
@@ -442,7 +441,7 @@ class TestStopping:
         with pytest.warns(TrainingWarning, match="No space left"):
             rules = fit(fitting={"checkpoint": tmp_path / "run.safetensors"})
         assert_same(rules, expected)
-        with pytest.raises(DataError, match="No space left"):
+        with pytest.raises(LearnpropError, match="No space left"):
             fit(fitting={"examples_dir": tmp_path})
         assert list(tmp_path.rglob("*.part")) == []
 
@@ -477,7 +476,7 @@ class TestErrors:
         ],
     )
     def test_data(self, data: Any, message: str) -> None:
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(LearnpropError, match=message):
             fit(data=data)
 
     @pytest.mark.parametrize(
@@ -490,7 +489,7 @@ class TestErrors:
     )
     def test_labels(self, labels: Tensor | None, message: str) -> None:
         data = images(4) if labels is None else (images(4), labels)
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(LearnpropError, match=message):
             fit(data=data, fitting={"targets": "labels"})
 
     @pytest.mark.parametrize(
@@ -538,7 +537,7 @@ class TestErrors:
         assert_same(fit(data=data), fit())
 
     def test_validation_images_of_another_size(self) -> None:
-        with pytest.raises(DataError, match=r"training images are \(3, 16, 16\), validation images \(3, 8, 8\)"):
+        with pytest.raises(LearnpropError, match=r"training images are \(3, 16, 16\), validation images \(3, 8, 8\)"):
             fit(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval(),
                 fitting={"validation": torch.rand(4, 3, 8, 8)})  # fmt: skip
 
@@ -546,7 +545,7 @@ class TestErrors:
         model = net()
         with torch.no_grad():
             model[-1].bias[:] = torch.nan
-        with pytest.raises(DataError, match="NaN or infinite for image 0"):
+        with pytest.raises(LearnpropError, match="NaN or infinite for image 0"):
             fit(model, objective=Sufficiency())
 
     def test_no_module(self) -> None:
@@ -554,14 +553,14 @@ class TestErrors:
             RuleTrainer(lambda x: x)  # type: ignore[arg-type]
 
     def test_a_model_of_another_kind(self) -> None:
-        with pytest.raises(DataError, match=r"must return \(B, classes\)"):
+        with pytest.raises(LearnpropError, match=r"must return \(B, classes\)"):
             fit(nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()).eval())
 
     def test_an_output_that_is_not_finite(self) -> None:
         model = net()
         with torch.no_grad():
             model[-1].bias[:] = torch.nan
-        with pytest.raises(DataError, match="NaN or infinite for image 0"):
+        with pytest.raises(LearnpropError, match="NaN or infinite for image 0"):
             fit(model)
 
     def test_a_checkpoint_of_another_run(self, tmp_path: Path) -> None:
@@ -586,7 +585,7 @@ class TestErrors:
             fit(fitting={"checkpoint": tmp_path / "nowhere" / "run.safetensors"})
 
     def test_too_many_targets(self) -> None:
-        with pytest.raises(DataError, match="targets_per_image=9"):
+        with pytest.raises(LearnpropError, match="targets_per_image=9"):
             fit(fitting={"targets_per_image": 9})
 
     def test_maps_are_finished_as_they_were_trained(self) -> None:

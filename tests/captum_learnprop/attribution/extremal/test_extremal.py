@@ -19,8 +19,9 @@ from captum_learnprop.attribution.extremal.mask_parts import Parts
 from captum_learnprop.attribution.extremal.mask_search import away_from_area
 from captum_learnprop.attribution.extremal.perturbations import Blur, Fade, Noise
 from captum_learnprop.attribution.rewards import contrastive, probability
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.maps import smooth
-from captum_learnprop.plot import PlotError, area_curves
+from captum_learnprop.plot import area_curves
 
 
 def disc_of(size: int, radius: float = 0.12, centre: tuple[float, float] = (0.55, 0.4)) -> Tensor:
@@ -201,7 +202,7 @@ def test_extremal_area_is_that_of_the_disc_and_its_curve_is_drawn() -> None:
     assert float(found.curve[0, at]) >= 0.9
     figure = area_curves(found.curve_areas, found.curve, share=0.9, extremal=found.area)
     assert len(figure.axes[0].lines) == 5
-    with pytest.raises(PlotError, match="must both be"):
+    with pytest.raises(LearnpropError, match="must both be"):
         area_curves(found.curve_areas, found.curve[0])
     never = cl.ExtremalPerturbation(model).extremal_area(
         torch.ones(1, 1, size, size), 0, share=2.0, perturbation="fade", areas=(0.1,), n_steps=30

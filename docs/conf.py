@@ -40,6 +40,8 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+# Warnings of other libraries name places on the machine that built the site.
+nb_output_stderr = "remove"
 nb_kernel_rgx_aliases = {".*": "python3"}
 
 html_theme = "furo"

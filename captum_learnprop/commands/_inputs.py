@@ -3,57 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import nn
+
+from captum_learnprop.commands._request import ModelRequest
 from captum_learnprop.errors import LearnpropError
-
-# torch takes seconds to import: the help must not wait for it.
-if TYPE_CHECKING:
-    from torch import nn
-
-    from captum_learnprop.images import Preprocessing
-
-_LOG = logging.getLogger(__name__)
-
-PREDICTED = "predicted"
-FROM_FOLDER = "label-from-folder"
-TORCHVISION = "torchvision:"
-
-
-@dataclass(frozen=True)
-class ModelRequest:
-    """What the command line asked for about the model and its input; the fields are options."""
-
-    model: str
-    weights: str | None
-    checkpoint: Path | None
-    size: int | None
-    normalization: str
-    device: str
-    seed: int
-
-    @property
-    def torchvision_name(self) -> str | None:
-        """The name of the model in torchvision; None if it comes from elsewhere."""
-        return self.model.removeprefix(TORCHVISION) if self.model.startswith(TORCHVISION) else None
-
-    @property
-    def weights_name(self) -> str | None:
-        """The name of the weights, whatever DEFAULT means in this torchvision."""
-        from captum_learnprop.images import torchvision_weights
-
-        name = self.torchvision_name
-        if name is None or self.weights is None:
-            return self.weights
-        return str(torchvision_weights(name, self.weights).name)
-
-    def warn_of_random_weights(self) -> None:
-        """Says that a torchvision model was asked for without weights."""
-        if self.torchvision_name and not (self.weights or self.checkpoint):
-            _LOG.warning("neither --weights nor --checkpoint: the model has random weights")
+from captum_learnprop.images import Preprocessing, torchvision_weights
+from captum_learnprop.models import load_model
 
 
 @dataclass(frozen=True)
@@ -95,18 +55,12 @@ def load(request: ModelRequest) -> nn.Module:
     Raises:
         LearnpropError: There is no such model, weights or device.
     """
-    import torch
-
-    from captum_learnprop.models import load_model
-
     torch.manual_seed(request.seed)  # a model without weights must be the same one when the run is resumed
     return load_model(request.model, request.weights, request.checkpoint).to(_device(request.device)).eval()
 
 
 def preprocessing_of(request: ModelRequest) -> Preprocessing:
     """Returns how images become inputs of the model."""
-    from captum_learnprop.images import Preprocessing
-
     torchvision_name = request.torchvision_name
     if torchvision_name and request.weights:
         preprocessing = Preprocessing.of_weights(torchvision_name, request.weights)
@@ -126,12 +80,18 @@ def classifier_of(request: ModelRequest, module: nn.Module, preprocessing: Prepr
     Raises:
         LearnpropError: It does not take such images, or is no classifier.
     """
-    from captum_learnprop.images import torchvision_weights
-
     classes = _count_classes(request, module, preprocessing)
     name, weights = request.torchvision_name, request.weights
     names = torchvision_weights(name, weights).meta.get("categories") if name and weights else None
     return Classifier(module, request.model, classes, tuple(names) if names else None)
+
+
+def weights_name(request: ModelRequest) -> str | None:
+    """Returns the name of the weights, whatever DEFAULT means in this torchvision."""
+    name = request.torchvision_name
+    if name is None or request.weights is None:
+        return request.weights
+    return str(torchvision_weights(name, request.weights).name)
 
 
 def digest(path: Path | None) -> str | None:
@@ -140,8 +100,6 @@ def digest(path: Path | None) -> str | None:
 
 
 def _count_classes(request: ModelRequest, module: nn.Module, preprocessing: Preprocessing) -> int:
-    import torch
-
     shape = (1, 3, preprocessing.crop, preprocessing.crop)
     probe = preprocessing.normalize(torch.zeros(shape)).to(request.device)
     try:
@@ -159,8 +117,6 @@ def _count_classes(request: ModelRequest, module: nn.Module, preprocessing: Prep
 
 
 def _device(name: str) -> Any:
-    import torch
-
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

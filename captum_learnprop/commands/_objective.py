@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from captum_learnprop.errors import LearnpropError, did_you_mean
-
-if TYPE_CHECKING:
-    from captum_learnprop.training.terms import Objective, Term
+from captum_learnprop.plugins.manager import get_manager
+from captum_learnprop.training.masked_input import MaskedInput
+from captum_learnprop.training.masks import MaxMask
+from captum_learnprop.training.terms import MASKS, TERMS, Objective, Term
 
 EXAMPLE = "OcclusionRegression + 0.1 * ClassContrast(other='strongest')"
 
@@ -25,8 +26,6 @@ def parse(text: str) -> Objective:
     Raises:
         LearnpropError: A part of the text, which is named, cannot be read, or a name is unknown.
     """
-    from captum_learnprop.training.terms import Objective
-
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -81,8 +80,6 @@ def _named(node: ast.Name | ast.Call) -> tuple[str, dict[str, Any]]:
 
 def _option(node: ast.expr) -> Any:
     if isinstance(node, (ast.Name, ast.Call)):
-        from captum_learnprop.training.terms import MASKS
-
         name, options = _named(node)
         if name not in MASKS:
             raise LearnpropError(
@@ -96,11 +93,6 @@ def _option(node: ast.expr) -> Any:
 
 
 def _term(name: str, options: dict[str, Any]) -> Term:
-    from captum_learnprop.plugins.manager import get_manager
-    from captum_learnprop.training.masked_input import MaskedInput
-    from captum_learnprop.training.masks import MaxMask
-    from captum_learnprop.training.terms import TERMS, Term
-
     if name in TERMS:
         return _made(name, TERMS[name], options)
     known = get_manager().available("objective")

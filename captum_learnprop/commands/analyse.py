@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from captum_learnprop.commands._inputs import (
-    ModelRequest,
-    classifier_of,
-    load,
-    preprocessing_of,
-)
 from captum_learnprop.commands._mistakes import users_mistakes
 from captum_learnprop.commands._one_process import one_process
 from captum_learnprop.commands._options import (
@@ -28,114 +19,9 @@ from captum_learnprop.commands._options import (
     threads_option,
     weights_option,
 )
-from captum_learnprop.errors import LearnpropError, did_you_mean
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from captum_learnprop.evaluation.analysis import Analysis
-    from captum_learnprop.evaluation.backward_rules import BackwardRule
 
 RULES = ("gradient", "guided_backprop", "rect_grad", "lrp", "deep_taylor")
 """Analysed if none are named: the plain gradient, and the four families that keep positive contributions."""
-
-
-@dataclass(frozen=True)
-class Request(ModelRequest):
-    """What the command line asked for; the fields are the options of :data:`command`."""
-
-    rules: tuple[str, ...]
-    images: Path | None
-    recursive: bool
-    count: int
-    target: int | None
-    out: Path
-    batch_size: int
-    threads: int | None
-
-
-def run(request: Request) -> Analysis:
-    """Measures, and writes ``analysis.json``, ``analysis.md`` and ``analysis.png``.
-
-    Raises:
-        LearnpropError: the request cannot be carried out as given.
-    """
-    import torch
-
-    from captum_learnprop.evaluation.analysis import analyse
-    from captum_learnprop.files import WriteError, check_folder, write_text
-    from captum_learnprop.forward import output_of
-    from captum_learnprop.plot import alignment_curves, save_figure
-
-    check_folder(request.out)
-    if request.threads is not None:
-        torch.set_num_threads(request.threads)
-    model = load(request)
-    images = _images(request, model).to(request.device)
-    with torch.no_grad():
-        predicted = torch.cat([output_of(model, (part,)).argmax(1) for part in images.split(request.batch_size)])
-    targets = predicted if request.target is None else torch.full_like(predicted, request.target)
-    rules = [_rule(name, model, images[: request.batch_size]) for name in request.rules or RULES]
-    analysis = analyse(
-        model, rules, images, targets, name=request.model, internal_batch_size=request.batch_size,
-        on_rule=lambda name: click.echo(f"{name} ...", err=True),
-    )  # fmt: skip
-    try:
-        write_text(request.out / "analysis.json", json.dumps(analysis.to_json(), indent=2) + "\n")
-        write_text(request.out / "analysis.md", analysis.to_markdown())
-        save_figure(alignment_curves(analysis.reports), request.out / "analysis.png")
-    except WriteError as error:
-        raise LearnpropError(
-            f"{error}; {len(analysis.reports)} rules were analysed: make room, or name another --out, and run again"
-        ) from error
-    return analysis
-
-
-def _images(request: Request, model: nn.Module) -> Tensor:
-    """The inputs, normalised; scenes if there is no folder."""
-    import torch
-
-    from captum_learnprop.files import printable
-    from captum_learnprop.images import UnreadableImageError, find_images, read_image
-
-    if request.images is None:
-        from captum_learnprop.scenes.scenes import make_scenes
-
-        return make_scenes("pairs", request.count, split="test", seed=request.seed).images
-    preprocessing = preprocessing_of(request)
-    classifier = classifier_of(request, model, preprocessing)
-    if request.target is not None:
-        classifier.check(request.target)
-    pixels: list[Tensor] = []
-    left_out: dict[str, str] = {}
-    found = find_images(request.images, recursive=request.recursive, exclude=request.out, left_out=left_out)
-    for name, reason in left_out.items():
-        click.echo(f"skipped {printable(name)}: {reason}", err=True)
-    for image in found:
-        if len(pixels) == request.count:
-            break
-        try:
-            pixels.append(preprocessing.pixels(read_image(image.path)))
-        except UnreadableImageError as error:
-            click.echo(f"skipped {printable(image.id)}: {error}", err=True)
-    if not pixels:
-        raise LearnpropError(f"no image in {request.images} could be read")
-    return preprocessing.normalize(torch.stack(pixels))
-
-
-def _rule(name: str, model: nn.Module, images: Tensor) -> BackwardRule:
-    """A rule by its name, or the trained rules in a file."""
-    from captum_learnprop.evaluation.backward_rules import RULES as KNOWN
-    from captum_learnprop.evaluation.backward_rules import backward_rule
-    from zennit_rules import RuleSet
-
-    if name in KNOWN:
-        return backward_rule(name, model, images)
-    if not Path(name).is_file():
-        raise LearnpropError(
-            f"--rules {name!r} is neither a file nor one of {', '.join(KNOWN)}{did_you_mean(name, KNOWN)}"
-        )
-    return backward_rule(RuleSet.load(name, model), model, images, Path(name).stem)
 
 
 @click.command(name="analyse", context_settings={"show_default": True})
@@ -170,10 +56,12 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     if debug:
         ctx.ensure_object(dict)["debug"] = True
     one_process(ctx)
-    request = Request(**options)
+    from captum_learnprop.commands import _analyse_rules
+
+    request = _analyse_rules.Request(**{**options, "rules": options["rules"] or RULES})
     request.warn_of_random_weights()
     with users_mistakes((ValueError, OSError)):
-        analysis = run(request)
+        analysis = _analyse_rules.run(request)
     for report in analysis.reports:
         click.echo(report.rule)
         for text in report.verdicts.values():

@@ -13,7 +13,6 @@ from types import TracebackType
 
 import click
 
-from captum_learnprop.errors import LearnpropError
 from captum_learnprop.plugins.manager import get_manager
 
 __all__ = ["command"]
@@ -52,11 +51,13 @@ def command(trained: list[tuple[str, Path]], as_module: bool, script: str, args:
     Scripts that look up zennit.composites.COMPOSITES then find our composites, those of plugins, and those
     named by --trained. Options of learnprop go before SCRIPT. The exit code is the script's.
     """
+    from captum_learnprop.commands import _register_rules
+
     if not as_module and not Path(script).is_file():
         raise click.UsageError(f"there is no script {script!r}")
     get_manager()
     for name, path in trained:
-        _register_trained(name, path)
+        _register_rules.register_rules(name, path)
     first = os.getcwd() if as_module else str(Path(script).resolve().parent)
     with _as_program([script, *args], first):
         if not as_module:
@@ -65,15 +66,6 @@ def command(trained: list[tuple[str, Path]], as_module: bool, script: str, args:
         if not _module_exists(script):
             raise click.UsageError(f"there is no module {script!r}")
         _execute(lambda: runpy.run_module(script, run_name="__main__", alter_sys=True))
-
-
-def _register_trained(name: str, path: Path) -> None:
-    from zennit_rules import register_trained
-
-    try:
-        register_trained(name, path)
-    except (ValueError, OSError) as error:
-        raise LearnpropError(f"--trained {name}={path}: {error}") from error
 
 
 @contextmanager

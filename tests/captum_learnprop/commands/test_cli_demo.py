@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from captum_learnprop import files
 from captum_learnprop.benchmark.comparison import Method, Treatment, choose_treatment, measure, paired_difference
 from captum_learnprop.cli import cli
-from captum_learnprop.commands import demo
+from captum_learnprop.commands import _demonstration, demo
 from captum_learnprop.commands._threads import threads
 from captum_learnprop.evaluation import deletion
 from captum_learnprop.scenes import digits_net, make_scenes
@@ -27,9 +27,9 @@ def reduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """One small run for all tests of its outcome."""
     out = tmp_path_factory.mktemp("demo") / "new" / "folder"
     patch = pytest.MonkeyPatch()
-    patch.setattr(demo, "TRAINING_SCENES", 6)
-    patch.setattr(demo, "VALIDATION_SCENES", 2)
-    patch.setattr(demo, "DELETIONS", 24)
+    patch.setattr(_demonstration, "TRAINING_SCENES", 6)
+    patch.setattr(_demonstration, "VALIDATION_SCENES", 2)
+    patch.setattr(_demonstration, "DELETIONS", 24)
     arguments = ["--out", str(out), "--scenes", "3", "--steps", "12", "--sample-steps", "2", "--threads", "1"]
     result = CliRunner().invoke(demo.command, arguments, catch_exceptions=False)
     patch.undo()
@@ -64,7 +64,9 @@ def test_writes_four_whole_files(reduced: tuple[Result, Path]) -> None:
 
 def test_a_dozen_steps_already_beat_their_start(reduced: tuple[Result, Path]) -> None:
     scores = json.loads((reduced[1] / "results.json").read_text())["scores"]
-    learned, start = (torch.tensor(scores[name]["average precision"]) for name in (demo.SHARED, demo.UNTRAINED))
+    learned, start = (
+        torch.tensor(scores[name]["average precision"]) for name in (_demonstration.SHARED, _demonstration.UNTRAINED)
+    )
     assert learned.mean() > start.mean() + 0.02
 
 
@@ -75,11 +77,11 @@ def test_the_saved_rules_give_the_maps_of_the_table(reduced: tuple[Result, Path]
     out = reduced[1]
     document = json.loads((out / "results.json").read_text())
     questions = make_scenes("pairs", 3, split="test", seed=0).questions()
-    row = next(row for row in document["table"] if row["method"] == demo.SHARED)
+    row = next(row for row in document["table"] if row["method"] == _demonstration.SHARED)
     sign, sigma = row["treatment"].split(", sigma ")
     method = LearnedPropagation(digits_net.load(), rules=out / "rules.safetensors")
     maps = Treatment(sign, float(sigma))(method.attribute(questions.images, questions.targets))
-    expected = torch.tensor(document["scores"][demo.SHARED]["average precision"], dtype=torch.float64)
+    expected = torch.tensor(document["scores"][_demonstration.SHARED]["average precision"], dtype=torch.float64)
     torch.testing.assert_close(average_precision(maps, questions.masks), expected, atol=1e-4, rtol=0)
 
 
@@ -136,13 +138,13 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files.os, "fsync", fsync)
-    monkeypatch.setattr(demo, "learn", lambda *_: (SimpleNamespace(training={}, save=save), {}))
+    monkeypatch.setattr(_demonstration, "learn", lambda *_: (SimpleNamespace(training={}, save=save), {}))
     for name in ("methods", "table"):
-        monkeypatch.setattr(demo, name, lambda *_: [])
+        monkeypatch.setattr(_demonstration, name, lambda *_: [])
     for name in ("format_table", "summary"):
-        monkeypatch.setattr(demo, name, lambda *_: "")
+        monkeypatch.setattr(_demonstration, name, lambda *_: "")
     for name in ("draw", "write_csv", "write_json"):
-        monkeypatch.setattr(demo, name, lambda *given: files.write_text(given[-1], "whole"))
+        monkeypatch.setattr(_demonstration, name, lambda *given: files.write_text(given[-1], "whole"))
     result = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path / "out"), "--scenes", "1"])
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: cannot write {tmp_path / 'out' / names[taken]}: ")

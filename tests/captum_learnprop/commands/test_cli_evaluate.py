@@ -21,7 +21,7 @@ from captum_learnprop.benchmark.cost_figure import cost_figure
 from captum_learnprop.benchmark.rule_families import RULE_FAMILIES
 from captum_learnprop.benchmark.summary import Row, summarise
 from captum_learnprop.cli import cli
-from captum_learnprop.commands import evaluate
+from captum_learnprop.commands import _compare_methods, evaluate
 from captum_learnprop.plugins import get_manager
 from captum_learnprop.scenes import reference_nets
 from captum_learnprop.scenes.scenes import FAMILIES
@@ -235,7 +235,7 @@ def test_means_over_families_are_of_all_families(monkeypatch: pytest.MonkeyPatch
         patch={"whole": [0.2, 0.4], "half": [0.9, 0.9], "single": [0.5, 0.7]},
         parts={"whole": [0.6, 0.8], "single": [0.8]},
     )
-    lines = evaluate.overview(rows).splitlines()
+    lines = _compare_methods.overview(rows).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["whole", "0.500", "±", "0.071"],
         ["half", "-"],

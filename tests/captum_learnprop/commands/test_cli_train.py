@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from captum_learnprop import LearnpropError, files, models, plugins
 from captum_learnprop.attribution.rules.learned import LearnedPropagation
 from captum_learnprop.cli import cli
-from captum_learnprop.commands import _objective
+from captum_learnprop.commands import _objective, _train_rules
 from captum_learnprop.commands import train as train_command
 from captum_learnprop.maps import SIGNS
 from captum_learnprop.plugins import ModelRecord, ObjectiveRecord, PluginManager, hookimpl
-from captum_learnprop.training import examples, trainer
+from captum_learnprop.training import trainer
 from captum_learnprop.training.log import read_log
 from captum_learnprop.training.masked_input import MaskedInput
 from captum_learnprop.training.masks import AreaMask, MaxMask
@@ -81,7 +81,7 @@ class ExtraParts:
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     manager = PluginManager.discover()
     manager.register(ExtraParts(), "extra")
-    for module in (plugins, models, plugins.manager):
+    for module in (plugins, models, _objective):
         monkeypatch.setattr(module, "get_manager", lambda: manager)
     TinyNet.passes = TinyNet.interrupt_at = 0
 
@@ -202,7 +202,7 @@ class TestResult:
         def full(*_: Any) -> None:
             raise OSError("disk full")
 
-        monkeypatch.setattr("captum_learnprop.plot.save_figure", full)
+        monkeypatch.setattr("captum_learnprop.commands._train_rules.save_figure", full)
         result = train(images, tmp_path / "rules.safetensors", "--log-dir", str(tmp_path / "log"))
         assert result.exit_code == 0
         assert "warning: cannot draw" in result.stderr
@@ -223,7 +223,7 @@ class TestOptions:
         theirs = inspect.signature(trainer.RuleTrainer).parameters
         given = ["--model", "tiny", "--images", "images", "--out", "rules.safetensors"]
         ours = train_command.command.make_context("train", given).params
-        for name in train_command._TRAINED_WITH:
+        for name in _train_rules._TRAINED_WITH:
             assert ours[name] == theirs[name].default, name
         fit = inspect.signature(trainer.RuleTrainer.fit).parameters
         for name in ("validation", "targets_per_image"):
@@ -248,7 +248,7 @@ class TestOptions:
                 seen.update(options, targets=targets)
                 raise LearnpropError("enough")
 
-        monkeypatch.setattr(trainer, "RuleTrainer", Spy)
+        monkeypatch.setattr(_train_rules, "RuleTrainer", Spy)
         given = {
             "quantity": "logit", "sign": "signed", "smoothing": 0.125, "steps": 7, "batch_size": 3, "lr": 0.5,
             "deletions": 6, "patience": 2, "seed": 5, "internal_batch_size": 8, "precision": "bfloat16",
@@ -360,8 +360,10 @@ class TestOptions:
         from captum_learnprop.images import Preprocessing, find_images, read_image
 
         read: list[Path] = []
-        monkeypatch.setattr("captum_learnprop.images.read_image", lambda path: (read.append(path), read_image(path))[1])
-        data = train_command._data(find_images(images), Preprocessing(SIZE, SIZE), None, {})
+        monkeypatch.setattr(
+            "captum_learnprop.commands._train_rules.read_image", lambda path: (read.append(path), read_image(path))[1]
+        )
+        data = _train_rules._ReadableImages(find_images(images), Preprocessing(SIZE, SIZE), None, {})
         assert read == []
         next(iter(data))
         assert [path.name for path in read] == ["00.png"]
@@ -513,11 +515,11 @@ class TestTorchrun:
             monkeypatch.setenv("LOCAL_RANK", local)
         seen: list[str] = []
 
-        def run(request: train_command.Request) -> None:
+        def run(request: _train_rules.Request) -> None:
             seen.append(request.device)
             raise LearnpropError("enough")
 
-        monkeypatch.setattr(train_command, "run", run)
+        monkeypatch.setattr(_train_rules, "run", run)
         check_error(train(Path("images"), Path("out"), "--device", device), "enough")
         assert seen == [expected]
 
@@ -700,7 +702,7 @@ class TestMistakes:
         check_error(result, "folder 7 is out of range")
 
     def test_more_images_than_memory(self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(examples, "MEMORY_LIMIT", COUNT * 3 * SIZE**2 * 4 - 1)
+        monkeypatch.setattr(_train_rules, "MEMORY_LIMIT", COUNT * 3 * SIZE**2 * 4 - 1)
         monkeypatch.setenv("WORLD_SIZE", "2")  # one process keeps them in a temporary folder
         check_error(
             train(images, tmp_path / "rules.safetensors"), "10 images of 16 x 16 pixels take", "--examples-dir DIR"

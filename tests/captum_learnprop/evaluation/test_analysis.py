@@ -155,7 +155,7 @@ class TestCommand:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         monkeypatch.setattr(files.os, "fsync", fsync)
-        monkeypatch.setattr("captum_learnprop.evaluation.analysis.analyse", lambda *_, **__: analysis)
+        monkeypatch.setattr("captum_learnprop.commands._analyse_rules.analyse", lambda *_, **__: analysis)
         result = CliRunner().invoke(cli, ["analyse", "--count", "1", "--rules", "gradient", "--out", str(tmp_path)])
         assert result.exit_code == 1
         assert result.stderr == (

@@ -1,0 +1,133 @@
+"""A method by its name, made and called with what the command line gave for it."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
+
+import torch
+from captum.attr import LRP, Deconvolution, DeepLift, GradientAttribution, GuidedBackprop
+from torch import Tensor, nn
+
+from captum_learnprop.commands._attribute_request import Request
+from captum_learnprop.commands._own_options import FLAGS, OWN
+from captum_learnprop.errors import LearnpropError, did_you_mean
+from captum_learnprop.plugins import get_manager
+from zennit_rules import RuleSet, composite_class
+
+_LOG = logging.getLogger(__name__)
+
+Explainer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Maps of inputs ``(B, 3, H, W)`` and targets ``(B,)``: ``(B, C, H', W')``."""
+
+
+def explainer(request: Request, model: nn.Module) -> Explainer:
+    """Builds the method; the result maps inputs (B, 3, H, W) and targets (B,) to (B, C, H', W')."""
+    entry = get_manager().get("method", request.method)
+    factory = entry.resolve()
+    built = _built(request)
+    for name in built:
+        _require(factory, name, FLAGS.get(name, f"--{name}"), request.method)
+    named = inspect.signature(factory).parameters
+    built |= {name: value for name, value in request.method_option.items() if name in named}
+    rules = _rules(request, model)
+    takes_rules = rules is not None and _accepts(factory, "rules")
+    method = entry.make(model, **built, **({"rules": rules} if takes_rules else {}))
+    if not callable(getattr(method, "attribute", None)):
+        raise LearnpropError(f"{entry.label}: it gave {method!r:.80}, which has no attribute()")
+    options = _attribute_options(request, method, built)
+    wants_gradient = isinstance(method, GradientAttribution)
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    if rules is not None and not takes_rules:
+        _check_gradient_method(request.method, method)
+        _warn_of_other_seeds(rules, request.method)
+
+        def around() -> AbstractContextManager[Any]:
+            return rules.applied(model)
+
+    def explain(inputs: Tensor, targets: Tensor) -> Tensor:
+        with around():
+            # Captum warns at every call when it must ask for the gradient itself.
+            inputs = inputs.detach().requires_grad_(wants_gradient)
+            with entry.used(options):
+                attribution: Tensor = method.attribute(inputs, target=targets, **options)
+        return _checked(attribution, inputs, request.method, entry.label if entry.home else "").detach()
+
+    return explain
+
+
+def _built(request: Request) -> dict[str, Any]:
+    """Returns what the method is made with, as far as it was given."""
+    given = {name: getattr(request, name) for name in ("composite", "gate", "start", "pooling")}
+    given["rule_options"] = request.rule_option or None
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _rules(request: Request, model: nn.Module) -> RuleSet | None:
+    if request.rules is None:
+        return None
+    return RuleSet.load(request.rules, model)
+
+
+def _attribute_options(request: Request, method: Any, built: dict[str, Any]) -> dict[str, Any]:
+    """Returns what this method's ``attribute`` gets beside inputs and target: not what the method is built with."""
+    options: dict[str, Any] = {}
+    if request.steps is not None:
+        _require(method.attribute, "n_steps", "--steps", request.method)
+        options["n_steps"] = request.steps
+    parameters = inspect.signature(method.attribute).parameters
+    if "seed" in parameters:
+        options["seed"] = request.seed
+    if "output" in parameters and parameters["output"].default == "patches":  # methods for tokens
+        options["output"] = "input"
+    if "abs" in parameters:  # captum's Saliency drops the sign unless told otherwise
+        options["abs"] = False
+    for name in request.method_option.keys() - built.keys():
+        known = {**inspect.signature(type(method)).parameters, **parameters}.keys() - {"self", *OWN}
+        _require(method.attribute, name, f"--method-option {name}", request.method, known)
+        options[name] = request.method_option[name]
+    return options
+
+
+def _accepts(function: Callable[..., Any], name: str) -> bool:
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+
+def _require(function: Callable[..., Any], name: str, option: str, method: str, known: Iterable[str] = ()) -> None:
+    if not _accepts(function, name):
+        raise LearnpropError(
+            f"{option} means nothing to the method {method}; leave it out{did_you_mean(name, sorted(known))}"
+        )
+
+
+def _check_gradient_method(name: str, method: Any) -> None:
+    if not isinstance(method, GradientAttribution):
+        raise LearnpropError(f"--rules needs a gradient-based method, {name} is none")
+    if isinstance(method, (GuidedBackprop, Deconvolution, DeepLift, LRP)):
+        raise LearnpropError(f"--rules cannot be combined with {name}, which has backward rules of its own")
+
+
+def _warn_of_other_seeds(rules: RuleSet, method: str) -> None:
+    """Warns where relevance starts with the output, or contributions end with the input: plain gradients do neither."""
+    used = composite_class(rules.composite_name)
+    if used.starts_with_output or used.ends_with_input:
+        _LOG.warning(
+            "%s neither starts nor ends as rules of %s do, so its maps may have another sign or scale; use --method "
+            "learned_propagation",
+            method,
+            rules.composite_name,
+        )
+
+
+def _checked(attribution: Any, inputs: Tensor, method: str, label: str) -> Tensor:
+    if isinstance(attribution, tuple) and attribution:
+        attribution = attribution[0]
+    if isinstance(attribution, torch.Tensor) and attribution.ndim == 4 and len(attribution) == len(inputs):
+        return attribution
+    found = tuple(attribution.shape) if isinstance(attribution, torch.Tensor) else type(attribution).__name__
+    whose = f"{label}: " if label else ""
+    raise LearnpropError(f"{whose}{method} gave {found} for images {tuple(inputs.shape)}, expected (B, C, H, W)")

@@ -1,0 +1,38 @@
+"""What commands on a model and a folder of images are asked for."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+_LOG = logging.getLogger(__name__)
+
+PREDICTED = "predicted"
+
+FROM_FOLDER = "label-from-folder"
+
+TORCHVISION = "torchvision:"
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What the command line asked for about the model and its input; the fields are options."""
+
+    model: str
+    weights: str | None
+    checkpoint: Path | None
+    size: int | None
+    normalization: str
+    device: str
+    seed: int
+
+    @property
+    def torchvision_name(self) -> str | None:
+        """The name of the model in torchvision; None if it comes from elsewhere."""
+        return self.model.removeprefix(TORCHVISION) if self.model.startswith(TORCHVISION) else None
+
+    def warn_of_random_weights(self) -> None:
+        """Says that a torchvision model was asked for without weights."""
+        if self.torchvision_name and not (self.weights or self.checkpoint):
+            _LOG.warning("neither --weights nor --checkpoint: the model has random weights")

@@ -211,7 +211,7 @@ def suite_of(plan: Plan) -> Suite:
 def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
     """Writes tables, figure, and everything that is needed to repeat the run."""
     from captum_learnprop.benchmark.cost_figure import cost_figure
-    from captum_learnprop.benchmark.summary import to_markdown
+    from captum_learnprop.benchmark.report import to_markdown
     from captum_learnprop.files import write_text
     from captum_learnprop.plot import save_figure
 

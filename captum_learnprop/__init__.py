@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from .attribution.tokens.attention_maps import AttentionMap as AttentionMap
     from .attribution.tokens.attention_maps import AttentionRollout as AttentionRollout
     from .attribution.tokens.attention_maps import GenericAttention as GenericAttention
+    from .attribution.tokens.averaged_cdam import IntegratedCDAM as IntegratedCDAM
+    from .attribution.tokens.averaged_cdam import SmoothCDAM as SmoothCDAM
     from .attribution.tokens.cdam import CDAM as CDAM
-    from .attribution.tokens.cdam import IntegratedCDAM as IntegratedCDAM
-    from .attribution.tokens.cdam import SmoothCDAM as SmoothCDAM
     from .attribution.tokens.concepts import Concept as Concept
     from .attribution.tokens.concepts import Embedding as Embedding
     from .attribution.tokens.token_attribution import PatchReadingWarning as PatchReadingWarning
@@ -62,7 +62,7 @@ _HOMES = {
     "ExtremalMasks": "attribution.extremal.rows",
     "ExtremalPerturbation": "attribution.extremal.inputs",
     "GenericAttention": "attribution.tokens.attention_maps",
-    "IntegratedCDAM": "attribution.tokens.cdam",
+    "IntegratedCDAM": "attribution.tokens.averaged_cdam",
     "LayerExtremalPerturbation": "attribution.extremal.layers",
     "LearnedDeepLift": "attribution.rules.deep_lift",
     "LearnedGuidedBackprop": "attribution.rules.guided_backprop",
@@ -77,7 +77,7 @@ _HOMES = {
     "RandomizationContrast": "training.terms",
     "RectGrad": "attribution.rules.rect_grad",
     "RuleTrainer": "training.trainer",
-    "SmoothCDAM": "attribution.tokens.cdam",
+    "SmoothCDAM": "attribution.tokens.averaged_cdam",
     "Sufficiency": "training.terms",
     "TokenAblation": "attribution.tokens.ablation",
     "TotalVariation": "training.terms",

@@ -159,16 +159,31 @@ def test_arrows_run_down(package: str) -> None:
     assert circle(rooms) == []
 
 
+def may_wait(name: str, imported: str) -> bool:
+    """Whether a file may import something inside a function."""
+    if name.startswith("captum_learnprop.commands."):
+        return imported.startswith(WORK) and not name.startswith(WORK)
+    return name.startswith(DEFERRED) or imported.partition(".")[0] in OPTIONAL
+
+
 def test_imports_stand_at_the_top() -> None:
-    late = [
-        f"{name}: {found}"
-        for name in MODULES
-        if not name.startswith(DEFERRED)
-        for found in imports(name, inside=True)
-        if found.partition(".")[0] not in OPTIONAL
-        and not (name.startswith("captum_learnprop.commands.") and found.startswith(WORK))
-    ]
+    late = [f"{name}: {found}" for name in MODULES for found in imports(name, inside=True) if not may_wait(name, found)]
     assert late == []
+
+
+@pytest.mark.parametrize(
+    ("name", "imported", "may"),
+    [
+        ("captum_learnprop.commands.train", "captum_learnprop.commands._train_rules", True),
+        ("captum_learnprop.commands.train", "captum_learnprop.training.trainer.RuleTrainer", False),
+        ("captum_learnprop.commands.train", "torch", False),
+        ("captum_learnprop.commands._train_rules", "captum_learnprop.commands._objective.parse", False),
+        ("captum_learnprop.maps", "captum_learnprop.plot", False),
+        ("captum_learnprop.attribution_store", "h5py", True),
+    ],
+)
+def test_what_may_be_imported_inside_a_function(name: str, imported: str, may: bool) -> None:
+    assert may_wait(name, imported) is may
 
 
 def test_every_room_says_what_it_is_for() -> None:

@@ -31,8 +31,9 @@ from zennit.composites import NameLayerMapComposite, layer_map_base
 from zennit.rules import Epsilon, Gamma
 from zennit.types import Convolution
 
-from captum_learnprop.benchmark.hand_made import Explain, Lrp, box_rule, twin_of
-from captum_learnprop.benchmark.twin import Twin
+from captum_learnprop.benchmark.hand_made import Explain
+from captum_learnprop.benchmark.hand_made_lrp import Lrp, box_rule
+from captum_learnprop.benchmark.twin import Twin, twin_of
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.maps import SIGNS, postprocess
 from captum_learnprop.training.examples import Examples

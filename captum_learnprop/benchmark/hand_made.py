@@ -30,26 +30,22 @@ from captum.attr import (
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zennit.composites import (
-    Convolution,
-    EpsilonAlpha2Beta1,
-    EpsilonGammaBox,
-    EpsilonPlus,
-    EpsilonPlusFlat,
-    ExcitationBackprop,
-    Linear,
-    SpecialFirstLayerMapComposite,
-    layer_map_base,
-)
-from zennit.rules import ZBox, ZPlus
 
 from captum_learnprop.attribution.extremal.inputs import ExtremalPerturbation, NeutralMaskWarning
-from captum_learnprop.benchmark.twin import Twin, make_twin
+from captum_learnprop.benchmark.hand_made_lrp import Explain as Explain
+from captum_learnprop.benchmark.hand_made_lrp import (
+    Lrp,
+    epsilon_alpha_beta,
+    epsilon_gamma_box,
+    epsilon_plus,
+    epsilon_plus_box,
+    epsilon_plus_flat,
+    excitation_backprop,
+    z_plus_box,
+)
+from captum_learnprop.benchmark.twin import EXAMPLE_SIZE, Twin, twin_of
 from captum_learnprop.errors import LearnpropError
 from zennit_rules._moved import renamed
-
-Explain = Callable[[Tensor, Tensor], Tensor]
-"""``(images (B, C, H, W), targets (B,)) -> attribution (B, C, H, W) or map (B, 1, H, W)``."""
 
 FAMILIES = ("gradient", "cam", "lrp", "perturbation", "control")
 
@@ -73,9 +69,6 @@ count, and noise in the place of what is removed. Over a blur or a fixed colour 
 object. A mask by itself must be fine; one that is multiplied by the input need not."""
 
 INTERNAL_BATCH_SIZE = 256
-
-EXAMPLE_SIZE = 64
-"""Side of the images that a twin is checked with and passes are counted for."""
 
 
 @dataclass(frozen=True)
@@ -241,83 +234,6 @@ def _resized(maps: Tensor, images: Tensor) -> Tensor:
     return F.interpolate(maps, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-# -- layer-wise relevance propagation ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Lrp:
-    """Layer-wise relevance propagation by a zennit composite on the twin.
-
-    The relevance returned is that of the first convolution's input, which differs from the image by a normalisation:
-    in zennit the gradient of the normalisation would weigh the channels.
-
-    Attributes:
-        make: the composite for a twin.
-        seed: what the target's output starts with. The epsilon rule at the last layer gives unit i the share
-            ``a_i w_i / z``, which flips its sign with the output ``z``: there the seed is ``"output"`` (``z``
-            itself), and relevance is the contribution ``a_i w_i``. The z+ rule's shares are positive: ``"one"``.
-    """
-
-    make: Callable[[Twin], Any]
-    seed: str = "output"
-
-    def __call__(self, model: nn.Module) -> Explain:
-        """The method for a model."""
-        return self.on(twin_of(model))
-
-    def on(self, twin: Twin) -> Explain:
-        """The method for the model of a twin."""
-        composite = self.make(twin)
-
-        def attribute(images: Tensor, targets: Tensor) -> Tensor:
-            leaf = images.detach().clone().requires_grad_()
-            with composite.context(twin.network) as network, torch.enable_grad():
-                output = network(leaf)
-                start = torch.zeros_like(output)
-                value = output.detach() if self.seed == "output" else torch.ones_like(output)
-                start.scatter_(1, targets[:, None], value.gather(1, targets[:, None]))
-                relevance: Tensor = torch.autograd.grad(output, leaf, start)[0]
-            return relevance / (twin.white - twin.black)
-
-        return attribute
-
-
-def _epsilon_plus(twin: Twin) -> Any:
-    return EpsilonPlus()
-
-
-def _epsilon_plus_box(twin: Twin) -> Any:
-    return SpecialFirstLayerMapComposite(layer_map=EpsilonPlus().layer_map, first_map=[(Convolution, box_rule(twin))])
-
-
-def _epsilon_gamma_box(twin: Twin) -> Any:
-    low, high = torch.minimum(twin.black, twin.white), torch.maximum(twin.black, twin.white)
-    return EpsilonGammaBox(low=low, high=high)
-
-
-def _epsilon_alpha_beta(twin: Twin) -> Any:
-    return EpsilonAlpha2Beta1()
-
-
-def _epsilon_plus_flat(twin: Twin) -> Any:
-    return EpsilonPlusFlat()
-
-
-def _excitation_backprop(twin: Twin) -> Any:
-    return ExcitationBackprop()
-
-
-def _z_plus_box(twin: Twin) -> Any:
-    return SpecialFirstLayerMapComposite(
-        layer_map=[*layer_map_base(), (Linear, ZPlus())], first_map=[(Convolution, box_rule(twin))]
-    )
-
-
-def box_rule(twin: Twin) -> Any:
-    """The rule of a first layer whose inputs are images between black and white (Montavon et al., 2017)."""
-    return ZBox(low=torch.minimum(twin.black, twin.white), high=torch.maximum(twin.black, twin.white))
-
-
 # -- perturbations and controls --------------------------------------------------------------------------------------
 
 
@@ -420,13 +336,13 @@ HAND_MADE: dict[str, HandMade] = {
         HandMade("LayerCAM, mid layer", "cam", 3, layer_cam(1)),
         HandMade("LayerCAM, early layer", "cam", 3, layer_cam(2)),
         HandMade("guided Grad-CAM", "cam", 4, guided_grad_cam),
-        HandMade("LRP epsilon plus", "lrp", 2, Lrp(_epsilon_plus)),
-        HandMade("LRP epsilon plus, flat", "lrp", 2, Lrp(_epsilon_plus_flat)),
-        HandMade("LRP z+, box", "lrp", 2, Lrp(_epsilon_plus_box)),
-        HandMade("LRP epsilon gamma, box", "lrp", 2, Lrp(_epsilon_gamma_box)),
-        HandMade("LRP epsilon alpha2 beta1", "lrp", 2, Lrp(_epsilon_alpha_beta)),
-        HandMade("LRP z+ throughout, box", "lrp", 2, Lrp(_z_plus_box, seed="one")),
-        HandMade("excitation backprop", "lrp", 2, Lrp(_excitation_backprop, seed="one")),
+        HandMade("LRP epsilon plus", "lrp", 2, Lrp(epsilon_plus)),
+        HandMade("LRP epsilon plus, flat", "lrp", 2, Lrp(epsilon_plus_flat)),
+        HandMade("LRP z+, box", "lrp", 2, Lrp(epsilon_plus_box)),
+        HandMade("LRP epsilon gamma, box", "lrp", 2, Lrp(epsilon_gamma_box)),
+        HandMade("LRP epsilon alpha2 beta1", "lrp", 2, Lrp(epsilon_alpha_beta)),
+        HandMade("LRP z+ throughout, box", "lrp", 2, Lrp(z_plus_box, seed="one")),
+        HandMade("excitation backprop", "lrp", 2, Lrp(excitation_backprop, seed="one")),
         HandMade("occlusion", "perturbation", _windows(EXAMPLE_SIZE) ** 2 + 1, occlusion),
         HandMade(
             "extremal perturbation",
@@ -450,24 +366,6 @@ HAND_MADE: dict[str, HandMade] = {
 """Hand-made methods by name."""
 
 
-def twin_of(
-    model: nn.Module, *, shape: tuple[int, ...] = (3, EXAMPLE_SIZE, EXAMPLE_SIZE), for_deep_lift: bool = False
-) -> Twin:
-    """Returns the model in separate modules, checked with images of noise.
-
-    Args:
-        model: The net.
-        shape: ``(C, H, W)`` of the images.
-        for_deep_lift: Whether the twin is for DeepLIFT.
-
-    Raises:
-        LearnpropError: The net cannot be taken apart, or its twin computes something else.
-    """
-    parameter = next(model.parameters(), torch.zeros(0))
-    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    return make_twin(model, example.to(parameter), for_deep_lift=for_deep_lift)
-
-
 @contextmanager
 def _quiet_captum() -> Iterator[None]:
     """Silences captum's warnings on every call, which tell of nothing a user could change here."""
@@ -478,4 +376,6 @@ def _quiet_captum() -> Iterator[None]:
         yield
 
 
-__getattr__ = renamed(__name__, {"HandMadeError": "LearnpropError"})
+__getattr__ = renamed(
+    __name__, {"HandMadeError": "LearnpropError", "box_rule": "captum_learnprop.benchmark.hand_made_lrp.box_rule"}
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_learnprop.benchmark.comparison import standard_error
-from captum_learnprop.benchmark.rule_families import RULE_FAMILIES, RuleFamily, rule_family
+from captum_learnprop.benchmark.rule_families import rule_family
 from captum_learnprop.benchmark.scorecard import in_table_order, score
 from captum_learnprop.scenes.scenes import QUESTIONS_PER_SCENE
-from captum_learnprop.tables import html, markdown
+from captum_learnprop.tables import html
+from zennit_rules._moved import renamed
 
 Array = NDArray[np.float64]
 
@@ -30,9 +31,6 @@ BEST_OF_FAMILY, BEST_SEARCHED = "best hand-made of its family", "best gamma grid
 REFERENCES = (UNTRAINED_START, SALIENCY, "best gradient or CAM", LRP_BOX, "best LRP", BEST_OF_FAMILY, BEST_SEARCHED)
 """What learned methods are compared with, sample by sample, every reference with its best treatment. The best ones are
 the best of each score; only trained variants have an untrained start and a family, and only LRP has gamma grids."""
-
-FAMILY_SCORES = ("average precision", "class AUC", "deletion, blur", "randomisation")
-"""Scores that have a table of the families of rules."""
 
 CLEARLY = 2.0
 """Combined standard errors that a difference has to exceed to be called one."""
@@ -179,7 +177,7 @@ class Rows(list[Row]):
 
 
 def _plain(found: Estimate | None) -> str:
-    return "-" if found is None else _shown(found, math.nan)
+    return "-" if found is None else shown(found, math.nan)
 
 
 def summarise(cells: Iterable[Mapping[str, Any]]) -> Rows:
@@ -321,125 +319,8 @@ def _seed_means(table: Array) -> Array:
     return np.asarray(table.mean(axis=0))
 
 
-# -- Markdown ------------------------------------------------------------------------------------------------------
-
-
-def to_markdown(rows: Sequence[Row]) -> str:
-    """Returns an overview of average precision, then for each net and scene family all scores and differences."""
-    found = differences(rows)
-    parts = ["# Results", _READING, "## Average precision", _overview(rows), *_families(rows, found)]
-    for model, scenes in dict.fromkeys((row.model, row.scenes) for row in rows):
-        room = [row for row in rows if (row.model, row.scenes) == (model, scenes)]
-        parts += [f"## {model}, {scenes}", _recognised(room), _scores(room, "estimates"), _failures(room)]
-        parts += ["All maps smoothed like the learned ones:", _scores(room, "same")]
-        parts += [_paired([one for one in found if (one.model, one.scenes) == (model, scenes)])]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-_READING = (
-    "Mean ± standard error over scenes (questions about one scene count as one); in brackets the standard error over "
-    "training seeds (standard deviation of the seeds' means / square root of their number). The best of each column is "
-    "bold. Every hand-made method has the treatment of its maps that is best on other scenes. `^`: higher is better, "
-    "`v`: lower is better."
-)
-
-
-def _recognised(room: Sequence[Row]) -> str:
-    known = [row.recognised for row in room if not math.isnan(row.recognised)]
-    return f"The net names the asked class in {100 * known[0]:.0f} % of the questions." if known else ""
-
-
-def _overview(rows: Sequence[Row]) -> str:
-    name = "average precision"
-    places = _places(rows)
-    by_place = {(row.model, row.scenes, row.method): row for row in rows}
-    head = ["method", *(f"{model} {scenes}" for model, scenes in places)]
-    lines = []
-    best = {place: _best([row for row in rows if (row.model, row.scenes) == place], name) for place in places}
-    for method in dict.fromkeys(row.method for row in rows):
-        cells = []
-        for place in places:
-            row = by_place.get((*place, method))
-            known = row is not None and name in row.estimates
-            cells.append(_shown(row.estimates[name], best[place]) + row.mark if row is not None and known else "-")
-        lines.append([method, *cells])
-    return markdown(head, lines)
-
-
-def _families(rows: Sequence[Row], found: Sequence[Difference]) -> list[str]:
-    """A table for each of `FAMILY_SCORES`; nothing where no trained member was asked for."""
-    trained = [family for family in RULE_FAMILIES if any(row.composite == family.composite for row in rows)]
-    if not trained:
-        return []
-    parts = ["## Hand-made and trained members of each family", _FAMILY_READING]
-    for name in FAMILY_SCORES:
-        if any(name in row.estimates for row in rows):
-            arrow = "higher" if score(name).higher_is_better else "lower"
-            lines = [line for family in trained for line in _family_lines(family, name, rows, found)]
-            head = ["family", "method", *(f"{model} {scenes}" for model, scenes in _places(rows))]
-            parts += [f"{name[0].upper()}{name[1:]} ({arrow} is better):", markdown(head, lines)]
-    return parts
-
-
-def _family_lines(
-    family: RuleFamily, name: str, rows: Sequence[Row], found: Sequence[Difference]
-) -> Iterator[list[str]]:
-    """The members of a family, hand-made ones first; after each trained one its differences."""
-    members = [row for row in rows if row.method in (*family.hand_made, *family.searched)]
-    members += [row for row in rows if row.composite == family.composite]
-    best = {place: _best([row for row in members if (row.model, row.scenes) == place], name) for place in _places(rows)}
-    by_place = {(row.model, row.scenes, row.method): row for row in members}
-    by_key = {(one.model, one.scenes, one.method, one.reference): one for one in found if one.score == name}
-    for method in dict.fromkeys(row.method for row in members):
-        own = [by_place.get((*place, method)) for place in best]
-        known = [None if row is None else row.estimates.get(name) for row in own]
-        shown = ["-" if one is None else _shown(one, best[place]) for one, place in zip(known, best, strict=True)]
-        yield [family.name, method, *shown]
-        for reference in (BEST_OF_FAMILY, BEST_SEARCHED):
-            against = [by_key.get((*place, method, reference)) for place in best]
-            if any(against):
-                yield [family.name, f"{method} minus {reference}", *(_gain(one, reference) for one in against)]
-
-
-def _places(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((row.model, row.scenes) for row in rows))
-
-
-_FAMILY_READING = (
-    "The same nets and scenes for all. A trained member propagates as the hand-made ones of its family do, but for the "
-    "numbers in its rules and gates; `untrained` is where its training started. Gamma grids choose the gammas of LRP "
-    "without labels, by the objective of the training and with as many attribution passes as that takes. Bold: the "
-    "best of each family, and differences as below: paired, over the same samples, the reference being the best for "
-    "that score."
-)
-
-
-def _scores(room: Sequence[Row], which: str) -> str:
-    names = in_table_order(name for row in room for name in getattr(row, which))
-    if not names:
-        return ""
-    best = {name: _best(room, name, which) for name in names}
-    arrows = [f"{name} {'^' if score(name).higher_is_better else 'v'}" for name in names]
-    trained = which == "estimates" and any(not math.isnan(row.training_seconds) for row in room)
-    head = ["method", *arrows, "passes", "ms / image", *["training s"] * trained, "treatment"]
-    lines = []
-    for row in room:
-        found = getattr(row, which)
-        if row.error is None:
-            cells = [_shown(found[name], best[name]) if name in found else "-" for name in names]
-            training = "-" if math.isnan(row.training_seconds) else f"{row.training_seconds:.0f}"
-            last = [*[training] * trained, row.treatment if which == "estimates" else ""]
-            lines.append([row.label, *cells, str(row.passes), f"{1000 * row.seconds:.1f}", *last])
-    return markdown(head, lines)
-
-
-def _best(room: Sequence[Row], name: str, which: str = "estimates") -> float:
-    means = [getattr(row, which)[name].mean for row in room if name in getattr(row, which)]
-    means = [mean for mean in means if not math.isnan(mean)]
-    return (max if score(name).higher_is_better else min)(means, default=math.nan)
-
-
-def _shown(found: Estimate, best: float) -> str:
+def shown(found: Estimate, best: float) -> str:
+    """Returns a mean with its standard errors as tables show it, bold if it is the best; ``"-"`` for NaN."""
     if math.isnan(found.mean):
         return "-"
     mean = f"{found.mean:.3f}"
@@ -448,42 +329,7 @@ def _shown(found: Estimate, best: float) -> str:
     return text + ("" if math.isnan(found.seed_error) else f" ({found.seed_error:.3f})")
 
 
-def _failures(room: Sequence[Row]) -> str:
-    lines = []
-    for row in room:
-        seeds_of: dict[str, list[int]] = {}
-        for seed, error in row.failures:
-            seeds_of.setdefault(error, []).extend([] if seed is None else [seed])
-        for error, seeds in seeds_of.items():
-            which = "".join(f", seed {seed}" for seed in seeds)
-            lines.append(f"- {row.method}{which}: {error if error == NOT_RUN else f'did not run. {error}'}")
-    return "\n".join(lines)
-
-
-def _paired(found: Sequence[Difference]) -> str:
-    if not found:
-        return ""
-    names = list(dict.fromkeys(one.score for one in found))
-    lines = []
-    by_key = {(one.method, one.reference, one.score): one for one in found}
-    for method, reference in dict.fromkeys((one.method, one.reference) for one in found):
-        cells = [_gain(by_key.get((method, reference, name)), reference) for name in names]
-        lines.append([f"{method} minus {reference}", *cells])
-    return "\n\n".join([_PAIRED, markdown(["learned method minus", *names], lines)])
-
-
-def _gain(one: Difference | None, reference: str) -> str:
-    if one is None or math.isnan(one.mean):
-        return "-"
-    against = "" if reference in (one.against, UNTRAINED_START) else f", {one.against}"
-    number = f"{one.mean:+.3f}"
-    error = "" if math.isnan(one.standard_error) else f" ± {one.standard_error:.3f}"
-    seeds = "" if math.isnan(one.seed_error) else f" ({one.seed_error:.3f})"
-    return f"{f'**{number}**' if one.better else number}{error}{seeds}{against}"
-
-
-_PAIRED = (
-    "Paired differences over the same samples ± their standard error over scenes, in brackets the standard error over "
-    "training seeds, of the mean difference of each seed. Bold: better than the reference by more than "
-    f"{CLEARLY:g} standard errors, the root of the sum of both squared."
+__getattr__ = renamed(
+    __name__,
+    {name: f"captum_learnprop.benchmark.report.{name}" for name in ("FAMILY_SCORES", "to_markdown")},
 )

@@ -26,6 +26,9 @@ from zennit_rules._moved import renamed
 TOLERANCE = 1e-6
 """Largest difference of the outputs, in float64, relative to the largest output."""
 
+EXAMPLE_SIZE = 64
+"""Side of the images that a twin is checked with and passes are counted for."""
+
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -96,6 +99,24 @@ def make_twin(model: nn.Module, example: Tensor, *, for_deep_lift: bool = False)
     first = _first_convolution(network)
     black, white = _range(network, first, example.to(dtype))
     return Twin(network, features, first, black, white)
+
+
+def twin_of(
+    model: nn.Module, *, shape: tuple[int, ...] = (3, EXAMPLE_SIZE, EXAMPLE_SIZE), for_deep_lift: bool = False
+) -> Twin:
+    """Returns the model in separate modules, checked with images of noise.
+
+    Args:
+        model: The net.
+        shape: ``(C, H, W)`` of the images.
+        for_deep_lift: Whether the twin is for DeepLIFT.
+
+    Raises:
+        LearnpropError: The net cannot be taken apart, or its twin computes something else.
+    """
+    parameter = next(model.parameters(), torch.zeros(0))
+    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    return make_twin(model, example.to(parameter), for_deep_lift=for_deep_lift)
 
 
 class _Writer:

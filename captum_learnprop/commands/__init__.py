@@ -1,5 +1,7 @@
-"""The commands of ``learnprop``: a file with the options of each, and beside it one with an underscore for the work.
+"""The commands of ``learnprop``, one file each; a file is imported when its command is asked for.
 
-Importing torch takes seconds, which help and listings must not wait for. So a command's file imports nothing that needs
-torch, and its function imports the file of the work, whose own imports all stand at its top.
+A command's file holds options and what can be checked without torch; the work is in a file that begins with ``_``.
 """
+
+# A command imports its work inside its function: torch takes seconds, and help and wrong usage must not wait for it.
+# `tests/test_arrows.py` allows such an import here alone, and of such files only.

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from captum_learnprop.benchmark import suite as benchmark
 from captum_learnprop.benchmark.cost_figure import SCORE, Mean, cost_figure, mean_scores
+from captum_learnprop.benchmark.report import to_markdown
 from captum_learnprop.benchmark.suite import Suite, default_variants
-from captum_learnprop.benchmark.summary import Row, differences, summarise, to_markdown
+from captum_learnprop.benchmark.summary import Row, differences, summarise
 from captum_learnprop.commands._suite_choices import MODELS, SCENES
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import WriteError, check_folder, write_text

@@ -83,9 +83,8 @@ def command(ctx: click.Context, **options: Any) -> None:
     Interrupt it at will: what is done is kept in OUT. Processes with different --model may share OUT; run the whole
     once more with --report-only for one table.
     """
-    from captum_learnprop.commands import _compare_methods
-
     one_process(ctx)
+    from captum_learnprop.commands import _compare_methods
 
     plan = _compare_methods.Plan(**options)
     with threads(plan.threads):

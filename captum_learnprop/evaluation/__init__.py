@@ -7,13 +7,13 @@ from typing import Any
 
 from captum_learnprop import scenes as _scenes
 from captum_learnprop.errors import LearnpropError as LearnpropError
+from captum_learnprop.evaluation.active_span import retained_energy
 from captum_learnprop.evaluation.alignment import (
     class_alignment,
     direction_convergence,
     input_alignment,
     negative_filtering,
     proportion_sweep,
-    retained_energy,
 )
 from captum_learnprop.evaluation.backward_rules import BackwardRule, backward_rule
 from captum_learnprop.evaluation.box_sensitivity import box_sensitivity, compactness

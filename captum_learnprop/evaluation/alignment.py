@@ -7,7 +7,7 @@ later layers say. Measured here, for hand-made rules and for trained ones alike:
 * *input alignment*: cosine between the signal at a layer's input and that input, raw and with both centred;
 * *class sensitivity*: cosine between the signals of two classes, by depth; 1 says nothing of the class;
 * *negative filtering*: which share of a signal's positive and negative parts a rule lets pass at each activation;
-* *retained energy*: the share of a layer's input that lies in the span of its active units;
+* *retained energy*: the share of a layer's input that lies in the span of its active units (`active_span`);
 * *convergence of directions* (CSC): cosine between signals that started as random vectors at a layer, further down.
 
 Sources: alignment as a cause is that of Zheng, Sang and Xu (arXiv 2503.11160), whose definitions are not available to
@@ -16,10 +16,7 @@ us: these measures are ours. CSC is that of Sixt, Granz and Landgraf (ICML 2020)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,135 +24,14 @@ from torch.nn import functional as F
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.backward_rules import BackwardRule
-from captum_learnprop.evaluation.checks import require_batch_size, require_targets
+from captum_learnprop.evaluation.profiles import Filtering, LayerProfile
+from captum_learnprop.evaluation.watched_pass import WatchedPass, layer_profile
 from captum_learnprop.reparametrized import copied
-from captum_learnprop.tables import html
-from captum_learnprop.training.pass_by_rules import RulePass, leaves_of, rules_in_place
-from captum_learnprop.wording import counted, listed
 from zennit_rules import RuleSet
-from zennit_rules.core.linear_map import DenseMap, LinearOperands
-from zennit_rules.core.linear_watch import linear_calls_watched
-from zennit_rules.core.sites import recorder
+from zennit_rules._moved import renamed
 
 PAIRS = 5
 """Random vectors at a layer, of which CSC compares all pairs."""
-
-
-@dataclass(frozen=True)
-class LayerProfile:
-    """Scores by layer and sample.
-
-    Attributes:
-        names: Names of the L layers, from the input on.
-        values: Scores, ``(L, B)`` float64.
-    """
-
-    names: tuple[str, ...]
-    values: Tensor
-
-    def mean(self) -> dict[str, float]:
-        """Returns the mean over samples, by layer; samples without a value do not count."""
-        return dict(zip(self.names, self.values.nanmean(1).tolist(), strict=True))
-
-    def __repr__(self) -> str:
-        size = f"{counted(len(self.names), 'layer')}, {counted(self.values.shape[1], 'sample')}"
-        return f"LayerProfile({size}: {listed(self.mean())})"
-
-    def _repr_html_(self) -> str:
-        """Returns the mean by layer as a table, for a notebook."""
-        rows = [[name, f"{value:.3f}"] for name, value in self.mean().items()]
-        return html(["layer", f"mean of {counted(self.values.shape[1], 'sample')}"], rows)
-
-
-@dataclass(frozen=True)
-class Filtering:
-    """What activations let pass.
-
-    Attributes:
-        positive: Share of the positive part of the arriving signal that passes.
-        negative: Share of its negative part that passes.
-    """
-
-    positive: LayerProfile
-    negative: LayerProfile
-
-    def __repr__(self) -> str:
-        names, samples = self.positive.names, self.positive.values.shape[1]
-        shares = [f"{sign} {profile.values.nanmean().item():.3f}" for sign, profile in vars(self).items()]
-        return f"Filtering({counted(len(names), 'activation')}, {counted(samples, 'sample')}: {', '.join(shares)})"
-
-    def _repr_html_(self) -> str:
-        """Returns both shares by activation as a table, for a notebook."""
-        negative = self.negative.mean()
-        rows = [[name, f"{share:.3f}", f"{negative[name]:.3f}"] for name, share in self.positive.mean().items()]
-        return html(["activation", "positive part", "negative part"], rows)
-
-
-@dataclass
-class _NotedTensors:
-    """Tensors of one forward pass."""
-
-    names: list[str] = field(default_factory=list)
-    layers: list[Tensor] = field(default_factory=list)
-    channel_dims: list[int] = field(default_factory=list)
-    sites: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
-
-    def linear(self, name: str, module: nn.Module, operands: LinearOperands, call: Callable[[], Tensor]) -> Tensor:
-        """Notes the input of a linear function."""
-        if torch.is_grad_enabled():
-            self.names.append(name)
-            self.layers.append(operands.x)
-            self.channel_dims.append(operands.x.dim() - 1 if isinstance(operands.map, DenseMap) else 1)
-        return call()
-
-    def site(self, call: Any, z: Tensor, out: Tensor) -> None:
-        """Notes an activation."""
-        if z is not out and z.shape == out.shape and torch.is_grad_enabled():
-            self.sites.append((call.name, z, out))
-
-
-@contextmanager
-def _tensors_noted(points: _NotedTensors) -> Iterator[None]:
-    token = recorder.set(points)
-    try:
-        yield
-    finally:
-        recorder.reset(token)
-
-
-@dataclass(frozen=True)
-class _WatchedPass:
-    """A forward pass under a rule whose tensors are known; the rule is still on the model."""
-
-    rule: BackwardRule
-    run: RulePass
-    points: _NotedTensors
-
-    @classmethod
-    @contextmanager
-    def of(cls, model: nn.Module, rule: BackwardRule, inputs: Tensor) -> Iterator[_WatchedPass]:
-        """Run the model.
-
-        Raises:
-            LearnpropError: If no layer is called.
-        """
-        points, composite = _NotedTensors(), rule.rules.composite()
-        with linear_calls_watched(model, points.linear), rules_in_place(model, composite):
-            with _tensors_noted(points):
-                run = RulePass.of(model, composite, leaves_of((inputs,)))
-            if not points.layers:
-                raise LearnpropError(f"{type(model).__name__} calls no convolution or linear layer")
-            yield cls(rule, run, points)
-
-    def signals(self, targets: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Returns what arrives at tensors of the pass."""
-        seed = self.rule.seed(self.run.composite, self.run.output, targets)
-        return self.pulled(self.run.output, seed, tensors)
-
-    def pulled(self, start: Tensor, seed: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Returns what arrives at tensors of the pass if ``seed`` starts at another."""
-        found = torch.autograd.grad(start, tensors, seed, retain_graph=True, allow_unused=True)
-        return [torch.zeros_like(x) if s is None else s for x, s in zip(tensors, found, strict=True)]
 
 
 def input_alignment(
@@ -199,14 +75,14 @@ def input_alignment(
         LayerProfile(2 layers, 1 sample: '0' 0.707, '2' 0.707)
     """
 
-    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
+    def scores(run: WatchedPass, rows: Tensor) -> Tensor:
         layers = run.points.layers
         return torch.stack([
             cosine(signal, x, centred=centred)
             for signal, x in zip(run.signals(targets[rows], layers), layers, strict=True)
         ])  # fmt: skip
 
-    return _profile(model, rule, inputs, targets, scores, internal_batch_size)
+    return layer_profile(model, rule, inputs, targets, scores, internal_batch_size)
 
 
 def class_alignment(
@@ -251,13 +127,13 @@ def class_alignment(
             f"others must be {tuple(targets.shape)} and differ from the targets, got {others.tolist()}"
         )
 
-    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
+    def scores(run: WatchedPass, rows: Tensor) -> Tensor:
         pairs = zip(
             run.signals(targets[rows], run.points.layers), run.signals(others[rows], run.points.layers), strict=True
         )
         return torch.stack([cosine(first, second) for first, second in pairs])
 
-    return _profile(model, rule, inputs, targets, scores, internal_batch_size)
+    return layer_profile(model, rule, inputs, targets, scores, internal_batch_size)
 
 
 def negative_filtering(
@@ -296,7 +172,7 @@ def negative_filtering(
         Filtering(1 activation, 1 sample: positive 1.000, negative nan)
     """
 
-    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
+    def scores(run: WatchedPass, rows: Tensor) -> Tensor:
         if not run.points.sites:
             raise LearnpropError("no activation can be seen: the model has none, or all overwrite their input")
         names, before, after = zip(*run.points.sites, strict=True)
@@ -312,7 +188,7 @@ def negative_filtering(
         run.points.names = [*names, *names]
         return torch.stack(shares)
 
-    both = _profile(_without_inplace(model), rule, inputs, targets, scores, internal_batch_size)
+    both = layer_profile(_without_inplace(model), rule, inputs, targets, scores, internal_batch_size)
     half = len(both.names) // 2
     return Filtering(
         LayerProfile(both.names[:half], both.values[:half]), LayerProfile(both.names[half:], both.values[half:])
@@ -364,7 +240,7 @@ def direction_convergence(
     if vectors < 2:
         raise LearnpropError(f"vectors must be at least 2, to compare them, got {vectors}")
 
-    def scores(run: _WatchedPass, rows: Tensor) -> Tensor:
+    def scores(run: WatchedPass, rows: Tensor) -> Tensor:
         names = run.points.names
         place = len(names) - 1 if start is None else names.index(start) if start in names else -1
         if place < 1:
@@ -378,7 +254,7 @@ def direction_convergence(
         return torch.stack([_convergence([signals[i] for signals in found], dims[i]) for i in range(place)])
 
     targets = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
-    return _profile(model, rule, inputs, targets, scores, internal_batch_size)
+    return layer_profile(model, rule, inputs, targets, scores, internal_batch_size)
 
 
 def _convergence(signals: list[Tensor], dim: int) -> Tensor:
@@ -440,97 +316,6 @@ def proportion_sweep(
     return LayerProfile(tuple(f"{percentile:g}" for percentile in percentiles), torch.stack(rows))
 
 
-def retained_energy(
-    model: nn.Module, inputs: Tensor, *, iterations: int = 16, internal_batch_size: int = 16
-) -> LayerProfile:
-    """Returns the share of each layer's input in the span of its active units' weights, by norm, ``(L, B)`` in [0, 1].
-
-    A unit is active where the layer's output is positive. The projection is found by conjugate gradients on
-    ``W_A W_A^T c = W_A x``.
-
-    Formula:
-        ``|P x| / |x|`` with the projection ``P`` on the span of the rows of ``W_A``, the weights of active units.
-
-    Source:
-        Ours, for the hypotheses of Zheng, Sang, Xu, arXiv 2503.11160.
-
-    Args:
-        model: in evaluation mode; comes back untouched.
-        inputs: ``(B, C, *spatial)``.
-        iterations: of conjugate gradients, at most. The share is approached from below: 16 are within .02 of the end
-            on the reference nets, but for a first layer whose active units span nearly everything.
-        internal_batch_size: how many inputs are propagated together, which bounds the memory.
-
-    Raises:
-        LearnpropError: the model has no convolution or linear layer.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
-        >>> for layer in (model[0], model[2]):
-        ...     _ = nn.init.eye_(layer.weight)
-        >>> inputs, targets = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
-        >>> retained_energy(model, inputs)
-        LayerProfile(2 layers, 1 sample: '0' 1.000, '2' 1.000)
-    """
-    found: list[tuple[str, Tensor]] = []
-
-    def watch(name: str, module: nn.Module, operands: LinearOperands, call: Callable[[], Tensor]) -> Tensor:
-        out = call()
-        with torch.no_grad():
-            found.append((name, _retained(operands, out.detach(), iterations)))
-        return out
-
-    names: tuple[str, ...] = ()
-    chunks = []
-    with linear_calls_watched(model, watch), torch.enable_grad():
-        for part in inputs.split(internal_batch_size):
-            found.clear()
-            model(part.detach().clone().requires_grad_())
-            if not found:
-                raise LearnpropError(f"{type(model).__name__} calls no convolution or linear layer")
-            names = tuple(name for name, _ in found)
-            chunks.append(torch.stack([value for _, value in found]))
-    return LayerProfile(names, torch.cat(chunks, 1))
-
-
-def _retained(operands: LinearOperands, out: Tensor, iterations: int) -> Tensor:
-    linear, x, weight = operands.map, operands.x.detach(), operands.weight.detach()
-    active = (out > 0).to(x.dtype)
-
-    def forward(v: Tensor) -> Tensor:
-        return linear(v, weight) * active
-
-    def backward(c: Tensor) -> Tensor:
-        return linear.transpose(x.shape, weight, c * active)
-
-    def dots(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).flatten(1).double().sum(1)
-
-    def shaped(v: Tensor, like: Tensor) -> Tensor:
-        return v.to(like.dtype).reshape(-1, *(1,) * (like.dim() - 1))
-
-    target = forward(x)
-    c = torch.zeros_like(target)
-    residual, direction = target, target
-    size = start = dots(residual, residual)
-    for _ in range(iterations):
-        image = forward(backward(direction))
-        curvature = dots(direction, image)
-        step = torch.where(curvature > 0, size / curvature, 0.0)
-        c = c + shaped(step, c) * direction
-        residual = residual - shaped(step, c) * image
-        after = dots(residual, residual)
-        if bool((after <= 1e-12 * start).all()):
-            break
-        direction = residual + shaped(torch.where(size > 0, after / size, 0.0), c) * direction
-        size = after
-    # |P x|^2 = <P x, x>, whose error is second order in what is left.
-    projected = backward(c)
-    energy = dots(x, x)
-    share = (2 * dots(projected, x) - dots(projected, projected)) / torch.where(energy > 0, energy, 1.0)
-    return share.clamp(0.0, 1.0).sqrt()
-
-
 def cosine(first: Tensor, second: Tensor, *, centred: bool = False) -> Tensor:
     """Returns the cosine of two tensors ``(B, ...)`` per sample, ``(B,)`` float64; NaN where one is 0.
 
@@ -544,27 +329,6 @@ def cosine(first: Tensor, second: Tensor, *, centred: bool = False) -> Tensor:
     return F.normalize(a, dim=1, eps=0.0).mul(F.normalize(b, dim=1, eps=0.0)).sum(1)
 
 
-def _profile(
-    model: nn.Module,
-    rule: BackwardRule,
-    inputs: Tensor,
-    targets: Tensor,
-    scores: Callable[[_WatchedPass, Tensor], Tensor],
-    internal_batch_size: int,
-) -> LayerProfile:
-    if not len(inputs):
-        raise LearnpropError(f"inputs must be (B, C, ...) and not empty, got {tuple(inputs.shape)}")
-    require_targets(targets, len(inputs))
-    require_batch_size(internal_batch_size)
-    names: tuple[str, ...] = ()
-    chunks = []
-    for rows in torch.arange(len(inputs), device=inputs.device).split(internal_batch_size):
-        with _WatchedPass.of(model, rule, inputs[rows]) as run:
-            chunks.append(scores(run, rows))
-            names = tuple(run.points.names)
-    return LayerProfile(names, torch.cat(chunks, 1))
-
-
 def _without_inplace(model: nn.Module) -> nn.Module:
     """The model, or a copy whose modules leave their inputs as they are."""
     if not any(getattr(module, "inplace", False) for module in model.modules()):
@@ -574,3 +338,6 @@ def _without_inplace(model: nn.Module) -> nn.Module:
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
     return plain
+
+
+__getattr__ = renamed(__name__, {"retained_energy": "captum_learnprop.evaluation.active_span.retained_energy"})

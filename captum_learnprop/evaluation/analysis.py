@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.evaluation.active_span import retained_energy
 from captum_learnprop.evaluation.alignment import (
     class_alignment,
     direction_convergence,
     input_alignment,
     negative_filtering,
-    retained_energy,
 )
 from captum_learnprop.evaluation.backward_rules import BackwardRule
 from captum_learnprop.evaluation.randomization import full_randomization, parameter_randomization

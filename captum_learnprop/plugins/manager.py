@@ -18,9 +18,7 @@ import inspect
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Container, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from typing import Any
 
@@ -28,8 +26,10 @@ import pluggy
 
 from captum_learnprop.errors import PluginError, PluginWarning, did_you_mean
 from captum_learnprop.plugins import builtin, specs
-from captum_learnprop.plugins.containment import NamedErrors, describe, loading, with_named_errors
+from captum_learnprop.plugins.containment import describe, loading
+from captum_learnprop.plugins.entry import Entry, label_of
 from captum_learnprop.plugins.specs import NAME, RECORD_TYPES, SUPPORTED_API_VERSIONS, Record
+from captum_learnprop.plugins.status import PluginStatus, RecordStatus, plugin_info
 from captum_learnprop.tables import html
 from captum_learnprop.wording import counted
 
@@ -49,102 +49,6 @@ _RENAMED_WARNING = "{} {!r} is {!r} now; the old name goes with the next release
 _HOOKS = {record.hook: record for record in RECORD_TYPES.values()}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A record together with the plugin and the distribution it comes from.
-
-    Errors while it is used name the plugin and the record, and are chained to the first; those of our own parts are as
-    they are.
-    """
-
-    record: Record
-    plugin: str
-    owner: str
-    version: str
-    home: str = ""
-    """The top-level package of the plugin; empty for our own parts."""
-
-    @property
-    def kind(self) -> str:
-        """The kind of the record, one of ``RECORD_TYPES``."""
-        return self.record.kind
-
-    @property
-    def name(self) -> str:
-        """The name under which users ask for it."""
-        return self.record.name
-
-    @property
-    def summary(self) -> str:
-        """One line for listings."""
-        return self.record.summary
-
-    @property
-    def label(self) -> str:
-        """Plugin, distribution and record, as errors name them."""
-        return f"{_label(self.plugin, self.owner, self.version)}: {self.kind} {self.name!r}"
-
-    def resolve(self) -> Callable[..., Any]:
-        """Return the factory, imported if it is lazy.
-
-        Raises:
-            PluginError: If it cannot be imported; the message names the plugin.
-        """
-        try:
-            factory = self.record.resolve()
-        except PluginError as error:
-            raise PluginError(f"{_label(self.plugin, self.owner, self.version)}: {error}") from error
-        return self.with_named_errors(factory) if self.home else factory
-
-    def with_named_errors(self, factory: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the factory with errors that name the plugin; models are the user's and stay as they are."""
-        return with_named_errors(factory, self.label, "" if self.kind == "model" else self.home)
-
-    def make(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the factory.
-
-        Raises:
-            PluginError: If it cannot be imported, fails or makes nothing; the message names the plugin.
-        """
-        factory = self.resolve()
-        with self.used(kwargs):
-            made = factory(*args, **kwargs)
-        if made is None and self.home:
-            raise PluginError(f"{self.label}: it made nothing (None)")
-        return made
-
-    def used(self, given: Container[str] = ()) -> AbstractContextManager[None]:
-        """Give what is put around the use of what this makes, so that errors name the plugin.
-
-        Args:
-            given: Names of options; one that does not exist is the caller's mistake.
-        """
-        return NamedErrors(self.label, given) if self.home else nullcontext()
-
-
-@dataclass
-class _RecordStatus:
-    record: Record
-    status: str = "ok"
-    error: str | None = None
-
-
-@dataclass
-class _PluginStatus:
-    name: str
-    owner: str
-    version: str
-    home: str = ""
-    status: str = "ok"
-    error: str | None = None
-    hooks: list[str] = field(default_factory=list)
-    records: list[_RecordStatus] = field(default_factory=list)
-
-    @property
-    def label(self) -> str:
-        return _label(self.name, self.owner, self.version)
-
-
 class PluginManager:
     """Everything that can be asked for by name, with the plugin it comes from.
 
@@ -157,7 +61,7 @@ class PluginManager:
         self.strict = _switched_on(os.environ.get(_STRICT, "")) if strict is None else strict
         self._pluggy = pluggy.PluginManager(NAME)
         self._pluggy.add_hookspecs(specs)
-        self._plugins: list[_PluginStatus] = []
+        self._plugins: list[PluginStatus] = []
         self._entries: dict[str, dict[str, Entry]] = {kind: {} for kind in RECORD_TYPES}
 
     def __repr__(self) -> str:
@@ -203,7 +107,7 @@ class PluginManager:
         Raises:
             PluginError: In strict mode, if the plugin is faulty.
         """
-        self._admit(_PluginStatus(name, owner, version), lambda: plugin)
+        self._admit(PluginStatus(name, owner, version), lambda: plugin)
 
     def load_entry_points(self) -> None:
         """Add every plugin named in the entry-point group ``captum_learnprop`` by an installed distribution.
@@ -214,7 +118,7 @@ class PluginManager:
         all_off, names_off = _switched_off(os.environ.get(_DISABLE, ""))
         points = sorted(metadata.entry_points(group=NAME), key=lambda point: (_owner(point)[0], point.name))
         for point in points:
-            status = _PluginStatus(point.name, *_owner(point))
+            status = PluginStatus(point.name, *_owner(point))
             if all_off or point.name in names_off:
                 status.status = "disabled"
                 self._plugins.append(status)
@@ -318,9 +222,9 @@ class PluginManager:
         ``status``: ``"ok"``, ``"partial"`` (some records left out), ``"failed"`` (left out as a whole) or
         ``"disabled"``.
         """
-        return [_plugin_info(plugin) for plugin in self._plugins]
+        return [plugin_info(plugin) for plugin in self._plugins]
 
-    def _admit(self, status: _PluginStatus, load: Callable[[], object]) -> None:
+    def _admit(self, status: PluginStatus, load: Callable[[], object]) -> None:
         """Load one plugin and keep its records, or none of them if anything about it is faulty."""
         self._plugins.append(status)
         plugin: object = None
@@ -343,7 +247,7 @@ class PluginManager:
         for record in records:
             self._keep(status, record)
 
-    def _check_name_is_free(self, status: _PluginStatus) -> None:
+    def _check_name_is_free(self, status: PluginStatus) -> None:
         if not self._pluggy.has_plugin(status.name):
             return
         owner = next(plugin for plugin in self._plugins if plugin.name == status.name and plugin.status != "failed")
@@ -376,16 +280,16 @@ class PluginManager:
                 records.append(record)
         return records
 
-    def _keep(self, status: _PluginStatus, record: Record) -> None:
+    def _keep(self, status: PluginStatus, record: Record) -> None:
         """Enter one record, unless its name is taken: the first stays."""
-        row = _RecordStatus(record)
+        row = RecordStatus(record)
         status.records.append(row)
         entries = self._entries[record.kind]
         first = entries.get(record.name)
         if first is None:
             entries[record.name] = Entry(record, status.name, status.owner, status.version, status.home)
             return
-        owner = _label(first.plugin, first.owner, first.version)
+        owner = label_of(first.plugin, first.owner, first.version)
         row.status = "duplicate"
         row.error = f"{record.kind} {record.name!r} is provided by both {owner} and {status.label}"
         status.status, status.error = "partial", row.error
@@ -467,44 +371,9 @@ def _home(plugin: object) -> str:
     return module.partition(".")[0]
 
 
-def _label(name: str, owner: str, version: str) -> str:
-    distribution = " ".join(part for part in (owner, version) if part)
-    return f"plugin {name!r} ({distribution})" if distribution else f"plugin {name!r}"
-
-
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     return f"unknown {what} {name!r}{did_you_mean(name, names) or ';'} available: {', '.join(names) or 'none'}"
-
-
-def _plugin_info(plugin: _PluginStatus) -> dict[str, Any]:
-    return {
-        "name": plugin.name,
-        "version": plugin.version,
-        "owner": plugin.owner,
-        "hooks": list(plugin.hooks),
-        "records": [_record_info(row) for row in plugin.records],
-        "status": plugin.status,
-        "error": plugin.error,
-    }
-
-
-def _record_info(row: _RecordStatus) -> dict[str, Any]:
-    factory = row.record.factory
-    return {
-        "kind": row.record.kind,
-        "name": row.record.name,
-        "summary": row.record.summary,
-        "factory": factory if isinstance(factory, str) else _import_path(factory),
-        "api_version": row.record.api_version,
-        "status": row.status,
-        "error": row.error,
-    }
-
-
-def _import_path(factory: Callable[..., Any]) -> str:
-    module, name = getattr(factory, "__module__", None), getattr(factory, "__qualname__", None)
-    return f"{module}:{name}" if module and name else repr(factory)
 
 
 def _owner(point: metadata.EntryPoint) -> tuple[str, str]:

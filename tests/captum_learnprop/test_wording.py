@@ -10,11 +10,11 @@ import torch
 from html_cells import Cells
 from torch import nn
 
-from captum_learnprop.evaluation.alignment import Filtering, LayerProfile
 from captum_learnprop.evaluation.analysis import Analysis, RuleReport
 from captum_learnprop.evaluation.backward_rules import backward_rule
 from captum_learnprop.evaluation.conservation import Conservation
 from captum_learnprop.evaluation.metrics import METRICS
+from captum_learnprop.evaluation.profiles import Filtering, LayerProfile
 from captum_learnprop.evaluation.randomization import ParameterRandomization
 from captum_learnprop.plugins import PluginManager
 from captum_learnprop.tables import html

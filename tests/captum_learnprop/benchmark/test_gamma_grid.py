@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from captum_learnprop.benchmark import gamma_grid
 from captum_learnprop.benchmark.gamma_grid import GAMMA, GROUPS, PAIRS, Grid, Search, Setting, search
-from captum_learnprop.benchmark.hand_made import Lrp, hand_made
+from captum_learnprop.benchmark.hand_made import hand_made
+from captum_learnprop.benchmark.hand_made_lrp import Lrp
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.maps import SIGNS, postprocess
 from captum_learnprop.training.examples import Examples

@@ -22,10 +22,11 @@ from captum_learnprop.benchmark.contenders import PER_SAMPLE, REFINED
 from captum_learnprop.benchmark.examination import Examination
 from captum_learnprop.benchmark.gamma_grid import GRIDS, Grid
 from captum_learnprop.benchmark.nets import BATCH, Subject
+from captum_learnprop.benchmark.report import to_markdown
 from captum_learnprop.benchmark.rule_families import RULE_FAMILIES
 from captum_learnprop.benchmark.scorecard import ROAD_PERCENTAGES, SCORES, STEPS, Case, score
 from captum_learnprop.benchmark.suite import SettingsError, Suite, contenders, default_variants, read_cells, run
-from captum_learnprop.benchmark.summary import NOT_RUN, summarise, to_markdown
+from captum_learnprop.benchmark.summary import NOT_RUN, summarise
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.faithfulness import deletion, insertion, morf_lerf_area
 from captum_learnprop.evaluation.localization import average_precision, class_auc

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captum_learnprop.benchmark.summary import differences, estimate, rows_of, summarise, to_markdown
+from captum_learnprop.benchmark.report import to_markdown
+from captum_learnprop.benchmark.summary import differences, estimate, rows_of, summarise
 from captum_learnprop.commands import _compare_methods
 
 

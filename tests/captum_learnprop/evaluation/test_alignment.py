@@ -17,6 +17,7 @@ from zennit.rules import ZBox, ZPlus
 import zennit_rules as zr
 from captum_learnprop.benchmark.hand_made import hand_made
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.evaluation.active_span import retained_energy
 from captum_learnprop.evaluation.alignment import (
     class_alignment,
     cosine,
@@ -24,7 +25,6 @@ from captum_learnprop.evaluation.alignment import (
     input_alignment,
     negative_filtering,
     proportion_sweep,
-    retained_energy,
 )
 from captum_learnprop.evaluation.alignment_theory import (
     alignment,

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from captum_learnprop.commands._one_process import one_process
-from captum_learnprop.commands._threads import threads
 
 
 @click.command("demo")
@@ -39,8 +38,8 @@ def command(ctx: click.Context, **options: Any) -> None:
     pixels that digit has.
     """
     one_process(ctx)
-    from captum_learnprop.commands import _demonstration
+    from captum_learnprop.commands import _demonstration, _threads
 
     plan = _demonstration.Plan(**options)
-    with threads(plan.threads):
+    with _threads.threads(plan.threads):
         _demonstration.run(plan)

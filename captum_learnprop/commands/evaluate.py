@@ -10,7 +10,6 @@ import click
 from captum_learnprop.commands._one_of import OneOf
 from captum_learnprop.commands._one_process import one_process
 from captum_learnprop.commands._suite_choices import COMPOSITES, MODELS, SCENES
-from captum_learnprop.commands._threads import threads
 
 
 class Seeds(click.ParamType):
@@ -84,8 +83,8 @@ def command(ctx: click.Context, **options: Any) -> None:
     once more with --report-only for one table.
     """
     one_process(ctx)
-    from captum_learnprop.commands import _compare_methods
+    from captum_learnprop.commands import _compare_methods, _threads
 
     plan = _compare_methods.Plan(**options)
-    with threads(plan.threads):
+    with _threads.threads(plan.threads):
         _compare_methods.run(plan)

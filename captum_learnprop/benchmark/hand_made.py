@@ -91,7 +91,7 @@ class HandMade:
 
 
 def hand_made(name: str) -> HandMade:
-    """The method of a name.
+    """Returns the method of a name, one of `HAND_MADE`.
 
     Raises:
         LearnpropError: no such method.
@@ -105,24 +105,24 @@ def hand_made(name: str) -> HandMade:
 
 
 def saliency(model: nn.Module) -> Explain:
-    """The signed gradient."""
+    """Returns the method that gives the signed gradient, ``(B, C, H, W)`` (Simonyan et al., 2013)."""
     return _captum(Saliency(model), abs=False)
 
 
 def input_x_gradient(model: nn.Module) -> Explain:
-    """Returns the image times the gradient."""
+    """Returns the method that gives the image times the gradient, ``(B, C, H, W)`` (Shrikumar et al., 2016)."""
     return _captum(InputXGradient(model))
 
 
 def integrated_gradients(model: nn.Module) -> Explain:
-    """Integrated gradients from grey (Sundararajan et al., ICML 2017)."""
+    """Returns integrated gradients from grey, signed ``(B, C, H, W)`` (Sundararajan et al., ICML 2017)."""
     return _captum(
         IntegratedGradients(model), baselines=GREY, n_steps=INTEGRATED_STEPS, internal_batch_size=INTERNAL_BATCH_SIZE
     )
 
 
 def smooth_grad(model: nn.Module) -> Explain:
-    """Mean gradient over noisy copies (Smilkov et al., 2017)."""
+    """Returns SmoothGrad: the mean signed gradient over noisy copies, ``(B, C, H, W)`` (Smilkov et al., 2017)."""
     tunnel = NoiseTunnel(Saliency(model))
     averaged = _captum(tunnel, nt_type="smoothgrad", nt_samples=NOISE_SAMPLES, stdevs=NOISE, abs=False)
 
@@ -135,9 +135,12 @@ def smooth_grad(model: nn.Module) -> Explain:
 
 
 def deep_lift(model: nn.Module) -> Explain:
-    """DeepLift, rescale rule, from grey (Shrikumar et al., ICML 2017).
+    """Returns DeepLift by the rescale rule, from grey, signed ``(B, C, H, W)`` (Shrikumar et al., ICML 2017).
 
-    One image at a time: captum's rule for max-pools reads the gradient of the first sample for all others.
+    It runs one image at a time: captum's rule for max-pools reads the gradient of the first sample for all others.
+
+    Raises:
+        LearnpropError: the net cannot be written in separate modules.
     """
     single = _captum(DeepLift(twin_of(model, for_deep_lift=True).network), baselines=torch.tensor([[[[GREY]]]]))
 
@@ -148,12 +151,20 @@ def deep_lift(model: nn.Module) -> Explain:
 
 
 def guided_backprop(model: nn.Module) -> Explain:
-    """Guided backpropagation (Springenberg et al., 2015)."""
+    """Returns guided backpropagation, signed ``(B, C, H, W)`` (Springenberg et al., 2015).
+
+    Raises:
+        LearnpropError: the net cannot be written in separate modules.
+    """
     return _captum(GuidedBackprop(twin_of(model).network))
 
 
 def deconvolution(model: nn.Module) -> Explain:
-    """Deconvnet (Zeiler and Fergus, ECCV 2014)."""
+    """Returns Deconvnet, signed ``(B, C, H, W)`` (Zeiler and Fergus, ECCV 2014).
+
+    Raises:
+        LearnpropError: the net cannot be written in separate modules.
+    """
     return _captum(Deconvolution(twin_of(model).network))
 
 
@@ -174,7 +185,14 @@ def _captum(method: Any, **options: Any) -> Explain:
 
 
 def grad_cam(level: int) -> Callable[[nn.Module], Explain]:
-    """Grad-CAM (Selvaraju et al., ICCV 2017) at the last feature map, or ``level`` resolutions finer."""
+    """Returns a builder of Grad-CAM, whose maps ``(B, 1, H, W)`` are not negative (Selvaraju et al., ICCV 2017).
+
+    Args:
+        level: 0 is the last feature map, n the one that is n resolutions finer.
+
+    Raises:
+        LearnpropError: by the builder, where the net has no twin or no feature map of that level.
+    """
 
     def build(model: nn.Module) -> Explain:
         twin = twin_of(model)
@@ -191,7 +209,16 @@ def grad_cam(level: int) -> Callable[[nn.Module], Explain]:
 
 
 def layer_cam(level: int) -> Callable[[nn.Module], Explain]:
-    """LayerCAM (Jiang et al., TIP 2021): the positive gradient weighs each activation where it is."""
+    """Returns a builder of LayerCAM, whose maps ``(B, 1, H, W)`` are not negative (Jiang et al., TIP 2021).
+
+    The positive gradient weighs each activation where it is.
+
+    Args:
+        level: as in `grad_cam`: 0 is the coarsest feature map, higher is finer.
+
+    Raises:
+        LearnpropError: when it builds, for a net without a twin or without that feature map.
+    """
 
     def build(model: nn.Module) -> Explain:
         twin = twin_of(model)
@@ -216,7 +243,14 @@ def layer_cam(level: int) -> Callable[[nn.Module], Explain]:
 
 
 def guided_grad_cam(model: nn.Module) -> Explain:
-    """Guided backpropagation times Grad-CAM at the last feature map."""
+    """Returns guided backpropagation times Grad-CAM at the last feature map, signed ``(B, C, H, W)``.
+
+    Source:
+        Selvaraju et al., *Grad-CAM*, ICCV 2017.
+
+    Raises:
+        LearnpropError: the net cannot be written in separate modules, or has no feature map.
+    """
     twin = twin_of(model)
     method = GuidedGradCam(twin.network, twin.network.get_submodule(_feature(twin, 0)))
     return _captum(method, interpolate_mode="bilinear")
@@ -238,7 +272,11 @@ def _resized(maps: Tensor, images: Tensor) -> Tensor:
 
 
 def occlusion(model: nn.Module) -> Explain:
-    """Drop of the output when a window is grey (Zeiler and Fergus, ECCV 2014)."""
+    """Returns occlusion: the drop of the output when a window is grey, ``(B, C, H, W)``, equal over channels.
+
+    Source:
+        Zeiler and Fergus, *Visualizing and Understanding Convolutional Networks*, ECCV 2014.
+    """
     method = Occlusion(model)
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
@@ -257,12 +295,15 @@ def occlusion(model: nn.Module) -> Explain:
 
 
 def extremal_perturbation(model: nn.Module) -> Explain:
-    """Mean of the extremal masks of three areas (Fong et al., ICCV 2019)."""
+    """Returns the mean of the extremal masks of three areas, ``(B, 1, H, W)`` in [0, 1] (Fong et al., ICCV 2019)."""
     return _extremal(model, EXTREMAL, multiply_by_inputs=False)
 
 
 def extremal_perturbation_x_input(model: nn.Module) -> Explain:
-    """Mean contribution under softened extremal masks of three areas: mask times distance from the median colour."""
+    """Returns the mean contribution under softened extremal masks of three areas, signed ``(B, C, H, W)``.
+
+    A contribution is the mask times the distance from the median colour. Source: ours, on masks of Fong et al., 2019.
+    """
     return _extremal(model, EXTREMAL_X_INPUT, multiply_by_inputs=True)
 
 
@@ -284,7 +325,7 @@ def _extremal_passes(options: dict[str, Any]) -> int:
 
 
 def random_map(model: nn.Module) -> Explain:
-    """Uniform noise, seeded by the image and the target."""
+    """Returns uniform noise ``(B, 1, H, W)`` in [0, 1), seeded by the image and the target, as a control."""
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
         maps = []
@@ -297,7 +338,10 @@ def random_map(model: nn.Module) -> Explain:
 
 
 def centre_prior(model: nn.Module) -> Explain:
-    """A Gaussian in the middle, a quarter of the image wide: objects tend to be there."""
+    """Returns a Gaussian in the middle, ``(B, 1, H, W)`` in (0, 1], a quarter of the image wide.
+
+    Objects tend to be there.
+    """
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -309,7 +353,10 @@ def centre_prior(model: nn.Module) -> Explain:
 
 
 def intensity(model: nn.Module) -> Explain:
-    """Distance of each pixel from the image's mean colour: redraws the image and knows nothing of the net."""
+    """Returns the distance of each pixel from the image's mean colour, ``(B, 1, H, W)``, not negative.
+
+    It redraws the image and knows nothing of the net.
+    """
 
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
         return (images - images.mean((2, 3), keepdim=True)).square().sum(1, keepdim=True).sqrt()

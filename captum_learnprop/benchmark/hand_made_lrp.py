@@ -45,11 +45,15 @@ class Lrp:
     seed: str = "output"
 
     def __call__(self, model: nn.Module) -> Explain:
-        """The method for a model."""
+        """Returns the method for a model, whose relevance is signed ``(B, C, H, W)``.
+
+        Raises:
+            LearnpropError: the net cannot be written in separate modules.
+        """
         return self.on(twin_of(model))
 
     def on(self, twin: Twin) -> Explain:
-        """The method for the model of a twin."""
+        """Returns the method for the model of a twin that exists already; relevance is signed ``(B, C, H, W)``."""
         composite = self.make(twin)
 
         def attribute(images: Tensor, targets: Tensor) -> Tensor:
@@ -66,36 +70,43 @@ class Lrp:
 
 
 def epsilon_plus(twin: Twin) -> Any:
+    """Returns zennit's composite: z+ at convolutions, epsilon at linear layers."""
     return EpsilonPlus()
 
 
 def epsilon_plus_box(twin: Twin) -> Any:
+    """Returns `epsilon_plus` with the box rule at the first convolution."""
     return SpecialFirstLayerMapComposite(layer_map=EpsilonPlus().layer_map, first_map=[(Convolution, box_rule(twin))])
 
 
 def epsilon_gamma_box(twin: Twin) -> Any:
+    """Returns zennit's composite: gamma at convolutions, epsilon at linear layers, the box rule at the first."""
     low, high = torch.minimum(twin.black, twin.white), torch.maximum(twin.black, twin.white)
     return EpsilonGammaBox(low=low, high=high)
 
 
 def epsilon_alpha_beta(twin: Twin) -> Any:
+    """Returns zennit's composite: alpha 2, beta 1 at convolutions, epsilon at linear layers."""
     return EpsilonAlpha2Beta1()
 
 
 def epsilon_plus_flat(twin: Twin) -> Any:
+    """Returns zennit's composite: `epsilon_plus` with the flat rule at the first layer."""
     return EpsilonPlusFlat()
 
 
 def excitation_backprop(twin: Twin) -> Any:
+    """Returns zennit's composite: z+ everywhere (Zhang et al., ECCV 2016)."""
     return ExcitationBackprop()
 
 
 def z_plus_box(twin: Twin) -> Any:
+    """Returns z+ at all layers with weights, and the box rule at the first convolution."""
     return SpecialFirstLayerMapComposite(
         layer_map=[*layer_map_base(), (Linear, ZPlus())], first_map=[(Convolution, box_rule(twin))]
     )
 
 
 def box_rule(twin: Twin) -> Any:
-    """The rule of a first layer whose inputs are images between black and white (Montavon et al., 2017)."""
+    """Returns the rule of a first layer whose inputs are images between black and white (Montavon et al., 2017)."""
     return ZBox(low=torch.minimum(twin.black, twin.white), high=torch.maximum(twin.black, twin.white))

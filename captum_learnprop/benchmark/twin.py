@@ -63,7 +63,7 @@ class Twin:
 
 
 def make_twin(model: nn.Module, example: Tensor, *, for_deep_lift: bool = False) -> Twin:
-    """A twin of a model.
+    """Returns a twin of a model: the same outputs, every activation, pool and sum a module of its own.
 
     Args:
         model: in evaluation mode; it is copied.
@@ -107,9 +107,9 @@ def twin_of(
     """Returns the model in separate modules, checked with images of noise.
 
     Args:
-        model: The net.
-        shape: ``(C, H, W)`` of the images.
-        for_deep_lift: Whether the twin is for DeepLIFT.
+        model: The net, in evaluation mode; it is copied.
+        shape: ``(C, H, W)`` of the images of noise, of which there are two, in [0, 1).
+        for_deep_lift: Whether its max-pools are written for captum's DeepLift, as in `make_twin`.
 
     Raises:
         LearnpropError: The net cannot be taken apart, or its twin computes something else.
@@ -228,6 +228,12 @@ class TiledMaxPool2d(nn.Module):
     """A max-pool with overlapping windows: every window is copied to a tile of its own, then pooled without overlap.
 
     Padding repeats the border, which lies in the same window: the maximum is the same.
+
+    Args:
+        pool: The pool whose place it takes.
+
+    Raises:
+        LearnpropError: the pool is dilated or has ``ceil_mode``.
     """
 
     def __init__(self, pool: nn.MaxPool2d) -> None:
@@ -238,7 +244,7 @@ class TiledMaxPool2d(nn.Module):
         self.pool = nn.MaxPool2d(self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, C, H', W')``."""
+        """Returns the maxima ``(B, C, H', W')`` of images ``(B, C, H, W)``, as the pool that was given gives them."""
         (rows, columns), (down, right) = self.padding, self.stride
         x = F.pad(x.clone(), (columns, columns, rows, rows), mode="replicate")
         windows = x.unfold(2, self.kernel[0], down).unfold(3, self.kernel[1], right)
@@ -252,7 +258,7 @@ class Copy(nn.Module):
     """The same values in a tensor of their own."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """A differentiable copy."""
+        """Returns a differentiable copy, of the same shape."""
         return x.clone()
 
 

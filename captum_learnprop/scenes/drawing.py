@@ -40,7 +40,7 @@ class Layer:
     colour: Tensor
 
     def over(self, images: Tensor) -> Tensor:
-        """Images with the layer on top."""
+        """Returns images ``(N, 3, H, W)`` with the layer on top, in new memory."""
         # In place, because new memory for large batches costs more than the arithmetic.
         return (self.colour - images).mul_(self.coverage).add_(images)
 
@@ -66,7 +66,11 @@ class Drawing:
     cells: Tensor | None = None
 
     def render(self, leave_out: Collection[int] = ()) -> Tensor:
-        """Images ``(N, 3, 64, 64)`` in [0, 1] without some of the layers, all else equal."""
+        """Returns images ``(N, 3, 64, 64)`` in [0, 1] without some of the layers, all else equal.
+
+        Args:
+            leave_out: Numbers of layers, from 0, the lowest; others have no influence.
+        """
         images = self.base
         for index, layer in enumerate(self.layers):
             if index not in leave_out:
@@ -74,7 +78,13 @@ class Drawing:
         return (images + self.noise).clamp_(0.0, 1.0)
 
     def masks(self) -> Tensor:
-        """Visible pixels of every layer, ``(N, layers, 64, 64)`` bool: at least half covered, by nothing later."""
+        """Returns the visible pixels of every layer, ``(N, layers, 64, 64)`` bool.
+
+        They are at least half covered by it, and by no later one.
+
+        Raises:
+            RuntimeError: There are no layers.
+        """
         masks: list[Tensor] = []
         for layer in self.layers:
             covered = layer.coverage >= 0.5
@@ -83,17 +93,30 @@ class Drawing:
 
 
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
-    """Random numbers of a shape between two bounds."""
+    """Returns uniform random numbers of a shape in ``[low, high)``, float32 on the CPU.
+
+    Args:
+        shape: Any.
+        low: Lower bound.
+        high: Upper bound.
+        generator: Draws them; its state moves on.
+    """
     return low + (high - low) * torch.rand(shape, generator=generator)
 
 
 def draw_noise(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise of the shape of the images."""
+    """Returns normal noise of the images' shape ``(N, 3, H, W)`` with the standard deviation `NOISE`."""
     return torch.randn(images.shape, generator=generator).mul_(NOISE)
 
 
 def background(count: int, generator: torch.Generator, size: int = SIZE) -> Tensor:
-    """A base colour, blobs and coloured noise at three scales: ``(N, 3, size, size)``."""
+    """Returns a base colour, blobs and coloured noise at three scales, ``(N, 3, size, size)`` in [0, 1].
+
+    Args:
+        count: ``N``.
+        generator: Draws colours and noise.
+        size: Height and width in pixels, at least 16: blobs have the same share of the picture at every size.
+    """
     image = uniform((count, 3, 1, 1), 0.25, 0.75, generator).expand(count, 3, size, size)
     for cells, strength in ((4, 0.14), (10, 0.08), (32, 0.05)):
         cells = cells * size // SIZE
@@ -103,7 +126,14 @@ def background(count: int, generator: torch.Generator, size: int = SIZE) -> Tens
 
 
 def scatter_fragments(images: Tensor, digits: Tensor, generator: torch.Generator, number: int = FRAGMENTS) -> Tensor:
-    """Paint pieces of digits: 4 x 4 windows of random sources, turned by any angle, in the colours digits have."""
+    """Returns images with pieces of digits: 4 x 4 windows of random sources, turned by any angle, in digits' colours.
+
+    Args:
+        images: ``(N, 3, size, size)`` in [0, 1]; they stay as they are.
+        digits: Sources ``(M, 8, 8)`` in [0, 1].
+        generator: Draws sources, windows, sizes, places, angles and colours.
+        number: Pieces in each image.
+    """
     count, size = len(images), images.shape[-1]
     for _ in range(number):
         sources = digits[torch.randint(len(digits), (count,), generator=generator)]
@@ -126,7 +156,16 @@ def place_strokes(
     generator: torch.Generator,
     size: int = SIZE,
 ) -> Tensor:
-    """Coverage ``(N, 1, size, size)`` in [0, 1] of strokes ``(N, h, w)`` scaled to ``sizes`` pixels at ``centres``."""
+    """Returns the coverage ``(N, 1, size, size)`` in [0, 1] of strokes, each turned, sheared and stretched at random.
+
+    Args:
+        sources: Strokes ``(N, h, w)`` in [0, 1].
+        sizes: ``(N,)``, heights in pixels.
+        centres: ``(N, 2)``, x and y in pixels.
+        max_angle: Largest turn in radians, to both sides.
+        generator: Draws angles, shears and aspects.
+        size: Height and width of the canvas in pixels.
+    """
     count = len(sources)
     angle = uniform((count,), -max_angle, max_angle, generator)
     shear = uniform((count,), -0.15, 0.15, generator)
@@ -140,7 +179,7 @@ def place_strokes(
 
 
 def place_shapes(distances: Tensor, radii: Tensor, centres: Tensor, angles: Tensor) -> Tensor:
-    """Coverage ``(N, 1, 64, 64)`` of shapes given by distances to their edge, with an edge one pixel wide.
+    """Returns the coverage ``(N, 1, 64, 64)`` in [0, 1] of shapes given by distances to their edge, one pixel wide.
 
     Args:
         distances: ``(N, h, w)``, negative inside, in units of half the width of the template.
@@ -156,7 +195,7 @@ def place_shapes(distances: Tensor, radii: Tensor, centres: Tensor, angles: Tens
 
 
 def box_coordinates(sizes: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates x ``(N, 1, 64)`` and y ``(N, 64, 1)`` of the pixels in a square box: -1 and 1 at its edges.
+    """Returns coordinates x ``(N, 1, 64)`` and y ``(N, 64, 1)`` of the pixels in a square box: -1 and 1 at its edges.
 
     Args:
         sizes: ``(N,)`` edge lengths in pixels.
@@ -168,7 +207,13 @@ def box_coordinates(sizes: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def random_colour(images: Tensor, contrasts: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """One colour per image ``(N, 3, 1, 1)``, lighter or darker than the mean of the image by a contrast."""
+    """Returns one colour per image ``(N, 3, 1, 1)`` in [0, 1], lighter or darker than its mean by a contrast.
+
+    Args:
+        images: ``(N, 3, H, W)`` in [0, 1]; the darker one is, the likelier its colour is lighter.
+        contrasts: Lowest and highest difference from the mean, before a random tint.
+        generator: Draws the colours.
+    """
     count = len(images)
     mean = images.mean((2, 3), keepdim=True)
     lighter = torch.rand(count, 1, 1, 1, generator=generator) < (1.0 - mean.mean(1, keepdim=True))
@@ -178,7 +223,13 @@ def random_colour(images: Tensor, contrasts: tuple[float, float], generator: tor
 
 
 def separate(sizes: Tensor, generator: torch.Generator, candidates: int = 64) -> Tensor:
-    """Centres ``(N, 2, 2)`` in pixels of two boxes of the given sizes ``(N, 2)`` that do not touch."""
+    """Returns centres ``(N, 2, 2)`` (box, then x and y) in pixels of two boxes that do not touch.
+
+    Args:
+        sizes: ``(N, 2)``, edge lengths in pixels; two together at most `SIZE`, so that opposite corners hold them.
+        generator: Draws the candidates.
+        candidates: Pairs of places that are tried for each scene.
+    """
     room = (SIZE - sizes)[:, None, :, None]
     centres = sizes[:, None, :, None] / 2 + torch.rand(len(sizes), candidates, 2, 2, generator=generator) * room
     gap = (centres[:, :, 0] - centres[:, :, 1]).abs().amax(-1) - sizes.mean(1, keepdim=True)

@@ -36,7 +36,7 @@ class Normalize(nn.Module):
     """``(x - 0.5) / 0.25`` for images in [0, 1]: part of the net, so that users explain the image itself."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images, same shape."""
+        """Returns images in [-2, 2], of the shape they had, from images in [0, 1]."""
         return (images - 0.5) / 0.25
 
 
@@ -68,7 +68,7 @@ class VggLike(nn.Module):
         self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(d * 4 * 4, d), nn.ReLU(), nn.Linear(d, NUM_CLASSES))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
+        """Returns logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
         logits: Tensor = self.classifier(self.features(self.normalize(images)))
         return logits
 
@@ -97,13 +97,19 @@ class ResNetLike(nn.Module):
         self.classifier = nn.Linear(c, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
+        """Returns logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
         logits: Tensor = self.classifier(self.pool(self.stages(self.stem(self.normalize(images)))).flatten(1))
         return logits
 
 
 class BasicBlock(nn.Module):
-    """``relu(x + bn(conv(relu(bn(conv(x))))))`` with one ReLU module; a stride halves height and width."""
+    """``relu(x + bn(conv(relu(bn(conv(x))))))`` with one ReLU module; a stride halves height and width.
+
+    Args:
+        inputs: channels that come in.
+        outputs: channels that leave.
+        stride: 1, or 2 with a convolution in the shortcut.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -119,7 +125,7 @@ class BasicBlock(nn.Module):
             )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, outputs, H / stride, W / stride)`` of ``(B, inputs, H, W)``."""
+        """Returns ``(B, outputs, H / stride, W / stride)``, not negative, of ``(B, inputs, H, W)``."""
         residual = self.relu(self.bn1(self.conv1(x)))
         residual = self.bn2(self.conv2(residual))
         out: Tensor = self.relu(self.shortcut(x) + residual)
@@ -151,7 +157,7 @@ class InceptionLike(nn.Module):
         self.classifier = nn.Linear(inputs, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
+        """Returns logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
         x = F.max_pool2d(self.stem(self.normalize(images)), 2)
         x = F.max_pool2d(self.reduce(x), 2)
         for index, block in enumerate(self.blocks):
@@ -163,7 +169,12 @@ class InceptionLike(nn.Module):
 
 
 class InceptionBlock(nn.Module):
-    """Four branches of ``branch`` channels each, side by side: 1x1, 3x3, two 3x3, and a max-pool with a 1x1."""
+    """Four branches of ``branch`` channels each, side by side: 1x1, 3x3, two 3x3, and a max-pool with a 1x1.
+
+    Args:
+        inputs: channels that come in.
+        branch: channels of one branch.
+    """
 
     def __init__(self, inputs: int, branch: int) -> None:
         super().__init__()
@@ -176,7 +187,7 @@ class InceptionBlock(nn.Module):
         self.pool = Convolution(inputs, branch, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, 4 * branch, H, W)`` of ``(B, inputs, H, W)``."""
+        """Returns ``(B, 4 * branch, H, W)``, not negative, of ``(B, inputs, H, W)``."""
         branches = [
             self.point(x),
             self.single(self.single_reduce(x)),
@@ -187,7 +198,13 @@ class InceptionBlock(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Convolution and batch norm, then ``F.relu``."""
+    """A convolution and batch norm, then ``F.relu``.
+
+    Args:
+        inputs: channels that come in.
+        outputs: channels that leave.
+        kernel: side of the window, odd: height and width stay.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()
@@ -195,7 +212,7 @@ class Convolution(nn.Module):
         self.bn = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, outputs, H, W)`` of ``(B, inputs, H, W)``."""
+        """Returns ``(B, outputs, H, W)``, not negative, of ``(B, inputs, H, W)``."""
         return F.relu(self.bn(self.conv(x)))
 
 
@@ -219,7 +236,7 @@ class ViTLike(nn.Module):
         )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
+        """Returns logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
         logits: Tensor = self.transformer(self.normalize(images))
         return logits
 
@@ -244,7 +261,7 @@ TRANSFORMER_TASK = "digits"
 def load(
     architecture: str, task: str, *, device: torch.device | str = "cpu", path: str | Path | None = None
 ) -> nn.Module:
-    """A trained net in evaluation mode, float32.
+    """Returns a trained net in evaluation mode, float32: images ``(B, 3, 64, 64)`` in [0, 1] to logits ``(B, 10)``.
 
     Args:
         architecture: ``"vgg"``, ``"resnet"``, ``"inception"`` or ``"vit"``.
@@ -255,9 +272,8 @@ def load(
             None is the shipped one.
 
     Raises:
-        LearnpropError: there is no such architecture or task.
+        LearnpropError: there is no such architecture or task, or the file is damaged or holds another net.
         FileNotFoundError: there is no such file.
-        LearnpropError: the file is damaged or holds another net.
     """
     tensors, metadata = _read(architecture, task, path)
     name = f"a net {architecture}-{task}"
@@ -278,12 +294,22 @@ def load(
 
 
 def weights_metadata(architecture: str, task: str, path: str | Path | None = None) -> dict[str, str]:
-    """How a net was trained: format version, architecture, task, width, seed, schedule, accuracies."""
+    """Returns how a net was trained: format version, architecture, task, width, seed, schedule, accuracies.
+
+    Args:
+        architecture: as for `load`.
+        task: as for `load`.
+        path: a weights file; None is the shipped one.
+
+    Raises:
+        LearnpropError: there is no such architecture or task, or the file cannot be read.
+        FileNotFoundError: no file is there.
+    """
     return _read(architecture, task, path)[1]
 
 
 def weights_file(architecture: str, task: str) -> Path:
-    """The shipped weights that ``examples/train_reference_nets.py`` wrote.
+    """Returns the path of the shipped weights, which ``examples/train_reference_nets.py`` wrote.
 
     Raises:
         LearnpropError: there is no such architecture or task.

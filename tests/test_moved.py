@@ -62,6 +62,21 @@ def test_names(module: object, old: str, new: str) -> None:
         assert getattr(module, old) is getattr(module, new)
 
 
+@pytest.mark.parametrize(("old", "home", "name"), [
+    ("captum_learnprop.attribution.tokens.cdam", "averaged_cdam", "SmoothCDAM"),
+    ("captum_learnprop.attribution.tokens.cdam", "averaged_cdam", "IntegratedCDAM"),
+    ("captum_learnprop.attribution.tokens.cdam", "token_swap", "first_rows"),
+    ("captum_learnprop.benchmark.hand_made", "hand_made_lrp", "box_rule"),
+    ("captum_learnprop.benchmark.summary", "report", "FAMILY_SCORES"),
+    ("captum_learnprop.benchmark.summary", "report", "to_markdown"),
+    ("captum_learnprop.evaluation.alignment", "active_span", "retained_energy"),
+])  # fmt: skip
+def test_names_in_a_file_beside(old: str, home: str, name: str) -> None:
+    new = f"{old.rpartition('.')[0]}.{home}"
+    with pytest.warns(DeprecationWarning, match=f"{old}.{name} is {new}.{name} now"):
+        assert getattr(importlib.import_module(old), name) is getattr(importlib.import_module(new), name)
+
+
 def test_what_never_was() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         _ = maps.nonsense

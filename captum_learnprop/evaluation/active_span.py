@@ -39,8 +39,7 @@ def retained_energy(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
-        >>> for layer in (model[0], model[2]):
-        ...     _ = nn.init.eye_(layer.weight)
+        >>> _ = [nn.init.eye_(weight) for weight in model.parameters()]
         >>> inputs, targets = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
         >>> retained_energy(model, inputs)
         LayerProfile(2 layers, 1 sample: '0' 1.000, '2' 1.000)

@@ -67,8 +67,7 @@ def input_alignment(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
-        >>> for layer in (model[0], model[2]):
-        ...     _ = nn.init.eye_(layer.weight)
+        >>> _ = [nn.init.eye_(weight) for weight in model.parameters()]
         >>> inputs, targets = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
         >>> rule = backward_rule("gradient", model, inputs)
         >>> input_alignment(model, rule, inputs, targets)
@@ -115,8 +114,7 @@ def class_alignment(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
-        >>> for layer in (model[0], model[2]):
-        ...     _ = nn.init.eye_(layer.weight)
+        >>> _ = [nn.init.eye_(weight) for weight in model.parameters()]
         >>> inputs, targets = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
         >>> rule = backward_rule("gradient", model, inputs)
         >>> class_alignment(model, rule, inputs, targets, others=torch.tensor([1]))
@@ -164,8 +162,7 @@ def negative_filtering(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
-        >>> for layer in (model[0], model[2]):
-        ...     _ = nn.init.eye_(layer.weight)
+        >>> _ = [nn.init.eye_(weight) for weight in model.parameters()]
         >>> inputs, targets = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
         >>> rule = backward_rule("gradient", model, inputs)
         >>> negative_filtering(model, rule, inputs, targets)
@@ -230,8 +227,7 @@ def direction_convergence(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
-        >>> for layer in (model[0], model[2]):
-        ...     _ = nn.init.eye_(layer.weight)
+        >>> _ = [nn.init.eye_(weight) for weight in model.parameters()]
         >>> inputs, targets = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
         >>> rule = backward_rule("gradient", model, inputs)
         >>> direction_convergence(model, rule, inputs)
@@ -299,8 +295,7 @@ def proportion_sweep(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)).eval()
-        >>> for layer in (model[0], model[2]):
-        ...     _ = nn.init.eye_(layer.weight)
+        >>> _ = [nn.init.eye_(weight) for weight in model.parameters()]
         >>> inputs, targets = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
         >>> proportion_sweep(model, inputs * torch.tensor([2.0, 1.0]), targets, (0.0,))
         LayerProfile(1 layer, 1 sample: '0' 1.000)

@@ -87,8 +87,8 @@ def deletion(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **opti
     Args:
         model: maps inputs to ``(B, classes)``; a module must be in evaluation mode, otherwise batches mix.
         inputs: ``(B, C, H, W)``.
-        maps: ``(B, H, W)`` or ``(B, 1, H, W)``, higher is more relevant. Among equal values the pixel that comes first
-            in reading order is replaced first.
+        maps: ``(B, H, W)`` or ``(B, 1, H, W)``; higher is replaced earlier, among equal values the pixel that comes
+            first in reading order.
         targets: ``(B,)`` int64 class of each map.
         **options:
             baseline (0.0): a number, a tensor that broadcasts to the inputs, a function of the inputs, or ``"zero"``,
@@ -109,12 +109,10 @@ def deletion(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **opti
         LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
 
     Example:
-        >>> model = torch.nn.Flatten().eval()  # a pixel for each class
-        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])
-        >>> targets = torch.tensor([0])
-        >>> deletion_curve(model, inputs, maps, targets, steps=2, output="logit")
+        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])  # a pixel for each class
+        >>> deletion_curve(torch.nn.Flatten().eval(), inputs, maps, torch.tensor([0]), steps=2, output="logit")
         tensor([[2., 0., 0.]])
-        >>> deletion(model, inputs, maps, targets, steps=2, output="logit")
+        >>> deletion(torch.nn.Flatten().eval(), inputs, maps, torch.tensor([0]), steps=2, output="logit")
         tensor([0.5000])
     """
     return area(deletion_curve(model, inputs, maps, targets, **options))
@@ -136,7 +134,7 @@ def insertion(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **opt
     Args:
         model: maps inputs to ``(B, classes)``; a module must be in evaluation mode, otherwise batches mix.
         inputs: ``(B, C, H, W)``.
-        maps: ``(B, H, W)`` or ``(B, 1, H, W)``, higher is more relevant.
+        maps: ``(B, H, W)`` or ``(B, 1, H, W)``; higher is put back earlier.
         targets: ``(B,)`` int64 class of each map.
         **options: those of `deletion`.
 
@@ -144,10 +142,8 @@ def insertion(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **opt
         LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
 
     Example:
-        >>> model = torch.nn.Flatten().eval()  # a pixel for each class
-        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])
-        >>> targets = torch.tensor([0])
-        >>> insertion(model, inputs, maps, targets, steps=2, output="logit")
+        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])  # a pixel for each class
+        >>> insertion(torch.nn.Flatten().eval(), inputs, maps, torch.tensor([0]), steps=2, output="logit")
         tensor([1.5000])
     """
     return area(insertion_curve(model, inputs, maps, targets, **options))
@@ -179,10 +175,8 @@ def morf_lerf_area(
         LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
 
     Example:
-        >>> model = torch.nn.Flatten().eval()  # a pixel for each class
-        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])
-        >>> targets = torch.tensor([0])
-        >>> morf_lerf_area(model, inputs, maps, targets, steps=2, output="logit")
+        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])  # a pixel for each class
+        >>> morf_lerf_area(torch.nn.Flatten().eval(), inputs, maps, torch.tensor([0]), steps=2, output="logit")
         tensor([1.])
     """
     least_first = lerf_curve(model, inputs, maps, targets, **options)
@@ -217,10 +211,8 @@ def deletion_curve(
         LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
 
     Example:
-        >>> model = torch.nn.Flatten().eval()  # a pixel for each class
-        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])
-        >>> targets = torch.tensor([0])
-        >>> deletion_curve(model, inputs, maps, targets, steps=2, output="logit")
+        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])  # a pixel for each class
+        >>> deletion_curve(torch.nn.Flatten().eval(), inputs, maps, torch.tensor([0]), steps=2, output="logit")
         tensor([[2., 0., 0.]])
     """
     return _curve(model, inputs, maps, targets, _Options(**options))
@@ -249,10 +241,8 @@ def lerf_curve(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **op
         LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
 
     Example:
-        >>> model = torch.nn.Flatten().eval()  # a pixel for each class
-        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])
-        >>> targets = torch.tensor([0])
-        >>> lerf_curve(model, inputs, maps, targets, steps=2, output="logit")
+        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])  # a pixel for each class
+        >>> lerf_curve(torch.nn.Flatten().eval(), inputs, maps, torch.tensor([0]), steps=2, output="logit")
         tensor([[2., 2., 0.]])
     """
     return _curve(model, inputs, maps, targets, _Options(**options), lowest_first=True)
@@ -276,10 +266,8 @@ def insertion_curve(
         LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
 
     Example:
-        >>> model = torch.nn.Flatten().eval()  # a pixel for each class
-        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])
-        >>> targets = torch.tensor([0])
-        >>> insertion_curve(model, inputs, maps, targets, steps=2, output="logit")
+        >>> inputs, maps = torch.tensor([[[[2.0, 1.0]]]]), torch.tensor([[[1.0, 0.0]]])  # a pixel for each class
+        >>> insertion_curve(torch.nn.Flatten().eval(), inputs, maps, torch.tensor([0]), steps=2, output="logit")
         tensor([[0., 2., 2.]])
     """
     return _curve(model, inputs, maps, targets, _Options(**options), insert=True)

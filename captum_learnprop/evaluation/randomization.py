@@ -194,13 +194,25 @@ def full_randomization(
     """
     compare = _Comparison(similarity, absolute)
     original = _explain(attribute, model, inputs, targets, internal_batch_size)
-    scores = []
-    for seed in seeds:
-        net = randomized(model, seed=seed, recalibrate=recalibrate)
-        scores.append(compare(original, _explain(attribute, net, inputs, targets, internal_batch_size)).abs())
+
+    def score(net: nn.Module) -> Tensor:
+        return compare(original, _explain(attribute, net, inputs, targets, internal_batch_size)).abs()
+
+    return _over_redrawn(model, seeds, recalibrate, score).nanmean(0)
+
+
+def _over_redrawn(
+    model: nn.Module, seeds: Sequence[int], recalibrate: Tensor | None, score: Callable[[nn.Module], Tensor]
+) -> Tensor:
+    """Returns the scores ``(seeds, B)`` of nets with all parameters drawn anew.
+
+    Raises:
+        LearnpropError: If there are no seeds.
+    """
+    scores = [score(randomized(model, seed=seed, recalibrate=recalibrate)) for seed in seeds]
     if not scores:
         raise LearnpropError("seeds is empty; give at least one")
-    return torch.stack(scores).nanmean(0)
+    return torch.stack(scores)
 
 
 def complexity_rise(
@@ -247,17 +259,14 @@ def complexity_rise(
         >>> complexity_rise(model, edges, inputs, targets)
         tensor([0., 0.], dtype=torch.float64)
     """
-    before = histogram_entropy(
-        _signed(_explain(attribute, model, inputs, targets, internal_batch_size), absolute), bins
-    )
-    rises = []
-    for seed in seeds:
-        net = randomized(model, seed=seed, recalibrate=recalibrate)
-        maps = _signed(_explain(attribute, net, inputs, targets, internal_batch_size), absolute)
-        rises.append((histogram_entropy(maps, bins) - before) / before)
-    if not rises:
-        raise LearnpropError("seeds is empty; give at least one")
-    return torch.stack(rises).mean(0)
+
+    def entropy(net: nn.Module) -> Tensor:
+        return histogram_entropy(
+            _signed(_explain(attribute, net, inputs, targets, internal_batch_size), absolute), bins
+        )
+
+    before = entropy(model)
+    return _over_redrawn(model, seeds, recalibrate, lambda net: (entropy(net) - before) / before).mean(0)
 
 
 def random_logit(

@@ -154,19 +154,15 @@ class SmoothCDAM(_AveragedCDAM):
         mode: str = "nearest",
         prefix_scores: bool = False,
     ) -> Any:
-        """Scores of the patches, as `CDAM.attribute` returns them.
+        """Scores of the patches of images ``(B, C, H, W)``.
+
+        Arguments that are not listed are those of `CDAM.attribute`.
 
         Args:
-            inputs: Images ``(B, C, H, W)``.
-            target: Class by captum's conventions, or a function ``output (B, ...) -> (B,)``.
-            additional_forward_args: Passed on to the model after the images.
             n_samples: Number of noisy copies of the tokens.
             noise_level: Standard deviation, as a share of ``max T - min T`` of the sample.
             seed: Where the noise begins.
             internal_batch_size: Most rows (samples times copies) at once; all by default.
-            output: ``"patches"`` or ``"input"``, brought to the size of the images.
-            mode: How it is brought there: ``"nearest"`` or ``"bilinear"``.
-            prefix_scores: Return the scores of the prefix tokens as well.
 
         Returns:
             ``(B, 1, rows, columns)`` or ``(B, 1, H, W)``, signed; with ``prefix_scores`` also ``(B, prefix)``.
@@ -222,12 +218,11 @@ class IntegratedCDAM(_AveragedCDAM):
         mode: str = "nearest",
         prefix_scores: bool = False,
     ) -> Any:
-        """Scores of the patches, as `CDAM.attribute` returns them.
+        """Scores of the patches of images ``(B, C, H, W)``.
+
+        Arguments that are not listed are those of `CDAM.attribute`.
 
         Args:
-            inputs: Images ``(B, C, H, W)``.
-            target: Class by captum's conventions, or a function ``output (B, ...) -> (B,)``.
-            additional_forward_args: Passed on to the model after the images.
             n_steps: Points on the path: Gauss-Legendre, or ``n + 1`` even ones of the average.
             form: ``"integrated"`` or ``"average"``.
             noise_level: Standard deviation of noise at every point, as a share of ``max T - min T`` of the sample; with
@@ -235,9 +230,6 @@ class IntegratedCDAM(_AveragedCDAM):
             seed: Where the noise begins.
             internal_batch_size: Most rows (samples times points) at once; all by default.
             return_convergence_delta: Also return the sum of all scores minus ``f(T) - f(0)``, ``(B,)``.
-            output: ``"patches"`` or ``"input"``, brought to the size of the images.
-            mode: How it is brought there: ``"nearest"`` or ``"bilinear"``.
-            prefix_scores: Return the scores of the prefix tokens as well.
 
         Returns:
             ``(B, 1, rows, columns)`` or ``(B, 1, H, W)``, signed; with ``prefix_scores`` also ``(B, prefix)``.

@@ -119,8 +119,12 @@ def _gradients(score: Tensor, wanted: tuple[Tensor, ...], attention: nn.Module) 
     return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True))
 
 
+_TOKENS = "captum_learnprop.attribution.tokens"
+
 __getattr__ = renamed(
     __name__,
-    {name: f"captum_learnprop.attribution.tokens.averaged_cdam.{name}"
-     for name in ("FORMS", "IntegratedCDAM", "SmoothCDAM")},
-)  # fmt: skip
+    {
+        "first_rows": f"{_TOKENS}.token_swap.first_rows",
+        **{name: f"{_TOKENS}.averaged_cdam.{name}" for name in ("FORMS", "IntegratedCDAM", "SmoothCDAM")},
+    },
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from html import escape
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ class ShownAsCall:
             if name in self.always_shown or value != parameter.default:
                 parts.append(f"{name}={_value_text(value, self.model)}")
         return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """Returns the same call as code, for a notebook."""
+        return f"<code>{escape(repr(self))}</code>"
 
 
 def _value_text(value: Any, model: Any) -> str:

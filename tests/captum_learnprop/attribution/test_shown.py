@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 from typing import Any
 
@@ -64,6 +65,11 @@ class TestMethods:
         model = net()
         rules = zr.RuleSet.build(model, images(2), composite)
         assert repr(kind(model, rules=rules)) == f"{kind.__name__}(model=Sequential, {before}rules={rules!r})"
+
+    def test_a_notebook_shows_the_call(self) -> None:
+        method = cl.LearnedPropagation(net(), "lrp")
+        assert html.unescape(method._repr_html_()) == f"<code>{method!r}</code>"
+        assert "<" not in method._repr_html_()[len("<code>") : -len("</code>")]
 
     def test_a_function_is_named(self) -> None:
         assert repr(cl.ExtremalPerturbation(first_class)) == "ExtremalPerturbation(model=first_class)"

@@ -153,10 +153,10 @@ def test_tuples_other_dimensions_and_further_arguments() -> None:
 
 def test_rows_that_are_done_leave_and_chunks_and_progress_work(capsys: pytest.CaptureFixture[str]) -> None:
     sizes: list[int] = []
-    model = Visible(24)
+    model = Visible(16)
     model.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
     options: dict[str, Any] = {"areas": [0.05, 0.3], "perturbation": "fade"}
-    x = torch.ones(1, 1, 24, 24)
+    x = torch.ones(1, 1, 16, 16)
     whole = cl.ExtremalPerturbation(model).attribute(x, 0, show_progress=True, **options)
     assert max(sizes) == 2
     assert "extremal masks" in capsys.readouterr().err

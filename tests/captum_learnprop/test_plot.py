@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import select_figure_formats
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -276,10 +278,9 @@ def test_a_figure_shows_itself_once_in_a_notebook(name: str) -> None:
 
 @pytest.mark.parametrize("inline", [False, True], ids=["bare", "inline backend"])
 def test_a_notebook_without_and_with_the_inline_backend_gets_one_picture(inline: bool) -> None:
-    shells = pytest.importorskip("IPython.core.interactiveshell")
-    shell = shells.InteractiveShell()
+    shell = InteractiveShell()
     if inline:
-        pytest.importorskip("IPython.core.pylabtools").select_figure_formats(shell, {"png"})
+        select_figure_formats(shell, {"png"})
     data, _ = shell.display_formatter.format(FIGURES["area_curves"]())
     assert sorted(data) == ["image/png", "text/plain"]
     assert data["image/png"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pairwise import crossed
+from scipy.integrate import trapezoid
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
@@ -62,8 +63,8 @@ def test_curves_and_areas_are_those_of_the_definition(setting, insert: bool, ste
     curves = (insertion_curve if insert else deletion_curve)(model, inputs, maps, targets, **options)
     np.testing.assert_allclose(curves.numpy(), expected, atol=1e-12)
     areas = (insertion if insert else deletion)(model, inputs, maps[:, None], targets, **options)
-    trapezoid = [np.trapezoid(curve, dx=1 / steps) for curve in expected]
-    np.testing.assert_allclose(areas.numpy(), trapezoid, atol=1e-12)
+    expected_areas = [trapezoid(curve, dx=1 / steps) for curve in expected]
+    np.testing.assert_allclose(areas.numpy(), expected_areas, atol=1e-12)
 
 
 def test_batch_equals_singles_and_internal_batches_do_not_matter(setting) -> None:  # type: ignore[no-untyped-def]
@@ -142,7 +143,7 @@ def test_orders_and_the_area_between_them_are_those_of_the_definition(setting, b
             rows = zip(inputs, fill, maps, targets, strict=True)
             expected = [slow_curve(model, *row, 7, quantity, False, sign) for row in rows]
         np.testing.assert_allclose(curve(model, inputs, maps, targets, **options).numpy(), expected, atol=1e-12)
-        areas.append(np.trapezoid(expected, dx=1 / 7, axis=1))
+        areas.append(trapezoid(expected, dx=1 / 7, axis=1))
     between = morf_lerf_area(model, inputs, maps, targets, **options)
     np.testing.assert_allclose(between.numpy(), areas[0] - areas[1], atol=1e-12)
 

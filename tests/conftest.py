@@ -1,13 +1,18 @@
-"""What all tests share: one thread, and a fixed seed for each test."""
+"""What all tests share: one thread, a fixed seed for each test, and Ctrl-C as Python has it."""
 
 from __future__ import annotations
 
 import logging
+import signal
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# A shell ignores Ctrl-C for what it starts in the background; the tests mean the Ctrl-C that Python begins with.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Torch keeps a traceback for each absent kind of device whenever it is seeded, and pytest visits each logger that does
 # not propagate three times a test: together a tenth of a run, for nothing.

@@ -128,8 +128,10 @@ def learnprop_methods() -> Iterable[MethodRecord]:
     )
     where = "captum_learnprop.attribution.tokens"
     yield MethodRecord("cdam", f"{where}.cdam:CDAM", "class-discriminative attention map of a vision transformer")
-    yield MethodRecord("smooth_cdam", f"{where}.cdam:SmoothCDAM", "mean of CDAMs at noisy tokens")
-    yield MethodRecord("integrated_cdam", f"{where}.cdam:IntegratedCDAM", "integrated gradients in token space")
+    yield MethodRecord("smooth_cdam", f"{where}.averaged_cdam:SmoothCDAM", "mean of CDAMs at noisy tokens")
+    yield MethodRecord(
+        "integrated_cdam", f"{where}.averaged_cdam:IntegratedCDAM", "integrated gradients in token space"
+    )
     yield MethodRecord(
         "attention_map", f"{where}.attention_maps:AttentionMap", "what the class token attends to in the last layer"
     )

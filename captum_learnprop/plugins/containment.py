@@ -51,7 +51,8 @@ class _CtrlC:
     """Watches whether Ctrl-C is pressed, and if so raises ``KeyboardInterrupt`` at the end whatever came in between.
 
     Attributes:
-        watching: Whether it would be noticed: not in another thread, nor if the signal is not Python's.
+        watching: Whether it would be noticed, if it can come at all: not in another thread, nor if the signal is not
+            Python's.
     """
 
     def __init__(self) -> None:
@@ -62,6 +63,8 @@ class _CtrlC:
 
     def __enter__(self) -> _CtrlC:
         self._previous = signal.getsignal(signal.SIGINT)
+        # Ctrl-C that is ignored, as by a job in the background, or ends the process raises nothing here.
+        self.watching = self._previous in (signal.SIG_IGN, signal.SIG_DFL)
         if callable(self._previous) and threading.current_thread() is threading.main_thread():
             with suppress(ValueError):  # a sub-interpreter
                 signal.signal(signal.SIGINT, self._handler)

@@ -200,8 +200,10 @@ class TestBuiltin:
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_every_factory_can_be_imported(self, site: Path, kind: str) -> None:
-        for entry in PluginManager.discover(strict=True).available(kind).values():
-            assert callable(entry.resolve())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # our own records name things by their names of today
+            for entry in PluginManager.discover(strict=True).available(kind).values():
+                assert callable(entry.resolve())
 
     def test_listing_does_not_import_torch(self) -> None:
         code = (
@@ -525,6 +527,18 @@ class TestCtrlC:
         manager = PluginManager.discover(strict=True)
         with pytest.raises(KeyboardInterrupt):
             manager.create("metric", "answer")
+
+    @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+    def test_cannot_come_where_nobody_waits_for_it(self, site: Path, handler: signal.Handlers) -> None:
+        """A job in the background ignores it: an interrupt there is the plugin's own."""
+        write_distribution(site, "a-dist", {"a": "a_plugin"}, {"a_plugin": "raise KeyboardInterrupt"})
+        before = signal.signal(signal.SIGINT, handler)
+        try:
+            with pytest.warns(PluginWarning, match="a_plugin|'a'"):
+                PluginManager.discover()
+            assert signal.getsignal(signal.SIGINT) == handler
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def test_cannot_be_told_in_a_thread(self, site: Path) -> None:
         write_distribution(site, "a-dist", {"a": "a_plugin"}, {"a_plugin": "raise KeyboardInterrupt"})

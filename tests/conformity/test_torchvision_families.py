@@ -48,15 +48,16 @@ SWEEP = [n for n in NAMES if n not in SMALLEST and size(n) < LIMIT]
 
 def make(name: str) -> nn.Module:
     torch.manual_seed(0)
+    x = images(name, 8)
     if name in SHALLOW:
-        return lively(SHALLOW[name](num_classes=10), images(name, 8))
+        return lively(SHALLOW[name](num_classes=10), x)
     name = name.removesuffix(AS_SHIPPED)
     options: dict[str, object] = {"init_weights": False} if name.startswith(NO_INIT) else {}
     if family(name) == "vit":
         options["image_size"] = SIZES["vit"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return lively(models.get_model(name, weights=None, num_classes=10, **options), images(name, 8))
+        return lively(models.get_model(name, weights=None, num_classes=10, **options), x)
 
 
 def images(name: str, samples: int = 1) -> Tensor:

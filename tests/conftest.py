@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 
 import pytest
@@ -13,15 +12,6 @@ torch.set_num_threads(1)
 # A shell ignores Ctrl-C for what it starts in the background; the tests mean the Ctrl-C that Python begins with.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# Torch keeps a traceback for each absent kind of device whenever it is seeded, and pytest visits each logger that does
-# not propagate three times a test: together a tenth of a run, for nothing.
-for _absent in (torch.cuda, torch.xpu):
-    if not _absent.is_available():
-        _absent.manual_seed_all = lambda seed: None
-for _name, _logger in logging.root.manager.loggerDict.items():
-    if _name.startswith("torch") and isinstance(_logger, logging.Logger):
-        _logger.propagate = True
 
 
 @pytest.fixture(autouse=True)

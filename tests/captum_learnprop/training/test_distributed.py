@@ -110,8 +110,9 @@ except LearnpropError as error:
 """
 
 
-def test_more_processes_than_rows_and_processes_that_disagree(tmp_path: Path) -> None:
-    launch([written(tmp_path / "few", FEW), str(tmp_path / "few")], 2, tmp_path)
+@each_launcher
+def test_more_processes_than_rows_and_processes_that_disagree(launcher: str, tmp_path: Path) -> None:
+    launch([written(tmp_path / "few", FEW), str(tmp_path / "few")], 2, tmp_path, launcher)
     assert sorted(path.name for path in (tmp_path / "few").glob("refused-*")) == ["refused-0", "refused-1"]
 
 

@@ -22,7 +22,7 @@ FLOORS = {
         ["core"],
         ["gates"],
         ["rules"],
-        ["linear_canonizer", "rule_document"],
+        ["linear_canonizer", "ready", "rule_document"],
         ["batch_norm_canonizer", "skip_canonizer"],
         ["canonizers", "ruleset"],
         ["composites"],

@@ -110,7 +110,7 @@ def candidate(spec: str, asked: Asked) -> Candidate:
         _LOG.warning("neither --weights nor --checkpoint: %s has random weights", spec)
     found = Candidate(
         spec,
-        module.requires_grad_(False),
+        module,
         preprocessing_of(spec, module, asked.weights, asked.size, asked.normalization),
         class_names_of(spec, module, asked.weights),
     )

@@ -111,7 +111,8 @@ class Examination:
                 kept, wanted = before, [name for name in self.wanted if name not in before["scores"]]
         if kept is not None and not wanted:
             return kept
-        found = empty_cell(subject.name, self.family, contender, seed) | {"settings": settings}
+        found = empty_cell(subject.name, self.family, contender, seed)
+        found |= {"settings": settings, "passes": contender.passes(subject)}
         try:
             found |= self.measured(contender, seed, wanted)
             if kept is not None and kept["treatment"] != found["treatment"]:  # scores of other maps

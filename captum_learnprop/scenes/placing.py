@@ -1,4 +1,4 @@
-"""Where the objects of a scene go: one in each part of the picture, or anywhere."""
+"""Places for the objects of a scene: one in each part of the picture, or anywhere."""
 
 from __future__ import annotations
 

@@ -91,6 +91,6 @@ def share_out_objects(
         )
     return dict.fromkeys(SPLITS, by_class), (
         f"training, validation and test share their cut-outs: {len(by_class)} classes with {len(files)} cut-outs are "
-        f"too few to split, scenes of {objects} object(s) need {3 * objects} classes, or 3 cut-outs of each of {objects}; "
-        "figures say nothing about objects that training has not seen"
+        f"too few to split, scenes of {objects} object(s) need {3 * objects} classes, or 3 cut-outs of each of "
+        f"{objects}; figures say nothing about objects that training has not seen"
     )

@@ -118,7 +118,11 @@ def _no_build(subject: Subject, net: nn.Module, seed: int) -> Explain:
 
 def _hand_made(method: HandMade) -> Contender:
     return Contender(
-        method.name, method.family, method.passes, lambda subject, net, seed: method.build(net), options=method.options
+        method.name,
+        method.family,
+        method.passes,
+        lambda subject, net, seed: method.build(net, subject.training_images[:1]),
+        options=method.options,
     )
 
 
@@ -126,7 +130,7 @@ def _searched(settings: Settings, grid: Grid) -> Contender:
     """Returns LRP with the gammas that a search finds for the net."""
 
     def build(subject: Subject, net: nn.Module, seed: int) -> Explain:
-        return subject.searched(grid).best.setting.lrp()(net)
+        return subject.searched(grid).best.setting.lrp()(net, subject.training_images[:1])
 
     return Contender(
         grid.name, "lrp", ONE_PASS, build,

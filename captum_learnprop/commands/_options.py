@@ -9,6 +9,7 @@ import click
 from captum_learnprop.commands._one_of import OneOf
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
 

@@ -1,4 +1,4 @@
-"""The work of ``learnprop demo``: a real net's decisions about photographs, explained by ready rules and by hand-made ones."""
+"""The work of ``learnprop demo``: what a real net saw in photographs, by ready rules and by hand-made methods."""
 
 from __future__ import annotations
 
@@ -42,10 +42,9 @@ TOGETHER = 4
 """Images that are explained together."""
 
 NEXT = """
-The same on a net and images of your own; the third gives the maps of the rules that the second trained:
+On a net and images of your own:
   learnprop evaluate --model torchvision:resnet50 --weights DEFAULT --scenes photos --out report
-  learnprop train --model torchvision:resnet50 --weights DEFAULT --images DIR --out rules.safetensors
-  learnprop attribute --model torchvision:resnet50 --weights DEFAULT --rules rules.safetensors --images DIR --out maps"""
+  learnprop train --model torchvision:resnet50 --weights DEFAULT --images DIR --out rules.safetensors"""
 
 Explain = Callable[[Tensor, Tensor], Tensor]
 
@@ -163,24 +162,152 @@ def hand_made_results(candidate: Candidate, questions: MosaicQuestions, tuning: 
     for name in HAND_MADE:
         click.echo(f"explaining: {name}", err=True)
         attribute = hand_made(name).build(candidate.on_pixels(), questions.images[:1])
-        attribution = _in_parts(attribute, tuning)
-        quality = {
-            treat: grid_pointing(treat(attribution), tuning.cells).mean().item()
-            for treat in treatments_of(candidate.side)
-        }
-        results.append(score(name, _treated(attribute, max(quality, key=quality.__getitem__)), questions))
+        treatment = best_treatment(attribute, tuning)
+        results.append(score(name, TreatedMethod(attribute, treatment), _words(treatment, candidate.side), questions))
     return results
 
 
 def ready_results(candidate: Candidate, questions: MosaicQuestions) -> list[Scored]:
-    """Returns the rules that the package ships for this net, whose maps need no choice."""
+    """Returns the rules that the package ships for this net; they know how their maps are made."""
     results = []
     for name, ready in READY.items():
         click.echo(f"explaining: {name}", err=True)
-        method = LearnedPropagation(candidate.net, rules=RuleSet.load(ready, candidate.net))
-
-        def explain(images: Tensor, targets: Tensor, method: LearnedPropagation = method) -> Tensor:
-            return method.maps(candidate.preprocessing.normalize(images), targets)
-
-        results.append(score(name, explain, questions))
+        rules = RuleSet.load(ready, candidate.net)
+        treatment = Treatment(rules.training["sign"], rules.training["smoothing"] * candidate.side)
+        results.append(score(name, ReadyMethod(candidate, rules), _words(treatment, candidate.side), questions))
     return results
+
+
+@dataclass(frozen=True)
+class TreatedMethod:
+    """A hand-made method with a treatment: maps ``(B, H, W)``."""
+
+    attribute: Explain
+    treatment: Treatment
+
+    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Returns the maps of images in [0, 1]."""
+        return self.treatment(self.attribute(images, targets))
+
+
+@dataclass(frozen=True)
+class ReadyMethod:
+    """Trained rules of a net: maps ``(B, H, W)``, as every other command shows them."""
+
+    candidate: Candidate
+    rules: RuleSet
+
+    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Returns the maps of images in [0, 1]."""
+        method = LearnedPropagation(self.candidate.net, rules=self.rules)
+        return method.maps(self.candidate.preprocessing.normalize(images), targets)
+
+
+def best_treatment(attribute: Explain, tuning: MosaicQuestions) -> Treatment:
+    """Returns the treatment under which most of the positive mass lies in the right quarters, the first of equals."""
+    attribution = _in_parts(attribute, tuning.images, tuning.targets)
+    quality = {
+        treatment: grid_pointing(treatment(attribution), tuning.cells, GRID).mean().item()
+        for treatment in treatments_of(tuning.images.shape[-1])
+    }
+    return max(quality, key=quality.__getitem__)
+
+
+def score(name: str, explain: Explain, treatment: str, questions: MosaicQuestions) -> Scored:
+    """Explains all questions and scores the maps."""
+    start = time.perf_counter()
+    maps = _in_parts(explain, questions.images, questions.targets)
+    seconds = (time.perf_counter() - start) / len(questions)
+    masks = questions.masks
+    scores = {
+        SHARE: grid_pointing(maps, questions.cells, GRID),
+        CLASS_AUC: class_auc(maps, masks, ~masks),
+        POINTING: pointing_game(maps, masks),
+    }
+    return Scored(name, explain, treatment, scores, seconds)
+
+
+def _in_parts(explain: Explain, images: Tensor, targets: Tensor) -> Tensor:
+    parts = zip(images.split(TOGETHER), targets.split(TOGETHER), strict=True)
+    return torch.cat([explain(some, classes).detach() for some, classes in parts])
+
+
+def _words(treatment: Treatment, side: int) -> str:
+    return f"{treatment.sign}, smoothed by {100 * treatment.sigma / side:.1f} % of the side"
+
+
+def format_table(results: Sequence[Scored], mosaics: Tensor) -> str:
+    """Returns the scores as text, with standard errors over mosaics."""
+    rows = [
+        [
+            result.name,
+            *(f"{values.mean():.2f} +- {standard_error(values, mosaics):.2f}" for values in result.scores.values()),
+            f"{1000 * result.seconds:.0f}",
+            result.treatment,
+        ]
+        for result in results
+    ]
+    return columns(["method", *results[0].scores, "ms / map", "map"], rows)
+
+
+def draw(
+    candidate: Candidate,
+    photographs: tuple[Tensor, ...],
+    questions: MosaicQuestions,
+    results: Sequence[Scored],
+    path: Path,
+) -> Path:
+    """Draws the photographs, and two questions about one mosaic with the right quarter outlined."""
+    mosaic = _shown_mosaic(questions)
+    whole = torch.stack([resized(photograph, candidate.side) for photograph in photographs])
+    images = torch.cat([whole, questions.images[mosaic]])
+    targets = torch.cat([torch.tensor([photograph.target for photograph in PHOTOGRAPHS]), questions.targets[mosaic]])
+    outlines = torch.cat([torch.zeros_like(questions.masks[: len(whole)]), questions.masks[mosaic]])
+    figure = compare(
+        {result.name: _in_parts(result.explain, images, targets) for result in results},
+        images,
+        row_titles=_row_titles(candidate, images, targets),
+        outlines=outlines,
+        captions={result.name: f"{result.scores[SHARE].mean():.2f}" for result in results},
+        title=f"Why does the net say so? Under each name: {SHARE} of {len(questions)} mosaics",
+    )
+    return save_figure(figure, path)
+
+
+def _shown_mosaic(questions: MosaicQuestions) -> Tensor:
+    """Returns two questions about the mosaic that has the most."""
+    most = questions.mosaics.bincount().argmax()
+    return (questions.mosaics == most).nonzero().flatten()[:2]
+
+
+def _row_titles(candidate: Candidate, images: Tensor, targets: Tensor) -> list[str]:
+    with torch.no_grad():
+        probabilities = candidate.on_pixels()(images).softmax(1).gather(1, targets[:, None])[:, 0]
+    return [
+        f"{candidate.class_name(int(target))}\n{probability:.2f}"
+        for target, probability in zip(targets, probabilities.tolist(), strict=True)
+    ]
+
+
+def write_json(results: Sequence[Scored], questions: MosaicQuestions, plan: Plan, path: Path) -> Path:
+    """Writes the scores of every question, and what is needed to repeat the run."""
+    document = {
+        "options": {**asdict(plan), "out": str(plan.out)},
+        "model": MODEL,
+        "rules": READY,
+        "torch": torch.__version__,
+        "questions": {
+            "classes": questions.targets.tolist(),
+            "quarters": questions.cells.tolist(),
+            "mosaics": questions.mosaics.tolist(),
+        },
+        "methods": {
+            result.name: {
+                "map": result.treatment,
+                "seconds for each map": result.seconds,
+                **{name: values.tolist() for name, values in result.scores.items()},
+            }
+            for result in results
+        },
+    }
+    return write_text(path, json.dumps(document, indent=1) + "\n")

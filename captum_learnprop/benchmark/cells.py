@@ -47,7 +47,7 @@ def empty_cell(architecture: str, family: str, contender: Contender, seed: int, 
     """
     return {
         "model": architecture, "scenes": family, "method": contender.name, "family": contender.family,
-        "seed": seed if contender.seeded else None, "passes": contender.passes, "settings": {}, "error": error,
+        "seed": seed if contender.seeded else None, "passes": None, "settings": {}, "error": error,
         "composite": contender.composite, "scores": {},
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from captum_learnprop.attribution.rules.learned import LearnedPropagation
 from captum_learnprop.benchmark.gamma_grid import GRIDS, Grid
 from captum_learnprop.benchmark.hand_made import HAND_MADE, Explain, HandMade
+from captum_learnprop.benchmark.hand_made_tokens import TOKEN_METHODS
 from captum_learnprop.benchmark.identity import file_stem
 from captum_learnprop.benchmark.nets import Subject
 from captum_learnprop.benchmark.rule_families import ATTN_LRP, DEEP_LIFT, GATES, TRANSFORMER
@@ -50,7 +51,7 @@ class Contender:
     Attributes:
         name: Name of the method, as in tables.
         family: One of `hand_made.FAMILIES`, ``"learned"`` or ``"untrained"``.
-        passes: Number of forward and backward passes per image.
+        passes: A function ``subject -> number`` of forward and backward passes per image.
         build: A function ``(subject, net, seed) -> explain`` of images in [0, 1]; the net is the subject's or a
             randomised copy of it.
         seeded: Whether it is learned anew for every training seed.
@@ -65,7 +66,7 @@ class Contender:
 
     name: str
     family: str
-    passes: int
+    passes: Callable[[Subject], int]
     build: Callable[[Subject, nn.Module, int], Explain]
     seeded: bool = False
     variant: str | None = None
@@ -88,9 +89,9 @@ def every_contender(settings: Settings, rules: Sequence[Path] = (), *, own_net: 
     Raises:
         LearnpropError: The files of two methods would have one name.
     """
-    found = [_hand_made(one) for one in (ON_ANY_NET if own_net else HAND_MADE).values()]
-    found += [] if own_net else [_searched(settings, grid) for grid in GRIDS]
-    found.append(Contender(TRUTH, CONTROL, 0, _no_build))
+    found = [_hand_made(one) for one in HAND_MADE.values()]
+    found += map(_over_tokens, TOKEN_METHODS) if own_net else [_searched(settings, grid) for grid in GRIDS]
+    found.append(Contender(TRUTH, CONTROL, lambda subject: 0, _no_build))
     for name, options in settings.variants.items():
         found += _variant(name, options)
     found += _adaptive(settings)
@@ -123,20 +124,29 @@ def _hand_made(method: HandMade) -> Contender:
     def build(subject: Subject, net: nn.Module, seed: int) -> Explain:
         return method.build(subject.on_pixels(net), subject.example)
 
-    return Contender(
-        method.name, method.family, method.passes, build, options=method.options,
-        fits=lambda subject: method.name in subject.hand_made,
-    )  # fmt: skip
+    return Contender(method.name, method.family, lambda subject: method.passes, build, options=method.options)
+
+
+def _over_tokens(name: str) -> Contender:
+    """Returns a method that only transformers have; its passes depend on how many tokens they have."""
+
+    def build(subject: Subject, net: nn.Module, seed: int) -> Explain:
+        return subject.hand_made[name].build(subject.on_pixels(net), subject.example)
+
+    def passes(subject: Subject) -> int:
+        return subject.hand_made[name].passes
+
+    return Contender(name, "token", passes, build, fits=lambda subject: name in subject.hand_made)
 
 
 def _searched(settings: Settings, grid: Grid) -> Contender:
     """Returns LRP with the gammas that a search finds for the net."""
 
     def build(subject: Subject, net: nn.Module, seed: int) -> Explain:
-        return subject.searched(grid).best.setting.lrp()(subject.on_pixels(net))
+        return subject.searched(grid).best.setting.lrp()(subject.on_pixels(net), subject.example)
 
     return Contender(
-        grid.name, "lrp", ONE_PASS, build,
+        grid.name, "lrp", lambda subject: ONE_PASS, build,
         options=json.dumps(settings.search_options(grid), default=repr),
         seconds=lambda subject, seed: subject.searched(grid).seconds,
     )  # fmt: skip
@@ -144,7 +154,10 @@ def _searched(settings: Settings, grid: Grid) -> Contender:
 
 def _variant(name: str, options: Mapping[str, Any]) -> list[Contender]:
     """Returns the untrained start of a variant, and what it learns."""
-    passes = _passes(options)
+    number = _passes(options)
+
+    def passes(subject: Subject) -> int:
+        return number
 
     def untrained(subject: Subject, net: nn.Module, seed: int) -> Explain:
         return _by_rules(subject, net, subject.untrained(name))
@@ -191,8 +204,8 @@ def _adaptive(settings: Settings) -> list[Contender]:
     def per_sample(subject: Subject, net: nn.Module, seed: int) -> Explain:
         return _by_learning(subject, LearnedPropagation(net), settings.sample_steps, seed)
 
-    passes = ONE_PASS + STEP_PASSES * settings.sample_steps
-    found = [Contender(PER_SAMPLE, LEARNED, passes, per_sample, seeded=True, options=f"{settings.sample_steps} steps")]
+    number = ONE_PASS + STEP_PASSES * settings.sample_steps
+    found = [Contender(PER_SAMPLE, LEARNED, lambda subject: number, per_sample, seeded=True, options=f"{settings.sample_steps} steps")]
     first = next((name for name, options in settings.variants.items() if composite_of(options) == GATES), None)
     if first is None:
         return found
@@ -201,9 +214,9 @@ def _adaptive(settings: Settings) -> list[Contender]:
         method = LearnedPropagation(net, rules=subject.trained(first, seed))
         return _by_learning(subject, method, REFINEMENT_STEPS, seed)
 
-    passes = _passes(settings.variants[first]) + STEP_PASSES * REFINEMENT_STEPS
+    refining_passes = _passes(settings.variants[first]) + STEP_PASSES * REFINEMENT_STEPS
     refining = Contender(
-        REFINED, LEARNED, passes, refined, seeded=True, variant=first, options=f"{REFINEMENT_STEPS} steps",
+        REFINED, LEARNED, lambda subject: refining_passes, refined, seeded=True, variant=first, options=f"{REFINEMENT_STEPS} steps",
         **_trained_rules(first),
     )  # fmt: skip
     return [*found, refining]
@@ -223,7 +236,7 @@ def _given(path: Path) -> Contender:
     return Contender(
         given_name(path),
         LEARNED,
-        _passes_of(rules.composite_name, rules.contrast),
+        lambda subject: _passes_of(rules.composite_name, rules.contrast),
         lambda subject, net, seed: _by_rules(subject, net, load(subject)),
         options=hashlib.sha256(path.read_bytes()).hexdigest(),
         rules=lambda subject, seed: load(subject),

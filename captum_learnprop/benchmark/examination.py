@@ -27,7 +27,7 @@ from captum_learnprop.benchmark.hand_made import Explain
 from captum_learnprop.benchmark.gallery import keep_maps, keep_questions
 from captum_learnprop.benchmark.identity import SettingsError, file_stem
 from captum_learnprop.benchmark.nets import BATCH, Subject
-from captum_learnprop.benchmark.scorecard import RANDOMISATION, Case, score
+from captum_learnprop.benchmark.scorecard import JUDGED, RANDOMISATION, Case, score
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.similarity import spearman
 from captum_learnprop.maps import reduce_channels
@@ -58,7 +58,9 @@ class Examination:
     """
 
     def __init__(self, subject: Subject, family: str, wanted: Sequence[str]) -> None:
-        self.subject, self.family, self.wanted = subject, family, wanted
+        self.subject, self.family = subject, family
+        judged = JUDGED not in wanted or bool(subject.judges)
+        self.wanted = [name for name in wanted if name != JUDGED or judged]
 
     @cached_property
     def tuning(self) -> Questions:
@@ -109,7 +111,8 @@ class Examination:
                 kept, wanted = before, [name for name in self.wanted if name not in before["scores"]]
         if kept is not None and not wanted:
             return kept
-        found = empty_cell(subject.name, self.family, contender, seed) | {"settings": settings}
+        found = empty_cell(subject.name, self.family, contender, seed)
+        found |= {"settings": settings, "passes": contender.passes(subject)}
         try:
             found |= self.measured(contender, seed, wanted)
             if kept is not None and kept["treatment"] != found["treatment"]:  # scores of other maps

@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from captum_learnprop.benchmark.gamma_grid import Grid, Search, search
+from captum_learnprop.benchmark.hand_made import HandMade, hand_made_for
+from captum_learnprop.benchmark.hand_made_tokens import TOKEN_METHODS
 from captum_learnprop.benchmark.identity import file_stem, plain, require_same
 from captum_learnprop.benchmark.settings import SEARCH_SEED, Settings
 from captum_learnprop.errors import LearnpropError
@@ -114,14 +116,14 @@ class Subject(ABC):
         return self.training_images[:1]
 
     @cached_property
-    def hand_made(self) -> frozenset[str]:
-        """Names of the hand-made methods that make sense on the net."""
-        return frozenset(hand_made_for(self.model, self.example))
+    def hand_made(self) -> dict[str, HandMade]:
+        """The hand-made methods that make sense on the net, by name."""
+        return hand_made_for(self.model, self.example)
 
     @cached_property
     def is_transformer(self) -> bool:
         """Whether methods that explain by tokens make sense on the net."""
-        return bool(self.hand_made & TOKEN_METHODS.keys())
+        return bool(self.hand_made.keys() & TOKEN_METHODS.keys())
 
     @cached_property
     def judges(self) -> list[nn.Module]:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from captum_learnprop.benchmark.candidate import Candidate
-from captum_learnprop.benchmark.identity import file_stem
+from captum_learnprop.benchmark.identity import file_stem, plain
 from captum_learnprop.benchmark.nets import Subject
 from captum_learnprop.benchmark.settings import Settings
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.scenes.scenes import Questions, Scenes
-from captum_learnprop.scenes.seen import seen_by
+from captum_learnprop.scenes.seen import asked_of, seen_by
 from captum_learnprop.scenes.source import SceneSource
 
 SEEN_AMONG = 10
@@ -87,11 +87,8 @@ class OwnNet(Subject):
 
     def scene_settings(self, family: str) -> dict[str, Any]:
         """Returns what decides the scenes, and how they become the net's input."""
-        return {
-            "scenes": self.source.identity(),
-            "input": {name: getattr(self.candidate.preprocessing, name) for name in ("crop", "mean", "std")},
-            "seen among": self.seen_among,
-        }
+        shown = {name: getattr(self.candidate.preprocessing, name) for name in ("crop", "mean", "std")}
+        return plain({"scenes": self.source.identity(), "input": shown, "seen among": self.seen_among})
 
     def draw_training_images(self) -> Tensor:
         """Returns scenes of the training split, whatever the net sees in them."""
@@ -112,22 +109,24 @@ class OwnNet(Subject):
         return [other.on_pixels(resize=True) for other in same]
 
     def _drawn(self, count: int, split: str) -> Scenes:
-        return self.source.draw(count, split=split, seed=self.settings.seed, size=self.side)
+        scenes = self.source.draw(count, split=split, seed=self.settings.seed, size=self.side)
+        return asked_of(self.model, scenes) if self.source.class_range() is None else scenes
 
     def _seen(self, count: int, split: str) -> Scenes:
         """Returns the first scenes of a split that the net sees."""
-        if not self.seen_among:
+        if not self.seen_among or self.source.class_range() is None:
             return self._drawn(count, split)
-        wanted = count
+        most = MOST_DRAWS * count
+        wanted = min(2 * count, most)
         while True:
-            wanted = min(2 * wanted, MOST_DRAWS * count)
-            found = seen_by(self.model, self._drawn(wanted, split), top=min(self.seen_among, self.candidate.classes))
-            if len(found) >= count or wanted == MOST_DRAWS * count:
-                break
-        if not len(found):
-            raise LearnpropError(
-                f"{self.candidate.name} sees no scene of the split {split!r}: of {wanted} none has all its classes "
-                f"among the {self.seen_among} highest ones; ask about all scenes with --seen-among 0, or give "
-                "cut-outs of classes that it knows"
-            )
-        return found[torch.arange(min(count, len(found)))]
+            try:
+                found = seen_by(self.model, self._drawn(wanted, split), top=self.seen_among)
+            except LearnpropError as error:
+                if wanted == most:
+                    raise LearnpropError(
+                        f"{self.name}, split {split!r}: {error}; --seen-among 0 asks about all scenes"
+                    ) from error
+            else:
+                if len(found) >= count or wanted == most:
+                    return found[torch.arange(min(count, len(found)))]
+            wanted = min(2 * wanted, most)

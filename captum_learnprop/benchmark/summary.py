@@ -230,7 +230,7 @@ def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
     return Row(
         *key,
         family=group[0]["family"],
-        passes=group[0]["passes"],
+        passes=max((cell["passes"] or 0 for cell in group), default=0),
         seconds=float(np.median([cell["seconds"] for cell in good])) if good else math.nan,
         treatment=_treatment(good[0]["treatment"]) if good else "",
         estimates={name: estimate(by_seed[name], together) for name in names},

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from captum_learnprop.benchmark.candidate import Candidate
-from captum_learnprop.benchmark.hand_made import TOKEN_METHODS, hand_made_for
+from captum_learnprop.benchmark.hand_made_tokens import transformer_in
 from captum_learnprop.commands._suite_choices import MODELS, OWN_SCENES, SCENES
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.models import class_names_of, load_model, preprocessing_of
@@ -110,7 +110,7 @@ def candidate(spec: str, asked: Asked) -> Candidate:
         _LOG.warning("neither --weights nor --checkpoint: %s has random weights", spec)
     found = Candidate(
         spec,
-        module.requires_grad_(False),
+        module,
         preprocessing_of(spec, module, asked.weights, asked.size, asked.normalization),
         class_names_of(spec, module, asked.weights),
     )
@@ -121,7 +121,7 @@ def candidate(spec: str, asked: Asked) -> Candidate:
 def is_transformer(net: Candidate) -> bool:
     """Returns whether methods that explain by tokens make sense on a net."""
     example = torch.full((1, 3, net.side, net.side), 0.5)
-    return bool(hand_made_for(net.on_pixels(), example).keys() & TOKEN_METHODS.keys())
+    return transformer_in(net.on_pixels(), example) is not None
 
 
 def source(name: str, asked: Asked) -> SceneSource:

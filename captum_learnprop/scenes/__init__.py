@@ -2,22 +2,30 @@
 
 from captum_learnprop.errors import LearnpropError as LearnpropError
 from captum_learnprop.scenes import digits_net, reference_nets
+from captum_learnprop.scenes.cutouts import CutoutSource, make_cutout_scenes
 from captum_learnprop.scenes.digits_net import DigitsNet
 from captum_learnprop.scenes.reference_nets import InceptionLike, ResNetLike, VggLike, ViTLike
 from captum_learnprop.scenes.scenes import Questions, Scenes, make_scenes
+from captum_learnprop.scenes.seen import asked_of, seen_by
+from captum_learnprop.scenes.source import SceneSource
 from zennit_rules._moved import renamed
 
 __all__ = [
+    "CutoutSource",
     "DigitsNet",
     "InceptionLike",
     "Questions",
     "ResNetLike",
+    "SceneSource",
     "Scenes",
     "VggLike",
     "ViTLike",
+    "asked_of",
     "digits_net",
+    "make_cutout_scenes",
     "make_scenes",
     "reference_nets",
+    "seen_by",
 ]
 
 

@@ -16,18 +16,12 @@ from captum_learnprop.attribution.rules.learned import LearnedPropagation
 from captum_learnprop.benchmark.candidate import Candidate
 from captum_learnprop.benchmark.comparison import Treatment, standard_error, treatments_of
 from captum_learnprop.benchmark.hand_made import hand_made
+from captum_learnprop.commands._demonstration_mosaics import GRID, Square, make_mosaics, read_squares
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.localization import class_auc, grid_pointing, pointing_game
 from captum_learnprop.files import WriteError, check_folder, write_text
 from captum_learnprop.models import class_names_of, load_model, preprocessing_of
 from captum_learnprop.plot import compare, save_figure
-from captum_learnprop.scenes.whole_photographs import (
-    GRID,
-    PHOTOGRAPHS,
-    make_mosaics,
-    read_photographs,
-    resized,
-)
 from captum_learnprop.tables import columns
 from zennit_rules import RuleSet
 
@@ -112,11 +106,11 @@ def run(plan: Plan) -> None:
         LearnpropError: A package is missing, or a file cannot be written.
     """
     start = time.perf_counter()
-    photographs = read_photographs()
+    squares = read_squares()
     candidate = _candidate()
     check_folder(plan.out)
-    questions = ask(candidate, photographs, plan.mosaics, plan.seed)
-    tuning = ask(candidate, photographs, plan.tuning_mosaics, plan.seed + 1)
+    questions = ask(candidate, squares, plan.mosaics, plan.seed)
+    tuning = ask(candidate, squares, plan.tuning_mosaics, plan.seed + 1)
     click.echo(
         f"{MODEL} on {plan.mosaics} mosaics of four photographs each: {len(questions)} questions, "
         "which pixels speak for the class of one quarter?"
@@ -124,7 +118,7 @@ def run(plan: Plan) -> None:
     results = [*hand_made_results(candidate, questions, tuning), *ready_results(candidate, questions)]
     click.echo("\n" + format_table(results, questions.mosaics) + "\n")
     writers: dict[str, Callable[[Path], Path]] = {
-        "figure.png": lambda path: draw(candidate, photographs, questions, results, path),
+        "figure.png": lambda path: draw(candidate, squares, questions, results, path),
         "results.json": lambda path: write_json(results, questions, plan, path),
     }
     for name, write in writers.items():
@@ -144,9 +138,9 @@ def _candidate() -> Candidate:
     return Candidate(MODEL, net, preprocessing_of(MODEL, net), class_names_of(MODEL, net))
 
 
-def ask(candidate: Candidate, photographs: tuple[Tensor, ...], count: int, seed: int) -> MosaicQuestions:
+def ask(candidate: Candidate, squares: Sequence[Square], count: int, seed: int) -> MosaicQuestions:
     """Returns the questions about the classes that the net sees in a number of mosaics."""
-    mosaics = make_mosaics(photographs, count, size=candidate.side, seed=seed)
+    mosaics = make_mosaics(squares, count, size=candidate.side, seed=seed)
     with torch.no_grad():
         highest = candidate.on_pixels()(mosaics.images).topk(SEEN).indices
     seen = (mosaics.targets[:, :, None] == highest[:, None]).any(2)
@@ -204,10 +198,10 @@ class ReadyMethod:
 
 
 def best_treatment(attribute: Explain, tuning: MosaicQuestions) -> Treatment:
-    """Returns the treatment under which most of the positive mass lies in the right quarters, the first of equals."""
+    """Returns the treatment with the highest mean class AUC, the first of equals."""
     attribution = _in_parts(attribute, tuning.images, tuning.targets)
     quality = {
-        treatment: grid_pointing(treatment(attribution), tuning.cells, GRID).mean().item()
+        treatment: class_auc(treatment(attribution), tuning.masks, ~tuning.masks).mean().item()
         for treatment in treatments_of(tuning.images.shape[-1])
     }
     return max(quality, key=quality.__getitem__)
@@ -252,16 +246,16 @@ def format_table(results: Sequence[Scored], mosaics: Tensor) -> str:
 
 def draw(
     candidate: Candidate,
-    photographs: tuple[Tensor, ...],
+    squares: Sequence[Square],
     questions: MosaicQuestions,
     results: Sequence[Scored],
     path: Path,
 ) -> Path:
     """Draws the photographs, and two questions about one mosaic with the right quarter outlined."""
     mosaic = _shown_mosaic(questions)
-    whole = torch.stack([resized(photograph, candidate.side) for photograph in photographs])
+    whole = torch.stack([square.at(candidate.side) for square in squares])
     images = torch.cat([whole, questions.images[mosaic]])
-    targets = torch.cat([torch.tensor([photograph.target for photograph in PHOTOGRAPHS]), questions.targets[mosaic]])
+    targets = torch.cat([torch.tensor([square.target for square in squares]), questions.targets[mosaic]])
     outlines = torch.cat([torch.zeros_like(questions.masks[: len(whole)]), questions.masks[mosaic]])
     figure = compare(
         {result.name: _in_parts(result.explain, images, targets) for result in results},

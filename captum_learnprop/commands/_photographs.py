@@ -182,9 +182,7 @@ def _describe(folder: Path, packages: Sequence[_Package]) -> None:
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["file", "imagenet_class"])
-    rows.writerows(
-        [each.place.removeprefix(f"{CUTOUTS}/"), each.target] for each in found if each.target is not None
-    )
+    rows.writerows([each.place.removeprefix(f"{CUTOUTS}/"), each.target] for each in found if each.target is not None)
     write_text(folder / LABELS, table.getvalue())
     sources = {
         "packages": [

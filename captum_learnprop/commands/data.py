@@ -28,7 +28,7 @@ def photos(ctx: click.Context, deb: tuple[Path, ...], cache: Path | None, overwr
 
     They come from four Debian packages (320 MB), by `apt-get download` where there is one, which needs no root
     and installs nothing; else from the files that --deb names. Only the pictures that are used are kept
-    (40 MB). Scenes of them are `--scenes photos`.
+    (30 MB). Scenes of them are `--scenes photos`.
     """
     one_process(ctx)
     from captum_learnprop.commands import _photographs

@@ -93,7 +93,9 @@ def photograph_source(objects: int = 2, cache: Path | None = None) -> Photograph
     for name in (CUTOUTS, BACKGROUNDS, LABELS):
         if not (folder / name).exists():
             option = "" if cache is None else f" --cache {cache}"
-            raise LearnpropError(f"there are no photographs in {folder} ({name} is missing): run '{FETCH}{option}' first")
+            raise LearnpropError(
+                f"there are no photographs in {folder} ({name} is missing): run '{FETCH}{option}' first"
+            )
     return PhotographSource(folder / CUTOUTS, folder / LABELS, folder / BACKGROUNDS, objects)
 
 

@@ -1,4 +1,4 @@
-"""The work of ``learnprop demo``: rules are learned, compared with hand-made ones, and drawn."""
+"""The work of ``learnprop demo --digits``: rules are learned, compared with hand-made ones, and drawn."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "train": "Learn the rules of a model from a folder of images.",
     "analyse": "Say what maps depend on: weights, class or image.",
     "evaluate": "Compare methods on scenes with known ground truth.",
+    "data": "Fetch what experiments need and the project may not ship.",
     "plugins": "List plugins: version, owner, hooks, records and status.",
     "run": "Run a script unchanged, with every plugin loaded.",
 }

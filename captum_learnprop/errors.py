@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
-    "InputWarning", "LearnpropError", "PluginError", "PluginWarning", "PropagationRuleError", "TargetError",
-    "TrainingWarning", "did_you_mean",
+    "InputWarning", "LearnpropError", "PluginError", "PluginWarning", "PropagationRuleError", "SceneWarning",
+    "TargetError", "TrainingWarning", "did_you_mean",
 ]  # fmt: skip
 
 
@@ -28,6 +28,10 @@ class PluginError(LearnpropError):
 
 class InputWarning(UserWarning):
     """Inputs can be explained, but look like none that the model was trained on."""
+
+
+class SceneWarning(UserWarning):
+    """Scenes can be drawn, but what is measured on them says less than it seems to."""
 
 
 class TrainingWarning(UserWarning):

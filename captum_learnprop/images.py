@@ -6,20 +6,22 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
 import torchvision
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.files import printable
+
+T = TypeVar("T")
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -237,10 +239,70 @@ def read_image(path: Path) -> Image.Image:
         UnreadableImageError: The file is missing, no regular file, damaged, cut short, too large or of an unknown
             format.
     """
+    return _read(path, lambda file: _to_rgb(ImageOps.exif_transpose(file)))
+
+
+def read_cutout(path: Path) -> Image.Image:
+    """Reads the first frame of an image as upright 8-bit RGBA: what its alpha channel says is kept.
+
+    Raises:
+        UnreadableImageError: As of `read_image`.
+        LearnpropError: The image has no alpha channel and no transparent colour.
+    """
+    image = _read(path, lambda file: ImageOps.exif_transpose(file).convert("RGBA") if _transparent(file) else None)
+    if image is None:
+        raise LearnpropError(
+            f"{printable(path.name)} has no alpha channel: save it with one that is 0 around the object"
+        )
+    return image
+
+
+def read_mask(path: Path) -> Image.Image:
+    """Reads the first frame of an image as an upright mask of mode ``L``.
+
+    It is 255 where a pixel is neither 0 nor transparent, else 0. Of a palette, the
+    number of the colour counts.
+
+    Raises:
+        UnreadableImageError: As of `read_image`.
+    """
+    return _read(path, lambda file: _non_zero(ImageOps.exif_transpose(file)))
+
+
+def _non_zero(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if values.ndim == 2:
+        marked = values != 0
+    else:
+        opaque = values[..., -1] != 0 if "A" in image.getbands() else True
+        marked = (values[..., : 1 if image.mode == "LA" else 3] != 0).any(-1) & opaque
+    return Image.fromarray((255 * marked).astype(np.uint8))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Returns width and height of an upright image, from the beginning of its file.
+
+    Raises:
+        UnreadableImageError: As of `read_image`; damage further back is not seen.
+    """
+    return _read(path, _upright_size, whole=False)
+
+
+def _upright_size(file: Image.Image) -> tuple[int, int]:
+    turned = file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (file.height, file.width) if turned else file.size
+
+
+def _transparent(file: Image.Image) -> bool:
+    return "A" in file.getbands() or "transparency" in file.info
+
+
+def _read(path: Path, take: Callable[[Image.Image], T], *, whole: bool = True) -> T:
     try:
         with _opened(path) as content, Image.open(content) as file:
-            file.load()
-            return _to_rgb(ImageOps.exif_transpose(file))
+            if whole:
+                file.load()
+            return take(file)
     # PIL's decoders raise whatever they meet in damaged bytes: OSError, SyntaxError, struct.error and more.
     except Exception as error:
         raise _unreadable(path, error) from error
@@ -251,7 +313,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _grey(image, 65535.0)
     if image.mode == "F":
         return _grey(image, 1.0)
-    if "A" in image.getbands() or "transparency" in image.info:
+    if _transparent(image):
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")

@@ -22,7 +22,7 @@ FLOORS = {
         ["core"],
         ["gates"],
         ["rules"],
-        ["linear_canonizer", "rule_document"],
+        ["linear_canonizer", "ready", "rule_document"],
         ["batch_norm_canonizer", "skip_canonizer"],
         ["canonizers", "ruleset"],
         ["composites"],
@@ -59,7 +59,9 @@ DEFERRED = ("captum_learnprop.errors", "captum_learnprop.files", "captum_learnpr
 WORK = "captum_learnprop.commands._"
 
 #: Packages that are extras.
-OPTIONAL = ("h5py", "sklearn", "torch.utils.tensorboard")
+OPTIONAL = (
+    "efficientnet_lite_pytorch", "h5py", "skimage", "sklearn", "timm", "torch.utils.tensorboard", "transformers",
+)  # fmt: skip
 
 
 def module_name(path: Path) -> str:

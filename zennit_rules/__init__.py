@@ -21,6 +21,7 @@ from .core.registry import composite_class, composite_name, register_composite
 from .core.sites import Site, SiteTracker
 from .errors import RuleError, RuleWarning
 from .gates import ChannelGate, ElementGate, FeatureGate, Gate, PositionGate, QuadrantGate, register_gate
+from .ready import ready_rules
 from .rules.activation import LearnedActivation
 from .rules.attention import LearnedSecant, MixedGate, ProductGate
 from .rules.linear import LearnedAlphaBeta, LearnedBox, LearnedEpsilon, LearnedGamma
@@ -120,6 +121,7 @@ __all__ = [
     "composite_class",
     "composite_name",
     "explaining",
+    "ready_rules",
     "reference_pass",
     "register_composite",
     "register_gate",

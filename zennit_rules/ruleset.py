@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import rule_document, rule_file
+from . import ready, rule_document, rule_file
 from .core import fingerprint
 from .core.buffers import buffers_kept
 from .core.coverage import Coverage, check_reach
@@ -353,18 +353,21 @@ class RuleSet:
                     raise RuleError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(parameter.shape)}")
                 parameter.copy_(state[name])
 
-    def save(self, path: str | Path, model: nn.Module | None = None) -> Path:
+    def save(self, path: str | Path, model: nn.Module | None = None, *, dtype: torch.dtype | None = None) -> Path:
         """Write a ``.safetensors`` file, under a temporary name first.
 
         Args:
             path: Target; an existing file is replaced in one move.
             model: If given, the fingerprint of its weights is stored and checked on load.
+            dtype: Type of the parameters in the file, by default their own; ``torch.float16`` halves it, and is read
+                as float32.
 
         Returns:
             The path.
 
         Raises:
-            RuleError: For an open rule set, parameters that are not finite, or a folder that does not exist.
+            RuleError: For an open rule set, parameters that are not finite (in that type), or a folder that does not
+                exist.
         """
         if not self.closed:
             raise RuleError("an open rule set has no fixed sites to save; make it with RuleSet.build")
@@ -391,11 +394,12 @@ class RuleSet:
             "coverage": [] if self._coverage is None else [vars(row) for row in self._coverage.rows],
             "coverage_share": None if self._coverage is None else self._coverage.share,
         }
+        tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in self.state_dict().items()}
         try:
-            rule_file.check_tensors(self.state_dict())
+            rule_file.check_tensors(tensors)
         except ValueError as error:
             raise RuleError(f"cannot write {path}: parameter {error}, which no map can be made of") from error
-        rule_file.write(path, rule_document.KEY, document, self.state_dict())
+        rule_file.write(path, rule_document.KEY, document, tensors)
         return path
 
     @classmethod
@@ -403,7 +407,8 @@ class RuleSet:
         """Read a saved rule set and check that it is whole and belongs to ``model``.
 
         Args:
-            path: A file written by `save`.
+            path: A file written by `save`, or the name of a rule set that ships with the package, such as
+                ``"efficientnet_lite0/gates"`` (see `ready_rules`); a file of that path comes first.
             model: The model it will be used on; None postpones the check to its use.
             check_weights: Refuse a model of the same architecture with other weights, if the file knows them.
 
@@ -413,7 +418,7 @@ class RuleSet:
         """
         if not isinstance(path, (str, os.PathLike)):
             raise RuleError(f"rules must be a RuleSet or the path of one, got {type(path).__name__}")
-        document, tensors = rule_document.read(Path(path))
+        document, tensors = rule_document.read(ready.located(Path(path)))
         try:
             rules = cls._from_document(document, tensors)
         except RuleError as error:
@@ -432,6 +437,7 @@ class RuleSet:
     @classmethod
     def _from_document(cls, document: dict[str, Any], tensors: dict[str, Tensor]) -> RuleSet:
         rule_file.check_tensors(tensors)
+        tensors = {name: tensor.to(_parameter_dtype(tensor)) for name, tensor in tensors.items()}
         rules = cls(document["composite"], rule_document.checked_config(document["composite"], document["config"]))
         stored = rule_document.by_site(tensors)
         for fields in rule_document.as_list(document["sites"]):

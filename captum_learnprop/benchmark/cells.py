@@ -18,6 +18,7 @@ from captum_learnprop.benchmark.settings import Settings
 from captum_learnprop.benchmark.summary import LEARNED
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import write_text
+from captum_learnprop.scenes.scenes import SIZE
 
 VERSION = 1
 """Version of cells and of all constants that decide their scores: part of the settings of a cell."""
@@ -31,7 +32,7 @@ Cell = dict[str, Any]
 def cell_path(out: Path, architecture: str, family: str, contender: Contender, seed: int) -> Path:
     """Returns the file of a cell in the benchmark's folder."""
     last = f"seed{seed}" if contender.seeded else "once"
-    return out / FOLDER / f"{architecture}_{family}_{file_stem(contender.name)}_{last}.json"
+    return out / FOLDER / f"{file_stem(architecture)}_{family}_{file_stem(contender.name)}_{last}.json"
 
 
 def empty_cell(architecture: str, family: str, contender: Contender, seed: int, *, error: str | None = None) -> Cell:
@@ -46,7 +47,7 @@ def empty_cell(architecture: str, family: str, contender: Contender, seed: int, 
     """
     return {
         "model": architecture, "scenes": family, "method": contender.name, "family": contender.family,
-        "seed": seed if contender.seeded else None, "passes": contender.passes, "settings": {}, "error": error,
+        "seed": seed if contender.seeded else None, "passes": None, "settings": {}, "error": error,
         "composite": contender.composite, "scores": {},
     }  # fmt: skip
 
@@ -74,15 +75,21 @@ def write_cell(path: Path, cell: Cell) -> None:
     write_text(path, json.dumps(cell, indent=1) + "\n")
 
 
-def settings_of(settings: Settings, contender: Contender) -> dict[str, Any]:
-    """Returns what decides the scores of a method, but for the net."""
+def settings_of(settings: Settings, contender: Contender, side: int = SIZE) -> dict[str, Any]:
+    """Returns what decides the scores of a method, but for the net and its scenes.
+
+    Args:
+        settings: What decides the outcome of methods.
+        contender: The method.
+        side: Height and width of the images in pixels.
+    """
     found: dict[str, Any] = {
         "version": VERSION,
         "questions": settings.questions,
         "tuning questions": settings.tuning_questions,
         "seed": settings.seed,
         "training scenes": settings.training_scenes,  # batch norms of re-initialised nets are measured on them
-        "same smoothing": settings.smoothing,
+        "same smoothing": settings.smoothing(side),
         "method options": contender.options,
     }
     if contender.family in (LEARNED, UNTRAINED):

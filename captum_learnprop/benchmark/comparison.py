@@ -19,7 +19,7 @@ from torch import Tensor
 from captum_learnprop.evaluation.faithfulness import deletion
 from captum_learnprop.evaluation.localization import average_precision, class_auc
 from captum_learnprop.maps import SIGNS, reduce_channels, smooth
-from captum_learnprop.scenes.scenes import Questions
+from captum_learnprop.scenes.scenes import SIZE, Questions
 from captum_learnprop.tables import html
 
 
@@ -44,11 +44,21 @@ class Treatment:
         return f"{self.sign}, sigma {self.sigma:g}"
 
 
-SIGMAS = (0.0, 1.0, 2.0, 3.0, 4.0)
-"""Smoothings in pixels that hand-made methods choose from."""
+SMOOTHINGS = (0.0, 1 / 64, 2 / 64, 3 / 64, 4 / 64)
+"""Smoothings that hand-made methods choose from, as fractions of a side."""
 
-TREATMENTS = tuple(Treatment(sign, sigma) for sign, sigma in product(SIGNS, SIGMAS))
-"""What hand-made methods choose from."""
+
+def treatments_of(side: int) -> tuple[Treatment, ...]:
+    """Returns what hand-made methods choose from: every sign with every one of `SMOOTHINGS`.
+
+    Args:
+        side: Height and width of the images in pixels.
+    """
+    return tuple(Treatment(sign, round(side * share, 6)) for sign, share in product(SIGNS, SMOOTHINGS))
+
+
+TREATMENTS = treatments_of(SIZE)
+"""What hand-made methods choose from on the scenes of `SIZE` pixels."""
 
 
 def treatments_at(sigma: float) -> tuple[Treatment, ...]:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from captum_learnprop.attribution.rules.learned import LearnedPropagation
 from captum_learnprop.benchmark.gamma_grid import GRIDS, Grid
 from captum_learnprop.benchmark.hand_made import HAND_MADE, Explain, HandMade
+from captum_learnprop.benchmark.hand_made_tokens import TOKEN_METHODS
 from captum_learnprop.benchmark.identity import file_stem
 from captum_learnprop.benchmark.nets import Subject
-from captum_learnprop.benchmark.rule_families import DEEP_LIFT, GATES
+from captum_learnprop.benchmark.rule_families import ATTN_LRP, DEEP_LIFT, GATES, TRANSFORMER
 from captum_learnprop.benchmark.settings import Settings, composite_of
 from captum_learnprop.benchmark.summary import LEARNED
 from captum_learnprop.errors import LearnpropError
@@ -50,8 +51,9 @@ class Contender:
     Attributes:
         name: Name of the method, as in tables.
         family: One of `hand_made.FAMILIES`, ``"learned"`` or ``"untrained"``.
-        passes: Number of forward and backward passes per image.
-        build: A function ``(subject, net, seed) -> explain``; the net is the subject's or a randomised copy of it.
+        passes: A function ``subject -> number`` of forward and backward passes per image.
+        build: A function ``(subject, net, seed) -> explain`` of images in [0, 1]; the net is the subject's or a
+            randomised copy of it.
         seeded: Whether it is learned anew for every training seed.
         variant: The learned variant that it needs, or None.
         options: What else decides its outcome.
@@ -64,7 +66,7 @@ class Contender:
 
     name: str
     family: str
-    passes: int
+    passes: Callable[[Subject], int]
     build: Callable[[Subject, nn.Module, int], Explain]
     seeded: bool = False
     variant: str | None = None
@@ -75,19 +77,21 @@ class Contender:
     composite: str | None = None
 
 
-def every_contender(settings: Settings, rules: Sequence[Path] = ()) -> list[Contender]:
+def every_contender(settings: Settings, rules: Sequence[Path] = (), *, own_net: bool = False) -> list[Contender]:
     """Returns all methods, in the order of the tables.
 
     Args:
         settings: What decides the outcome of methods; names the learned variants.
         rules: Files of further rule sets.
+        own_net: Whether a net of the user's own is compared on: token methods belong to transformers, and gamma grids,
+            which take as long as training, to the reference nets.
 
     Raises:
         LearnpropError: The files of two methods would have one name.
     """
     found = [_hand_made(one) for one in HAND_MADE.values()]
-    found += [_searched(settings, grid) for grid in GRIDS]
-    found.append(Contender(TRUTH, CONTROL, 0, _no_build))
+    found += map(_over_tokens, TOKEN_METHODS) if own_net else [_searched(settings, grid) for grid in GRIDS]
+    found.append(Contender(TRUTH, CONTROL, lambda subject: 0, _no_build))
     for name, options in settings.variants.items():
         found += _variant(name, options)
     found += _adaptive(settings)
@@ -117,19 +121,32 @@ def _no_build(subject: Subject, net: nn.Module, seed: int) -> Explain:
 
 
 def _hand_made(method: HandMade) -> Contender:
-    return Contender(
-        method.name, method.family, method.passes, lambda subject, net, seed: method.build(net), options=method.options
-    )
+    def build(subject: Subject, net: nn.Module, seed: int) -> Explain:
+        return method.build(subject.on_pixels(net), subject.example)
+
+    return Contender(method.name, method.family, lambda subject: method.passes, build, options=method.options)
+
+
+def _over_tokens(name: str) -> Contender:
+    """Returns a method that only transformers have; its passes depend on how many tokens they have."""
+
+    def build(subject: Subject, net: nn.Module, seed: int) -> Explain:
+        return subject.hand_made[name].build(subject.on_pixels(net), subject.example)
+
+    def passes(subject: Subject) -> int:
+        return subject.hand_made[name].passes
+
+    return Contender(name, "token", passes, build, fits=lambda subject: name in subject.hand_made)
 
 
 def _searched(settings: Settings, grid: Grid) -> Contender:
     """Returns LRP with the gammas that a search finds for the net."""
 
     def build(subject: Subject, net: nn.Module, seed: int) -> Explain:
-        return subject.searched(grid).best.setting.lrp()(net)
+        return subject.searched(grid).best.setting.lrp()(subject.on_pixels(net), subject.example)
 
     return Contender(
-        grid.name, "lrp", ONE_PASS, build,
+        grid.name, "lrp", lambda subject: ONE_PASS, build,
         options=json.dumps(settings.search_options(grid), default=repr),
         seconds=lambda subject, seed: subject.searched(grid).seconds,
     )  # fmt: skip
@@ -137,17 +154,25 @@ def _searched(settings: Settings, grid: Grid) -> Contender:
 
 def _variant(name: str, options: Mapping[str, Any]) -> list[Contender]:
     """Returns the untrained start of a variant, and what it learns."""
-    passes = _passes(options)
+    number = _passes(options)
+
+    def passes(subject: Subject) -> int:
+        return number
 
     def untrained(subject: Subject, net: nn.Module, seed: int) -> Explain:
-        return _by_rules(net, subject.untrained(name))
+        return _by_rules(subject, net, subject.untrained(name))
 
     def trained(subject: Subject, net: nn.Module, seed: int) -> Explain:
-        return _by_rules(net, subject.trained(name, seed))
+        return _by_rules(subject, net, subject.trained(name, seed))
+
+    def fits(subject: Subject) -> bool:
+        return composite_of(options) not in (TRANSFORMER, ATTN_LRP) or subject.is_transformer
 
     return [
-        Contender(f"{name}, untrained", UNTRAINED, passes, untrained, variant=name),
-        Contender(f"{name}, learned", LEARNED, passes, trained, seeded=True, variant=name, **_trained_rules(name)),
+        Contender(f"{name}, untrained", UNTRAINED, passes, untrained, variant=name, fits=fits),
+        Contender(
+            f"{name}, learned", LEARNED, passes, trained, seeded=True, variant=name, fits=fits, **_trained_rules(name)
+        ),
     ]
 
 
@@ -177,22 +202,38 @@ def _adaptive(settings: Settings) -> list[Contender]:
     """Returns the methods that learn for the image they explain."""
 
     def per_sample(subject: Subject, net: nn.Module, seed: int) -> Explain:
-        return _by_learning(LearnedPropagation(net), settings.sample_steps, seed)
+        return _by_learning(subject, LearnedPropagation(net), settings.sample_steps, seed)
 
-    passes = ONE_PASS + STEP_PASSES * settings.sample_steps
-    found = [Contender(PER_SAMPLE, LEARNED, passes, per_sample, seeded=True, options=f"{settings.sample_steps} steps")]
+    number = ONE_PASS + STEP_PASSES * settings.sample_steps
+    found = [
+        Contender(
+            PER_SAMPLE,
+            LEARNED,
+            lambda subject: number,
+            per_sample,
+            seeded=True,
+            options=f"{settings.sample_steps} steps",
+        )
+    ]
     first = next((name for name, options in settings.variants.items() if composite_of(options) == GATES), None)
     if first is None:
         return found
 
     def refined(subject: Subject, net: nn.Module, seed: int) -> Explain:
-        return _by_learning(LearnedPropagation(net, rules=subject.trained(first, seed)), REFINEMENT_STEPS, seed)
+        method = LearnedPropagation(net, rules=subject.trained(first, seed))
+        return _by_learning(subject, method, REFINEMENT_STEPS, seed)
 
-    passes = _passes(settings.variants[first]) + STEP_PASSES * REFINEMENT_STEPS
+    refining_passes = _passes(settings.variants[first]) + STEP_PASSES * REFINEMENT_STEPS
     refining = Contender(
-        REFINED, LEARNED, passes, refined, seeded=True, variant=first, options=f"{REFINEMENT_STEPS} steps",
+        REFINED,
+        LEARNED,
+        lambda subject: refining_passes,
+        refined,
+        seeded=True,
+        variant=first,
+        options=f"{REFINEMENT_STEPS} steps",
         **_trained_rules(first),
-    )  # fmt: skip
+    )
     return [*found, refining]
 
 
@@ -200,18 +241,18 @@ def _given(path: Path) -> Contender:
     """Returns the rule set of a file, for the net it was trained on."""
 
     def load(subject: Subject) -> RuleSet:
-        return RuleSet.load(path, subject.model)
+        return RuleSet.load(path, subject.net)
 
     def fits(subject: Subject) -> bool:
-        same = rules.architecture in (None, fingerprint.architecture(subject.model))
+        same = rules.architecture in (None, fingerprint.architecture(subject.net))
         return same and rules.weights in (None, subject.weights)
 
     rules = RuleSet.load(path)
     return Contender(
         given_name(path),
         LEARNED,
-        _passes_of(rules.composite_name, rules.contrast),
-        lambda subject, net, seed: _by_rules(net, load(subject)),
+        lambda subject: _passes_of(rules.composite_name, rules.contrast),
+        lambda subject, net, seed: _by_rules(subject, net, load(subject)),
         options=hashlib.sha256(path.read_bytes()).hexdigest(),
         rules=lambda subject, seed: load(subject),
         seconds=lambda subject, seed: _training_seconds(rules),
@@ -220,14 +261,14 @@ def _given(path: Path) -> Contender:
     )
 
 
-def _by_rules(net: nn.Module, rules: RuleSet) -> Explain:
+def _by_rules(subject: Subject, net: nn.Module, rules: RuleSet) -> Explain:
     method = LearnedPropagation(net, rules=rules)
-    return lambda images, targets: method.attribute(images, targets)
+    return lambda images, targets: method.attribute(subject.inputs(images), targets)
 
 
-def _by_learning(method: LearnedPropagation, steps: int, seed: int) -> Explain:
+def _by_learning(subject: Subject, method: LearnedPropagation, steps: int, seed: int) -> Explain:
     def explain(images: Tensor, targets: Tensor) -> Tensor:
-        found: Tensor = method.attribute(images, targets, n_steps=steps, seed=seed)
+        found: Tensor = method.attribute(subject.inputs(images), targets, n_steps=steps, seed=seed)
         return found
 
     return explain

@@ -21,12 +21,13 @@ from captum_learnprop.benchmark.cells import (
     settings_of,
     write_cell,
 )
-from captum_learnprop.benchmark.comparison import TREATMENTS, Treatment, best_treatment, treatments_at
+from captum_learnprop.benchmark.comparison import Treatment, best_treatment, treatments_at, treatments_of
 from captum_learnprop.benchmark.contenders import TRUTH, Contender
+from captum_learnprop.benchmark.gallery import keep_maps, keep_questions
 from captum_learnprop.benchmark.hand_made import Explain
-from captum_learnprop.benchmark.identity import SettingsError
+from captum_learnprop.benchmark.identity import SettingsError, file_stem
 from captum_learnprop.benchmark.nets import BATCH, Subject
-from captum_learnprop.benchmark.scorecard import RANDOMISATION, Case, score
+from captum_learnprop.benchmark.scorecard import JUDGED, RANDOMISATION, Case, score
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.similarity import spearman
 from captum_learnprop.maps import reduce_channels
@@ -36,6 +37,12 @@ from zennit_rules import RuleError, RuleSet
 RANDOMISED_QUESTIONS = 24
 """Number of questions that `RANDOMISATION` is measured on, the first ones: it costs as many explanations for every
 re-initialised net."""
+
+MAPS = "maps"
+"""Folder of the maps that reports show, in that of the benchmark."""
+
+SHOWN_QUESTIONS = 12
+"""Number of questions whose maps are kept, the first ones."""
 
 _FAILURES = (LearnpropError, RuntimeError, ValueError, AssertionError, NotImplementedError, IndexError)
 """What methods raise for nets that they cannot explain."""
@@ -51,7 +58,9 @@ class Examination:
     """
 
     def __init__(self, subject: Subject, family: str, wanted: Sequence[str]) -> None:
-        self.subject, self.family, self.wanted = subject, family, wanted
+        self.subject, self.family = subject, family
+        judged = JUDGED not in wanted or bool(subject.judges)
+        self.wanted = [name for name in wanted if name != JUDGED or judged]
 
     @cached_property
     def tuning(self) -> Questions:
@@ -69,7 +78,8 @@ class Examination:
         """Share of the questions whose class the net names: above one half, or the highest."""
         questions = self.case.questions
         with torch.no_grad():
-            outputs = torch.cat([self.subject.model(images) for images in questions.images.split(BATCH)])
+            parts = questions.images.split(explained_together(self.subject.side))
+            outputs = torch.cat([self.subject.model(images) for images in parts])
         asked = outputs.gather(1, questions.targets[:, None])[:, 0]
         named = asked > 0 if self.subject.output == "sigmoid" else asked == outputs.amax(1)
         return named.double().mean().item()
@@ -87,8 +97,12 @@ class Examination:
         subject = self.subject
         if not contender.fits(subject):
             return None
-        path = cell_path(subject.out, subject.architecture, self.family, contender, seed)
-        settings = {**settings_of(subject.settings, contender), "weights": subject.weights}
+        path = cell_path(subject.out, subject.name, self.family, contender, seed)
+        settings = {
+            **settings_of(subject.settings, contender, subject.side),
+            **subject.scene_settings(self.family),
+            "weights": subject.weights,
+        }
         wanted, kept = self.wanted, None
         if path.is_file():
             before = read_cell(path)
@@ -97,7 +111,8 @@ class Examination:
                 kept, wanted = before, [name for name in self.wanted if name not in before["scores"]]
         if kept is not None and not wanted:
             return kept
-        found = empty_cell(subject.architecture, self.family, contender, seed) | {"settings": settings}
+        found = empty_cell(subject.name, self.family, contender, seed)
+        found |= {"settings": settings, "passes": contender.passes(subject)}
         try:
             found |= self.measured(contender, seed, wanted)
             if kept is not None and kept["treatment"] != found["treatment"]:  # scores of other maps
@@ -120,17 +135,19 @@ class Examination:
     def measured(self, contender: Contender, seed: int, wanted: Sequence[str]) -> dict[str, Any]:
         """Returns what a cell holds of a method: treatments, times and the wanted scores of every question."""
         subject, questions = self.subject, self.case.questions
-        explain = self._explain(contender, subject.model, seed)
-        tuned = _explained(explain, self.tuning.images, self.tuning.targets)
+        explain = self._explain(contender, subject.net, seed)
         rules = None if contender.rules is None else contender.rules(subject, seed)
-        learned = None if rules is None else treatment_of(rules)
-        treatment = learned or best_treatment(tuned, self.tuning.masks, TREATMENTS)
+        learned = None if rules is None else treatment_of(rules, subject.side)
+        # Rules come with their treatment: where all are alike, nothing is chosen and nothing is explained for it.
+        tuned = None if learned else _explained(explain, self.tuning.images, self.tuning.targets)
+        treatment = learned or self._best(tuned, treatments_of(subject.side))
         attribution, seconds = _timed(explain, questions)
         maps = treatment(attribution)
+        self._keep(contender, seed, maps)
         scores = {name: score(name).rate(self.case, maps) for name in wanted if name != RANDOMISATION}
         if RANDOMISATION in wanted:
             scores[RANDOMISATION] = self._randomisation(contender, seed, treatment, maps)
-        alike = learned or best_treatment(tuned, self.tuning.masks, treatments_at(subject.settings.smoothing))
+        alike = learned or self._best(tuned, treatments_at(subject.settings.smoothing(subject.side)))
         same = alike(attribution)
         cheap = [name for name in wanted if score(name).cheap]
         return {
@@ -140,10 +157,16 @@ class Examination:
                 "scores": {name: _numbers(score(name).rate(self.case, same)) for name in cheap},
             },
             "recognised": round(self.recognised, 6),
+            "questions per scene": int(questions.scenes.unique(return_counts=True)[1].max()),
             "seconds": seconds,
             "training seconds": contender.seconds(subject, seed),
             "scores": {name: _numbers(values) for name, values in scores.items()},
         }
+
+    def _best(self, attribution: Tensor | None, treatments: Sequence[Treatment]) -> Treatment:
+        """Returns the treatment that is best on the tuning scenes."""
+        assert attribution is not None
+        return best_treatment(attribution, self.tuning.masks, treatments)
 
     def _explain(self, contender: Contender, net: nn.Module, seed: int) -> Explain:
         return self._truth if contender.name == TRUTH else contender.build(self.subject, net, seed)
@@ -159,6 +182,22 @@ class Examination:
                     break
         return torch.stack(found)[:, None].to(images)
 
+    def _keep(self, contender: Contender, seed: int, maps: Tensor) -> None:
+        """Keeps the maps of the first questions for the report, if the net is the user's own."""
+        folder, questions = self.subject.out / MAPS, self.case.questions
+        if not self.subject.keeps_maps:
+            return
+        place = f"{file_stem(self.subject.name)}_{self.family}"
+        shown = slice(SHOWN_QUESTIONS)
+        path = folder / f"{place}_questions.safetensors"
+        if not path.is_file():
+            titles = [
+                f"where is the {self.subject.class_name(target)}?" for target in questions.targets[shown].tolist()
+            ]
+            keep_questions(path, questions.images[shown], questions.masks[shown], titles)
+        which = f"seed{seed}" if contender.seeded else "once"
+        keep_maps(folder / f"{place}_{file_stem(contender.name)}_{which}.safetensors", contender.name, maps[shown])
+
     def _randomisation(self, contender: Contender, seed: int, treatment: Treatment, maps: Tensor) -> Tensor:
         """Absolute rank correlation of absolute maps with those of re-initialised nets; NaN beyond the first ones."""
         first, questions, similar = slice(RANDOMISED_QUESTIONS), self.case.questions, []
@@ -171,13 +210,24 @@ class Examination:
         return values
 
 
-def treatment_of(rules: RuleSet) -> Treatment:
-    """Returns the sign and the smoothing in pixels that rules were trained with."""
-    return Treatment(rules.training.get("sign", "absolute"), rules.training.get("smoothing", 0.0) * SIZE)
+def treatment_of(rules: RuleSet, side: int = SIZE) -> Treatment:
+    """Returns the sign and the smoothing in pixels that rules were trained with.
+
+    Args:
+        rules: Trained rules.
+        side: Height and width of the images in pixels.
+    """
+    return Treatment(rules.training.get("sign", "absolute"), rules.training.get("smoothing", 0.0) * side)
+
+
+def explained_together(side: int) -> int:
+    """Returns how many images are explained together: `BATCH` of the reference nets' size, fewer larger ones."""
+    return max(1, BATCH * SIZE // side) if side > SIZE else BATCH
 
 
 def _explained(explain: Explain, images: Tensor, targets: Tensor) -> Tensor:
-    chunks = zip(images.split(BATCH), targets.split(BATCH), strict=True)
+    count = explained_together(images.shape[-1])
+    chunks = zip(images.split(count), targets.split(count), strict=True)
     attribution = torch.cat([explain(*chunk).detach() for chunk in chunks])
     reduce_channels(attribution)  # raises for a shape that is none of a map
     if not attribution.isfinite().all():

@@ -1,6 +1,6 @@
 """Gammas of layer-wise relevance propagation by search: how LRP is tuned today, at the cost of a training.
 
-Two grids over zennit's own rules on the model's `twin`, dense layers with gamma 0 having the epsilon rule:
+Two grids over zennit's own rules, dense layers with gamma 0 having the epsilon rule:
 
 - `PAIRS`: one gamma for all convolutions, one for all dense layers: the 15 pairs that LXT's example for vision
   transformers tries (Achtibat et al., "AttnLRP", ICML 2024).
@@ -29,11 +29,9 @@ import torch
 from torch import Tensor, nn
 from zennit.composites import NameLayerMapComposite, layer_map_base
 from zennit.rules import Epsilon, Gamma
-from zennit.types import Convolution
 
-from captum_learnprop.benchmark.hand_made import Explain
-from captum_learnprop.benchmark.hand_made_lrp import Lrp, box_rule
-from captum_learnprop.benchmark.twin import Twin, twin_of
+from captum_learnprop.benchmark.explain import Explain
+from captum_learnprop.benchmark.hand_made_lrp import LinearLayers, Lrp, linear_layers
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.maps import SIGNS, postprocess
 from captum_learnprop.training.examples import Examples
@@ -222,7 +220,7 @@ def search(
     """The best setting of a grid that a budget allows to find.
 
     Args:
-        model: what is explained; it must have a `twin`, and comes back untouched.
+        model: what is explained; it comes back untouched.
         grid: the settings.
         examples: training images with their deletions, see `RuleTrainer.measure`.
         budget: attribution passes.
@@ -234,7 +232,7 @@ def search(
 
     Raises:
         LearnpropError: a budget too small for the grid, or a ``known`` search with other settings.
-        LearnpropError: The net cannot be taken apart by `make_twin`.
+        LearnpropError: Some function of the net has no rule, see `linear_layers`.
     """
     rows = grid.rows_for(budget, len(examples))
     chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:rows]
@@ -244,10 +242,10 @@ def search(
     same = [one.setting for one in found.trace] == settings[: len(found.trace)]
     if not same or (found.settings, found.rows) != (len(settings), rows):
         raise LearnpropError(f"{grid.name}: the search to go on with is one of other settings; delete it")
-    twin = twin_of(model, shape=tuple(judge.inputs.shape[1:]))
+    layers = linear_layers(model, judge.inputs[:1])
     start = time.perf_counter() - found.seconds
     for setting in settings[len(found.trace) :]:
-        trace = (*found.trace, judge(setting, setting.lrp().on(twin)))
+        trace = (*found.trace, judge(setting, setting.lrp().on(model, layers)))
         found = Search(trace, len(settings), rows, round(time.perf_counter() - start, 1))
         if on_scored is not None:
             on_scored(found)
@@ -275,14 +273,13 @@ class _Judge:
         return values.nan_to_num(0.0).mean().item()
 
 
-def _composite(setting: Setting, twin: Twin) -> Any:
+def _composite(setting: Setting, layers: LinearLayers) -> Any:
     """The zennit composite of a setting."""
-    layers = [name for name, module in twin.network.named_modules() if isinstance(module, Convolution)]
-    by_name: list[Any] = [((twin.first,), box_rule(twin))] if setting.first == BOX else []
-    for group, gamma in zip(_by_depth(layers, len(setting.convolutions)), setting.convolutions, strict=True):
-        by_name.append((tuple(group), _rule(gamma)))
+    by_name: list[Any] = [((layers.first,), layers.box())] if setting.first == BOX else []
+    groups = _by_depth(layers.convolutions, len(setting.convolutions))
+    by_name += [(tuple(group), _rule(gamma)) for group, gamma in zip(groups, setting.convolutions, strict=True)]
     by_type = [*layer_map_base(), ((nn.Linear,), _rule(setting.dense))]
-    return NameLayerMapComposite(name_map=by_name, layer_map=by_type)
+    return NameLayerMapComposite(name_map=by_name, layer_map=by_type, canonizers=list(layers.canonizers))
 
 
 def _by_depth(layers: Sequence[str], groups: int) -> list[Sequence[str]]:

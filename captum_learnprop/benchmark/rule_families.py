@@ -10,6 +10,7 @@ from captum_learnprop.benchmark.hand_made import HAND_MADE
 GATES, GUIDED, DEEP_LIFT, LRP = (
     "learned_gradient", "learned_guided_backprop", "learned_deeplift", "learned_epsilon_gamma_box",
 )  # fmt: skip
+TRANSFORMER, ATTN_LRP = "learned_transformer", "learned_attnlrp"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ ROAD_PERCENTAGES = (10, 30, 50, 70)
 RANDOMISATION = "randomisation"
 """Needs the method itself and not only its maps: see `captum_learnprop.benchmark.suite`."""
 
+JUDGED = "insertion, other nets"
+"""Needs other nets for the same classes."""
+
 FAMILIES_WITH = {
     "other_masks": ("pairs", "grid", "patch"),
     "cells": ("grid",),
@@ -276,7 +279,7 @@ SCORES: dict[str, Score] = {
         _removal("deletion, blur", "deletion", "blur"),
         _removal("deletion, mean", "deletion", "mean"),
         _removal("insertion, blur", "insertion", "blur"),
-        _column("insertion, other nets", "insertion", special=_judged),
+        _column(JUDGED, "insertion", special=_judged),
         _removal("MoRF-LeRF area", "morf_lerf_area", "mean"),
         _column("ROAD", "road", options={"percentages": ROAD_PERCENTAGES}, of_output=True),
         _column(RANDOMISATION, "full_randomization", special=_on_other_nets),

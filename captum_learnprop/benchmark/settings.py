@@ -12,10 +12,10 @@ from captum_learnprop.attribution.rules.learned import DEFAULT_STEPS
 from captum_learnprop.benchmark.gamma_grid import Grid
 from captum_learnprop.benchmark.hand_made import GREY
 from captum_learnprop.benchmark.identity import plain
-from captum_learnprop.benchmark.rule_families import DEEP_LIFT, GATES, GUIDED, LRP
+from captum_learnprop.benchmark.rule_families import ATTN_LRP, DEEP_LIFT, GATES, GUIDED, LRP, TRANSFORMER
 from captum_learnprop.scenes.scenes import SIZE
 from captum_learnprop.training.options import TrainingOptions
-from captum_learnprop.training.terms import RandomizationContrast
+from captum_learnprop.training.terms import OcclusionRegression, RandomizationContrast
 from captum_learnprop.training.trainer import RuleTrainer, training_defaults
 
 SEARCH_SEED = 0
@@ -39,6 +39,28 @@ def default_variants(composites: Sequence[str] = ()) -> dict[str, dict[str, Any]
         "LRP": {"composite": LRP},
         "LRP, z+ start": {"composite": LRP, "rule_options": {"strength": 0.0}},
     }
+    return {name: one for name, one in every.items() if not composites or composite_of(one) in composites}
+
+
+def photograph_variants(composites: Sequence[str] = (), *, transformer: bool = False) -> dict[str, dict[str, Any]]:
+    """Returns the learned variants that are compared on a user's own net, by name, as options of `RuleTrainer`.
+
+    Args:
+        composites: Names of composites whose variants are wanted; all by default.
+        transformer: Whether one of the nets is a transformer, which has rules of its own.
+    """
+    # What measured best on photographs; `learnprop train` spells it --fusion --objective ... --smoothing 0.05.
+    fused = {"objective": OcclusionRegression(density=0.0), "smoothing": 0.05, "lr": 0.03, "steps": 30}
+    every: dict[str, dict[str, Any]] = {
+        "gates": {},
+        "DeepLift": {"composite": DEEP_LIFT},
+        "LRP, z+ start": {"composite": LRP, "rule_options": {"strength": 0.0}},
+        "LRP, z+ start + fusion": {
+            "composite": LRP, "rule_options": {"strength": 0.0}, "fusion": True, **fused,
+        },
+    }  # fmt: skip
+    if transformer:
+        every |= {"transformer rules": {"composite": TRANSFORMER}, "AttnLRP": {"composite": ATTN_LRP}}
     return {name: one for name, one in every.items() if not composites or composite_of(one) in composites}
 
 
@@ -98,8 +120,11 @@ class Settings:
         return {**vars(grid), "seed": SEARCH_SEED, "term": training_defaults(LRP).term.config(),
                 **{name: getattr(training, name) for name in names}}  # fmt: skip
 
-    @property
-    def smoothing(self) -> float:
-        """Smoothing of the first learned variant in pixels; the trainer's default where there is no variant."""
+    def smoothing(self, side: int = SIZE) -> float:
+        """Returns the smoothing of the first learned variant; the trainer's default where there is no variant.
+
+        Args:
+            side: Height and width of the images in pixels, the unit of the result.
+        """
         options = self.training_options(next(iter(self.variants), None))
-        return round(options["smoothing"] * SIZE, 6)
+        return round(options["smoothing"] * side, 6)

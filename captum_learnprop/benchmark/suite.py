@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from captum_learnprop.benchmark.candidate import Candidate
 from captum_learnprop.benchmark.cells import (
     FOLDER,
     Cell,
@@ -25,14 +26,16 @@ from captum_learnprop.benchmark.cells import (
 )
 from captum_learnprop.benchmark.contenders import Contender, every_contender, given_name
 from captum_learnprop.benchmark.examination import Examination
-from captum_learnprop.benchmark.identity import SettingsError, require_same
-from captum_learnprop.benchmark.nets import TRAINING_FAMILY, Subject
+from captum_learnprop.benchmark.identity import SettingsError, file_stem, require_same
+from captum_learnprop.benchmark.nets import TRAINING_FAMILY, ReferenceSubject, Subject
+from captum_learnprop.benchmark.own_net import SEEN_AMONG, OwnNet
 from captum_learnprop.benchmark.scorecard import scores_of
 from captum_learnprop.benchmark.settings import Settings, default_variants
 from captum_learnprop.benchmark.summary import NOT_RUN
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.scenes import reference_nets
-from captum_learnprop.scenes.scenes import FAMILIES
+from captum_learnprop.scenes.scenes import FAMILIES, SIZE
+from captum_learnprop.scenes.source import SceneSource
 from zennit_rules._moved import renamed
 
 __all__ = [
@@ -58,6 +61,9 @@ class Suite(Settings):
         metrics: Names of metrics, see `scorecard.scores_of`; empty for all columns of the tables.
         training_seeds: Seeds that learned methods are trained with.
         rules: Files of further rule sets to compare.
+        candidates: Nets of the user's own; ``architectures`` are then their names.
+        sources: Scenes that candidates are asked about; ``families`` are then their names.
+        seen_among: Candidates are asked about scenes whose classes are among this many highest ones; 0 for all.
 
     Raises:
         LearnpropError: A net, scene family or method that does not exist, or a number out of range.
@@ -70,10 +76,34 @@ class Suite(Settings):
     metrics: tuple[str, ...] = ()
     training_seeds: tuple[int, ...] = (0, 1, 2)
     rules: tuple[Path, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    sources: tuple[SceneSource, ...] = ()
+    seen_among: int = SEEN_AMONG
+
+    @classmethod
+    def of_candidates(cls, candidates: Sequence[Candidate], sources: Sequence[SceneSource], **options: Any) -> Suite:
+        """Returns a suite on nets of the user's own.
+
+        Args:
+            candidates: The nets, with different names.
+            sources: The scenes, with different names.
+            options: Further fields.
+        """
+        return cls(
+            architectures=tuple(one.name for one in candidates),
+            families=tuple(one.name for one in sources),
+            candidates=tuple(candidates),
+            sources=tuple(sources),
+            **options,
+        )
 
     def __post_init__(self) -> None:
-        _require_known("model", self.architectures, reference_nets.ARCHITECTURES)
-        _require_known("scenes", self.families, FAMILIES)
+        if self.candidates:
+            _require_different([file_stem(one.name) for one in self.candidates], "models")
+            _require_different([one.name for one in self.sources], "scenes")
+        else:
+            _require_known("model", self.architectures, reference_nets.ARCHITECTURES)
+            _require_known("scenes", self.families, FAMILIES)
         scores_of(self.metrics)
         contenders(self)
         for name in ("questions", "tuning_questions", "training_scenes"):
@@ -83,9 +113,27 @@ class Suite(Settings):
         if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
             raise LearnpropError(f"training_seeds must be one or more different numbers of at least 0, got {seeds}")
 
-    def scores_of(self, family: str) -> list[str]:
-        """Returns the names of the scores that are asked for and defined on a family."""
-        return [one.name for one in scores_of(self.metrics) if one.defined_on(family)]
+    def scores_of(self, kind: str) -> list[str]:
+        """Returns the names of the scores that are asked for and defined on a kind of scenes, a scene family."""
+        return [one.name for one in scores_of(self.metrics) if one.defined_on(kind)]
+
+    def side_of(self, name: str) -> int:
+        """Returns the height and width of the images of a net in pixels."""
+        return next((one.side for one in self.candidates if one.name == name), SIZE)
+
+    def subject(self, name: str, group: str, out: Path) -> Subject:
+        """Returns a net of the suite.
+
+        Args:
+            name: One of ``architectures``.
+            group: The task of a reference net; of a candidate, the name of the scenes.
+            out: Folder of the benchmark.
+        """
+        if not self.candidates:
+            return ReferenceSubject(self, name, group, out)
+        (candidate,) = (one for one in self.candidates if one.name == name)
+        (source,) = (one for one in self.sources if one.name == group)
+        return OwnNet(self, candidate, source, out, others=self.candidates, seen_among=self.seen_among)
 
 
 def contenders(suite: Suite) -> list[Contender]:
@@ -94,7 +142,7 @@ def contenders(suite: Suite) -> list[Contender]:
     Raises:
         LearnpropError: A method does not exist, or the files of two would have one name.
     """
-    every = every_contender(suite, suite.rules)
+    every = every_contender(suite, suite.rules, own_net=bool(suite.candidates))
     if not suite.methods:
         return every
     wanted = {*suite.methods, *map(given_name, suite.rules)}
@@ -121,9 +169,9 @@ def run(suite: Suite, out: Path, *, progress: Callable[[int, int, str], None] | 
     cells: list[Cell] = []
     total = sum(len(methods_and_seeds) for *_, methods_and_seeds in plan)
     for architecture, task, families, rows in _by_net(plan):
-        subject = Subject(suite, architecture, task, out)
+        subject = suite.subject(architecture, task, out)
         for family in families:
-            examination = Examination(subject, family, suite.scores_of(family))
+            examination = Examination(subject, family, suite.scores_of(subject.kind(family)))
             for contender, seed in rows:
                 where = f"{architecture}, {family}: {contender.name}" + (f", seed {seed}" if contender.seeded else "")
                 subject.progress = partial(_report_part, report, len(cells), total, where)
@@ -156,7 +204,7 @@ def read_cells(suite: Suite, out: Path) -> list[Cell]:
                 cells.append(empty_cell(architecture, family, contender, seed, error=NOT_RUN))
                 continue
             cell = read_cell(path)
-            require_same_settings(cell["settings"], settings_of(suite, contender), path)
+            require_same_settings(cell["settings"], settings_of(suite, contender, suite.side_of(architecture)), path)
             net = weights.setdefault((architecture, task), cell["settings"]["weights"])
             require_same(cell["settings"], {"weights": net}, path)
             cells.append(cell)
@@ -175,6 +223,9 @@ def _plan(suite: Suite, methods: Sequence[Contender]) -> Iterator[tuple[str, str
     """Yields architecture, task, family and what is to be done there; the families of a net in a row."""
     rows = [(one, seed) for one in methods for seed in (suite.training_seeds if one.seeded else (0,))]
     for architecture in suite.architectures:
+        if suite.candidates:
+            yield from ((architecture, family, family, rows) for family in suite.families)
+            continue
         for family in sorted(suite.families, key=lambda name: list(TRAINING_FAMILY).index(_task(name))):
             yield architecture, _task(family), family, rows
 
@@ -195,6 +246,14 @@ def _require_given(suite: Suite, cells: Sequence[Mapping[str, Any]]) -> None:
     for path in suite.rules:
         if not any(cell["method"] == given_name(path) for cell in cells):
             raise LearnpropError(f"the rules of {path} fit none of the nets {', '.join(suite.architectures)}")
+
+
+def _require_different(names: Sequence[str], what: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise LearnpropError(
+                f"two {what} have the name {name!r}, and their results would share files; name one of them"
+            )
 
 
 def _require_known(kind: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:

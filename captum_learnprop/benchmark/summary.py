@@ -82,6 +82,7 @@ class Row:
         failures: ``(training seed or None, why it has no scores)``.
         error: why there are no scores at all, or None.
         composite: of the variant of trained rules that it is or needs.
+        together: how many samples in a row are about one scene.
     """
 
     model: str
@@ -101,6 +102,7 @@ class Row:
     failures: tuple[tuple[int | None, str], ...]
     error: str | None
     composite: str | None = None
+    together: int = 1
 
     def __repr__(self) -> str:
         """Returns the scores, without those of single samples."""
@@ -223,12 +225,12 @@ def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
     known = in_table_order(name for cell in good for name in cell["scores"])
     names = [name for name in known if all(name in cell["scores"] for cell in good)]
     alike = [name for name in names if all(name in cell["same smoothing"]["scores"] for cell in good)]
-    together = QUESTIONS_PER_SCENE[group[0]["scenes"]]
+    together = _together(good or group)
     by_seed = {name: [cell["scores"][name] for cell in good] for name in names}
     return Row(
         *key,
         family=group[0]["family"],
-        passes=group[0]["passes"],
+        passes=max((cell["passes"] or 0 for cell in group), default=0),
         seconds=float(np.median([cell["seconds"] for cell in good])) if good else math.nan,
         treatment=_treatment(good[0]["treatment"]) if good else "",
         estimates={name: estimate(by_seed[name], together) for name in names},
@@ -241,7 +243,13 @@ def _row(key: tuple[str, str, str], group: Sequence[Mapping[str, Any]]) -> Row:
         failures=tuple((cell["seed"], cell["error"]) for cell in group if cell["error"] is not None),
         error=None if good else group[0]["error"],
         composite=_composite((good or group)[0]),
+        together=together,
     )
+
+
+def _together(group: Sequence[Mapping[str, Any]]) -> int:
+    """Returns how many questions in a row are about one scene."""
+    return int(group[0].get("questions per scene") or QUESTIONS_PER_SCENE.get(group[0]["scenes"], 1))
 
 
 def _composite(cell: Mapping[str, Any]) -> str | None:
@@ -302,7 +310,7 @@ def _difference(row: Row, other: Row, reference: str, name: str) -> Difference:
     values = _seed_means(by_seed)
     known = ~np.isnan(values)
     mean = float(values[known].mean()) if known.any() else math.nan
-    error = standard_error(values, np.arange(len(values)) // QUESTIONS_PER_SCENE[row.scenes])
+    error = standard_error(values, np.arange(len(values)) // row.together)
     several = len(by_seed) > 1 and known.any()
     seed_error = float(by_seed[:, known].mean(1).std(ddof=1) / len(by_seed) ** 0.5) if several else math.nan
     gain = mean if score(name).higher_is_better else -mean

@@ -71,7 +71,7 @@ def _images(request: Request, model: nn.Module) -> Tensor:
     """The inputs, normalised; scenes if there is no folder."""
     if request.images is None:
         return make_scenes("pairs", request.count, split="test", seed=request.seed).images
-    preprocessing = preprocessing_of(request)
+    preprocessing = preprocessing_of(request, model)
     classifier = classifier_of(request, model, preprocessing)
     if request.target is not None:
         classifier.check(request.target)

@@ -60,7 +60,7 @@ def run(request: Request, report: Report) -> None:
     )
     report.found = len(images) + len(report.skipped)
     module = load(request)
-    preprocessing = preprocessing_of(request)
+    preprocessing = preprocessing_of(request, module)
     classifier = classifier_of(request, module, preprocessing)
     if request.hdf5 and classifier.classes > MAX_CLASSES:
         raise LearnpropError(

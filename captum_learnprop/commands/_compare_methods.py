@@ -22,8 +22,10 @@ from tqdm import tqdm
 from captum_learnprop.benchmark import suite as benchmark
 from captum_learnprop.benchmark.cost_figure import SCORE, Mean, cost_figure, mean_scores
 from captum_learnprop.benchmark.report import to_markdown
-from captum_learnprop.benchmark.suite import Suite, default_variants
+from captum_learnprop.benchmark.settings import default_variants, photograph_variants
+from captum_learnprop.benchmark.suite import Suite
 from captum_learnprop.benchmark.summary import Row, differences, summarise
+from captum_learnprop.commands._own_nets import PHOTOS, candidate, is_about_own_nets, is_transformer, source
 from captum_learnprop.commands._suite_choices import MODELS, SCENES
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import WriteError, check_folder, write_text
@@ -35,6 +37,9 @@ from zennit_rules.core.registry import SHORT_NAMES
 
 RESULTS, TABLE, FIGURE = "results.json", "table.md", "figure.png"
 
+DRAWN_SCENES, PHOTOGRAPHED_SCENES = 128, 72
+"""Scenes that rules learn from, of digits and of photographs."""
+
 PACKAGES = ("captum-learnprop", "torch", "torchvision", "captum", "zennit", "numpy", "scikit-learn")
 
 
@@ -43,7 +48,18 @@ class Plan:
     """What the command line asked for."""
 
     model: tuple[str, ...]
+    weights: str | None
+    checkpoint: Path | None
     scenes: tuple[str, ...]
+    cutouts: Path | None
+    labels: Path | None
+    backgrounds: Path | None
+    images: Path | None
+    masks: Path | None
+    objects: str
+    seen_among: int
+    size: int | None
+    normalization: str
     composite: tuple[str, ...]
     method: tuple[str, ...]
     metric: tuple[str, ...]
@@ -52,9 +68,10 @@ class Plan:
     seed: int
     steps: int | None
     sample_steps: int | None
-    training_scenes: int
+    training_scenes: int | None
     rules: tuple[Path, ...]
     out: Path
+    max_hours: float
     report_only: bool
     threads: int
 
@@ -112,21 +129,32 @@ def full_name(composite: str) -> str:
 
 
 def suite_of(plan: Plan) -> Suite:
-    """Returns the suite that the command line asked for."""
+    """Returns the suite that the command line asked for.
+
+    Raises:
+        LearnpropError: A net or scenes cannot be had, or they do not go together.
+    """
     options: dict[str, Any] = {} if plan.sample_steps is None else {"sample_steps": plan.sample_steps}
+    options |= {
+        "methods": plan.method, "metrics": plan.metric, "training_seeds": plan.seeds, "questions": plan.questions,
+        "tuning_questions": max(1, plan.questions // 2), "training_steps": plan.steps, "seed": plan.seed,
+        "rules": plan.rules,
+    }  # fmt: skip
+    if is_about_own_nets(plan.model, plan.scenes):
+        candidates = [candidate(spec, plan) for spec in plan.model]
+        return Suite.of_candidates(
+            candidates,
+            [source(name, plan) for name in plan.scenes or (PHOTOS,)],
+            variants=photograph_variants(plan.composite, transformer=any(is_transformer(one) for one in candidates)),
+            training_scenes=plan.training_scenes or PHOTOGRAPHED_SCENES,
+            seen_among=plan.seen_among,
+            **options,
+        )
     return Suite(
         architectures=plan.model or MODELS,
         families=plan.scenes or SCENES,
         variants=default_variants(plan.composite),
-        methods=plan.method,
-        metrics=plan.metric,
-        training_seeds=plan.seeds,
-        questions=plan.questions,
-        tuning_questions=max(1, plan.questions // 2),
-        training_scenes=plan.training_scenes,
-        training_steps=plan.steps,
-        seed=plan.seed,
-        rules=plan.rules,
+        training_scenes=plan.training_scenes or DRAWN_SCENES,
         **options,
     )
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from captum_learnprop import models
 from captum_learnprop.commands._request import ModelRequest
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.images import Preprocessing, torchvision_weights
-from captum_learnprop.models import load_model
 
 
 @dataclass(frozen=True)
@@ -56,34 +56,25 @@ def load(request: ModelRequest) -> nn.Module:
         LearnpropError: There is no such model, weights or device.
     """
     torch.manual_seed(request.seed)  # a model without weights must be the same one when the run is resumed
-    return load_model(request.model, request.weights, request.checkpoint).to(_device(request.device)).eval()
+    return models.load_model(request.model, request.weights, request.checkpoint).to(_device(request.device)).eval()
 
 
-def preprocessing_of(request: ModelRequest) -> Preprocessing:
+def preprocessing_of(request: ModelRequest, module: nn.Module) -> Preprocessing:
     """Returns how images become inputs of the model."""
-    torchvision_name = request.torchvision_name
-    if torchvision_name and request.weights:
-        preprocessing = Preprocessing.of_weights(torchvision_name, request.weights)
-    else:
-        preprocessing = Preprocessing()
-    if request.size is not None:
-        preprocessing = preprocessing.at_size(request.size)
-    # Only torchvision leaves the normalisation outside of the model as a rule.
-    if request.normalization == "none" or (request.normalization == "auto" and not torchvision_name):
-        preprocessing = preprocessing.without_normalization()
-    return preprocessing
+    return models.preprocessing_of(request.model, module, request.weights, request.size, request.normalization)
 
 
 def classifier_of(request: ModelRequest, module: nn.Module, preprocessing: Preprocessing) -> Classifier:
     """Returns the model with its classes; runs it once.
 
     Raises:
-        LearnpropError: It does not take such images, or is no classifier.
+        LearnpropError: It does not take such images, or is no classifier, or names another number of classes.
     """
     classes = _count_classes(request, module, preprocessing)
-    name, weights = request.torchvision_name, request.weights
-    names = torchvision_weights(name, weights).meta.get("categories") if name and weights else None
-    return Classifier(module, request.model, classes, tuple(names) if names else None)
+    names = models.class_names_of(request.model, module, request.weights)
+    if names is not None and len(names) != classes:
+        raise LearnpropError(f"{request.model} has {classes} classes and names {len(names)}")
+    return Classifier(module, request.model, classes, names)
 
 
 def weights_name(request: ModelRequest) -> str | None:

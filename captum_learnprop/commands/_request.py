@@ -14,6 +14,9 @@ FROM_FOLDER = "label-from-folder"
 
 TORCHVISION = "torchvision:"
 
+# Hugging Face's folders may hold weights, which only shows when they are opened.
+_LIBRARIES = (TORCHVISION, "timm:")
+
 
 @dataclass(frozen=True)
 class ModelRequest:
@@ -33,6 +36,6 @@ class ModelRequest:
         return self.model.removeprefix(TORCHVISION) if self.model.startswith(TORCHVISION) else None
 
     def warn_of_random_weights(self) -> None:
-        """Says that a torchvision model was asked for without weights."""
-        if self.torchvision_name and not (self.weights or self.checkpoint):
+        """Says that a model of a library was asked for without weights."""
+        if self.model.startswith(_LIBRARIES) and not (self.weights or self.checkpoint):
             _LOG.warning("neither --weights nor --checkpoint: the model has random weights")

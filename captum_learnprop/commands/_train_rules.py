@@ -65,7 +65,7 @@ def run(request: Request) -> Result:
     module = load(request)
     if request.device.startswith("cuda:"):
         torch.cuda.set_device(request.device)
-    preprocessing = preprocessing_of(request)
+    preprocessing = preprocessing_of(request, module)
     labels = _labels(request, images, classifier_of(request, module, preprocessing))
     _check_memory(request, len(images), preprocessing)
     options = {name: getattr(request, name) for name in _TRAINED_WITH}

@@ -9,7 +9,15 @@ import click
 
 from captum_learnprop.commands._one_of import OneOf
 from captum_learnprop.commands._one_process import one_process
-from captum_learnprop.commands._suite_choices import COMPOSITES, MODELS, SCENES
+from captum_learnprop.commands._options import (
+    DIRECTORY,
+    FILE,
+    checkpoint_option,
+    normalization_option,
+    size_option,
+    weights_option,
+)
+from captum_learnprop.commands._suite_choices import COMPOSITES, OWN_SCENES, SCENES, TRANSFORMER_COMPOSITES
 
 
 class Seeds(click.ParamType):
@@ -41,10 +49,39 @@ class Family(OneOf):
 
 
 @click.command("evaluate")
-@click.option("--model", multiple=True, type=OneOf(MODELS), help="Reference net; all by default. Repeatable.")
-@click.option("--scenes", multiple=True, type=OneOf(SCENES), help="Scene family; all by default. Repeatable.")
 @click.option(
-    "--composite", multiple=True, type=Family(COMPOSITES),
+    "--model", multiple=True, metavar="SPEC",
+    help="Net: vgg, resnet or inception for the reference nets, all of them by default; or any other, such as "
+    "torchvision:resnet18, timm:NAME, huggingface:FOLDER, efficientnet_lite:0, FILE.py:FUNCTION. Repeatable.",
+)  # fmt: skip
+@weights_option
+@checkpoint_option
+@click.option(
+    "--scenes", multiple=True, type=OneOf((*SCENES, *OWN_SCENES)),
+    help="Scenes of digits, for the reference nets, all by default; or cutouts, photos (of `learnprop data photos`, "
+    "the default for other nets), mosaics (of whole photographs) or masks (a segmentation of your own). Repeatable.",
+)  # fmt: skip
+@click.option("--cutouts", type=DIRECTORY, help="Folder of pictures with an alpha channel, for --scenes cutouts.")
+@click.option(
+    "--labels", type=FILE,
+    help="CSV with the columns file and class, for --scenes cutouts, mosaics and masks; without it the masks are those "
+    "of what the net says.",
+)  # fmt: skip
+@click.option("--backgrounds", type=DIRECTORY, help="Folder of photographs, for --scenes cutouts.")
+@click.option("--images", type=DIRECTORY, help="Folder of photographs, for --scenes masks and mosaics.")
+@click.option("--masks", type=DIRECTORY, help="Folder of masks with the names of the images, for --scenes masks.")
+@click.option(
+    "--objects", type=click.Choice(["1", "2", "4"]), default="2", show_default=True,
+    help="Cut-outs in a scene, for --scenes cutouts and photos.",
+)  # fmt: skip
+@click.option(
+    "--seen-among", type=click.IntRange(0), default=10, show_default=True,
+    help="Ask about scenes whose classes are among so many highest ones of the net; 0 for all scenes.",
+)  # fmt: skip
+@size_option
+@normalization_option
+@click.option(
+    "--composite", multiple=True, type=Family((*COMPOSITES, *TRANSFORMER_COMPOSITES)),
     help="Family of trained rules; all by default. Repeatable.",
 )  # fmt: skip
 @click.option("--method", multiple=True, help="Method, as in the tables; all by default. Repeatable.")
@@ -59,25 +96,35 @@ class Family(OneOf):
 @click.option("--steps", type=click.IntRange(1), default=None, help="Training steps, for a quick run.")
 @click.option("--sample-steps", type=click.IntRange(1), default=None, help="Steps of the rules learned per sample.")
 @click.option(
-    "--training-scenes", type=click.IntRange(2), default=128, show_default=True, help="Scenes that rules learn from."
-)
+    "--training-scenes", type=click.IntRange(2), default=None,
+    help="Scenes that rules learn from.  [default: 128, of photographs 72]",
+)  # fmt: skip
 @click.option(
     "--rules", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A rule set of a reference net, as a further method. Repeatable.",
+    help="A rule set of one of the nets, as a further method. Repeatable.",
 )  # fmt: skip
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("learnprop-evaluation"),
     show_default=True, help="Folder for cells, learned rules, tables and figure; a run goes on where it stopped.",
 )  # fmt: skip
+@click.option(
+    "--max-hours", type=click.FloatRange(0, min_open=True), default=12.0, show_default=True,
+    help="Refuse a run that would take longer on this machine.",
+)  # fmt: skip
 @click.option("--report-only", is_flag=True, help="Write tables and figure of the cells that are there.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads.")
 @click.pass_context
 def command(ctx: click.Context, **options: Any) -> None:
-    """Compare methods on scenes with known ground truth.
+    """Compare methods on scenes with known ground truth, on any net.
 
-    Small trained nets and all scenes are made offline. Rules are learned without labels on training scenes, once per
-    net and training seed; every hand-made method gets the treatment of its maps that is best on validation scenes;
-    all are scored on test scenes. Writes results.json, table.md and figure.png.
+    Scenes are photographed cut-outs on photographs, mosaics, or images with masks of your own; the reference nets have
+    scenes of digits. Rules are learned without labels on training scenes, once per net and training seed; every
+    hand-made method gets the treatment of its maps that is best on validation scenes; all are scored on test scenes,
+    whose objects and backgrounds are in no other split. Writes results.json, table.md, report.html, figure.png.
+
+    \b
+      learnprop evaluate --model efficientnet_lite:0 --scenes photos --out DIR
+      learnprop evaluate --model my_net.py:make --scenes cutouts --cutouts DIR --labels CSV --backgrounds DIR --out DIR
 
     Interrupt it at will: what is done is kept in OUT. Processes with different --model may share OUT; run the whole
     once more with --report-only for one table.

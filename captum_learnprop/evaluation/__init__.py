@@ -123,7 +123,6 @@ keep_old_names(
         "scenes": "captum_learnprop.scenes.scenes",
         "scorecard": "captum_learnprop.benchmark.scorecard",
         "summary": "captum_learnprop.benchmark.summary",
-        "twin": "captum_learnprop.benchmark.twin",
     },
 )
 

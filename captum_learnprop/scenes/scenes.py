@@ -63,17 +63,20 @@ CELL_FRAGMENTS = 2
 class Scenes:
     """Images with known objects, ``N`` scenes of ``K`` objects each; figures are one object of ``P`` parts.
 
+    Scenes of `make_scenes` have 64 x 64 pixels and ten classes; those of photographs have any size and any classes.
+
     Attributes:
-        images: ``(N, 3, 64, 64)`` float32 RGB in [0, 1].
-        labels: ``(N, 10)`` float32, 1 for each class that is in the scene, else 0. The digit beside a patch
+        images: ``(N, 3, H, W)`` float32 RGB in [0, 1].
+        labels: ``(N, classes)`` float32, 1 for each class that is in the scene, else 0. The digit beside a patch
             does not count.
-        masks: ``(N, K, 64, 64)`` bool, the visible pixels of each object, for figures ``(N, P, 64, 64)`` of
+        masks: ``(N, K, H, W)`` bool, the visible pixels of each object, for figures ``(N, P, H, W)`` of
             each part; they share no pixels.
-        targets: ``(N, K)`` int64, the class of each object, for figures ``(N, 1)``.
-        cells: ``(N, K, 64, 64)`` bool, the quarter of the mosaic that each object is in; None without mosaic.
-        distractors: ``(N, 64, 64)`` bool, the pixels of a tempting object that does not matter; None if there is
+        targets: ``(N, K)`` int64, the class of each object, for figures ``(N, 1)``; -1 where a model has yet
+            to say it, see `asked_of`.
+        cells: ``(N, K, H, W)`` bool, the quarter of the mosaic that each object is in; None without mosaic.
+        distractors: ``(N, H, W)`` bool, the pixels of a tempting object that does not matter; None if there is
             none.
-        without: ``(N, K, 3, 64, 64)``, for figures ``(N, P, 3, 64, 64)``: the same image without each object or
+        without: ``(N, K, 3, H, W)``, for figures ``(N, P, 3, H, W)``: the same image without each object or
             part, all else equal to the noise; None unless asked for.
     """
 
@@ -147,15 +150,15 @@ class Questions:
     """Scenes unrolled to one asked object per row, ``M = N * K`` rows.
 
     Attributes:
-        images: ``(M, 3, 64, 64)`` float32.
+        images: ``(M, 3, H, W)`` float32.
         targets: ``(M,)`` int64, the asked class.
-        masks: ``(M, 64, 64)`` bool, pixels of the asked object; of a figure, of all its parts.
-        other_masks: ``(M, 64, 64)`` bool, pixels of all other objects of the scene, beside a patch those of the
+        masks: ``(M, H, W)`` bool, pixels of the asked object; of a figure, of all its parts.
+        other_masks: ``(M, H, W)`` bool, pixels of all other objects of the scene, beside a patch those of the
             digit. Empty for single digits and figures: `class_auc` is not defined there.
         scenes: ``(M,)`` int64, the scene that the row belongs to.
-        cells: ``(M, 64, 64)`` bool, the quarter of a mosaic that the asked object is in, or None.
-        parts: ``(M, P, 64, 64)`` bool, the visible pixels of each part of a figure, or None.
-        without: ``(M, P, 3, 64, 64)``, the image without each part, or with ``P = 1`` without the asked object;
+        cells: ``(M, H, W)`` bool, the quarter of a mosaic that the asked object is in, or None.
+        parts: ``(M, P, H, W)`` bool, the visible pixels of each part of a figure, or None.
+        without: ``(M, P, 3, H, W)``, the image without each part, or with ``P = 1`` without the asked object;
             None unless the scenes were made with counterfactuals.
     """
 
@@ -224,13 +227,27 @@ def _finish(drawing: Drawing, counterfactuals: bool) -> Scenes:
     without = [drawing.render({index}) for index in drawing.objects] if counterfactuals else None
     return Scenes(
         images=drawing.render(),
-        labels=torch.zeros(len(masks), NUM_CLASSES).scatter_(1, drawing.targets, 1.0),
+        labels=label_rows(drawing.targets, NUM_CLASSES),
         masks=masks[:, list(drawing.objects)],
         targets=drawing.targets,
         cells=drawing.cells,
         distractors=masks[:, others].any(1) if others else None,
         without=None if without is None else torch.stack(without, 1),
     )
+
+
+def label_rows(targets: Tensor, classes: int) -> Tensor:
+    """Returns ``(N, classes)`` float32, 1 for each class of a scene; a class of -1 is none.
+
+    Args:
+        targets: ``(N, K)`` int64.
+        classes: How many classes there are.
+
+    >>> label_rows(torch.tensor([[2, 0], [-1, 1]]), 3)
+    tensor([[1., 0., 1.],
+            [0., 1., 0.]])
+    """
+    return torch.zeros(len(targets), classes + 1).scatter_(1, targets.remainder(classes + 1), 1.0)[:, :classes]
 
 
 def source_digits(split: str) -> tuple[Tensor, Tensor]:

@@ -135,7 +135,7 @@ def main() -> None:
     validation = make_scenes("pairs", options.validation_scenes, split="validation", seed=options.seed).questions()
     test = make_scenes("pairs", options.scenes, split="test", seed=options.seed).questions()
     methods: dict[str, Explain] = {
-        name: token_method(model, TOKENS[name]) if name in TOKENS else hand_made(name).build(model)
+        name: token_method(model, TOKENS[name]) if name in TOKENS else hand_made(name).build(model, test.images[:1])
         for name in options.methods
     }
     for composite in options.rules:

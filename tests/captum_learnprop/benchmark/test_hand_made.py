@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from captum_learnprop.benchmark.twin import TiledMaxPool2d, make_twin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_learnprop import ExtremalPerturbation
 from captum_learnprop.benchmark.hand_made import EXTREMAL, EXTREMAL_X_INPUT, FAMILIES, HAND_MADE, hand_made
-from captum_learnprop.benchmark.twin import TiledMaxPool2d, make_twin
 from captum_learnprop.errors import LearnpropError
 
 SIZE = 64

@@ -21,7 +21,7 @@ from captum_learnprop.benchmark.comparison import Treatment, best_treatment, tre
 from captum_learnprop.benchmark.contenders import PER_SAMPLE, REFINED
 from captum_learnprop.benchmark.examination import Examination
 from captum_learnprop.benchmark.gamma_grid import GRIDS, Grid
-from captum_learnprop.benchmark.nets import BATCH, Subject
+from captum_learnprop.benchmark.nets import BATCH, ReferenceSubject, Subject
 from captum_learnprop.benchmark.report import to_markdown
 from captum_learnprop.benchmark.rule_families import RULE_FAMILIES
 from captum_learnprop.benchmark.scorecard import ROAD_PERCENTAGES, SCORES, STEPS, Case, score
@@ -472,7 +472,7 @@ def test_every_family_has_its_trained_members(tmp_path: Path) -> None:
 
 
 def test_the_first_training_images_are_what_an_untrained_start_sees(tmp_path: Path) -> None:
-    subject = Subject(replace(FAMILY_SUITE, training_scenes=40), "vgg", "digits", tmp_path)
+    subject = ReferenceSubject(replace(FAMILY_SUITE, training_scenes=40), "vgg", "digits", tmp_path)
     box = subject.untrained("LRP").gate("first")
     assert torch.equal(box.low[0], (subject.training_images[:32] - 0.5).amin((0, 2, 3)))
     assert torch.equal(box.high[0], (subject.training_images[:32] - 0.5).amax((0, 2, 3)))
@@ -503,7 +503,7 @@ def test_a_gamma_grid_has_the_examples_and_the_budget_of_the_training(grid: Grid
     assert cell["family"] == "lrp"
     kept = json.loads(path.read_text())
     assert len(explained) == len(kept["trace"]) - 2
-    subject = Subject(suite, "vgg", "digits", tmp_path)
+    subject = ReferenceSubject(suite, "vgg", "digits", tmp_path)
     found = subject.searched(grid)
     assert found.config() == {name: kept[name] for name in found.config()} | {"trace": found.config()["trace"]}
     assert cell["training seconds"] == found.seconds
@@ -643,7 +643,7 @@ def test_the_true_pixels_are_a_perfect_detector(tmp_path: Path) -> None:
 def test_other_nets_judge_by_insertion(tmp_path: Path) -> None:
     suite = replace(SUITE, families=("pairs",), methods=("centre prior",), metrics=("insertion, other nets",))
     (cell,) = run(suite, tmp_path)
-    subject = Subject(suite, "vgg", "digits", tmp_path)
+    subject = ReferenceSubject(suite, "vgg", "digits", tmp_path)
     questions = subject.questions("pairs", "test")
     maps = Treatment(**cell["treatment"])(
         hand_made.hand_made("centre prior").build(subject.model)(questions.images, questions.targets)

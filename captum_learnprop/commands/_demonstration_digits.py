@@ -1,4 +1,4 @@
-"""The work of ``learnprop demo``: rules are learned, compared with hand-made ones, and drawn."""
+"""The work of ``learnprop demo --digits``: rules are learned, compared with hand-made ones, and drawn."""
 
 from __future__ import annotations
 
@@ -136,7 +136,10 @@ def methods(model: nn.Module, rules: RuleSet, plan: Plan) -> list[Method]:
         return lambda images, targets: LearnedPropagation(model, rules=used).attribute(images, targets)
 
     return [
-        *(Method(name, hand_made(name).build(model)) for name in (SALIENCY, "guided backprop", INTEGRATED)),
+        *(
+            Method(name, hand_made(name).build(model, torch.full((1, 3, SIZE, SIZE), 0.5)))
+            for name in (SALIENCY, "guided backprop", INTEGRATED)
+        ),
         Method(PER_SAMPLE, per_sample),
         Method(UNTRAINED, shared(_untrained(model, plan))),
         Method(SHARED, shared(rules), (Treatment(rules.training["sign"], rules.training["smoothing"] * SIZE),)),

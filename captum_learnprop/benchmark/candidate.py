@@ -1,0 +1,101 @@
+"""A user's own net as the benchmark sees it: the bare module, how images become its input, its classes' names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.images import Preprocessing
+from zennit_rules.core import fingerprint
+
+
+class OnPixels(nn.Module):
+    """A classifier of images in [0, 1]: the normalisation that a net expects, then the net.
+
+    Args:
+        net: It takes normalised images.
+        preprocessing: The mean and the deviation of each channel, and the side of images.
+        resize: Whether images of another size are brought to that side.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, preprocessing: Preprocessing, *, resize: bool = False) -> None:
+        super().__init__()
+        self.net = net
+        self.side = preprocessing.crop if resize else None
+        like = next(net.parameters(), torch.zeros(0))
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(preprocessing, name), dtype=like.dtype, device=like.device)
+            self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
+        self.train(net.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the net's outputs ``(B, classes)`` for images ``(B, 3, H, W)`` in [0, 1]."""
+        if self.side is not None and images.shape[-1] != self.side:
+            images = F.interpolate(images, (self.side, self.side), mode="bilinear", align_corners=False)
+        output: Tensor = self.net((images - self.mean) / self.std)
+        return output
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A net that methods are compared on.
+
+    Attributes:
+        name: Its name, as the user wrote it.
+        net: The module as it is, in evaluation mode, which takes normalised images and gives ``(B, classes)``.
+            Rules are learned for it, so that they fit the user's own.
+        preprocessing: How images become its input.
+        class_names: A name for each class, where they are known.
+    """
+
+    name: str
+    net: nn.Module = field(repr=False)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    class_names: tuple[str, ...] | None = field(default=None, repr=False)
+
+    @property
+    def side(self) -> int:
+        """Height and width of its input in pixels."""
+        return self.preprocessing.crop
+
+    @cached_property
+    def classes(self) -> int:
+        """Number of its classes.
+
+        Raises:
+            LearnpropError: It does not take such images, or is no classifier.
+        """
+        try:
+            with torch.no_grad():
+                output = self.on_pixels()(torch.full((1, 3, self.side, self.side), 0.5))
+        # The forward pass is the user's code; whatever it raises means that it does not take this input.
+        except Exception as error:
+            raise LearnpropError(
+                f"{self.name} does not take images of {self.side} x {self.side} pixels: {error}; give its size with "
+                "--size"
+            ) from error
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise LearnpropError(f"{self.name} is no classifier: it gives {found}, expected (batch, classes)")
+        return output.shape[1]
+
+    @cached_property
+    def weights(self) -> str:
+        """The fingerprint of its weights."""
+        return fingerprint.weights(self.net)
+
+    def on_pixels(self, net: nn.Module | None = None, *, resize: bool = False) -> nn.Module:
+        """Returns a net, by default its own, as one that takes images in [0, 1] (see `OnPixels`)."""
+        return OnPixels(self.net if net is None else net, self.preprocessing, resize=resize).eval()
+
+    def class_name(self, number: int) -> str:
+        """Returns the name of a class; its number where no name is known."""
+        return str(number) if self.class_names is None else self.class_names[number]

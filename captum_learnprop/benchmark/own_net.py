@@ -1,0 +1,132 @@
+"""A user's net on scenes of photographs: what the benchmark asks it, and what rules learn from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_learnprop.benchmark.candidate import Candidate
+from captum_learnprop.benchmark.identity import file_stem, plain
+from captum_learnprop.benchmark.nets import Subject
+from captum_learnprop.benchmark.settings import Settings
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.scenes.scenes import Questions, Scenes
+from captum_learnprop.scenes.seen import asked_of, seen_by
+from captum_learnprop.scenes.source import SceneSource
+
+SEEN_AMONG = 10
+"""A scene is asked about where all its classes are among this many highest ones: what a net does not see, no map can
+find."""
+
+MOST_DRAWS = 16
+"""How many times the wanted number of scenes is drawn at most, to find that many which the net sees."""
+
+
+class OwnNet(Subject):
+    """A net of the user's on one source of scenes.
+
+    Args:
+        settings: What decides the outcome of methods.
+        candidate: The net.
+        source: The scenes.
+        out: Folder of the benchmark.
+        others: Nets for the same classes, which judge insertion.
+        seen_among: Scenes are asked about whose classes are among this many highest ones; 0 for all scenes.
+
+    Raises:
+        LearnpropError: A class of the scenes is none of the net's, or the net is no classifier of such images.
+    """
+
+    output = "softmax"
+    keeps_maps = True
+
+    def __init__(
+        self,
+        settings: Settings,
+        candidate: Candidate,
+        source: SceneSource,
+        out: Path,
+        *,
+        others: Sequence[Candidate] = (),
+        seen_among: int = SEEN_AMONG,
+    ) -> None:
+        super().__init__(settings, out)
+        self.candidate, self.source, self.others, self.seen_among = candidate, source, others, seen_among
+        self.name, self.side = candidate.name, candidate.side
+        self.stem = f"{file_stem(candidate.name)}_{file_stem(source.name)}"
+        self.net, self.model = candidate.net, candidate.on_pixels()
+        self.weights = candidate.weights
+        highest = source.class_range()
+        if highest is not None and highest > candidate.classes:
+            raise LearnpropError(
+                f"the scenes ask for class {highest - 1}, and {candidate.name} has {candidate.classes} classes, 0 to "
+                f"{candidate.classes - 1}: give labels that are its classes"
+            )
+        self.targets_per_image = min(source.questions_per_scene, candidate.classes)
+
+    def on_pixels(self, net: nn.Module) -> nn.Module:
+        """Returns a module like `net` with the candidate's normalisation before it."""
+        return self.candidate.on_pixels(net)
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Returns images normalised for the net."""
+        return self.candidate.preprocessing.normalize(images)
+
+    def class_name(self, number: int) -> str:
+        """Returns the name of a class, where it is known."""
+        return self.candidate.class_name(number)
+
+    def kind(self, family: str) -> str:
+        """Returns the kind of the source's scenes."""
+        return self.source.kind
+
+    def scene_settings(self, family: str) -> dict[str, Any]:
+        """Returns what decides the scenes, and how they become the net's input."""
+        shown = {name: getattr(self.candidate.preprocessing, name) for name in ("crop", "mean", "std")}
+        return plain({"scenes": self.source.identity(), "input": shown, "seen among": self.seen_among})
+
+    def draw_training_images(self) -> Tensor:
+        """Returns scenes of the training split, whatever the net sees in them."""
+        return self._drawn(self.settings.training_scenes, "train").images
+
+    def questions(self, family: str, split: str) -> Questions:
+        """Returns what is asked about scenes of a split whose classes the net sees.
+
+        Raises:
+            LearnpropError: It sees none of them.
+        """
+        number = self.settings.questions if split == "test" else self.settings.tuning_questions
+        return self._seen(math.ceil(number / self.source.questions_per_scene), split).questions()
+
+    def find_judges(self) -> list[nn.Module]:
+        """Returns the other candidates for as many classes; they see the images at their own size."""
+        same = [other for other in self.others if other.classes == self.candidate.classes and other != self.candidate]
+        return [other.on_pixels(resize=True) for other in same]
+
+    def _drawn(self, count: int, split: str) -> Scenes:
+        scenes = self.source.draw(count, split=split, seed=self.settings.seed, size=self.side)
+        return asked_of(self.model, scenes) if self.source.class_range() is None else scenes
+
+    def _seen(self, count: int, split: str) -> Scenes:
+        """Returns the first scenes of a split that the net sees."""
+        if not self.seen_among or self.source.class_range() is None:
+            return self._drawn(count, split)
+        most = MOST_DRAWS * count
+        wanted = min(2 * count, most)
+        while True:
+            try:
+                found = seen_by(self.model, self._drawn(wanted, split), top=self.seen_among)
+            except LearnpropError as error:
+                if wanted == most:
+                    raise LearnpropError(
+                        f"{self.name}, split {split!r}: {error}; --seen-among 0 asks about all scenes"
+                    ) from error
+            else:
+                if len(found) >= count or wanted == most:
+                    return found[torch.arange(min(count, len(found)))]
+            wanted = min(2 * wanted, most)

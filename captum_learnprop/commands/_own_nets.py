@@ -1,0 +1,155 @@
+"""The nets and the scenes of photographs that ``learnprop evaluate`` was asked for."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from captum_learnprop.benchmark.candidate import Candidate
+from captum_learnprop.benchmark.hand_made_tokens import transformer_in
+from captum_learnprop.commands._suite_choices import MODELS, OWN_SCENES, SCENES
+from captum_learnprop.errors import LearnpropError, did_you_mean
+from captum_learnprop.models import class_names_of, load_model, preprocessing_of
+from captum_learnprop.plugins import get_manager
+from captum_learnprop.scenes.cutouts import CutoutSource
+from captum_learnprop.scenes.mosaics import MosaicSource
+from captum_learnprop.scenes.photographs import photograph_source
+from captum_learnprop.scenes.segmented import SegmentedSource
+from captum_learnprop.scenes.source import SceneSource
+
+PHOTOS = "photos"
+
+_NEEDS = {
+    "cutouts": ("cutouts", "labels", "backgrounds"),
+    "mosaics": ("images", "labels"),
+    "masks": ("images", "masks"),
+}
+"""Options that scenes are made from."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class Asked(Protocol):
+    """What the command line says of nets and scenes."""
+
+    @property
+    def model(self) -> tuple[str, ...]: ...
+    @property
+    def weights(self) -> str | None: ...
+    @property
+    def checkpoint(self) -> Path | None: ...
+    @property
+    def cutouts(self) -> Path | None: ...
+    @property
+    def labels(self) -> Path | None: ...
+    @property
+    def backgrounds(self) -> Path | None: ...
+    @property
+    def images(self) -> Path | None: ...
+    @property
+    def masks(self) -> Path | None: ...
+    @property
+    def objects(self) -> str: ...
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def normalization(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def is_about_own_nets(models: tuple[str, ...], scenes: tuple[str, ...]) -> bool:
+    """Returns whether photographs and any nets are asked for, and not the reference nets on scenes of digits.
+
+    Raises:
+        LearnpropError: Nets and scenes do not go together, a name is unknown, or photographs are asked for without a
+            net.
+    """
+    records = get_manager().available("model")
+    for spec in models:
+        record = spec.partition(":")[0]
+        if spec not in MODELS and not record.endswith(".py") and record not in records:
+            known = [*MODELS, *records]
+            raise LearnpropError(
+                f"unknown model {spec!r}; choose one of {', '.join(MODELS)}, FILE.py:FUNCTION, or "
+                f"{', '.join(f'{name}:...' for name in records)}{did_you_mean(spec, known)}"
+            )
+    reference = [spec for spec in models if spec in MODELS]
+    drawn = [name for name in scenes if name in SCENES]
+    photographed = [name for name in scenes if name in OWN_SCENES]
+    if (reference and len(reference) < len(models)) or (drawn and photographed):
+        raise LearnpropError(
+            f"the reference nets {', '.join(MODELS)} with scenes of digits, and other nets with photographs, are two "
+            "runs: give them one after the other, each with a folder --out of its own"
+        )
+    own = len(models) > len(reference)
+    if own and drawn:
+        raise LearnpropError(
+            f"scenes {drawn[0]!r} are for the reference nets {', '.join(MODELS)}; ask {models[0]} about --scenes "
+            f"{', '.join(OWN_SCENES)}"
+        )
+    if photographed and not own:
+        what = f"{reference[0]} was trained on digits" if reference else "no --model is given"
+        raise LearnpropError(
+            f"scenes {photographed[0]!r} are for nets that know photographs, and {what}: give one such as --model "
+            "torchvision:resnet18 --weights DEFAULT"
+        )
+    return own
+
+
+def candidate(spec: str, asked: Asked) -> Candidate:
+    """Returns a net with its preprocessing and the names of its classes; random weights are those of the seed.
+
+    Raises:
+        LearnpropError: There is no such model, or it is no classifier of such images.
+    """
+    if asked.checkpoint is not None and len(asked.model) > 1:
+        raise LearnpropError(f"--checkpoint is one file, and {len(asked.model)} models are given: run them one by one")
+    torch.manual_seed(asked.seed)  # a model without weights must be the same one when the run is resumed
+    module = load_model(spec, asked.weights, asked.checkpoint)
+    if spec.startswith(("torchvision:", "timm:")) and not (asked.weights or asked.checkpoint):
+        _LOG.warning("neither --weights nor --checkpoint: %s has random weights", spec)
+    found = Candidate(
+        spec,
+        module,
+        preprocessing_of(spec, module, asked.weights, asked.size, asked.normalization),
+        class_names_of(spec, module, asked.weights),
+    )
+    names, count = found.class_names, found.classes
+    return found if names is None or len(names) == count else Candidate(spec, found.net, found.preprocessing)
+
+
+def is_transformer(net: Candidate) -> bool:
+    """Returns whether methods that explain by tokens make sense on a net."""
+    example = torch.full((1, 3, net.side, net.side), 0.5)
+    return transformer_in(net.on_pixels(), example) is not None
+
+
+def source(name: str, asked: Asked) -> SceneSource:
+    """Returns scenes by their name on the command line.
+
+    Raises:
+        LearnpropError: An option that they are made from is missing, or a folder cannot be used.
+    """
+    missing = [option for option in _NEEDS.get(name, ()) if getattr(asked, option) is None]
+    if missing:
+        options = " ".join(f"--{option} {'FILE' if option == 'labels' else 'DIR'}" for option in _NEEDS[name])
+        raise LearnpropError(f"--scenes {name} needs {options}; --{missing[0]} is missing")
+    objects = int(asked.objects)
+    if name == "cutouts":
+        assert asked.cutouts is not None
+        assert asked.labels is not None
+        assert asked.backgrounds is not None
+        return CutoutSource(asked.cutouts, asked.labels, asked.backgrounds, objects=objects)
+    if name == "mosaics":
+        assert asked.images is not None
+        assert asked.labels is not None
+        return MosaicSource(asked.images, asked.labels)
+    if name == "masks":
+        assert asked.images is not None
+        assert asked.masks is not None
+        return SegmentedSource(asked.images, asked.masks, asked.labels)
+    return photograph_source(objects=objects)

@@ -1,0 +1,143 @@
+"""How images become the input of a model, and what its classes are called: whatever the model itself tells."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torchvision
+from torch import nn
+from torchvision.transforms import InterpolationMode
+
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.images import Preprocessing, torchvision_weights
+from captum_learnprop.models.own_file import is_file
+
+_LOG = logging.getLogger(__name__)
+
+_TORCHVISION = "torchvision:"
+
+
+def preprocessing_of(
+    spec: str, module: nn.Module, weights: str | None = None, size: int | None = None, normalization: str = "auto"
+) -> Preprocessing:
+    """Returns how images become inputs of a model.
+
+    A module says it by an attribute ``preprocessing``, timm by ``pretrained_cfg``, Hugging Face by the files of its
+    folder, torchvision by the weights. Any other model is given images of 224 pixels in [0, 1].
+
+    Args:
+        spec: What ``--model`` named.
+        module: The model.
+        weights: Name of its weights, for torchvision's models.
+        size: Side of the input, in place of what the model says.
+        normalization: ``"auto"``, ``"imagenet"`` or ``"none"``.
+
+    Raises:
+        LearnpropError: The attribute is something else, or there are no such weights.
+    """
+    found = _told(spec, module, weights)
+    if found is None and is_file(spec) and normalization == "auto":
+        _LOG.warning(
+            "%s does not say how images are normalised: pixels stay in [0, 1]; give the module an attribute "
+            "'preprocessing', or choose --normalization imagenet or none", spec,
+        )  # fmt: skip
+    # What a plugin makes normalises its input itself, as a rule.
+    preprocessing = Preprocessing().without_normalization() if found is None else found
+    if size is not None:
+        preprocessing = preprocessing.at_size(size)
+    if normalization == "none":
+        return preprocessing.without_normalization()
+    if normalization == "imagenet":
+        return replace(preprocessing, mean=Preprocessing.mean, std=Preprocessing.std)
+    return preprocessing
+
+
+def class_names_of(spec: str, module: nn.Module, weights: str | None = None) -> tuple[str, ...] | None:
+    """Returns the names of a model's classes, in order; None where nothing tells them.
+
+    Args:
+        spec: What ``--model`` named.
+        module: The model; its attribute ``class_names`` comes first.
+        weights: Name of its weights: those of torchvision and timm know their classes, random ones have none.
+
+    Raises:
+        LearnpropError: The attribute is something else than names.
+    """
+    names = getattr(module, "class_names", None)
+    if names is not None:
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise LearnpropError(f"class_names of {type(module).__name__} must be a tuple of names, got {names!r}")
+        return tuple(names)
+    if spec.startswith(_TORCHVISION) and weights is not None:
+        known = torchvision_weights(spec.removeprefix(_TORCHVISION), weights).meta.get("categories")
+        return tuple(known) if known else None
+    configuration = _timm_configuration(module)
+    if configuration is not None:
+        trained = weights is not None and configuration.get("num_classes") == len(imagenet_names())
+        return imagenet_names() if trained else None
+    return _hugging_face_names(module)
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """Returns the names of ImageNet's 1,000 classes in order, as torchvision spells them."""
+    return tuple(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def _told(spec: str, module: nn.Module, weights: str | None) -> Preprocessing | None:
+    found = getattr(module, "preprocessing", None)
+    # A layer of that name does it in the forward pass, and tells nothing.
+    if found is not None and not isinstance(found, nn.Module):
+        if not isinstance(found, Preprocessing):
+            raise LearnpropError(
+                f"preprocessing of {type(module).__name__} must be a captum_learnprop.images.Preprocessing, "
+                f"got {type(found).__name__}"
+            )
+        return found
+    if spec.startswith(_TORCHVISION):
+        name = spec.removeprefix(_TORCHVISION)
+        return Preprocessing() if weights is None else Preprocessing.of_weights(name, weights)
+    configuration = _timm_configuration(module)
+    if configuration is not None:
+        return _of_timm(configuration)
+    side = getattr(_hugging_face_configuration(module), "image_size", None)
+    if isinstance(side, (tuple, list)):
+        side = side[0]
+    if isinstance(side, int):
+        return Preprocessing(side, side)
+    return None if _hugging_face_configuration(module) is None else Preprocessing()
+
+
+def _timm_configuration(module: nn.Module) -> Mapping[str, Any] | None:
+    found = getattr(module, "pretrained_cfg", None)
+    return found if isinstance(found, Mapping) and "input_size" in found else None
+
+
+def _of_timm(configuration: Mapping[str, Any]) -> Preprocessing:
+    side = configuration["input_size"][-1]
+    interpolation = configuration.get("interpolation", "bilinear")
+    known = {mode.value for mode in InterpolationMode}
+    return Preprocessing(
+        max(side, math.floor(side / configuration.get("crop_pct", 1.0))),
+        side,
+        tuple(configuration["mean"]),
+        tuple(configuration["std"]),
+        interpolation if interpolation in known else "bilinear",
+    )
+
+
+def _hugging_face_configuration(module: nn.Module) -> Any:
+    found = getattr(module, "config", None)
+    return found if hasattr(found, "id2label") and hasattr(found, "model_type") else None
+
+
+def _hugging_face_names(module: nn.Module) -> tuple[str, ...] | None:
+    labels = getattr(_hugging_face_configuration(module), "id2label", None)
+    if not labels:
+        return None
+    names = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    # What transformers fills in where nothing is known.
+    return None if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names

@@ -1,0 +1,34 @@
+"""From what ``--model`` names to a module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.models.own_file import is_file, model_of_file
+from captum_learnprop.plugins.manager import get_manager
+
+
+def load_model(spec: str, weights: str | None = None, checkpoint: str | Path | None = None) -> nn.Module:
+    """Returns a model in evaluation mode.
+
+    Args:
+        spec: ``"record"`` or ``"record:argument"``, such as ``"digits_cnn"`` or ``"torchvision:resnet18"``; or
+            ``"FILE.py:FUNCTION"``, a function in a file of one's own that returns the model.
+        weights: Name of published weights, such as ``"DEFAULT"``, if the record knows any.
+        checkpoint: File with parameters.
+
+    Raises:
+        LearnpropError: If there is no such model, or its parameters cannot be loaded.
+    """
+    if is_file(spec):
+        return model_of_file(spec, weights, checkpoint).eval()
+    record, _, argument = spec.partition(":")
+    entry = get_manager().get("model", record)
+    model = entry.make(argument or None, weights, checkpoint)
+    if not isinstance(model, nn.Module):
+        whose = f"{entry.label}: " if entry.home else ""
+        raise LearnpropError(f"{whose}model {spec!r} is not a torch.nn.Module but {type(model).__name__}")
+    return model.eval()

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from captum_learnprop.benchmark.comparison import best_treatment
+from captum_learnprop.benchmark.comparison import best_treatment, treatments_of
 from captum_learnprop.benchmark.contenders import PER_SAMPLE, REFINED, UNTRAINED, Contender
 from captum_learnprop.benchmark.examination import RANDOMISED_QUESTIONS
-from captum_learnprop.benchmark.nets import RANDOM_NETS
-from captum_learnprop.benchmark.scorecard import PASSES, RANDOMISATION, ROAD_PERCENTAGES, STEPS, score
+from captum_learnprop.benchmark.nets import RANDOM_NETS, Subject
+from captum_learnprop.benchmark.scorecard import JUDGED, PASSES, RANDOMISATION, ROAD_PERCENTAGES, STEPS, score
 from captum_learnprop.benchmark.summary import LEARNED
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.road import linear_imputation
@@ -32,6 +32,8 @@ TIMED_BATCH = 4
 TIMED_REPEATS, MOST_REPEATS, TIMED_SECONDS = 3, 50, 0.5
 """A time is the lower quartile of three, or of more up to half a second: a small net's pass is shorter than the moments
 that other programs take, and the median of times is not that of undisturbed ones."""
+
+ROAD = "road"
 
 RULES, LEARNING_EACH = 5.0, 2.0
 """How many times as long as bare ones the passes of an explanation by shared rules take, and of one that learns for
@@ -141,6 +143,7 @@ def time_passes(model_on_pixels: nn.Module, image: Tensor) -> PassTimes:
     mask = torch.zeros(1, *image.shape[2:], dtype=torch.bool, device=image.device)
     mask[:, : max(1, image.shape[2] // 2)] = True
     noise = torch.rand_like(mask, dtype=torch.float32)
+    treatments = treatments_of(image.shape[-1])  # wide smoothing of large maps takes longer
 
     def both() -> None:
         with torch.enable_grad():
@@ -150,7 +153,7 @@ def time_passes(model_on_pixels: nn.Module, image: Tensor) -> PassTimes:
     return PassTimes(
         forward=_seconds(lambda: model_on_pixels(images)) / TIMED_BATCH,
         both=_seconds(both) / TIMED_BATCH,
-        choosing=_seconds(lambda: best_treatment(noise[:, None], mask)),
+        choosing=_seconds(lambda: best_treatment(noise[:, None], mask, treatments)),
         imputing=_seconds(lambda: linear_imputation(images[:1], noise > 0.5)),
     )
 
@@ -170,41 +173,36 @@ def _seconds(run: Callable[[], object]) -> float:
 
 def cell_work(
     contender: Contender,
+    subject: Subject,
     scores: Sequence[str],
     *,
-    questions: int,
-    tuning_questions: int,
-    judges: int = 0,
     training: TrainingOptions | None = None,
-    training_images: int = 0,
-    targets_per_image: int = 1,
     measured: bool = False,
 ) -> CellWork:
     """Returns what there is to do for a cell that is not there.
 
     Args:
         contender: The method.
+        subject: The net.
         scores: Headings of the wanted scores that the cell lacks.
-        questions: Number of test questions.
-        tuning_questions: Number of questions that treatments are chosen on.
-        judges: Number of other nets that judge.
         training: Options of the training or search that must come first; None where its result is there already, or
             an earlier cell of the run will have it.
-        training_images: Images that it learns from.
-        targets_per_image: Classes that are explained of each.
-        measured: Whether deletions of these images are there already, or an earlier cell of the run measures them.
+        measured: Whether deletions of the training images are there already, or an earlier cell measures them.
     """
+    settings, each = subject.settings, subject.targets_per_image
+    questions, images = settings.questions, settings.training_scenes
     again = min(RANDOMISED_QUESTIONS, questions) * RANDOM_NETS if RANDOMISATION in scores else 0
-    held_out = held_out_images(training_images, HELD_OUT) if training_images else 0
-    rows = (training_images - held_out) * targets_per_image, held_out * targets_per_image
+    held_out = held_out_images(images, HELD_OUT)
+    judges = len(subject.judges) if JUDGED in scores else 0
+    road = any(score(name).metric.name == ROAD for name in scores)
     return CellWork(
-        passes=contender.passes * _slower(contender),
-        explanations=questions + tuning_questions + again,
+        passes=contender.passes(subject) * _slower(contender),
+        explanations=questions + settings.tuning_questions + again,
         scoring_passes=questions * sum(_passes_of_score(name, judges) for name in scores),
-        training_passes=0.0 if training is None else training.passes(*rows),
-        measuring_passes=0.0 if training is None or measured else training_images * (training.deletions + 2),
-        chosen=tuning_questions,
-        imputed=questions * len(ROAD_PERCENTAGES) if any(score(name).metric.name == "road" for name in scores) else 0,
+        training_passes=0.0 if training is None else training.passes((images - held_out) * each, held_out * each),
+        measuring_passes=0.0 if training is None or measured else images * (training.deletions + 2),
+        chosen=settings.tuning_questions,
+        imputed=questions * len(ROAD_PERCENTAGES) if road else 0,
         name=contender.name,
     )
 
@@ -220,11 +218,11 @@ def _passes_of_score(name: str, judges: int) -> float:
     found = score(name)
     if name == RANDOMISATION or not PASSES & set(found.metric.needs):
         return 0.0
-    if found.metric.name == "road":
+    if found.metric.name == ROAD:
         return len(ROAD_PERCENTAGES)
     points = float(found.options.get("steps", STEPS)) + 1
     curves = 2 if found.metric.name == "morf_lerf_area" else 1
-    return points * curves * (judges if name == "insertion, other nets" else 1)
+    return points * curves * (judges if name == JUDGED else 1)
 
 
 def forecast_cells(items: Sequence[CellWork], times: PassTimes) -> list[float]:

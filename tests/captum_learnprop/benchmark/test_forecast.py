@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
 from torch import nn
@@ -27,7 +30,9 @@ from captum_learnprop.benchmark.forecast import (
     time_passes,
     together,
 )
+from captum_learnprop.benchmark.nets import Subject
 from captum_learnprop.benchmark.scorecard import SCORES
+from captum_learnprop.benchmark.settings import Settings
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.training.options import TrainingOptions
 
@@ -35,7 +40,13 @@ TIMES = PassTimes(forward=0.1, both=0.3, choosing=0.02, imputing=0.05)
 
 
 def contender(name: str, family: str, passes: int) -> Contender:
-    return Contender(name, family, passes, _no_build)
+    return Contender(name, family, lambda subject: passes, _no_build)
+
+
+def subject(questions: int, tuning_questions: int, training_scenes: int = 20, judges: int = 2) -> Subject:
+    settings = Settings(questions=questions, tuning_questions=tuning_questions, training_scenes=training_scenes)
+    found = SimpleNamespace(settings=settings, targets_per_image=2, judges=[nn.Identity()] * judges)
+    return cast(Subject, found)
 
 
 def test_the_parts_of_a_cell() -> None:
@@ -51,9 +62,9 @@ def test_the_parts_of_a_cell() -> None:
 def test_the_work_of_a_cell_counted_by_hand() -> None:
     options = TrainingOptions(steps=10, batch_size=4, deletions=8, validate_every=5)
     work = cell_work(
-        contender("gates, learned", "learned", 2),
+        contender("gates, learned", "learned", 2), subject(48, 24),
         ["average precision", "deletion, blur", "MoRF-LeRF area", "insertion, other nets", "ROAD", "randomisation"],
-        questions=48, tuning_questions=24, judges=2, training=options, training_images=20, targets_per_image=2,
+        training=options,
     )  # fmt: skip
     assert work.passes == 2 * RULES
     assert work.explanations == 48 + 24 + 2 * 24
@@ -66,17 +77,17 @@ def test_the_work_of_a_cell_counted_by_hand() -> None:
 def test_what_is_there_is_not_done_again() -> None:
     options = TrainingOptions()
     learned = contender("gates, learned", "learned", 2)
-    work = cell_work(learned, [], questions=4, tuning_questions=2, training=options, training_images=10, measured=True)
+    work = cell_work(learned, subject(4, 2), [], training=options, measured=True)
     assert work.measuring_passes == 0 < work.training_passes
-    there = cell_work(learned, ["pointing game"], questions=4, tuning_questions=2)
+    there = cell_work(learned, subject(4, 2), ["pointing game"])
     assert there.training_passes == there.scoring_passes == there.imputed == 0
-    assert cell_work(contender("random", CONTROL, 0), [], questions=4, tuning_questions=2).passes == 0
+    assert cell_work(contender("random", CONTROL, 0), subject(4, 2), []).passes == 0
 
 
 def test_every_score_has_its_passes() -> None:
     cheap = {name for name, one in SCORES.items() if one.cheap} | {"randomisation"}
     for name in SCORES:
-        work = cell_work(contender("saliency", "gradient", 2), [name], questions=3, tuning_questions=1, judges=1)
+        work = cell_work(contender("saliency", "gradient", 2), subject(3, 1), [name])
         assert (work.scoring_passes == 0) is (name in cheap), name
 
 

@@ -24,9 +24,6 @@ from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.localization import average_precision
 from captum_learnprop.files import write_bytes
 
-SHOWN_QUESTIONS = 12
-"""The number of questions whose maps are kept and shown, the first ones."""
-
 COLUMNS = 8
 """The most pictures in a row of a figure: as many as can be told apart on a screen."""
 

@@ -257,6 +257,28 @@ def read_cutout(path: Path) -> Image.Image:
     return image
 
 
+def read_mask(path: Path) -> Image.Image:
+    """Reads the first frame of an image as an upright mask of mode ``L``.
+
+    It is 255 where a pixel is neither 0 nor transparent, else 0. Of a palette, the
+    number of the colour counts.
+
+    Raises:
+        UnreadableImageError: As of `read_image`.
+    """
+    return _read(path, lambda file: _non_zero(ImageOps.exif_transpose(file)))
+
+
+def _non_zero(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if values.ndim == 2:
+        marked = values != 0
+    else:
+        opaque = values[..., -1] != 0 if "A" in image.getbands() else True
+        marked = (values[..., : 1 if image.mode == "LA" else 3] != 0).any(-1) & opaque
+    return Image.fromarray((255 * marked).astype(np.uint8))
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Returns width and height of an upright image, from the beginning of its file.
 

@@ -1,4 +1,4 @@
-"""A user's own net as the benchmark sees it: the bare module, how images become its input, and the names of its classes."""
+"""A user's own net as the benchmark sees it: the bare module, how images become its input, its classes' names."""
 
 from __future__ import annotations
 

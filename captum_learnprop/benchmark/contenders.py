@@ -205,7 +205,16 @@ def _adaptive(settings: Settings) -> list[Contender]:
         return _by_learning(subject, LearnedPropagation(net), settings.sample_steps, seed)
 
     number = ONE_PASS + STEP_PASSES * settings.sample_steps
-    found = [Contender(PER_SAMPLE, LEARNED, lambda subject: number, per_sample, seeded=True, options=f"{settings.sample_steps} steps")]
+    found = [
+        Contender(
+            PER_SAMPLE,
+            LEARNED,
+            lambda subject: number,
+            per_sample,
+            seeded=True,
+            options=f"{settings.sample_steps} steps",
+        )
+    ]
     first = next((name for name, options in settings.variants.items() if composite_of(options) == GATES), None)
     if first is None:
         return found
@@ -216,9 +225,15 @@ def _adaptive(settings: Settings) -> list[Contender]:
 
     refining_passes = _passes(settings.variants[first]) + STEP_PASSES * REFINEMENT_STEPS
     refining = Contender(
-        REFINED, LEARNED, lambda subject: refining_passes, refined, seeded=True, variant=first, options=f"{REFINEMENT_STEPS} steps",
+        REFINED,
+        LEARNED,
+        lambda subject: refining_passes,
+        refined,
+        seeded=True,
+        variant=first,
+        options=f"{REFINEMENT_STEPS} steps",
         **_trained_rules(first),
-    )  # fmt: skip
+    )
     return [*found, refining]
 
 

@@ -23,8 +23,8 @@ from captum_learnprop.benchmark.cells import (
 )
 from captum_learnprop.benchmark.comparison import Treatment, best_treatment, treatments_at, treatments_of
 from captum_learnprop.benchmark.contenders import TRUTH, Contender
-from captum_learnprop.benchmark.hand_made import Explain
 from captum_learnprop.benchmark.gallery import keep_maps, keep_questions
+from captum_learnprop.benchmark.hand_made import Explain
 from captum_learnprop.benchmark.identity import SettingsError, file_stem
 from captum_learnprop.benchmark.nets import BATCH, Subject
 from captum_learnprop.benchmark.scorecard import JUDGED, RANDOMISATION, Case, score
@@ -191,7 +191,9 @@ class Examination:
         shown = slice(SHOWN_QUESTIONS)
         path = folder / f"{place}_questions.safetensors"
         if not path.is_file():
-            titles = [f"where is the {self.subject.class_name(target)}?" for target in questions.targets[shown].tolist()]
+            titles = [
+                f"where is the {self.subject.class_name(target)}?" for target in questions.targets[shown].tolist()
+            ]
             keep_questions(path, questions.images[shown], questions.masks[shown], titles)
         which = f"seed{seed}" if contender.seeded else "once"
         keep_maps(folder / f"{place}_{file_stem(contender.name)}_{which}.safetensors", contender.name, maps[shown])

@@ -34,7 +34,7 @@ from captum_learnprop.benchmark.settings import Settings, default_variants
 from captum_learnprop.benchmark.summary import NOT_RUN
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.scenes import reference_nets
-from captum_learnprop.scenes.scenes import FAMILIES
+from captum_learnprop.scenes.scenes import FAMILIES, SIZE
 from captum_learnprop.scenes.source import SceneSource
 from zennit_rules._moved import renamed
 
@@ -116,6 +116,10 @@ class Suite(Settings):
     def scores_of(self, kind: str) -> list[str]:
         """Returns the names of the scores that are asked for and defined on a kind of scenes, a scene family."""
         return [one.name for one in scores_of(self.metrics) if one.defined_on(kind)]
+
+    def side_of(self, name: str) -> int:
+        """Returns the height and width of the images of a net in pixels."""
+        return next((one.side for one in self.candidates if one.name == name), SIZE)
 
     def subject(self, name: str, group: str, out: Path) -> Subject:
         """Returns a net of the suite.
@@ -200,7 +204,7 @@ def read_cells(suite: Suite, out: Path) -> list[Cell]:
                 cells.append(empty_cell(architecture, family, contender, seed, error=NOT_RUN))
                 continue
             cell = read_cell(path)
-            require_same_settings(cell["settings"], settings_of(suite, contender), path)
+            require_same_settings(cell["settings"], settings_of(suite, contender, suite.side_of(architecture)), path)
             net = weights.setdefault((architecture, task), cell["settings"]["weights"])
             require_same(cell["settings"], {"weights": net}, path)
             cells.append(cell)
@@ -247,7 +251,9 @@ def _require_given(suite: Suite, cells: Sequence[Mapping[str, Any]]) -> None:
 def _require_different(names: Sequence[str], what: str) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise LearnpropError(f"two {what} have the name {name!r}, and their results would share files; name one of them")
+            raise LearnpropError(
+                f"two {what} have the name {name!r}, and their results would share files; name one of them"
+            )
 
 
 def _require_known(kind: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:

@@ -22,7 +22,11 @@ from captum_learnprop.scenes.source import SceneSource
 
 PHOTOS = "photos"
 
-_NEEDS = {"cutouts": ("cutouts", "labels", "backgrounds"), "mosaics": ("images", "labels"), "masks": ("images", "masks")}
+_NEEDS = {
+    "cutouts": ("cutouts", "labels", "backgrounds"),
+    "mosaics": ("images", "labels"),
+    "masks": ("images", "masks"),
+}
 """Options that scenes are made from."""
 
 _LOG = logging.getLogger(__name__)

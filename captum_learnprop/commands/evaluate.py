@@ -64,8 +64,8 @@ class Family(OneOf):
 @click.option("--cutouts", type=DIRECTORY, help="Folder of pictures with an alpha channel, for --scenes cutouts.")
 @click.option(
     "--labels", type=FILE,
-    help="CSV with the columns file and class, for --scenes cutouts, mosaics and masks; without it, masks are asked for "
-    "what the net says.",
+    help="CSV with the columns file and class, for --scenes cutouts, mosaics and masks; without it the masks are those "
+    "of what the net says.",
 )  # fmt: skip
 @click.option("--backgrounds", type=DIRECTORY, help="Folder of photographs, for --scenes cutouts.")
 @click.option("--images", type=DIRECTORY, help="Folder of photographs, for --scenes masks and mosaics.")

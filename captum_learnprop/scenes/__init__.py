@@ -4,9 +4,12 @@ from captum_learnprop.errors import LearnpropError as LearnpropError
 from captum_learnprop.scenes import digits_net, reference_nets
 from captum_learnprop.scenes.cutouts import CutoutSource, make_cutout_scenes
 from captum_learnprop.scenes.digits_net import DigitsNet
+from captum_learnprop.scenes.marks import MarkedSource, plant_mark
+from captum_learnprop.scenes.mosaics import MosaicSource, make_mosaics
 from captum_learnprop.scenes.reference_nets import InceptionLike, ResNetLike, VggLike, ViTLike
 from captum_learnprop.scenes.scenes import Questions, Scenes, make_scenes
 from captum_learnprop.scenes.seen import asked_of, seen_by
+from captum_learnprop.scenes.segmented import SegmentedSource
 from captum_learnprop.scenes.source import SceneSource
 from zennit_rules._moved import renamed
 
@@ -14,16 +17,21 @@ __all__ = [
     "CutoutSource",
     "DigitsNet",
     "InceptionLike",
+    "MarkedSource",
+    "MosaicSource",
     "Questions",
     "ResNetLike",
     "SceneSource",
     "Scenes",
+    "SegmentedSource",
     "VggLike",
     "ViTLike",
     "asked_of",
     "digits_net",
     "make_cutout_scenes",
+    "make_mosaics",
     "make_scenes",
+    "plant_mark",
     "reference_nets",
     "seen_by",
 ]

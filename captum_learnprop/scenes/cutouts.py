@@ -31,7 +31,7 @@ from captum_learnprop.scenes.backgrounds import (
 )
 from captum_learnprop.scenes.labelled_files import LabelledFile, digest, read_table
 from captum_learnprop.scenes.placing import SIZES, Box, cells, check_layout, fitted, layouts
-from captum_learnprop.scenes.scenes import Scenes
+from captum_learnprop.scenes.scenes import Scenes, label_rows
 from captum_learnprop.scenes.source import check_draw, scene_generator
 from captum_learnprop.scenes.splits import share_out_objects
 
@@ -327,7 +327,7 @@ def _empty_scenes(plans: Sequence[_Plan], size: int, classes: int) -> Scenes:
     count, objects = targets.shape
     return Scenes(
         images=torch.empty(count, 3, size, size),
-        labels=torch.zeros(count, classes).scatter_(1, targets, 1.0),
+        labels=label_rows(targets, classes),
         masks=torch.empty(count, objects, size, size, dtype=torch.bool),
         targets=targets,
     )

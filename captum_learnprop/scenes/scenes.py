@@ -227,13 +227,27 @@ def _finish(drawing: Drawing, counterfactuals: bool) -> Scenes:
     without = [drawing.render({index}) for index in drawing.objects] if counterfactuals else None
     return Scenes(
         images=drawing.render(),
-        labels=torch.zeros(len(masks), NUM_CLASSES).scatter_(1, drawing.targets, 1.0),
+        labels=label_rows(drawing.targets, NUM_CLASSES),
         masks=masks[:, list(drawing.objects)],
         targets=drawing.targets,
         cells=drawing.cells,
         distractors=masks[:, others].any(1) if others else None,
         without=None if without is None else torch.stack(without, 1),
     )
+
+
+def label_rows(targets: Tensor, classes: int) -> Tensor:
+    """Returns ``(N, classes)`` float32, 1 for each class of a scene; a class of -1 is none.
+
+    Args:
+        targets: ``(N, K)`` int64.
+        classes: How many classes there are.
+
+    >>> label_rows(torch.tensor([[2, 0], [-1, 1]]), 3)
+    tensor([[1., 0., 1.],
+            [0., 1., 0.]])
+    """
+    return torch.zeros(len(targets), classes + 1).scatter_(1, targets.remainder(classes + 1), 1.0)[:, :classes]
 
 
 def source_digits(split: str) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.forward import output_of, warn_of_training
-from captum_learnprop.scenes.scenes import Scenes
+from captum_learnprop.scenes.scenes import Scenes, label_rows
 
 BATCH = 16
 """Images in one forward pass."""
@@ -64,8 +64,7 @@ def asked_of(model: nn.Module, scenes: Scenes) -> Scenes:
         raise LearnpropError(
             f"the scenes ask for class {int(targets.max())}, but the model's classes are 0 to {output.shape[1] - 1}"
         )
-    labels = torch.zeros(len(scenes), output.shape[1]).scatter_(1, targets, 1.0)
-    return replace(scenes, targets=targets, labels=labels)
+    return replace(scenes, targets=targets, labels=label_rows(targets, output.shape[1]))
 
 
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:

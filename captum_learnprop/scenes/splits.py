@@ -45,9 +45,14 @@ def shared_out(
 
 
 def share_out_objects(
-    files: Sequence[LabelledFile], objects: int
+    files: Sequence[LabelledFile], objects: int, what: str = "cut-out"
 ) -> tuple[dict[str, dict[int, list[LabelledFile]]], str | None]:
     """Shares objects out to splits; `CutoutSource` says by which rules.
+
+    Args:
+        files: Pictures with their classes.
+        objects: How many classes a scene has.
+        what: What a picture is, for the sentences.
 
     Returns:
         By split and class: the files; and a sentence about what splits share, None if nothing.
@@ -55,14 +60,7 @@ def share_out_objects(
     Raises:
         LearnpropError: There are fewer classes than objects in a scene.
     """
-    by_class: dict[int, list[LabelledFile]] = {}
-    for each in files:
-        by_class.setdefault(each.target, []).append(each)
-    if len(by_class) < objects:
-        raise LearnpropError(
-            f"scenes of {objects} objects of different classes need as many classes, the table has {len(by_class)}: "
-            "add cut-outs of other classes, or ask for fewer objects"
-        )
+    by_class = by_classes(files, objects, what)
     names = {str(target): target for target in by_class}
     apart = shared_out(list(names), objects)
     if apart is not None:
@@ -78,7 +76,7 @@ def share_out_objects(
             split: {target: [by_id[name] for name in shares[split]] for target, shares in within.items()}
             for split in SPLITS
         }, (
-            f"training, validation and test share their {len(within)} classes, though no cut-out: for classes of "
+            f"training, validation and test share their {len(within)} classes, though no {what}: for classes of "
             f"their own scenes of {objects} object(s) need {3 * objects} classes"
         )
     if len(by_class) >= 2 * objects:
@@ -86,11 +84,28 @@ def share_out_objects(
         seen = {target: by_class[target] for target in order[:-objects]}
         unseen = {target: by_class[target] for target in order[-objects:]}
         return dict(zip(SPLITS, (seen, seen, unseen), strict=True)), (
-            f"training and validation share their cut-outs, test has classes of its own: {len(by_class)} classes are "
+            f"training and validation share their {what}s, test has classes of its own: {len(by_class)} classes are "
             f"too few to split in three, scenes of {objects} object(s) need {3 * objects}"
         )
     return dict.fromkeys(SPLITS, by_class), (
-        f"training, validation and test share their cut-outs: {len(by_class)} classes with {len(files)} cut-outs are "
-        f"too few to split, scenes of {objects} object(s) need {3 * objects} classes, or 3 cut-outs of each of "
+        f"training, validation and test share their {what}s: {len(by_class)} classes with {len(files)} {what}s are "
+        f"too few to split, scenes of {objects} object(s) need {3 * objects} classes, or 3 {what}s of each of "
         f"{objects}; figures say nothing about objects that training has not seen"
     )
+
+
+def by_classes(files: Sequence[LabelledFile], objects: int, what: str) -> dict[int, list[LabelledFile]]:
+    """Returns pictures by class.
+
+    Raises:
+        LearnpropError: There are fewer classes than objects in a scene.
+    """
+    by_class: dict[int, list[LabelledFile]] = {}
+    for each in files:
+        by_class.setdefault(each.target, []).append(each)
+    if len(by_class) < objects:
+        raise LearnpropError(
+            f"scenes of {objects} objects of different classes need as many classes, the table has {len(by_class)}: "
+            f"add {what}s of other classes, or ask for fewer objects"
+        )
+    return by_class

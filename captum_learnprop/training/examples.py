@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.forward import output_of
+from captum_learnprop.training.chunks import rows_together
 from captum_learnprop.training.data import Labels
 from captum_learnprop.training.distributed import Processes
 from captum_learnprop.training.occlusion import generator_of, measure_drops, random_regions
@@ -303,7 +304,7 @@ class _Store:
             drops[index] = measure_drops(
                 self.model, image.to(self.device), targets[index].to(self.device), kept[-1].to(self.device),
                 self.what.quantity, low=low, high=high, generator=generator,
-                internal_batch_size=self.what.internal_batch_size,
+                internal_batch_size=self._together(images),
             ).cpu()  # fmt: skip
         drops = self.processes.sum(drops)
         bad = ~drops.isfinite().flatten(1).all(1)
@@ -314,9 +315,12 @@ class _Store:
             )
         return {**tensors, "boxes": torch.stack(kept), "drops": drops}
 
+    def _together(self, images: Tensor) -> int:
+        return rows_together(self.what.internal_batch_size, images.shape[1:], self.device)
+
     @torch.no_grad()
     def _outputs(self, images: Tensor, first: int) -> Tensor:
-        parts = images.to(self.device).split(self.what.internal_batch_size)
+        parts = images.to(self.device).split(self._together(images))
         outputs = torch.cat([output_of(self.model, (part,)) for part in parts])
         if outputs.ndim != 2:
             raise LearnpropError(f"the model must return (B, classes), it returned {tuple(outputs.shape)}; wrap it")

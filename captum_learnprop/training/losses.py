@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.training.batch import Batch
+from captum_learnprop.training.chunks import rows_together
 from captum_learnprop.training.distributed import Processes
 from captum_learnprop.training.draws import Draws
 from captum_learnprop.training.occlusion import regions_of
@@ -55,7 +56,8 @@ class Losses:
         mine = torch.arange(len(positions))[self.processes.rank :: self.processes.world]
         if not len(mine):  # more processes than rows; torch.split gives one empty chunk
             return
-        for chunk in mine.split(self.options.internal_batch_size):
+        shape = part.rows(positions[:1])["inputs"].shape[1:]
+        for chunk in mine.split(rows_together(self.options.internal_batch_size, shape, self.device)):
             batch = self._batch(part.rows(positions[chunk]), step, chunk.tolist(), create_graph)
             with torch.set_grad_enabled(create_graph):
                 values = self.objective.values(batch)

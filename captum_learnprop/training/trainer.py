@@ -85,7 +85,8 @@ class RuleTrainer:
         validate_every: Steps between validations.
         patience: Stop after this many validations without a better one; None goes on to the end.
         seed: Decides deletions, batches and whatever terms draw.
-        internal_batch_size: Rows that go through the model together; less takes less memory.
+        internal_batch_size: Most rows that go through the model together; less takes less memory. On a processor large
+            images are fewer (see `chunks.rows_together`).
         precision: ``"bfloat16"`` for autocast; None for the model's own.
 
     Raises:

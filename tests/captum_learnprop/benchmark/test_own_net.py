@@ -176,7 +176,7 @@ def test_what_is_no_classifier_of_such_images_is_refused() -> None:
     with pytest.raises(LearnpropError, match=r"features is no classifier: it gives \(1, 3, 48, 48\)"):
         _ = Candidate("features", nn.Conv2d(3, 3, 1).eval(), PREPROCESSING).classes
     narrow = nn.Sequential(nn.Flatten(), nn.Linear(10, 2)).eval()
-    with pytest.raises(LearnpropError, match="narrow does not take images of 48 x 48 pixels: .*; give its size with"):
+    with pytest.raises(LearnpropError, match=r"narrow does not take images of 48 x 48 pixels: .*; give its size with"):
         _ = Candidate("narrow", narrow, PREPROCESSING).classes
 
 
@@ -194,9 +194,7 @@ def test_cells_of_other_scenes_or_preprocessing_are_refused(
         run(suite(source, *both, seen_among=3), whole[0])
 
 
-def test_maps_of_the_first_questions_are_kept(
-    source: CutoutSource, whole: tuple[Path, list[dict[str, Any]]]
-) -> None:
+def test_maps_of_the_first_questions_are_kept(source: CutoutSource, whole: tuple[Path, list[dict[str, Any]]]) -> None:
     shown = read_questions(whole[0] / "maps" / "coloured_cutouts_questions.safetensors")
     questions = OwnNet(suite(source), candidate(), source, whole[0]).questions("cutouts", "test")
     names = [("red", "green", "blue")[target] for target in questions.targets.tolist()]

@@ -330,7 +330,7 @@ def test_a_training_seed_that_fails_leaves_the_others(tmp_path: Path, monkeypatc
 
 
 def test_a_method_that_cannot_run_says_why_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(model: nn.Module) -> hand_made.Explain:
+    def refuse(model: nn.Module, example: Tensor) -> hand_made.Explain:
         raise hand_made.LearnpropError("there is no feature map")
 
     suite = replace(SUITE, methods=("saliency", "random"))
@@ -399,7 +399,7 @@ def test_given_rules_of_one_name_or_that_fail_are_not_hidden(
     with pytest.raises(LearnpropError, match="'a b, untrained' and 'A-B, untrained' would have the same file names"):
         replace(SUITE, variants={"a b": {}, "A-B": {}}, methods=())
 
-    def fails(net: nn.Module, rules: RuleSet) -> hand_made.Explain:
+    def fails(subject: Subject, net: nn.Module, rules: RuleSet) -> hand_made.Explain:
         raise RuleError("site 'relu' is not what it was")
 
     suite = replace(SUITE, methods=("random",), rules=(path,))

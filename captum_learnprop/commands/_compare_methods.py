@@ -105,7 +105,7 @@ def run(plan: Plan) -> None:
     rows = summarise(cells)
     click.echo(overview(rows))
     try:
-        for path in write_report(rows, plan):
+        for path in write_report(rows, plan, caveats_of(suite)):
             click.echo(f"wrote {path}")
     except OSError as error:
         raise LearnpropError(
@@ -162,9 +162,19 @@ def suite_of(plan: Plan) -> Suite:
     )
 
 
-def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
-    """Writes tables, figure, and everything that is needed to repeat the run."""
-    about = {**provenance(plan), "multiply-adds with a rule of LRP": _reach(dict.fromkeys(row.model for row in rows))}
+def caveats_of(suite: Suite) -> list[str]:
+    """Returns what must be said beside the figures of a suite, such as that splits share objects."""
+    sizes = dict.fromkeys(one.side for one in suite.candidates)
+    return list(dict.fromkeys(text for source in suite.sources for size in sizes for text in source.caveats(size)))
+
+
+def write_report(rows: Sequence[Row], plan: Plan, caveats: Sequence[str] = ()) -> list[Path]:
+    """Writes tables, figures, and everything that is needed to repeat the run."""
+    about = provenance(plan)
+    if reached := _reach(dict.fromkeys(row.model for row in rows)):
+        about["multiply-adds with a rule of LRP"] = reached
+    if caveats:
+        about["to bear in mind"] = list(caveats)
     facts = "\n".join(f"- {name}: {_words(value)}" for name, value in about.items())
     written = [
         write_text(plan.out / RESULTS, json.dumps(document(rows, about), indent=1) + "\n"),

@@ -118,7 +118,7 @@ def test_scores_are_those_of_the_metrics_and_treatments_those_of_the_tuning_spli
     whole: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     model = tiny("vgg", "digits")
-    explain = hand_made.hand_made("saliency").build(model)
+    explain = hand_made.hand_made("saliency").build(model, torch.zeros(1, 3, 64, 64))
     tuning = make_scenes("pairs", 2, split="validation").questions()
     test = make_scenes("pairs", 2, split="test").questions()
     treatment = best_treatment(explain(tuning.images, tuning.targets), tuning.masks)
@@ -159,7 +159,7 @@ def test_removal_curves_have_the_fill_of_their_name_and_randomisation_is_that_of
     images, targets = questions.images, questions.targets
 
     def explain(net: nn.Module, inputs: Tensor, asked: Tensor) -> Tensor:
-        return treatment(hand_made.hand_made("saliency").build(net)(inputs, asked))
+        return treatment(hand_made.hand_made("saliency").build(net, inputs[:1])(inputs, asked))
 
     arguments = (model, images, explain(model, images, targets), targets)
     curve = {"steps": STEPS, "output": "sigmoid"}
@@ -329,7 +329,7 @@ def test_a_training_seed_that_fails_leaves_the_others(tmp_path: Path, monkeypatc
 
 
 def test_a_method_that_cannot_run_says_why_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(model: nn.Module) -> hand_made.Explain:
+    def refuse(model: nn.Module, example: Tensor) -> hand_made.Explain:
         raise hand_made.LearnpropError("there is no feature map")
 
     suite = replace(SUITE, methods=("saliency", "random"))
@@ -646,7 +646,9 @@ def test_other_nets_judge_by_insertion(tmp_path: Path) -> None:
     subject = Subject(suite, "vgg", "digits", tmp_path)
     questions = subject.questions("pairs", "test")
     maps = Treatment(**cell["treatment"])(
-        hand_made.hand_made("centre prior").build(subject.model)(questions.images, questions.targets)
+        hand_made.hand_made("centre prior").build(subject.model, questions.images[:1])(
+            questions.images, questions.targets
+        )
     )
     each = [
         insertion(

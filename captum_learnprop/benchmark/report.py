@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from captum_learnprop.benchmark.contenders import CONTROL
 from captum_learnprop.benchmark.rule_families import RULE_FAMILIES, RuleFamily
 from captum_learnprop.benchmark.scorecard import in_table_order, score
 from captum_learnprop.benchmark.summary import (
@@ -109,8 +110,8 @@ def _markdown(part: Part) -> str:
 READING = (
     "Mean ± standard error over scenes (questions about one scene count as one); in brackets the standard error over "
     "training seeds (standard deviation of the seeds' means / square root of their number). The best of each column is "
-    "bold. Every hand-made method has the treatment of its maps that is best on other scenes. `^`: higher is better, "
-    "`v`: lower is better."
+    "bold, controls left out. Every hand-made method has the treatment of its maps that is best on other scenes. `^`: "
+    "higher is better, `v`: lower is better."
 )
 
 
@@ -217,7 +218,8 @@ def scores_table(room: Sequence[Row], which: str = "estimates") -> Table:
 
 
 def _best(room: Sequence[Row], name: str, which: str = "estimates") -> float:
-    means = [getattr(row, which)[name].mean for row in room if name in getattr(row, which)]
+    methods = [row for row in room if row.family != CONTROL]  # the true pixels are the best by definition
+    means = [getattr(row, which)[name].mean for row in methods if name in getattr(row, which)]
     means = [mean for mean in means if not math.isnan(mean)]
     return (max if score(name).higher_is_better else min)(means, default=math.nan)
 

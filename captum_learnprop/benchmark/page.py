@@ -50,8 +50,8 @@ def to_html(
         *(f"<h2>{escape(title)}</h2>\n{_picture(picture, title)}" for title, picture in figures),
         *(_section(one) for one in others[:1]),  # the overview
         *(_section(one, f"place{number}") for number, one in enumerate(own)),
-        *(_section(one) for one in others[1:]),
         *_galleries(galleries),
+        *(_section(one) for one in others[1:]),
         *_failed(rows),
         f'<h2 id="made">How it was made</h2>\n{_facts(about)}',
     ]
@@ -71,7 +71,7 @@ def _links(own: Sequence[Section], maps: bool) -> str:
         ("said", "What it says"),
         ("read", "How to read it"),
         *named,
-        ("maps", "Maps"),
+        *[("maps", "Maps")] * maps,
         ("made", "How it was made"),
     ]
     return "<nav>" + " ".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in links) + "</nav>"

@@ -30,6 +30,9 @@ REFINEMENT_STEPS = 5
 TRUTH, CONTROL = "ground truth", "control"
 """Name and family of the true pixels as a map: what removal curves make of them shows how far those can be trusted."""
 
+TOKEN = "token"
+"""Family of methods that only transformers have."""
+
 PER_SAMPLE = "learned per sample"
 REFINED = "shared + refined"
 
@@ -51,7 +54,7 @@ class Contender:
     Attributes:
         name: Name of the method, as in tables.
         family: One of `hand_made.FAMILIES`, ``"learned"`` or ``"untrained"``.
-        passes: A function ``subject -> number`` of forward and backward passes per image.
+        passes: Number of forward and backward passes per image; of token methods see `passes_on`.
         build: A function ``(subject, net, seed) -> explain`` of images in [0, 1]; the net is the subject's or a
             randomised copy of it.
         seeded: Whether it is learned anew for every training seed.
@@ -66,7 +69,7 @@ class Contender:
 
     name: str
     family: str
-    passes: Callable[[Subject], int]
+    passes: int
     build: Callable[[Subject, nn.Module, int], Explain]
     seeded: bool = False
     variant: str | None = None
@@ -75,6 +78,10 @@ class Contender:
     seconds: Callable[[Subject, int], float | None] = lambda subject, seed: None
     fits: Callable[[Subject], bool] = lambda subject: True
     composite: str | None = None
+
+    def passes_on(self, subject: Subject) -> int:
+        """Returns the number of passes per image on a net: over tokens it depends on how many there are."""
+        return subject.hand_made[self.name].passes if self.family == TOKEN else self.passes
 
 
 def every_contender(settings: Settings, rules: Sequence[Path] = (), *, own_net: bool = False) -> list[Contender]:
@@ -91,7 +98,7 @@ def every_contender(settings: Settings, rules: Sequence[Path] = (), *, own_net: 
     """
     found = [_hand_made(one) for one in HAND_MADE.values()]
     found += map(_over_tokens, TOKEN_METHODS) if own_net else [_searched(settings, grid) for grid in GRIDS]
-    found.append(Contender(TRUTH, CONTROL, lambda subject: 0, _no_build))
+    found.append(Contender(TRUTH, CONTROL, 0, _no_build))
     for name, options in settings.variants.items():
         found += _variant(name, options)
     found += _adaptive(settings)
@@ -124,7 +131,7 @@ def _hand_made(method: HandMade) -> Contender:
     def build(subject: Subject, net: nn.Module, seed: int) -> Explain:
         return method.build(subject.on_pixels(net), subject.example)
 
-    return Contender(method.name, method.family, lambda subject: method.passes, build, options=method.options)
+    return Contender(method.name, method.family, method.passes, build, options=method.options)
 
 
 def _over_tokens(name: str) -> Contender:
@@ -133,10 +140,7 @@ def _over_tokens(name: str) -> Contender:
     def build(subject: Subject, net: nn.Module, seed: int) -> Explain:
         return subject.hand_made[name].build(subject.on_pixels(net), subject.example)
 
-    def passes(subject: Subject) -> int:
-        return subject.hand_made[name].passes
-
-    return Contender(name, "token", passes, build, fits=lambda subject: name in subject.hand_made)
+    return Contender(name, TOKEN, 0, build, fits=lambda subject: name in subject.hand_made)
 
 
 def _searched(settings: Settings, grid: Grid) -> Contender:
@@ -146,7 +150,7 @@ def _searched(settings: Settings, grid: Grid) -> Contender:
         return subject.searched(grid).best.setting.lrp()(subject.on_pixels(net), subject.example)
 
     return Contender(
-        grid.name, "lrp", lambda subject: ONE_PASS, build,
+        grid.name, "lrp", ONE_PASS, build,
         options=json.dumps(settings.search_options(grid), default=repr),
         seconds=lambda subject, seed: subject.searched(grid).seconds,
     )  # fmt: skip
@@ -154,10 +158,7 @@ def _searched(settings: Settings, grid: Grid) -> Contender:
 
 def _variant(name: str, options: Mapping[str, Any]) -> list[Contender]:
     """Returns the untrained start of a variant, and what it learns."""
-    number = _passes(options)
-
-    def passes(subject: Subject) -> int:
-        return number
+    passes = _passes(options)
 
     def untrained(subject: Subject, net: nn.Module, seed: int) -> Explain:
         return _by_rules(subject, net, subject.untrained(name))
@@ -204,12 +205,12 @@ def _adaptive(settings: Settings) -> list[Contender]:
     def per_sample(subject: Subject, net: nn.Module, seed: int) -> Explain:
         return _by_learning(subject, LearnedPropagation(net), settings.sample_steps, seed)
 
-    number = ONE_PASS + STEP_PASSES * settings.sample_steps
+    passes = ONE_PASS + STEP_PASSES * settings.sample_steps
     found = [
         Contender(
             PER_SAMPLE,
             LEARNED,
-            lambda subject: number,
+            passes,
             per_sample,
             seeded=True,
             options=f"{settings.sample_steps} steps",
@@ -227,7 +228,7 @@ def _adaptive(settings: Settings) -> list[Contender]:
     refining = Contender(
         REFINED,
         LEARNED,
-        lambda subject: refining_passes,
+        refining_passes,
         refined,
         seeded=True,
         variant=first,
@@ -251,7 +252,7 @@ def _given(path: Path) -> Contender:
     return Contender(
         given_name(path),
         LEARNED,
-        lambda subject: _passes_of(rules.composite_name, rules.contrast),
+        _passes_of(rules.composite_name, rules.contrast),
         lambda subject, net, seed: _by_rules(subject, net, load(subject)),
         options=hashlib.sha256(path.read_bytes()).hexdigest(),
         rules=lambda subject, seed: load(subject),

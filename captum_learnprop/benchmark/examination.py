@@ -59,8 +59,7 @@ class Examination:
 
     def __init__(self, subject: Subject, family: str, wanted: Sequence[str]) -> None:
         self.subject, self.family = subject, family
-        judged = JUDGED not in wanted or bool(subject.judges)
-        self.wanted = [name for name in wanted if name != JUDGED or judged]
+        self.wanted = wanted_of(subject, wanted)
 
     @cached_property
     def tuning(self) -> Questions:
@@ -84,8 +83,8 @@ class Examination:
         named = asked > 0 if self.subject.output == "sigmoid" else asked == outputs.amax(1)
         return named.double().mean().item()
 
-    def cell(self, contender: Contender, seed: int) -> Cell | None:
-        """Returns the cell of a method, from its file or computed; None for rules of another net.
+    def cell(self, contender: Contender, seed: int) -> Cell:
+        """Returns the cell of a method that fits the net, from its file or computed.
 
         A method that cannot explain the net leaves a cell with the error. Scores that are in the file are not
         computed again.
@@ -95,8 +94,6 @@ class Examination:
             LearnpropError: The file is damaged.
         """
         subject = self.subject
-        if not contender.fits(subject):
-            return None
         path = cell_path(subject.out, subject.name, self.family, contender, seed)
         settings = {
             **settings_of(subject.settings, contender, subject.side),
@@ -112,7 +109,7 @@ class Examination:
         if kept is not None and not wanted:
             return kept
         found = empty_cell(subject.name, self.family, contender, seed)
-        found |= {"settings": settings, "passes": contender.passes(subject)}
+        found |= {"settings": settings, "passes": contender.passes_on(subject)}
         try:
             found |= self.measured(contender, seed, wanted)
             if kept is not None and kept["treatment"] != found["treatment"]:  # scores of other maps
@@ -208,6 +205,12 @@ class Examination:
         values = torch.full((len(maps),), torch.nan, dtype=torch.float64)
         values[first] = torch.stack(similar).nanmean(0)
         return values
+
+
+def wanted_of(subject: Subject, names: Sequence[str]) -> list[str]:
+    """Returns the scores among names that a net can have: without other nets nothing is judged by them."""
+    judged = JUDGED not in names or bool(subject.judges)
+    return [name for name in names if name != JUDGED or judged]
 
 
 def treatment_of(rules: RuleSet, side: int = SIZE) -> Treatment:

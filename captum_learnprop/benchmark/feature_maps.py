@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,12 @@ from captum_learnprop.errors import LearnpropError
 _ASPECT = 1.5
 """How much a feature map may be wider or narrower than the image; tokens or channels in the place of an axis are."""
 
+_REPEATING = ("Pool", "Pad")
+"""In the names of autograd nodes whose outputs repeat what they get."""
+
+_TOKEN_OUTPUTS = 3
+"""Outputs of modules over tokens that make a transformer; a head that pools by attention has fewer."""
+
 
 @dataclass(frozen=True)
 class FeatureMap:
@@ -24,14 +32,16 @@ class FeatureMap:
         name: Path of the module in the model.
         call: Which of the module's calls it is, from 0; some nets use one activation again and again.
         size: Rows and columns.
+        channels_last: Whether its shape is ``(B, rows, columns, K)``, as in Swin transformers.
     """
 
     name: str
     call: int
     size: tuple[int, int]
+    channels_last: bool = False
 
     def gradient(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the feature map and the gradient of the targets' outputs in it, both ``(B, K, h, w)``.
+        """Returns the feature map and the gradient of the targets' outputs in it, both ``(B, K, rows, columns)``.
 
         Args:
             model: The model it was found in; it comes back untouched.
@@ -56,15 +66,16 @@ class FeatureMap:
                 gradient = torch.autograd.grad(output, kept[0])[0]
         finally:
             handle.remove()
-        return kept[0].detach(), gradient
+        found = (kept[0].detach(), gradient)
+        return (found[0].movedim(3, 1), found[1].movedim(3, 1)) if self.channels_last else found
 
 
 def feature_maps(model: nn.Module, example: Tensor) -> tuple[FeatureMap, ...]:
-    """Returns the last feature map of each resolution, from fine to coarse.
+    """Returns the last feature map of each resolution, from fine to coarse; a resolution is half the one before.
 
-    It is an output ``(1, K, h, w)`` of a module, more than one position large, that nothing gets past: branches and
-    shortcuts have joined. Results of pools are none: they repeat what is before them. Where the net looks at tokens
-    afterwards, as transformers do, what precedes them is none either.
+    A feature map is an output ``(1, K, h, w)`` or ``(1, h, w, K)`` of a module, more than one position large, that
+    nothing gets past: branches and shortcuts have joined. Results of pools and padding are none: they repeat what is
+    before them. What transformers make before they turn to tokens is none either.
 
     Args:
         model: The net, in evaluation mode; it comes back untouched.
@@ -77,17 +88,22 @@ def feature_maps(model: nn.Module, example: Tensor) -> tuple[FeatureMap, ...]:
     trace = _Trace()
     with torch.enable_grad(), _watched(model, trace):
         output = model(image)
-    last: dict[tuple[int, int], FeatureMap] = {}
-    for made in reversed(_before_tokens(trace.made)):
-        rows, columns = made.output_shape[2:]
-        if (rows, columns) not in last and _is_feature_map(made, image) and _everything_passes(made, output, image):
-            last[rows, columns] = FeatureMap(made.name, made.call, (rows, columns))
-    if not last:
+    last: dict[int, FeatureMap] = {}
+    latest = -1
+    for index in reversed(range(len(trace.made))):
+        found = _feature_map(trace.made[index], image)
+        if found is None:
+            continue
+        halvings = round(0.5 * math.log2(image.shape[2] * image.shape[3] / (found.size[0] * found.size[1])))
+        if halvings not in last and _everything_passes(trace.made[index], output, image):
+            last[halvings] = found
+            latest = max(latest, index)
+    if not last or _are_blocks_of_tokens(trace.made[latest + 1 :]):
         raise LearnpropError(
-            f"{type(model).__name__} has no feature map (B, K, rows, columns) that all of the output comes from; "
-            "of a transformer, use the methods for tokens"
+            "the net has no feature map (B, K, rows, columns) behind which it makes its decision; of a transformer, "
+            "use the methods over tokens"
         )
-    return tuple(sorted(last.values(), key=lambda one: -one.size[0] * one.size[1]))
+    return tuple(last[halvings] for halvings in sorted(last))
 
 
 @dataclass(frozen=True)
@@ -96,7 +112,7 @@ class _Made:
 
     name: str
     call: int
-    output_shape: tuple[int, ...]
+    shape: tuple[int, ...]
     node: Any
 
 
@@ -108,7 +124,7 @@ class _Trace:
     calls: dict[str, int] = field(default_factory=dict)
     known: set[Any] = field(default_factory=set)
 
-    def note(self, name: str, output: Any) -> None:
+    def note(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         call = self.calls[name] = self.calls.get(name, -1) + 1
         if isinstance(output, Tensor) and output.grad_fn is not None and output.grad_fn not in self.known:
             self.known.add(output.grad_fn)
@@ -117,37 +133,35 @@ class _Trace:
 
 @contextmanager
 def _watched(model: nn.Module, trace: _Trace) -> Iterator[None]:
-    handles = []
+    inner = [(name, module) for name, module in model.named_modules() if name]
+    handles = [module.register_forward_hook(partial(trace.note, name)) for name, module in inner]
     try:
-        for name, module in model.named_modules():
-            if name:
-                hook = lambda module, args, output, name=name: trace.note(name, output)  # noqa: E731
-                handles.append(module.register_forward_hook(hook))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _before_tokens(made: Sequence[_Made]) -> list[_Made]:
-    """Returns the outputs ``(1, K, h, w)`` of which the last is not followed by blocks that work on tokens.
+def _feature_map(made: _Made, image: Tensor) -> FeatureMap | None:
+    """Returns the output as a feature map if its shape is one."""
+    if len(made.shape) != 4 or any(kind in made.node.name() for kind in _REPEATING):
+        return None
+    for size, channels_last in ((made.shape[2:], False), (made.shape[1:3], True)):
+        if _is_like_the_image(size, image):
+            return FeatureMap(made.name, made.call, (size[0], size[1]), channels_last)
+    return None
 
-    A head may have tokens of its own: what counts are modules that keep their number, as blocks of transformers do.
-    """
-    maps = [index for index, one in enumerate(made) if len(one.output_shape) == 4]
-    after = made[maps[-1] + 1 :] if maps else []
-    tokens = [one.output_shape for one in after if len(one.output_shape) == 3 and min(one.output_shape[1:]) > 1]
-    return [] if len(tokens) > 2 and len(set(tokens)) < len(tokens) else [made[index] for index in maps]
 
-
-def _is_feature_map(made: _Made, image: Tensor) -> bool:
-    rows, columns = made.output_shape[2:]
-    if rows * columns == 1 or rows > image.shape[2] or columns > image.shape[3] or "Pool" in made.node.name():
+def _is_like_the_image(size: Sequence[int], image: Tensor) -> bool:
+    """Whether rows and columns are more than one position, and as wide as the image is."""
+    rows, columns = size
+    height, width = image.shape[2:]
+    if rows * columns == 1 or rows > height or columns > width:
         return False
-    # An axis of a few positions is rounded, so that half a position either way is allowed.
-    wide = (columns + 0.5) * image.shape[2] / ((rows - 0.5) * image.shape[3])
-    narrow = (columns - 0.5) * image.shape[2] / ((rows + 0.5) * image.shape[3])
-    return wide > 1 / _ASPECT and narrow < _ASPECT
+    # Few positions are rounded a lot: half a position either way is allowed.
+    widest = (columns + 0.5) / (rows - 0.5) * height / width
+    narrowest = (columns - 0.5) / (rows + 0.5) * height / width
+    return widest > 1 / _ASPECT and narrowest < _ASPECT
 
 
 def _everything_passes(made: _Made, output: Tensor, image: Tensor) -> bool:
@@ -162,3 +176,9 @@ def _everything_passes(made: _Made, output: Tensor, image: Tensor) -> bool:
         seen.add(node)
         todo.extend(parent for parent, _ in node.next_functions)
     return True
+
+
+def _are_blocks_of_tokens(made: Sequence[_Made]) -> bool:
+    """Whether modules go on over tokens ``(1, N, D)``, several of the same shape."""
+    tokens = [one.shape for one in made if len(one.shape) == 3 and min(one.shape[1:]) > 1]
+    return len(tokens) >= _TOKEN_OUTPUTS and len(set(tokens)) < len(tokens)

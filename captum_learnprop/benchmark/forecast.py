@@ -196,7 +196,7 @@ def cell_work(
     judges = len(subject.judges) if JUDGED in scores else 0
     road = any(score(name).metric.name == ROAD for name in scores)
     return CellWork(
-        passes=contender.passes(subject) * _slower(contender),
+        passes=contender.passes_on(subject) * _slower(contender),
         explanations=questions + settings.tuning_questions + again,
         scoring_passes=questions * sum(_passes_of_score(name, judges) for name in scores),
         training_passes=0.0 if training is None else training.passes((images - held_out) * each, held_out * each),

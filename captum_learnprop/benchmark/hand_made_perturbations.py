@@ -81,7 +81,7 @@ def rise(model: nn.Module, example: Tensor) -> Explain:
         sums = images.new_zeros(len(images), images.shape[-2] * images.shape[-1])
         total = sums.new_zeros(1, sums.shape[1])
         for masks in _rise_masks(images, at_once):
-            masked = (GREY + masks[:, None] * (images - GREY)).flatten(0, 1)
+            masked = (GREY + masks[:, None, None] * (images - GREY)).flatten(0, 1)
             output = model(masked).gather(1, targets.repeat(len(masks))[:, None]).reshape(len(masks), len(images))
             sums += output.T @ masks.flatten(1)
             total += masks.flatten(1).sum(0)

@@ -68,6 +68,7 @@ def token_method(chosen: TokenMethod) -> Build:
     """
 
     def build(model: nn.Module, example: Tensor) -> Explain:
+        anatomy_of(model, (example,))  # which says why, where the net is no transformer
         method = chosen.kind(model)
 
         def attribute(images: Tensor, targets: Tensor) -> Tensor:
@@ -77,6 +78,6 @@ def token_method(chosen: TokenMethod) -> Build:
             )
             return found
 
-        return tried(attribute, example)
+        return attribute if chosen.in_batches else tried(attribute, example)
 
     return build

@@ -39,7 +39,8 @@ class OwnNet(Subject):
         seen_among: Scenes are asked about whose classes are among this many highest ones; 0 for all scenes.
 
     Raises:
-        LearnpropError: A class of the scenes is none of the net's, or the net is no classifier of such images.
+        LearnpropError: A class of the scenes is none of the net's, it sees no scene, or it is no classifier of such
+            images; or a file of the scenes cannot be used.
     """
 
     output = "softmax"
@@ -68,6 +69,9 @@ class OwnNet(Subject):
                 f"{candidate.classes - 1}: give labels that are its classes"
             )
         self.targets_per_image = min(source.questions_per_scene, candidate.classes)
+        # What is wrong with the scenes shows now, and not after hours of work.
+        source.check(self.side)
+        self._questions = {split: self._asked(split) for split in ("validation", "test")}
 
     def on_pixels(self, net: nn.Module) -> nn.Module:
         """Returns a module like `net` with the candidate's normalisation before it."""
@@ -95,11 +99,10 @@ class OwnNet(Subject):
         return self._drawn(self.settings.training_scenes, "train").images
 
     def questions(self, family: str, split: str) -> Questions:
-        """Returns what is asked about scenes of a split whose classes the net sees.
+        """Returns what is asked about scenes of a split whose classes the net sees."""
+        return self._questions[split]
 
-        Raises:
-            LearnpropError: It sees none of them.
-        """
+    def _asked(self, split: str) -> Questions:
         number = self.settings.questions if split == "test" else self.settings.tuning_questions
         return self._seen(math.ceil(number / self.source.questions_per_scene), split).questions()
 

@@ -29,6 +29,7 @@ from captum_learnprop.benchmark.examination import Examination
 from captum_learnprop.benchmark.identity import SettingsError, file_stem, require_same
 from captum_learnprop.benchmark.nets import TRAINING_FAMILY, ReferenceSubject, Subject
 from captum_learnprop.benchmark.own_net import SEEN_AMONG, OwnNet
+from captum_learnprop.benchmark.plan import Place
 from captum_learnprop.benchmark.scorecard import scores_of
 from captum_learnprop.benchmark.settings import Settings, default_variants
 from captum_learnprop.benchmark.summary import NOT_RUN
@@ -164,24 +165,35 @@ def run(suite: Suite, out: Path, *, progress: Callable[[int, int, str], None] | 
     """
     report = progress or (lambda done, total, text: None)
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
-    methods = contenders(suite)
-    plan = list(_plan(suite, methods))
+    everything = places(suite, out)
     cells: list[Cell] = []
-    total = sum(len(methods_and_seeds) for *_, methods_and_seeds in plan)
-    for architecture, task, families, rows in _by_net(plan):
-        subject = suite.subject(architecture, task, out)
-        for family in families:
-            examination = Examination(subject, family, suite.scores_of(subject.kind(family)))
-            for contender, seed in rows:
-                where = f"{architecture}, {family}: {contender.name}" + (f", seed {seed}" if contender.seeded else "")
-                subject.progress = partial(_report_part, report, len(cells), total, where)
-                report(len(cells), total, where)
-                cell = examination.cell(contender, seed)
-                if cell is not None:
-                    cells.append(cell)
+    total = sum(len(place.rows) for place in everything)
+    for place in everything:
+        subject, family = place.subject, place.family
+        examination = Examination(subject, family, place.scores)
+        for contender, seed in place.rows:
+            where = f"{subject.name}, {family}: {contender.name}" + (f", seed {seed}" if contender.seeded else "")
+            subject.progress = partial(_report_part, report, len(cells), total, where)
+            report(len(cells), total, where)
+            cells.append(examination.cell(contender, seed))
     report(len(cells), total, "done")
     _require_given(suite, cells)
     return cells
+
+
+def places(suite: Suite, out: Path) -> list[Place]:
+    """Returns what a suite has to do, net by net and scenes by scenes.
+
+    Args:
+        suite: What is compared.
+        out: Folder of the benchmark.
+    """
+    found: list[Place] = []
+    for name, group, families, rows in _by_net(list(_plan(suite, contenders(suite)))):
+        subject = suite.subject(name, group, out)
+        fitting = [(contender, seed) for contender, seed in rows if contender.fits(subject)]
+        found += [Place(subject, family, fitting, suite.scores_of(subject.kind(family))) for family in families]
+    return found
 
 
 def _report_part(report: Callable[[int, int, str], None], done: int, total: int, where: str, part: str) -> None:

@@ -20,7 +20,7 @@ from captum_learnprop.forward import output_of
 from captum_learnprop.images import UnreadableImageError, find_images, read_image
 from captum_learnprop.plot import alignment_curves, save_figure
 from captum_learnprop.scenes.scenes import make_scenes
-from zennit_rules import RuleSet
+from zennit_rules import RuleSet, ready_rules
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,9 @@ def _rule(name: str, model: nn.Module, images: Tensor) -> BackwardRule:
     """A rule by its name, or the trained rules in a file."""
     if name in KNOWN:
         return backward_rule(name, model, images)
-    if not Path(name).is_file():
+    if not Path(name).is_file() and name not in ready_rules():
+        known = (*KNOWN, *ready_rules())
         raise LearnpropError(
-            f"--rules {name!r} is neither a file nor one of {', '.join(KNOWN)}{did_you_mean(name, KNOWN)}"
+            f"--rules {name!r} is neither a file nor one of {', '.join(known)}{did_you_mean(name, known)}"
         )
     return backward_rule(RuleSet.load(name, model), model, images, Path(name).stem)

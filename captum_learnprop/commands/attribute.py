@@ -12,7 +12,6 @@ from captum_learnprop.commands._mistakes import users_mistakes
 from captum_learnprop.commands._one_of import OneOf
 from captum_learnprop.commands._one_process import one_process
 from captum_learnprop.commands._options import (
-    FILE,
     PATH,
     POSITIVE,
     checkpoint_option,
@@ -80,7 +79,10 @@ class _Target(click.ParamType):
     help="Option of the method or of its `attribute`, e.g. areas=0.05, multiply_by_inputs=true, variant=dual. "
     "May be repeated.",
 )
-@click.option("--rules", type=FILE, help="Trained rule set, for every gradient-based method.")
+@click.option(
+    "--rules", type=PATH, metavar="FILE|NAME",
+    help="Trained rule set, for every gradient-based method: a file, or one that ships, e.g. efficientnet_lite0/lrp.",
+)  # fmt: skip
 @click.option("--steps", type=POSITIVE, help="Steps of the method, if it takes some.")
 @click.option("--images", required=True, type=PATH, help="Folder of images, or one image.")
 @recursive_option

@@ -1,4 +1,7 @@
-"""Scenes with exact ground truth, made offline from a seed, and small trained nets that know their classes."""
+"""Scenes with exact ground truth, made offline from a seed, and small trained nets for those that are drawn.
+
+Drawn scenes (`make_scenes`) need nothing; scenes of photographs are made of files that the user gives.
+"""
 
 from captum_learnprop.errors import LearnpropError as LearnpropError
 from captum_learnprop.scenes import digits_net, reference_nets

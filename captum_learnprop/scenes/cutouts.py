@@ -132,6 +132,7 @@ class CutoutSource:
                 assert photograph is not None
                 image = cut_piece(photograph, size, plan.piece)
                 masks = self._paste(image, [pictures[each.id] for each in plan.files], plan)
+                _check_visible(masks, plan)
                 pixels = torch.from_numpy(np.rint(image.clip(0, 255))).permute(2, 0, 1) / 255
                 scenes.images[plan.index] = pixels
                 scenes.masks[plan.index] = torch.from_numpy(masks)
@@ -143,11 +144,11 @@ class CutoutSource:
         Raises:
             LearnpropError: As of `draw`.
         """
-        for region in self._regions(size)[0]["train"]:
-            read_region(region, size)
+        self._regions(size)
+        for image in find_backgrounds(self.backgrounds):
+            read_region(Region(image), size)
         for each in self._files:
             _read_object(each, self._sizes[1] * size)
-        _ = self._shares
 
     def caveats(self, size: int) -> tuple[str, ...]:
         """Returns what splits share, in sentences; nothing where they share nothing."""
@@ -320,6 +321,15 @@ def _fairest(layers: Sequence[Pixels], places: Iterable[list[Box]], size: int) -
         if min(kept) >= FAIR_SHARE:
             break
     return best[1], best[2]
+
+
+def _check_visible(masks: Mask, plan: _Plan) -> None:
+    for mask, each in zip(masks, plan.files, strict=True):
+        if not mask.any():
+            raise LearnpropError(
+                f"nothing of {printable(each.id)} is left in a scene of {masks.shape[1]} pixels: it is too thin; "
+                "draw larger scenes or objects, or take it out of the table"
+            )
 
 
 def _empty_scenes(plans: Sequence[_Plan], size: int, classes: int) -> Scenes:

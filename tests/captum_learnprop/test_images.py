@@ -23,7 +23,10 @@ from captum_learnprop.images import (
     UnreadableImageError,
     find_images,
     folder_labels,
+    image_size,
+    read_cutout,
     read_image,
+    read_mask,
 )
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -151,6 +154,69 @@ class TestReadImage:
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(UnreadableImageError, match=r"gone\.png"):
             read_image(tmp_path / "gone.png")
+
+
+class TestReadCutout:
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+    def test_keeps_what_the_alpha_channel_says(self, tmp_path: Path, mode: str) -> None:
+        image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+        image.putpixel((1, 0), (255, 255, 255, 255))
+        image.convert(mode).save(tmp_path / ("a.tif" if mode == "PA" else "a.png"))
+        read = read_cutout(next(tmp_path.iterdir()))
+        assert read.mode == "RGBA"
+        assert np.asarray(read)[0, :, 3].tolist() == [0, 255]
+        assert read.getpixel((1, 0)) == (255, 255, 255, 255)
+
+    def test_a_transparent_colour(self, tmp_path: Path) -> None:
+        image = Image.new("P", (2, 1))
+        image.putpalette([*RED, *BLUE])
+        image.putpixel((1, 0), 1)
+        image.save(tmp_path / "a.png", transparency=0)
+        assert np.asarray(read_cutout(tmp_path / "a.png"))[0].tolist() == [[*RED, 0], [*BLUE, 255]]
+
+    def test_no_alpha_channel(self, tmp_path: Path) -> None:
+        Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+        with pytest.raises(LearnpropError, match=r"a\.png has no alpha channel: save it"):
+            read_cutout(tmp_path / "a.png")
+
+
+class TestReadMask:
+    @pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "RGB"])
+    def test_is_what_is_not_zero(self, tmp_path: Path, mode: str) -> None:
+        image = Image.new("I;16" if mode == "I;16" else "L", (3, 1))
+        image.putpixel((1, 0), 1 if mode in ("L", "I;16") else 255)
+        image.convert(mode).save(tmp_path / "a.png")
+        assert np.asarray(read_mask(tmp_path / "a.png")).tolist() == [[0, 255, 0]]
+
+    def test_the_number_of_a_palette_counts(self, tmp_path: Path) -> None:
+        image = Image.new("P", (2, 1))
+        image.putpalette([*RED, 0, 0, 0])  # number 1 is black
+        image.putpixel((1, 0), 1)
+        image.save(tmp_path / "a.png")
+        assert np.asarray(read_mask(tmp_path / "a.png")).tolist() == [[0, 255]]
+
+    def test_transparent_is_outside(self, tmp_path: Path) -> None:
+        image = Image.new("RGBA", (3, 1), (255, 255, 255, 0))
+        image.putpixel((1, 0), (255, 255, 255, 255))
+        image.putpixel((2, 0), (0, 0, 0, 255))
+        for mode in ("RGBA", "LA"):
+            image.convert(mode).save(tmp_path / "a.png")
+            assert np.asarray(read_mask(tmp_path / "a.png")).tolist() == [[0, 255, 0]]
+
+
+class TestImageSize:
+    def test_is_that_of_the_upright_image(self, tmp_path: Path) -> None:
+        image = Image.new("RGB", (4, 3))
+        exif = image.getexif()
+        for orientation, size in ((1, (4, 3)), (3, (4, 3)), (6, (3, 4)), (8, (3, 4))):
+            exif[0x0112] = orientation
+            image.save(tmp_path / "a.jpg", exif=exif)
+            assert image_size(tmp_path / "a.jpg") == size == read_image(tmp_path / "a.jpg").size
+
+    def test_a_file_that_is_no_image(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_text("no")
+        with pytest.raises(UnreadableImageError, match="cannot identify"):
+            image_size(tmp_path / "a.png")
 
 
 class TestPreprocessing:

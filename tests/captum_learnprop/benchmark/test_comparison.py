@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_learnprop.benchmark.comparison import (
-    SIGMAS,
+    SMOOTHINGS,
     TREATMENTS,
     Method,
     Result,
@@ -29,7 +29,7 @@ from captum_learnprop.scenes.scenes import make_scenes
 
 
 def test_every_sign_with_every_smoothing() -> None:
-    assert len(TREATMENTS) == len(SIGNS) * len(SIGMAS) == len(set(TREATMENTS))
+    assert len(TREATMENTS) == len(SIGNS) * len(SMOOTHINGS) == len(set(TREATMENTS))
     assert {treatment.sigma for treatment in TREATMENTS} == {0.0, 1.0, 2.0, 3.0, 4.0}
     assert [treatment.sign for treatment in treatments_at(1.6)] == list(SIGNS)
     assert {treatment.sigma for treatment in treatments_at(1.6)} == {1.6}

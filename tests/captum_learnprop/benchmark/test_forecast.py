@@ -40,7 +40,7 @@ TIMES = PassTimes(forward=0.1, both=0.3, choosing=0.02, imputing=0.05)
 
 
 def contender(name: str, family: str, passes: int) -> Contender:
-    return Contender(name, family, lambda subject: passes, _no_build)
+    return Contender(name, family, passes, _no_build)
 
 
 def subject(questions: int, tuning_questions: int, training_scenes: int = 20, judges: int = 2) -> Subject:

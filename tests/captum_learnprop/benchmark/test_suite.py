@@ -37,6 +37,7 @@ from captum_learnprop.scenes.scenes import make_scenes
 from zennit_rules import RuleError, RuleSet
 
 SHIPPED = reference_nets.load
+EXAMPLE = torch.full((1, 3, 64, 64), 0.5)
 
 
 class Tiny(nn.Module):
@@ -118,7 +119,7 @@ def test_scores_are_those_of_the_metrics_and_treatments_those_of_the_tuning_spli
     whole: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     model = tiny("vgg", "digits")
-    explain = hand_made.hand_made("saliency").build(model)
+    explain = hand_made.hand_made("saliency").build(model, EXAMPLE)
     tuning = make_scenes("pairs", 2, split="validation").questions()
     test = make_scenes("pairs", 2, split="test").questions()
     treatment = best_treatment(explain(tuning.images, tuning.targets), tuning.masks)
@@ -159,7 +160,7 @@ def test_removal_curves_have_the_fill_of_their_name_and_randomisation_is_that_of
     images, targets = questions.images, questions.targets
 
     def explain(net: nn.Module, inputs: Tensor, asked: Tensor) -> Tensor:
-        return treatment(hand_made.hand_made("saliency").build(net)(inputs, asked))
+        return treatment(hand_made.hand_made("saliency").build(net, EXAMPLE)(inputs, asked))
 
     arguments = (model, images, explain(model, images, targets), targets)
     curve = {"steps": STEPS, "output": "sigmoid"}
@@ -329,7 +330,7 @@ def test_a_training_seed_that_fails_leaves_the_others(tmp_path: Path, monkeypatc
 
 
 def test_a_method_that_cannot_run_says_why_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(model: nn.Module) -> hand_made.Explain:
+    def refuse(model: nn.Module, example: Tensor) -> hand_made.Explain:
         raise hand_made.LearnpropError("there is no feature map")
 
     suite = replace(SUITE, methods=("saliency", "random"))
@@ -398,7 +399,7 @@ def test_given_rules_of_one_name_or_that_fail_are_not_hidden(
     with pytest.raises(LearnpropError, match="'a b, untrained' and 'A-B, untrained' would have the same file names"):
         replace(SUITE, variants={"a b": {}, "A-B": {}}, methods=())
 
-    def fails(net: nn.Module, rules: RuleSet) -> hand_made.Explain:
+    def fails(subject: Subject, net: nn.Module, rules: RuleSet) -> hand_made.Explain:
         raise RuleError("site 'relu' is not what it was")
 
     suite = replace(SUITE, methods=("random",), rules=(path,))
@@ -518,7 +519,9 @@ def test_a_gamma_grid_has_the_examples_and_the_budget_of_the_training(grid: Grid
     again = gamma_grid.search(subject.model, grid, examples, budget=budget)
     assert [one.score for one in again.trace] == pytest.approx([one.score for one in found.trace], abs=1e-6)
     questions = subject.questions("pairs", "test")
-    maps = Treatment(**cell["treatment"])(found.best.setting.lrp()(subject.model)(questions.images, questions.targets))
+    maps = Treatment(**cell["treatment"])(
+        found.best.setting.lrp()(subject.model, EXAMPLE)(questions.images, questions.targets)
+    )
     assert cell["scores"]["average precision"] == pytest.approx(
         average_precision(maps, questions.masks).tolist(), abs=2e-6
     )
@@ -646,7 +649,7 @@ def test_other_nets_judge_by_insertion(tmp_path: Path) -> None:
     subject = ReferenceSubject(suite, "vgg", "digits", tmp_path)
     questions = subject.questions("pairs", "test")
     maps = Treatment(**cell["treatment"])(
-        hand_made.hand_made("centre prior").build(subject.model)(questions.images, questions.targets)
+        hand_made.hand_made("centre prior").build(subject.model, subject.example)(questions.images, questions.targets)
     )
     each = [
         insertion(

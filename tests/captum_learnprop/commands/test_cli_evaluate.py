@@ -21,7 +21,7 @@ from captum_learnprop.benchmark.cost_figure import cost_figure
 from captum_learnprop.benchmark.rule_families import RULE_FAMILIES
 from captum_learnprop.benchmark.summary import Row, summarise
 from captum_learnprop.cli import cli
-from captum_learnprop.commands import _compare_methods, evaluate
+from captum_learnprop.commands import _compare_methods, _suite_choices, evaluate
 from captum_learnprop.plugins import get_manager
 from captum_learnprop.scenes import reference_nets
 from captum_learnprop.scenes.scenes import FAMILIES
@@ -173,7 +173,11 @@ def test_a_given_rule_set_is_one_more_row(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("--model", "alexnet"), 2, "alexnet"),
+        (
+            ("--model", "alexnet"),
+            1,
+            "unknown model 'alexnet'; choose one of vgg, resnet, inception, FILE.py:FUNCTION, or",
+        ),
         (("--scenes", "dogs"), 2, "dogs"),
         (("--composite", "learned"), 2, "'learned' is not one of 'learned_gradient'"),
         (("--seeds", "0,x"), 2, "not a list of whole numbers such as 0,1,2"),
@@ -198,7 +202,7 @@ def test_rules_that_are_no_rules(tmp_path: Path) -> None:
 
 
 def test_names_of_nets_and_scenes_are_those_of_the_package() -> None:
-    assert tuple(reference_nets.ARCHITECTURES) == evaluate.MODELS
+    assert tuple(reference_nets.ARCHITECTURES) == _suite_choices.MODELS
     assert set(FAMILIES) == set(evaluate.SCENES)
     assert [family.composite for family in RULE_FAMILIES] == list(evaluate.COMPOSITES)
     assert all(family.composite in COMPOSITES for family in RULE_FAMILIES)

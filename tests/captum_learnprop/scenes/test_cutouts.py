@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from drawn_files import SIZE, draw_cutout, draw_folder, draw_photograph, write_table
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from captum_learnprop.errors import LearnpropError, SceneWarning
 from captum_learnprop.scenes import CutoutSource, Scenes, SceneSource, make_cutout_scenes
@@ -336,11 +336,19 @@ class TestErrors:
             path.unlink()
         self.says(three, "no backgrounds: no image in", "folder of photographs")
 
-    def test_an_unreadable_background(self, three: tuple[Path, Path, Path]) -> None:
-        (three[2] / "1.png").write_bytes((three[2] / "1.png").read_bytes()[:200])
+    @pytest.mark.parametrize("name", ["0.png", "1.png", "2.png"])
+    def test_an_unreadable_background(self, three: tuple[Path, Path, Path], name: str) -> None:
+        (three[2] / name).write_bytes((three[2] / name).read_bytes()[:200])
         source = CutoutSource(*three)
-        with pytest.raises(LearnpropError, match=r"cannot read image 1\.png"):
+        with pytest.raises(LearnpropError, match=f"cannot read image {name}"):
             source.check(SIZE)
+
+    def test_an_object_too_thin_for_the_scene(self, three: tuple[Path, Path, Path]) -> None:
+        image = Image.new("RGBA", (400, 400))
+        ImageDraw.Draw(image).ellipse((2, 2, 397, 397), outline=(1, 2, 3, 255), width=2)
+        image.save(three[0] / "00.png")
+        with pytest.raises(LearnpropError, match=r"nothing of 00\.png is left in a scene of 32 pixels.*larger scenes"):
+            CutoutSource(*three, objects=1).draw(30, split="train", size=32)
 
     @pytest.mark.parametrize(
         ("options", "words"),

@@ -1,4 +1,4 @@
-"""``learnprop demo``, reduced: what it prints, what it writes, and that learning moves the maps towards the truth."""
+"""``learnprop demo --digits``, reduced: what it prints and writes, and that learning moves maps towards the truth."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from captum_learnprop import files
 from captum_learnprop.benchmark.comparison import Method, Treatment, choose_treatment, measure, paired_difference
 from captum_learnprop.cli import cli
-from captum_learnprop.commands import _demonstration, demo
+from captum_learnprop.commands import _demonstration_digits, demo
 from captum_learnprop.commands._threads import threads
 from captum_learnprop.evaluation import deletion
 from captum_learnprop.scenes import digits_net, make_scenes
@@ -27,10 +27,10 @@ def reduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """One small run for all tests of its outcome."""
     out = tmp_path_factory.mktemp("demo") / "new" / "folder"
     patch = pytest.MonkeyPatch()
-    patch.setattr(_demonstration, "TRAINING_SCENES", 6)
-    patch.setattr(_demonstration, "VALIDATION_SCENES", 2)
-    patch.setattr(_demonstration, "DELETIONS", 24)
-    arguments = ["--out", str(out), "--scenes", "3", "--steps", "12", "--sample-steps", "2", "--threads", "1"]
+    patch.setattr(_demonstration_digits, "TRAINING_SCENES", 6)
+    patch.setattr(_demonstration_digits, "VALIDATION_SCENES", 2)
+    patch.setattr(_demonstration_digits, "DELETIONS", 24)
+    arguments = ["--digits", "--out", str(out), "--scenes", "3", "--steps", "12", "--sample-steps", "2"]
     result = CliRunner().invoke(demo.command, arguments, catch_exceptions=False)
     patch.undo()
     return result, out
@@ -65,7 +65,8 @@ def test_writes_four_whole_files(reduced: tuple[Result, Path]) -> None:
 def test_a_dozen_steps_already_beat_their_start(reduced: tuple[Result, Path]) -> None:
     scores = json.loads((reduced[1] / "results.json").read_text())["scores"]
     learned, start = (
-        torch.tensor(scores[name]["average precision"]) for name in (_demonstration.SHARED, _demonstration.UNTRAINED)
+        torch.tensor(scores[name]["average precision"])
+        for name in (_demonstration_digits.SHARED, _demonstration_digits.UNTRAINED)
     )
     assert learned.mean() > start.mean() + 0.02
 
@@ -77,11 +78,11 @@ def test_the_saved_rules_give_the_maps_of_the_table(reduced: tuple[Result, Path]
     out = reduced[1]
     document = json.loads((out / "results.json").read_text())
     questions = make_scenes("pairs", 3, split="test", seed=0).questions()
-    row = next(row for row in document["table"] if row["method"] == _demonstration.SHARED)
+    row = next(row for row in document["table"] if row["method"] == _demonstration_digits.SHARED)
     sign, sigma = row["treatment"].split(", sigma ")
     method = LearnedPropagation(digits_net.load(), rules=out / "rules.safetensors")
     maps = Treatment(sign, float(sigma))(method.attribute(questions.images, questions.targets))
-    expected = torch.tensor(document["scores"][_demonstration.SHARED]["average precision"], dtype=torch.float64)
+    expected = torch.tensor(document["scores"][_demonstration_digits.SHARED]["average precision"], dtype=torch.float64)
     torch.testing.assert_close(average_precision(maps, questions.masks), expected, atol=1e-4, rtol=0)
 
 
@@ -110,11 +111,11 @@ def test_measured_scores_of_the_truth_and_paired_differences() -> None:
 
 
 def test_wrong_options_end_with_usage(tmp_path: Path) -> None:
-    result = CliRunner().invoke(demo.command, ["--scenes", "0", "--out", str(tmp_path)])
+    result = CliRunner().invoke(demo.command, ["--digits", "--scenes", "0", "--out", str(tmp_path)])
     assert result.exit_code == 2
     file = tmp_path / "file"
     file.write_text("kept")
-    result = CliRunner().invoke(demo.command, ["--out", str(file)])
+    result = CliRunner().invoke(demo.command, ["--digits", "--out", str(file)])
     assert result.exit_code == 2
     assert file.read_text() == "kept"
 
@@ -138,14 +139,14 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files.os, "fsync", fsync)
-    monkeypatch.setattr(_demonstration, "learn", lambda *_: (SimpleNamespace(training={}, save=save), {}))
+    monkeypatch.setattr(_demonstration_digits, "learn", lambda *_: (SimpleNamespace(training={}, save=save), {}))
     for name in ("methods", "table"):
-        monkeypatch.setattr(_demonstration, name, lambda *_: [])
+        monkeypatch.setattr(_demonstration_digits, name, lambda *_: [])
     for name in ("format_table", "summary"):
-        monkeypatch.setattr(_demonstration, name, lambda *_: "")
+        monkeypatch.setattr(_demonstration_digits, name, lambda *_: "")
     for name in ("draw", "write_csv", "write_json"):
-        monkeypatch.setattr(_demonstration, name, lambda *given: files.write_text(given[-1], "whole"))
-    result = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path / "out"), "--scenes", "1"])
+        monkeypatch.setattr(_demonstration_digits, name, lambda *given: files.write_text(given[-1], "whole"))
+    result = CliRunner().invoke(cli, ["demo", "--digits", "--out", str(tmp_path / "out"), "--scenes", "1"])
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: cannot write {tmp_path / 'out' / names[taken]}: ")
     assert "No space left on device; make room, or name another --out, and run again" in result.stderr
@@ -155,13 +156,13 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    result = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(cli, ["demo", "--digits", "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert "demo is one of 2 processes (WORLD_SIZE=2)" in result.stderr
 
 
 def test_a_place_that_cannot_be_written_to_is_told_first(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
-    result = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path / "a" / "b")])
+    result = CliRunner().invoke(cli, ["demo", "--digits", "--out", str(tmp_path / "a" / "b")])
     assert result.exit_code == 1
     assert "is a file; name a folder" in result.stderr

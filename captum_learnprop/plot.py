@@ -236,7 +236,9 @@ def cost_quality(
     colours = {group: GROUP_COLOURS[index % len(GROUP_COLOURS)] for index, group in enumerate(groups)}
     most = max(sum(point.labelled for point in panel) for panel in panels.values())
     height = max(5.0, _LABEL_INCHES * most + 1.6)
-    figure = NotebookFigure(figsize=(4.4 * max(len(panels), 1.5), height), layout="constrained")
+    longest = max(len(point.name) for point in points if point.labelled) if most else 0
+    width = max(4.4, 2.6 + _LETTER_INCHES * longest) * max(len(panels), 1.5)
+    figure = NotebookFigure(figsize=(width, height), layout="constrained")
     row = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     row[0].set_ylim(_limits([point for point in points if point.labelled] or points))
     for axes, (name, panel) in zip(row, panels.items(), strict=True):
@@ -246,7 +248,7 @@ def cost_quality(
     row[0].set_ylabel(quality)
     figure.supxlabel(cost, fontsize=10)
     if title is not None:
-        figure.suptitle(textwrap.fill(title, 60 * max(len(panels), 1)), fontsize=12)
+        figure.suptitle(textwrap.fill(title, int(11 * width)), fontsize=12)
     return figure
 
 
@@ -259,6 +261,9 @@ def _limits(points: Sequence[CostQuality]) -> tuple[float, float]:
 
 _LABEL_INCHES = 0.17
 """Height of a label's line in `cost_quality`, in inches."""
+
+_LETTER_INCHES = 0.075
+"""Width of a letter of a bold label there."""
 
 _BACKGROUND_COLOUR = "#b4b4b4"
 

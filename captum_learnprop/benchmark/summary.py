@@ -283,7 +283,7 @@ def differences(rows: Sequence[Row]) -> list[Difference]:
             for name in row.samples:
                 other = _reference(reference, room, name, row)
                 if other is not None:
-                    found.append(_difference(row, other, reference, name))
+                    found.append(difference(row, other, reference, name))
     return found
 
 
@@ -305,7 +305,15 @@ def _reference(reference: str, room: Sequence[Row], name: str, learned: Row) -> 
     return choose(known, key=lambda row: row.estimates[name].mean, default=None)
 
 
-def _difference(row: Row, other: Row, reference: str, name: str) -> Difference:
+def difference(row: Row, other: Row, reference: str, name: str) -> Difference:
+    """Returns a learned method against another one, on the same samples.
+
+    Args:
+        row: The learned method.
+        other: The other one, on the same scenes of the same net.
+        reference: What it stands for.
+        name: The score.
+    """
     by_seed = row.samples[name] - _seed_means(other.samples[name])
     values = _seed_means(by_seed)
     known = ~np.isnan(values)

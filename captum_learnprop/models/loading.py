@@ -1,4 +1,4 @@
-"""From what ``--model`` names to a module."""
+"""Loading what ``--model`` names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``learnprop evaluate`` on nets and photographs of the user's own: reports from three cut-outs, and what is refused."""
+"""``learnprop evaluate`` on nets and photographs of the user's own: reports, and what is refused."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if sys.argv[1] == "kept":
 big = lambda: torch.zeros(10_000_000)
 big()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
+for _ in range(80):
     big()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """

@@ -77,8 +77,12 @@ def check_command(words: list[str]) -> None:
         return
     command = cli.get_command(context, words[1])
     assert command is not None, words
-    known = {name: option for option in command.params for name in (*option.opts, *option.secondary_opts)}
     rest = words[2:]
+    if isinstance(command, click.Group):
+        found = command.get_command(context, rest.pop(0))
+        assert found is not None, words
+        command = found
+    known = {name: option for option in command.params for name in (*option.opts, *option.secondary_opts)}
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):

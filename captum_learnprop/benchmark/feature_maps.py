@@ -1,18 +1,23 @@
-"""The feature maps of a net, found by watching a forward pass: no names, no tracing, no module of a certain class."""
+"""The feature maps of a net, found by watching a forward pass: no names, no tracing, no module of a certain class.
+
+What is watched are calls of torch's functions, so that an activation, a sum or a concatenation counts whether a module
+makes it or the net's own forward.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from captum_learnprop.errors import LearnpropError
+from zennit_rules.core.linear_calls import is_linear_function
 
 _ASPECT = 1.5
 """How much a feature map may be wider or narrower than the image; tokens or channels in the place of an axis are."""
@@ -20,23 +25,24 @@ _ASPECT = 1.5
 _REPEATING = ("Pool", "Pad")
 """In the names of autograd nodes whose outputs repeat what they get."""
 
-_TOKEN_OUTPUTS = 3
-"""Outputs of modules over tokens that make a transformer; a head that pools by attention has fewer."""
+_TOKEN_LAYERS = (F.linear, F.layer_norm)
+_MOST_TOKEN_LAYERS = 4
+"""Layers over tokens after the last feature map; a head that pools by attention has no more, a transformer has."""
 
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """An output of a module that everything passes through on its way to the output.
+    """A value in the forward pass that everything passes through on its way to the output.
 
     Attributes:
-        name: Path of the module in the model.
-        call: Which of the module's calls it is, from 0; some nets use one activation again and again.
+        call: Which of the calls of torch's functions that give four axes makes it, from 0.
+        function: Name of that function.
         size: Rows and columns.
         channels_last: Whether its shape is ``(B, rows, columns, K)``, as in Swin transformers.
     """
 
-    name: str
     call: int
+    function: str
     size: tuple[int, int]
     channels_last: bool = False
 
@@ -47,25 +53,29 @@ class FeatureMap:
             model: The model it was found in; it comes back untouched.
             images: Images ``(B, C, H, W)``.
             targets: Explained outputs ``(B,)``.
+
+        Raises:
+            LearnpropError: The net takes another way than it took with the example.
         """
         kept: list[Tensor] = []
-        calls = 0
 
-        def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-            nonlocal calls
-            calls += 1
-            if calls - 1 != self.call:
-                return None
-            kept.append(output.detach().clone().requires_grad_())
+        def keep(call: int, func: Any, value: Tensor) -> Tensor:
+            if call != self.call or func.__name__ != self.function:
+                return value
+            kept.append(value.detach().clone().requires_grad_())
             return kept[0].clone()  # what follows may work in place
 
-        handle = model.get_submodule(self.name).register_forward_hook(keep)
-        try:
-            with torch.enable_grad():
-                output = model(images.detach()).gather(1, targets[:, None]).sum()
-                gradient = torch.autograd.grad(output, kept[0])[0]
-        finally:
-            handle.remove()
+        inputs = images.detach().clone().requires_grad_()  # as when it was found: some functions look at that
+        with torch.enable_grad():
+            with _Watch(keep):
+                output = model(inputs)
+            explained = output.gather(1, targets[:, None]).sum()
+            gradient = torch.autograd.grad(explained, kept, allow_unused=True)[0] if kept else None
+        if gradient is None:
+            raise LearnpropError(
+                f"the feature map of {self.size[0]} x {self.size[1]} positions is not where it was with the example: "
+                "what the net calls depends on its input"
+            )
         found = (kept[0].detach(), gradient)
         return (found[0].movedim(3, 1), found[1].movedim(3, 1)) if self.channels_last else found
 
@@ -73,9 +83,9 @@ class FeatureMap:
 def feature_maps(model: nn.Module, example: Tensor) -> tuple[FeatureMap, ...]:
     """Returns the last feature map of each resolution, from fine to coarse; a resolution is half the one before.
 
-    A feature map is an output ``(1, K, h, w)`` or ``(1, h, w, K)`` of a module, more than one position large, that
-    nothing gets past: branches and shortcuts have joined. Results of pools and padding are none: they repeat what is
-    before them. What transformers make before they turn to tokens is none either.
+    A feature map has the shape ``(1, K, h, w)`` or ``(1, h, w, K)``, more than one position, comes after the first
+    linear layer, and nothing gets past it: branches and shortcuts have joined. Results of pools and padding are none:
+    they repeat what is before them. What transformers make before they turn to tokens is none either.
 
     Args:
         model: The net, in evaluation mode; it comes back untouched.
@@ -85,20 +95,21 @@ def feature_maps(model: nn.Module, example: Tensor) -> tuple[FeatureMap, ...]:
         LearnpropError: The net has no feature map.
     """
     image = example.detach()[:1].clone().requires_grad_()
-    trace = _Trace()
-    with torch.enable_grad(), _watched(model, trace):
+    with torch.enable_grad(), _Watch() as watch:
         output = model(image)
     last: dict[int, FeatureMap] = {}
     latest = -1
-    for index in reversed(range(len(trace.made))):
-        found = _feature_map(trace.made[index], image)
+    first = next((index for index, made in enumerate(watch.made) if is_linear_function(made.func)), len(watch.made))
+    for index in reversed(range(first, len(watch.made))):
+        made = watch.made[index]
+        found = _feature_map(made, image)
         if found is None:
             continue
         halvings = round(0.5 * math.log2(image.shape[2] * image.shape[3] / (found.size[0] * found.size[1])))
-        if halvings not in last and _everything_passes(trace.made[index], output, image):
+        if halvings not in last and _everything_passes(made, output, image):
             last[halvings] = found
             latest = max(latest, index)
-    if not last or _are_blocks_of_tokens(trace.made[latest + 1 :]):
+    if not last or _are_token_layers(watch.made[latest + 1 :]):
         raise LearnpropError(
             "the net has no feature map (B, K, rows, columns) behind which it makes its decision; of a transformer, "
             "use the methods over tokens"
@@ -108,47 +119,46 @@ def feature_maps(model: nn.Module, example: Tensor) -> tuple[FeatureMap, ...]:
 
 @dataclass(frozen=True)
 class _Made:
-    """An output of a module: whose, of which call, its shape, and the autograd node that made it."""
+    """What a function gave: which call of those with four axes it was, its shape, and its autograd node."""
 
-    name: str
     call: int
+    func: Any
     shape: tuple[int, ...]
     node: Any
 
 
-@dataclass
-class _Trace:
-    """The outputs of all modules in one forward pass, in order; a tensor that passes on through others counts once."""
+class _Watch(TorchFunctionMode):
+    """Notes what torch's functions give that depends on the image.
 
-    made: list[_Made] = field(default_factory=list)
-    calls: dict[str, int] = field(default_factory=dict)
-    known: set[Any] = field(default_factory=set)
+    Args:
+        change: Is given each value with four axes, with the number of its call and the function, and returns what takes
+            its place.
+    """
 
-    def note(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        call = self.calls[name] = self.calls.get(name, -1) + 1
-        if isinstance(output, Tensor) and output.grad_fn is not None and output.grad_fn not in self.known:
-            self.known.add(output.grad_fn)
-            self.made.append(_Made(name, call, tuple(output.shape), output.grad_fn))
+    def __init__(self, change: Callable[[int, Any, Tensor], Tensor] = lambda call, func, value: value) -> None:
+        super().__init__()
+        self.made: list[_Made] = []
+        self._calls = 0
+        self._change = change
 
-
-@contextmanager
-def _watched(model: nn.Module, trace: _Trace) -> Iterator[None]:
-    inner = [(name, module) for name, module in model.named_modules() if name]
-    handles = [module.register_forward_hook(partial(trace.note, name)) for name, module in inner]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        value = func(*args, **(kwargs or {}))
+        if not isinstance(value, Tensor) or value.grad_fn is None:
+            return value
+        self.made.append(_Made(self._calls, func, tuple(value.shape), value.grad_fn))
+        if value.ndim != 4:
+            return value
+        self._calls += 1
+        return self._change(self._calls - 1, func, value)
 
 
 def _feature_map(made: _Made, image: Tensor) -> FeatureMap | None:
-    """Returns the output as a feature map if its shape is one."""
+    """Returns what was made as a feature map if its shape is one."""
     if len(made.shape) != 4 or any(kind in made.node.name() for kind in _REPEATING):
         return None
     for size, channels_last in ((made.shape[2:], False), (made.shape[1:3], True)):
         if _is_like_the_image(size, image):
-            return FeatureMap(made.name, made.call, (size[0], size[1]), channels_last)
+            return FeatureMap(made.call, made.func.__name__, (size[0], size[1]), channels_last)
     return None
 
 
@@ -178,7 +188,6 @@ def _everything_passes(made: _Made, output: Tensor, image: Tensor) -> bool:
     return True
 
 
-def _are_blocks_of_tokens(made: Sequence[_Made]) -> bool:
-    """Whether modules go on over tokens ``(1, N, D)``, several of the same shape."""
-    tokens = [one.shape for one in made if len(one.shape) == 3 and min(one.shape[1:]) > 1]
-    return len(tokens) >= _TOKEN_OUTPUTS and len(set(tokens)) < len(tokens)
+def _are_token_layers(made: Sequence[_Made]) -> bool:
+    """Whether layers go on over tokens ``(1, N, D)``, more of them than a head has."""
+    return sum(one.func in _TOKEN_LAYERS and len(one.shape) == 3 for one in made) > _MOST_TOKEN_LAYERS

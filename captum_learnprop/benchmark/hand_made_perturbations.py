@@ -76,18 +76,17 @@ def rise(model: nn.Module, example: Tensor) -> Explain:
 
     @torch.no_grad()
     def attribute(images: Tensor, targets: Tensor) -> Tensor:
-        values = []
         at_once = max(1, rows_at_once(images) // len(images))
-        sums = images.new_zeros(len(images), images.shape[-2] * images.shape[-1])
-        total = sums.new_zeros(1, sums.shape[1])
+        # Sums of hundreds of outputs, of which the mean is taken off, are kept in double precision.
+        weighed = images.new_zeros(len(images), images.shape[-2] * images.shape[-1], dtype=torch.float64)
+        plain, total = weighed.new_zeros(weighed.shape[1]), weighed.new_zeros(len(images), 1)
         for masks in _rise_masks(images, at_once):
             masked = (GREY + masks[:, None, None] * (images - GREY)).flatten(0, 1)
-            output = model(masked).gather(1, targets.repeat(len(masks))[:, None]).reshape(len(masks), len(images))
-            sums += output.T @ masks.flatten(1)
-            total += masks.flatten(1).sum(0)
-            values.append(output)
-        mean = torch.cat(values).mean(0)[:, None]
-        return ((sums - mean * total) / (RISE_MASKS * RISE_KEPT)).reshape(len(images), 1, *images.shape[-2:])
+            output = model(masked).gather(1, targets.repeat(len(masks))[:, None]).reshape(len(masks), -1).double()
+            flat = masks.flatten(1).double()
+            weighed, plain, total = weighed + output.T @ flat, plain + flat.sum(0), total + output.sum(0)[:, None]
+        maps = (weighed - total / RISE_MASKS * plain) / (RISE_MASKS * RISE_KEPT)
+        return maps.reshape(len(images), 1, *images.shape[-2:]).to(images.dtype)
 
     return attribute
 

@@ -22,6 +22,7 @@ from captum_learnprop.commands._inputs import (
     classifier_of,
     digest,
     load,
+    model_digest,
     preprocessing_of,
     weights_name,
 )
@@ -201,6 +202,7 @@ def _options(request: Request, preprocessing: Preprocessing) -> dict[str, Any]:
     pixels = asdict(preprocessing)
     return {
         "model": request.model,
+        **model_digest(request),
         "weights": weights_name(request),
         "checkpoint": digest(request.checkpoint),
         "method": request.method,

@@ -90,6 +90,12 @@ def digest(path: Path | None) -> str | None:
     return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" if path is not None else None
 
 
+def model_digest(request: ModelRequest) -> dict[str, str]:
+    """Returns an entry with the content of the files that ``--model`` names; none where it names no file."""
+    files = models.files_of(request.model)
+    return {"model_files": " ".join(str(digest(file)) for file in files)} if files else {}
+
+
 def _count_classes(request: ModelRequest, module: nn.Module, preprocessing: Preprocessing) -> int:
     shape = (1, 3, preprocessing.crop, preprocessing.crop)
     probe = preprocessing.normalize(torch.zeros(shape)).to(request.device)

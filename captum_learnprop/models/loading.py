@@ -1,4 +1,4 @@
-"""From what ``--model`` names to a module."""
+"""Loading what ``--model`` names."""
 
 from __future__ import annotations
 
@@ -32,3 +32,19 @@ def load_model(spec: str, weights: str | None = None, checkpoint: str | Path | N
         whose = f"{entry.label}: " if entry.home else ""
         raise LearnpropError(f"{whose}model {spec!r} is not a torch.nn.Module but {type(model).__name__}")
     return model.eval()
+
+
+def files_of(spec: str) -> list[Path]:
+    """Returns the files that ``--model`` itself names, whose content decides what the model is.
+
+    Args:
+        spec: What ``--model`` named: a Python file, or a folder of Hugging Face; anything else has none.
+    """
+    if is_file(spec):
+        return [Path(spec if spec.endswith(".py") else spec.rpartition(":")[0])]
+    record, _, argument = spec.partition(":")
+    if record != "huggingface":
+        return []
+    path = Path(argument)
+    found = [path, path / "config.json", path / "preprocessor_config.json", *sorted(path.glob("*.safetensors"))]
+    return [file for file in found if file.is_file()]

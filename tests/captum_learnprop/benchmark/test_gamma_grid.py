@@ -22,6 +22,7 @@ from captum_learnprop.training.occlusion import box_regions
 from captum_learnprop.training.trainer import RuleTrainer
 
 SIZE = 24
+EXAMPLE = torch.full((1, 3, SIZE, SIZE), 0.5)
 SMALL = Grid("small", (0.0, 0.5), 2, (0.0, 0.25), rows=5)
 
 
@@ -88,11 +89,11 @@ def test_settings_are_drawn_at_random_and_all_of_them_in_order() -> None:
 
 def test_a_setting_with_one_gamma_is_the_hand_made_rule(model: nn.Module, images: Tensor) -> None:
     targets = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
-    expected = hand_made("LRP epsilon gamma, box").build(model)(images, targets)
+    expected = hand_made("LRP epsilon gamma, box").build(model, images[:1])(images, targets)
     for gammas in ((0.25,), (0.25, 0.25, 0.25)):
-        torch.testing.assert_close(Setting(gammas, 0.0).lrp()(model)(images, targets), expected)
+        torch.testing.assert_close(Setting(gammas, 0.0).lrp()(model, EXAMPLE)(images, targets), expected)
     for other in (Setting((0.25,), 0.1), Setting((0.5,), 0.0), Setting((0.25,), 0.0, GAMMA)):
-        assert not torch.allclose(other.lrp()(model)(images, targets), expected, rtol=0.01)
+        assert not torch.allclose(other.lrp()(model, EXAMPLE)(images, targets), expected, rtol=0.01)
 
 
 def gamma_share(layer: Any, a: Tensor, relevance: Tensor, gamma: float) -> Tensor:
@@ -147,7 +148,7 @@ def test_each_group_has_its_gamma(gammas: tuple[float, ...], model: nn.Module, i
         relevance = gamma_share(net.third, second, at_third.reshape(third.shape), gammas[2])
         relevance = gamma_share(net.second, first, relevance, gammas[1])
         expected = gamma_share(net.first, x, relevance, gammas[0])
-        explain = Setting(gammas, 0.3, GAMMA).lrp()(model)
+        explain = Setting(gammas, 0.3, GAMMA).lrp()(model, images[:1])
         got = explain(images, torch.full((len(images),), target))
         scale = expected.detach().abs().max()
         torch.testing.assert_close(got / scale, expected.detach() / scale, atol=1e-4, rtol=1e-3)
@@ -168,7 +169,7 @@ def test_the_score_is_the_objective_of_the_trainer(model: nn.Module, examples: E
     rows = examples.rows(torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:5])
     regions = box_regions(rows["boxes"], (SIZE, SIZE))
     for one in found.trace[:3]:
-        attribution = one.setting.lrp()(model)(rows["inputs"], rows["targets"])
+        attribution = one.setting.lrp()(model, EXAMPLE)(rows["inputs"], rows["targets"])
         by_sign = {}
         for sign in SIGNS:
             values = []
@@ -209,8 +210,8 @@ def test_the_budget_is_not_exceeded(
     explained: list[int] = []
     on = Lrp.on
 
-    def watched(self: Lrp, twin: Any) -> Any:
-        explain = on(self, twin)
+    def watched(self: Lrp, *net: Any) -> Any:
+        explain = on(self, *net)
 
         def counted(images: Tensor, targets: Tensor) -> Tensor:
             explained.append(len(images))
@@ -221,7 +222,7 @@ def test_the_budget_is_not_exceeded(
     monkeypatch.setattr(Lrp, "on", watched)
     if rows * settings > 100:  # the count is what matters here
         monkeypatch.setattr(
-            Lrp, "on", lambda self, twin: lambda images, targets: (explained.append(len(images)), images)[1]
+            Lrp, "on", lambda self, *net: lambda images, targets: (explained.append(len(images)), images)[1]
         )
     found = search(model, grid, examples, budget=budget)
     assert (found.rows, len(found.trace), found.settings) == (rows, settings, settings)

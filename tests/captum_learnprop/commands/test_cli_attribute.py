@@ -20,12 +20,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from captum_learnprop import files, models, plugins
+from captum_learnprop import files, plugins
 from captum_learnprop.attribution.extremal.inputs import ExtremalPerturbation
 from captum_learnprop.attribution.rules.learned import LearnedPropagation
 from captum_learnprop.cli import cli
 from captum_learnprop.commands import _explainer
 from captum_learnprop.images import Preprocessing, read_image
+from captum_learnprop.models import loading
 from captum_learnprop.plugins import MethodRecord, ModelRecord, PluginManager, hookimpl
 from zennit_rules import RuleSet
 
@@ -162,7 +163,7 @@ class ExtraParts:
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     manager = PluginManager.discover()
     manager.register(ExtraParts(), "extra")
-    for module in (plugins, models, _explainer):
+    for module in (plugins, loading, _explainer):
         monkeypatch.setattr(module, "get_manager", lambda: manager)
     Stubborn.calls = Stubborn.interrupt_at = Stubborn.ends_at = Stubborn.nan_at = 0
 

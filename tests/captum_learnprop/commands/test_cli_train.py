@@ -23,12 +23,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from captum_learnprop import LearnpropError, files, models, plugins
+from captum_learnprop import LearnpropError, files, plugins
 from captum_learnprop.attribution.rules.learned import LearnedPropagation
 from captum_learnprop.cli import cli
 from captum_learnprop.commands import _objective, _train_rules
 from captum_learnprop.commands import train as train_command
 from captum_learnprop.maps import SIGNS
+from captum_learnprop.models import loading
 from captum_learnprop.plugins import ModelRecord, ObjectiveRecord, PluginManager, hookimpl
 from captum_learnprop.training import trainer
 from captum_learnprop.training.log import read_log
@@ -81,7 +82,7 @@ class ExtraParts:
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     manager = PluginManager.discover()
     manager.register(ExtraParts(), "extra")
-    for module in (plugins, models, _objective):
+    for module in (plugins, loading, _objective):
         monkeypatch.setattr(module, "get_manager", lambda: manager)
     TinyNet.passes = TinyNet.interrupt_at = 0
 

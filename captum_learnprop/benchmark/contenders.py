@@ -17,8 +17,8 @@ from captum_learnprop.benchmark.hand_made import HAND_MADE, Explain, HandMade
 from captum_learnprop.benchmark.hand_made_tokens import TOKEN_METHODS
 from captum_learnprop.benchmark.identity import file_stem
 from captum_learnprop.benchmark.nets import Subject
-from captum_learnprop.benchmark.rule_families import ATTN_LRP, DEEP_LIFT, GATES, TRANSFORMER
-from captum_learnprop.benchmark.settings import Settings, composite_of
+from captum_learnprop.benchmark.rule_families import DEEP_LIFT, GATES
+from captum_learnprop.benchmark.settings import TRANSFORMER_VARIANTS, Settings, composite_of
 from captum_learnprop.benchmark.summary import LEARNED
 from captum_learnprop.errors import LearnpropError
 from zennit_rules import RuleSet
@@ -78,6 +78,11 @@ class Contender:
     seconds: Callable[[Subject, int], float | None] = lambda subject, seed: None
     fits: Callable[[Subject], bool] = lambda subject: True
     composite: str | None = None
+
+    @property
+    def selective(self) -> bool:
+        """Whether it is for transformers alone."""
+        return self.family == TOKEN or self.variant in TRANSFORMER_VARIANTS
 
     def passes_on(self, subject: Subject) -> int:
         """Returns the number of passes per image on a net: over tokens it depends on how many there are."""
@@ -167,7 +172,7 @@ def _variant(name: str, options: Mapping[str, Any]) -> list[Contender]:
         return _by_rules(subject, net, subject.trained(name, seed))
 
     def fits(subject: Subject) -> bool:
-        return composite_of(options) not in (TRANSFORMER, ATTN_LRP) or subject.is_transformer
+        return name not in TRANSFORMER_VARIANTS or subject.is_transformer
 
     return [
         Contender(f"{name}, untrained", UNTRAINED, passes, untrained, variant=name, fits=fits),

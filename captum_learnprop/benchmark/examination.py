@@ -23,9 +23,9 @@ from captum_learnprop.benchmark.cells import (
 )
 from captum_learnprop.benchmark.comparison import Treatment, best_treatment, treatments_at, treatments_of
 from captum_learnprop.benchmark.contenders import TRUTH, Contender
-from captum_learnprop.benchmark.gallery import keep_maps, keep_questions
 from captum_learnprop.benchmark.hand_made import Explain
-from captum_learnprop.benchmark.identity import SettingsError, file_stem
+from captum_learnprop.benchmark.identity import SettingsError
+from captum_learnprop.benchmark.kept_maps import keep
 from captum_learnprop.benchmark.nets import BATCH, Subject
 from captum_learnprop.benchmark.scorecard import JUDGED, RANDOMISATION, Case, score
 from captum_learnprop.errors import LearnpropError
@@ -37,12 +37,6 @@ from zennit_rules import RuleError, RuleSet
 RANDOMISED_QUESTIONS = 24
 """Number of questions that `RANDOMISATION` is measured on, the first ones: it costs as many explanations for every
 re-initialised net."""
-
-MAPS = "maps"
-"""Folder of the maps that reports show, in that of the benchmark."""
-
-SHOWN_QUESTIONS = 12
-"""Number of questions whose maps are kept, the first ones."""
 
 _FAILURES = (LearnpropError, RuntimeError, ValueError, AssertionError, NotImplementedError, IndexError)
 """What methods raise for nets that they cannot explain."""
@@ -181,19 +175,11 @@ class Examination:
 
     def _keep(self, contender: Contender, seed: int, maps: Tensor) -> None:
         """Keeps the maps of the first questions for the report, if the net is the user's own."""
-        folder, questions = self.subject.out / MAPS, self.case.questions
-        if not self.subject.keeps_maps:
-            return
-        place = f"{file_stem(self.subject.name)}_{self.family}"
-        shown = slice(SHOWN_QUESTIONS)
-        path = folder / f"{place}_questions.safetensors"
-        if not path.is_file():
-            titles = [
-                f"where is the {self.subject.class_name(target)}?" for target in questions.targets[shown].tolist()
-            ]
-            keep_questions(path, questions.images[shown], questions.masks[shown], titles)
-        which = f"seed{seed}" if contender.seeded else "once"
-        keep_maps(folder / f"{place}_{file_stem(contender.name)}_{which}.safetensors", contender.name, maps[shown])
+        subject, questions = self.subject, self.case.questions
+        if subject.keeps_maps:
+            names = [subject.class_name(target) for target in questions.targets.tolist()]
+            own = seed if contender.seeded else None
+            keep(subject.out, subject.name, self.family, contender.name, own, questions, names, maps)
 
     def _randomisation(self, contender: Contender, seed: int, treatment: Treatment, maps: Tensor) -> Tensor:
         """Absolute rank correlation of absolute maps with those of re-initialised nets; NaN beyond the first ones."""

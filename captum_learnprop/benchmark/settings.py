@@ -22,6 +22,12 @@ SEARCH_SEED = 0
 """Seed of the gamma grids: each net has one search."""
 
 
+TRANSFORMER_VARIANTS: dict[str, dict[str, Any]] = {
+    "transformer rules": {"composite": TRANSFORMER}, "AttnLRP": {"composite": ATTN_LRP},
+}  # fmt: skip
+"""Learned variants for transformers alone, as options of `RuleTrainer`."""
+
+
 def default_variants(composites: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Returns the learned variants of the benchmark by name, as options of `RuleTrainer`.
 
@@ -60,7 +66,7 @@ def photograph_variants(composites: Sequence[str] = (), *, transformer: bool = F
         },
     }  # fmt: skip
     if transformer:
-        every |= {"transformer rules": {"composite": TRANSFORMER}, "AttnLRP": {"composite": ATTN_LRP}}
+        every |= TRANSFORMER_VARIANTS
     return {name: one for name, one in every.items() if not composites or composite_of(one) in composites}
 
 

@@ -209,7 +209,8 @@ def read_cells(suite: Suite, out: Path) -> list[Cell]:
     """
     cells: list[Cell] = []
     weights: dict[tuple[str, str], str] = {}
-    for architecture, task, family, rows in _plan(suite, contenders(suite)):
+    methods = contenders(suite)
+    for architecture, task, family, rows in _plan(suite, methods):
         for contender, seed in rows:
             path = cell_path(out, architecture, family, contender, seed)
             if not path.is_file():
@@ -223,9 +224,16 @@ def read_cells(suite: Suite, out: Path) -> list[Cell]:
     found = {cell["method"] for cell in cells if cell["error"] != NOT_RUN}
     if not found:
         raise LearnpropError(f"no cell of these models, scenes and methods in {str(out / FOLDER)!r}; run it first")
-    # Given rules are for one net: that others have no cell of them says nothing.
+    # Given rules are for one net, token methods for transformers: that others have no cell of them says nothing.
     given = {given_name(path) for path in suite.rules} & found
-    return [cell for cell in cells if cell["error"] != NOT_RUN or cell["method"] not in given]
+    selective = {one.name for one in methods if one.selective}
+    run_there = {(cell["model"], cell["method"]) for cell in cells if cell["error"] != NOT_RUN}
+    silent = {
+        (cell["model"], cell["method"])
+        for cell in cells
+        if cell["method"] in given or (cell["method"] in selective and (cell["model"], cell["method"]) not in run_there)
+    }
+    return [cell for cell in cells if cell["error"] != NOT_RUN or (cell["model"], cell["method"]) not in silent]
 
 
 Rows = list[tuple[Contender, int]]

@@ -23,6 +23,8 @@ from tqdm import tqdm
 from captum_learnprop.benchmark import suite as benchmark
 from captum_learnprop.benchmark.cost_figure import SCORE, Mean, cost_figure, mean_scores
 from captum_learnprop.benchmark.forecast import Remaining, forecast, forecast_cells, require_time, together
+from captum_learnprop.benchmark.kept_maps import galleries
+from captum_learnprop.benchmark.page import to_html
 from captum_learnprop.benchmark.report import to_markdown
 from captum_learnprop.benchmark.settings import default_variants, photograph_variants
 from captum_learnprop.benchmark.suite import Suite
@@ -37,7 +39,7 @@ from captum_learnprop.tables import columns
 from zennit_rules import RuleSet
 from zennit_rules.core.registry import SHORT_NAMES
 
-RESULTS, TABLE, FIGURE = "results.json", "table.md", "figure.png"
+RESULTS, TABLE, FIGURE, PAGE = "results.json", "table.md", "figure.png", "report.html"
 
 DRAWN_SCENES, PHOTOGRAPHED_SCENES = 128, 72
 """Scenes that rules learn from, of digits and of photographs."""
@@ -180,8 +182,13 @@ def write_report(rows: Sequence[Row], plan: Plan, caveats: Sequence[str] = ()) -
         write_text(plan.out / RESULTS, json.dumps(document(rows, about), indent=1) + "\n"),
         write_text(plan.out / TABLE, f"{to_markdown(rows)}\n## How it was made\n\n{facts}\n"),
     ]
+    figures = []
     figure = cost_figure(rows, threads=plan.threads)
-    return written if figure is None else [*written, save_figure(figure, plan.out / FIGURE)]
+    if figure is not None:
+        written.append(save_figure(figure, plan.out / FIGURE))
+        figures.append(("Cost and quality", written[-1]))
+    page = to_html(rows, about=about, figures=figures, galleries=galleries(plan.out, rows))
+    return [*written, write_text(plan.out / PAGE, page)]
 
 
 def _reach(models: Iterable[str]) -> dict[str, str]:

@@ -72,7 +72,7 @@ def test_writes_results_table_and_figure(small: tuple[Result, Path]) -> None:
     result, out = small
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in out.iterdir()) == [
-        "cells", "examples", "figure.png", "results.json", "rules", "table.md",
+        "cells", "examples", "figure.png", "report.html", "results.json", "rules", "table.md",
     ]  # fmt: skip
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
     document = json.loads((out / "results.json").read_text())
@@ -284,7 +284,7 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("taken", range(5))
+@pytest.mark.parametrize("taken", range(6))
 def test_a_full_disk_keeps_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
     left = taken
 
@@ -301,7 +301,7 @@ def test_a_full_disk_keeps_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyP
     result = invoke(*few)
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(kept) == taken
-    if taken == 4:  # two cells, results and table
+    if taken == 5:  # two cells, results, table and page
         assert result.exit_code == 0
         return
     assert result.exit_code == 1

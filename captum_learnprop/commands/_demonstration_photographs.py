@@ -54,7 +54,7 @@ class Plan:
     seed: int
     threads: int
     mosaics: int = 6
-    tuning_mosaics: int = 3
+    tuning_mosaics: int = 2
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from captum_learnprop.commands._log import logs_shown
+from captum_learnprop.commands._memory import keep_freed_memory
 from captum_learnprop.errors import LearnpropError, PluginWarning, did_you_mean
 
 __all__ = ["LazyGroup", "cli", "main"]
@@ -110,6 +111,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 def main() -> None:
     """Run ``learnprop`` as a program."""
+    keep_freed_memory()
     cli.main(prog_name="learnprop")
 
 

@@ -22,6 +22,7 @@ LOOKED_FOR = {
     "a new method": "how-to/own-method",
     "a plugin": "how-to/plugins",
     "one's own model on the command line": "how-to/own-model",
+    "which method is right about one's own model": "how-to/evaluate-your-model",
     "rules on two machines": "how-to/two-machines",
     "what was missed": "concepts/limits",
 }

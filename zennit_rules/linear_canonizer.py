@@ -104,7 +104,7 @@ def linear_functions(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[dict[st
     def look(name: str, module: nn.Module, operands: LinearOperands, call: Any) -> Tensor:
         value: Tensor = call()
         if not isinstance(module, LINEAR_TYPES):
-            stand_in = _stand_in(operands)
+            stand_in = stand_in_for(operands)
             if stand_in is not None:
                 calls[name] = stand_in
         elif operands.weight is not own_parameter(module, "weight"):
@@ -154,8 +154,8 @@ def _channels(operands: LinearOperands) -> int:
     return weight.shape[0]
 
 
-def _stand_in(operands: LinearOperands) -> nn.Module | None:
-    """A module of torch without weights that computes the call; None if there is none."""
+def stand_in_for(operands: LinearOperands) -> nn.Module | None:
+    """Returns a module of torch without weights that computes the call; None if there is none."""
     linear, weight = operands.map, operands.weight
     if isinstance(linear, DenseMap):
         return _with_parameters(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), None, None)

@@ -23,7 +23,7 @@ _ASPECT = 1.5
 """How much a feature map may be wider or narrower than the image; tokens or channels in the place of an axis are."""
 
 _REPEATING = ("Pool", "Pad")
-"""In the names of autograd nodes whose outputs repeat what they get."""
+"""Parts of the names of autograd nodes whose outputs repeat what they get."""
 
 _TOKEN_LAYERS = (F.linear, F.layer_norm)
 _MOST_TOKEN_LAYERS = 4

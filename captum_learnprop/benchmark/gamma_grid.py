@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from zennit.composites import NameLayerMapComposite, layer_map_base
+from zennit.composites import layer_map_base
 from zennit.rules import Epsilon, Gamma
 
 from captum_learnprop.benchmark.explain import Explain
@@ -275,11 +275,10 @@ class _Judge:
 
 def _composite(setting: Setting, layers: LinearLayers) -> Any:
     """The zennit composite of a setting."""
-    by_name: list[Any] = [((layers.first,), layers.box())] if setting.first == BOX else []
+    by_name = layers.box() if setting.first == BOX else []
     groups = _by_depth(layers.convolutions, len(setting.convolutions))
     by_name += [(tuple(group), _rule(gamma)) for group, gamma in zip(groups, setting.convolutions, strict=True)]
-    by_type = [*layer_map_base(), ((nn.Linear,), _rule(setting.dense))]
-    return NameLayerMapComposite(name_map=by_name, layer_map=by_type, canonizers=list(layers.canonizers))
+    return layers.composite([*layer_map_base(), ((nn.Linear,), _rule(setting.dense))], by_name)
 
 
 def _by_depth(layers: Sequence[str], groups: int) -> list[Sequence[str]]:

@@ -40,10 +40,12 @@ from captum_learnprop.benchmark.hand_made_lrp import (
 )
 from captum_learnprop.benchmark.hand_made_perturbations import (
     EXTREMAL,
+    EXTREMAL_QUICK,
     EXTREMAL_X_INPUT,
     RISE_MASKS,
     extremal_passes,
     extremal_perturbation,
+    extremal_perturbation_quick,
     extremal_perturbation_x_input,
     occlusion,
     occlusion_passes,
@@ -139,6 +141,13 @@ HAND_MADE: dict[str, HandMade] = {
         HandMade("intensity x Grad-CAM", "product", 2, times_grad_cam(contrast)),
         HandMade("occlusion", "perturbation", occlusion_passes(), occlusion),
         HandMade("RISE", "perturbation", RISE_MASKS, rise),
+        HandMade(
+            "extremal perturbation, quick",
+            "perturbation",
+            extremal_passes(EXTREMAL_QUICK),
+            extremal_perturbation_quick,
+            options=str(EXTREMAL_QUICK),
+        ),
         HandMade(
             "extremal perturbation",
             "perturbation",

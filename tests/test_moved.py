@@ -66,7 +66,6 @@ def test_names(module: object, old: str, new: str) -> None:
     ("captum_learnprop.attribution.tokens.cdam", "averaged_cdam", "SmoothCDAM"),
     ("captum_learnprop.attribution.tokens.cdam", "averaged_cdam", "IntegratedCDAM"),
     ("captum_learnprop.attribution.tokens.cdam", "token_swap", "first_rows"),
-    ("captum_learnprop.benchmark.hand_made", "hand_made_lrp", "box_rule"),
     ("captum_learnprop.benchmark.summary", "report", "FAMILY_SCORES"),
     ("captum_learnprop.benchmark.summary", "report", "to_markdown"),
     ("captum_learnprop.evaluation.alignment", "active_span", "retained_energy"),

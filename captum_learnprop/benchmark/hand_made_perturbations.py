@@ -30,8 +30,8 @@ EXTREMAL_X_INPUT: dict[str, Any] = {
 EXTREMAL_QUICK: dict[str, Any] = {**_NOISE_AND_PARTS, "areas": (0.05, 0.1), "draws": 1, "n_steps": 50}
 """Options of extremal perturbations, chosen on validation scenes: masks that keep and delete, of which random parts
 count, and noise in the place of what is removed. Over a blur or a fixed colour masks find evidence that is not the
-object. A mask by itself must be fine; one that is multiplied by the input need not. The quick ones, for large images, are the
-method's own but for areas, steps and draws; nothing was chosen for them."""
+object. A mask by itself must be fine; one that is multiplied by the input need not. The quick ones, for large images,
+are the method's own but for areas, steps and draws; nothing was chosen for them."""
 
 
 def occlusion(model: nn.Module, example: Tensor) -> Explain:

@@ -38,6 +38,7 @@ from captum_learnprop.scenes.reference_nets import ARCHITECTURES
 from captum_learnprop.tables import columns
 from zennit_rules import RuleSet
 from zennit_rules.core.registry import SHORT_NAMES
+from zennit_rules.ready import located
 
 RESULTS, TABLE, FIGURE, PAGE = "results.json", "table.md", "figure.png", "report.html"
 
@@ -143,7 +144,7 @@ def suite_of(plan: Plan) -> Suite:
     options |= {
         "methods": plan.method, "metrics": plan.metric, "training_seeds": plan.seeds, "questions": plan.questions,
         "tuning_questions": max(1, plan.questions // 2), "training_steps": plan.steps, "seed": plan.seed,
-        "rules": plan.rules,
+        "rules": tuple(map(located, plan.rules)),
     }  # fmt: skip
     if is_about_own_nets(plan.model, plan.scenes):
         candidates = [candidate(spec, plan) for spec in plan.model]

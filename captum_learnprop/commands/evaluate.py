@@ -100,8 +100,8 @@ class Family(OneOf):
     help="Scenes that rules learn from.  [default: 128, of photographs 72]",
 )  # fmt: skip
 @click.option(
-    "--rules", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A rule set of one of the nets, as a further method. Repeatable.",
+    "--rules", multiple=True, type=click.Path(path_type=Path),
+    help="A rule set of one of the nets, a file or the name of a ready one, as a further method. Repeatable.",
 )  # fmt: skip
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("learnprop-evaluation"),

@@ -13,7 +13,7 @@ import pytest
 
 from captum_learnprop.benchmark.report import to_markdown
 from captum_learnprop.benchmark.summary import differences, estimate, rows_of, summarise
-from captum_learnprop.commands import _compare_methods
+from captum_learnprop.commands import _compare_methods, evaluate
 
 
 def cell(method: str, family: str, scores: dict[str, list[float | None]], seed: int | None = None, **more: Any) -> dict:
@@ -211,7 +211,12 @@ def test_seconds_of_training_have_a_column_where_they_are_known() -> None:
 
 def test_rows_come_back_from_a_file_of_results() -> None:
     rows = summarise([*cells(), cell("alone", "cam", {NAME: [0.5]})])
-    plan = _compare_methods.Plan((), (), (), (), (), (0,), 3, 0, None, None, 8, (), Path("out"), False, 1)
+    asked = {option.name: None for option in evaluate.command.params} | {
+        "out": Path("out"),
+        "threads": 1,
+        "seeds": (0,),
+    }
+    plan = _compare_methods.Plan(**asked)
     kept = json.loads(json.dumps(_compare_methods.document(rows, _compare_methods.provenance(plan))))
     for row, found in zip(rows, rows_of(kept), strict=True):
         assert str(asdict(found)) == str(asdict(replace(row, samples={})))  # NaN equals no NaN, but looks like it

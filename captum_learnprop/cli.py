@@ -19,7 +19,7 @@ import click
 
 from captum_learnprop.commands._log import logs_shown
 from captum_learnprop.commands._memory import keep_freed_memory
-from captum_learnprop.errors import LearnpropError, PluginWarning, did_you_mean
+from captum_learnprop.errors import LearnpropError, PluginWarning, SceneWarning, did_you_mean
 
 __all__ = ["LazyGroup", "cli", "main"]
 
@@ -83,7 +83,7 @@ class LazyGroup(click.Group):
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         options = extra.setdefault("obj", {"debug": False})
         _print_any_name()
-        with _short_plugin_warnings(), logs_shown():
+        with _short_warnings(), logs_shown():
             try:
                 result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             except click.Abort:
@@ -161,12 +161,12 @@ def _fail(message: str, code: int) -> None:
 
 
 @contextmanager
-def _short_plugin_warnings() -> Iterator[None]:
-    """Print warnings about plugins as one line, without the place in our code that noticed them."""
+def _short_warnings() -> Iterator[None]:
+    """Print warnings about plugins and scenes as one line, without the place in our code that noticed them."""
     original = warnings.formatwarning
 
     def short(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> str:
-        if issubclass(category, PluginWarning):
+        if issubclass(category, (PluginWarning, SceneWarning)):
             return f"warning: {message}\n"
         return original(message, category, *rest, **named)
 

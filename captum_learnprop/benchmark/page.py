@@ -29,6 +29,7 @@ def to_html(
     about: Mapping[str, Any],
     figures: Sequence[tuple[str, Picture]] = (),
     galleries: Sequence[tuple[str, Picture]] = (),
+    caveats: Sequence[str] = (),
 ) -> str:
     """Returns the page, a whole file; names are shown as they are and never read as HTML.
 
@@ -37,6 +38,7 @@ def to_html(
         about: How they were made, by name: texts, numbers, sequences and mappings of them.
         figures: Pictures with their titles, shown before the tables.
         galleries: Pictures of maps side by side with their titles, from `gallery.draw_gallery`.
+        caveats: What must be known before any figure is believed, such as that splits share objects.
 
     Raises:
         LearnpropError: A picture cannot be read, or is neither PNG nor JPEG.
@@ -45,8 +47,8 @@ def to_html(
     body = [
         "<h1>Which method tells the truth about the net?</h1>",
         _links(own, bool(galleries)),
-        *_verdicts(rows),
-        *_reading(rows),
+        *_verdicts(rows, caveats),
+        *_reading(rows, apart=not caveats),
         *(f"<h2>{escape(title)}</h2>\n{_picture(picture, title)}" for title, picture in figures),
         *(_section(one) for one in others[:1]),  # the overview
         *(_section(one, f"place{number}") for number, one in enumerate(own)),
@@ -77,8 +79,9 @@ def _links(own: Sequence[Section], maps: bool) -> str:
     return "<nav>" + " ".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in links) + "</nav>"
 
 
-def _verdicts(rows: Sequence[Row]) -> list[str]:
+def _verdicts(rows: Sequence[Row], caveats: Sequence[str]) -> list[str]:
     parts = ['<h2 id="said">What it says</h2>']
+    parts += [f'<p class="caveat">To bear in mind: {escape(text)}.</p>' for text in caveats]
     for model, scenes in places(rows):
         room = [row for row in rows if (row.model, row.scenes) == (model, scenes)]
         asked = max((one.samples for row in room for one in row.estimates.values()), default=0)
@@ -90,8 +93,13 @@ def _verdicts(rows: Sequence[Row]) -> list[str]:
     return parts
 
 
-def _reading(rows: Sequence[Row]) -> list[str]:
-    """Returns what the columns mean; for a reader who sees such a table for the first time."""
+def _reading(rows: Sequence[Row], *, apart: bool) -> list[str]:
+    """Returns what the columns mean; for a reader who sees such a table for the first time.
+
+    Args:
+        rows: The results.
+        apart: Whether splits share no objects, as far as is known.
+    """
     names = in_table_order(name for row in rows for name in row.estimates)
     lines = [[name, _summary(name), "higher" if score(name).higher_is_better else "lower"] for name in names]
     lines += [
@@ -102,7 +110,8 @@ def _reading(rows: Sequence[Row]) -> list[str]:
     asked = (
         "Every question is an image and a class that is in it: where is <i>this</i> object? The pixels of the object "
         "are known exactly. Each method answers with a map, and the scores say how well the map fits. Methods whose "
-        'rules were trained are <span class="key">marked</span>; they never saw the objects that they are asked about.'
+        'rules were trained are <span class="key">marked</span>'
+        + ("; they never saw the objects that they are asked about." if apart else ".")
     )
     return [
         f'<h2 id="read">How to read it</h2>\n<p>{asked}</p>\n<p>{_inline(_ARROWS_READING)}</p>',
@@ -234,6 +243,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1500px; margin: 2em auto; padding: 0 1.5em; }
 h1 { font-size: 1.7em; } h2 { margin-top: 2em; border-bottom: 1px solid #ddd; } h3 { margin-bottom: .3em; }
 nav a { margin-right: 1.2em; } small { color: #666; font-weight: normal; }
+.caveat { border-left: 4px solid #d9a000; padding: .4em 1em; background: #fff8e1; max-width: 60em; }
 .said { background: #f6f4ee; padding: .4em 1.2em; margin: .8em 0; border-left: 4px solid #c8102e; }
 .said p, .said li { max-width: 62em; } .said ul { margin-top: 0; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; margin: .8em 0; }

@@ -45,6 +45,9 @@ RESULTS, TABLE, FIGURE, PAGE = "results.json", "table.md", "figure.png", "report
 DRAWN_SCENES, PHOTOGRAPHED_SCENES = 128, 72
 """Scenes that rules learn from, of digits and of photographs."""
 
+SHOWN_EVERY = 2.0
+"""Seconds between lines of progress, so that a log stays readable."""
+
 PACKAGES = ("captum-learnprop", "torch", "torchvision", "captum", "zennit", "numpy", "scikit-learn")
 
 
@@ -188,7 +191,7 @@ def write_report(rows: Sequence[Row], plan: Plan, caveats: Sequence[str] = ()) -
     if figure is not None:
         written.append(save_figure(figure, plan.out / FIGURE))
         figures.append(("Cost and quality", written[-1]))
-    page = to_html(rows, about=about, figures=figures, galleries=galleries(plan.out, rows))
+    page = to_html(rows, about=about, figures=figures, galleries=galleries(plan.out, rows), caveats=caveats)
     return [*written, write_text(plan.out / PAGE, page)]
 
 
@@ -297,10 +300,10 @@ def _progress(counted: Counted, forecasts: Sequence[float] | None = None) -> Ite
     remaining = None if forecasts is None else Remaining(forecasts)
     form = "{l_bar}{bar}| {n_fmt}/{total_fmt} cells [{elapsed}{postfix}]" if remaining else None
     with tqdm(unit="cell", dynamic_ncols=True, bar_format=form) as bar:
-        began = time.perf_counter()
+        began = shown = time.perf_counter()
 
         def advance(done: int, total: int, text: str) -> None:
-            nonlocal began
+            nonlocal began, shown
             now = time.perf_counter()
             if remaining is not None and forecasts is not None:
                 if done > counted.done:
@@ -312,6 +315,8 @@ def _progress(counted: Counted, forecasts: Sequence[float] | None = None) -> Ite
             bar.total = total
             bar.set_description_str(text, refresh=False)
             bar.update(done - bar.n)
-            bar.refresh()
+            if now - shown > SHOWN_EVERY:
+                shown = now
+                bar.refresh()
 
         yield advance

@@ -181,3 +181,10 @@ def test_rows_without_samples_have_no_differences() -> None:
     assert "gates, learned" in to_html(rows, about={})
     lonely = replace(ROOM[0], estimates={"average precision": Estimate(0.5, math.nan, math.nan, math.nan, 1, 1)})
     assert "nan" not in to_html([lonely], about={})
+
+
+def test_caveats_come_before_the_figures() -> None:
+    page = to_html(ROOM, about={}, caveats=["splits share <their> cut-outs"])
+    assert page.index("splits share &lt;their&gt; cut-outs") < page.index("How to read it</h2>")
+    assert "never saw the objects" not in page
+    assert "never saw the objects" in to_html(ROOM, about={})

@@ -117,7 +117,7 @@ HAND_MADE: dict[str, HandMade] = {
         HandMade("saliency", "gradient", 2, saliency),
         HandMade("input x gradient", "gradient", 2, input_x_gradient),
         HandMade("integrated gradients", "gradient", 2 * INTEGRATED_STEPS, integrated_gradients),
-        HandMade("SmoothGrad", "gradient", 2 * NOISE_SAMPLES, smooth_grad),
+        HandMade("SmoothGrad", "gradient", 2 * NOISE_SAMPLES, smooth_grad, options="noise of each image by itself"),
         HandMade("DeepLift", "gradient", 4, deep_lift),
         HandMade("guided backprop", "gradient", 2, guided_backprop),
         HandMade("Deconvnet", "gradient", 2, deconvolution),

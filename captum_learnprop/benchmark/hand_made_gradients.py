@@ -44,15 +44,22 @@ def integrated_gradients(model: nn.Module, example: Tensor) -> Explain:
 
 
 def smooth_grad(model: nn.Module, example: Tensor) -> Explain:
-    """Returns SmoothGrad: the mean signed gradient over noisy copies, ``(B, C, H, W)`` (Smilkov et al., 2017)."""
-    averaged = _captum(
-        NoiseTunnel(Saliency(model)), nt_type="smoothgrad", nt_samples=NOISE_SAMPLES, stdevs=NOISE, abs=False
-    )
+    """Returns SmoothGrad: the mean signed gradient over noisy copies, ``(B, C, H, W)`` (Smilkov et al., 2017).
 
-    def attribute(images: Tensor, targets: Tensor) -> Tensor:
+    Every image has the same noise, whatever else is explained with it.
+    """
+    averaged = _captum(
+        NoiseTunnel(Saliency(model)), nt_type="smoothgrad", nt_samples=NOISE_SAMPLES, stdevs=NOISE, abs=False,
+        nt_samples_batch_size=min(NOISE_SAMPLES, rows_at_once(example)),
+    )  # fmt: skip
+
+    def single(image: Tensor, target: Tensor) -> Tensor:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return averaged(images, targets)
+            return averaged(image, target)
+
+    def attribute(images: Tensor, targets: Tensor) -> Tensor:
+        return torch.cat([single(*one) for one in zip(images.split(1), targets.split(1), strict=True)])
 
     return attribute
 

@@ -40,6 +40,7 @@ TOGETHER = 4
 
 NEXT = """
 On a net and images of your own:
+  learnprop data photos
   learnprop evaluate --model torchvision:resnet50 --weights DEFAULT --scenes photos --out report
   learnprop train --model torchvision:resnet50 --weights DEFAULT --images DIR --out rules.safetensors"""
 

@@ -29,6 +29,7 @@ from captum_learnprop.benchmark.report import to_markdown
 from captum_learnprop.benchmark.settings import default_variants, photograph_variants
 from captum_learnprop.benchmark.suite import Suite
 from captum_learnprop.benchmark.summary import Row, differences, summarise
+from captum_learnprop.commands._evaluate_request import Plan as Plan
 from captum_learnprop.commands._own_nets import PHOTOS, candidate, is_about_own_nets, is_transformer, source
 from captum_learnprop.commands._suite_choices import MODELS, SCENES
 from captum_learnprop.errors import LearnpropError
@@ -49,39 +50,6 @@ SHOWN_EVERY = 2.0
 """Seconds between lines of progress, so that a log stays readable."""
 
 PACKAGES = ("captum-learnprop", "torch", "torchvision", "captum", "zennit", "numpy", "scikit-learn")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the command line asked for."""
-
-    model: tuple[str, ...]
-    weights: str | None
-    checkpoint: Path | None
-    scenes: tuple[str, ...]
-    cutouts: Path | None
-    labels: Path | None
-    backgrounds: Path | None
-    images: Path | None
-    masks: Path | None
-    objects: str
-    seen_among: int
-    size: int | None
-    normalization: str
-    composite: tuple[str, ...]
-    method: tuple[str, ...]
-    metric: tuple[str, ...]
-    seeds: tuple[int, ...]
-    questions: int
-    seed: int
-    steps: int | None
-    sample_steps: int | None
-    training_scenes: int | None
-    rules: tuple[Path, ...]
-    out: Path
-    max_hours: float
-    report_only: bool
-    threads: int
 
 
 def run(plan: Plan) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from captum_learnprop.benchmark.candidate import Candidate
 from captum_learnprop.benchmark.hand_made_tokens import transformer_in
+from captum_learnprop.commands._evaluate_request import Plan
 from captum_learnprop.commands._suite_choices import MODELS, OWN_SCENES, SCENES
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.models import class_names_of, load_model, preprocessing_of
@@ -32,35 +31,6 @@ _NEEDS = {
 _LOG = logging.getLogger(__name__)
 
 
-class Asked(Protocol):
-    """What the command line says of nets and scenes."""
-
-    @property
-    def model(self) -> tuple[str, ...]: ...
-    @property
-    def weights(self) -> str | None: ...
-    @property
-    def checkpoint(self) -> Path | None: ...
-    @property
-    def cutouts(self) -> Path | None: ...
-    @property
-    def labels(self) -> Path | None: ...
-    @property
-    def backgrounds(self) -> Path | None: ...
-    @property
-    def images(self) -> Path | None: ...
-    @property
-    def masks(self) -> Path | None: ...
-    @property
-    def objects(self) -> str: ...
-    @property
-    def size(self) -> int | None: ...
-    @property
-    def normalization(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-
-
 def is_about_own_nets(models: tuple[str, ...], scenes: tuple[str, ...]) -> bool:
     """Returns whether photographs and any nets are asked for, and not the reference nets on scenes of digits.
 
@@ -68,15 +38,7 @@ def is_about_own_nets(models: tuple[str, ...], scenes: tuple[str, ...]) -> bool:
         LearnpropError: Nets and scenes do not go together, a name is unknown, or photographs are asked for without a
             net.
     """
-    records = get_manager().available("model")
-    for spec in models:
-        record = spec.partition(":")[0]
-        if spec not in MODELS and not record.endswith(".py") and record not in records:
-            known = [*MODELS, *records]
-            raise LearnpropError(
-                f"unknown model {spec!r}; choose one of {', '.join(MODELS)}, FILE.py:FUNCTION, or "
-                f"{', '.join(f'{name}:...' for name in records)}{did_you_mean(spec, known)}"
-            )
+    _require_known(models)
     reference = [spec for spec in models if spec in MODELS]
     drawn = [name for name in scenes if name in SCENES]
     photographed = [name for name in scenes if name in OWN_SCENES]
@@ -100,23 +62,36 @@ def is_about_own_nets(models: tuple[str, ...], scenes: tuple[str, ...]) -> bool:
     return own
 
 
-def candidate(spec: str, asked: Asked) -> Candidate:
+def _require_known(models: tuple[str, ...]) -> None:
+    """Checks that every model is a reference net, a file, or one that a record makes."""
+    records = get_manager().available("model")
+    for spec in models:
+        record = spec.partition(":")[0]
+        if spec not in MODELS and not record.endswith(".py") and record not in records:
+            known = [*MODELS, *records]
+            raise LearnpropError(
+                f"unknown model {spec!r}; choose one of {', '.join(MODELS)}, FILE.py:FUNCTION, or "
+                f"{', '.join(f'{name}:...' for name in records)}{did_you_mean(spec, known)}"
+            )
+
+
+def candidate(spec: str, plan: Plan) -> Candidate:
     """Returns a net with its preprocessing and the names of its classes; random weights are those of the seed.
 
     Raises:
         LearnpropError: There is no such model, or it is no classifier of such images.
     """
-    if asked.checkpoint is not None and len(asked.model) > 1:
-        raise LearnpropError(f"--checkpoint is one file, and {len(asked.model)} models are given: run them one by one")
-    torch.manual_seed(asked.seed)  # a model without weights must be the same one when the run is resumed
-    module = load_model(spec, asked.weights, asked.checkpoint)
-    if spec.startswith(("torchvision:", "timm:")) and not (asked.weights or asked.checkpoint):
+    if plan.checkpoint is not None and len(plan.model) > 1:
+        raise LearnpropError(f"--checkpoint is one file, and {len(plan.model)} models are given: run them one by one")
+    torch.manual_seed(plan.seed)  # a model without weights must be the same one when the run is resumed
+    module = load_model(spec, plan.weights, plan.checkpoint)
+    if spec.startswith(("torchvision:", "timm:")) and not (plan.weights or plan.checkpoint):
         _LOG.warning("neither --weights nor --checkpoint: %s has random weights", spec)
     found = Candidate(
         spec,
         module,
-        preprocessing_of(spec, module, asked.weights, asked.size, asked.normalization),
-        class_names_of(spec, module, asked.weights),
+        preprocessing_of(spec, module, plan.weights, plan.size, plan.normalization),
+        class_names_of(spec, module, plan.weights),
     )
     names, count = found.class_names, found.classes
     return found if names is None or len(names) == count else Candidate(spec, found.net, found.preprocessing)
@@ -128,28 +103,28 @@ def is_transformer(net: Candidate) -> bool:
     return transformer_in(net.on_pixels(), example) is not None
 
 
-def source(name: str, asked: Asked) -> SceneSource:
+def source(name: str, plan: Plan) -> SceneSource:
     """Returns scenes by their name on the command line.
 
     Raises:
         LearnpropError: An option that they are made from is missing, or a folder cannot be used.
     """
-    missing = [option for option in _NEEDS.get(name, ()) if getattr(asked, option) is None]
+    missing = [option for option in _NEEDS.get(name, ()) if getattr(plan, option) is None]
     if missing:
         options = " ".join(f"--{option} {'FILE' if option == 'labels' else 'DIR'}" for option in _NEEDS[name])
         raise LearnpropError(f"--scenes {name} needs {options}; --{missing[0]} is missing")
-    objects = int(asked.objects)
+    objects = int(plan.objects)
     if name == "cutouts":
-        assert asked.cutouts is not None
-        assert asked.labels is not None
-        assert asked.backgrounds is not None
-        return CutoutSource(asked.cutouts, asked.labels, asked.backgrounds, objects=objects)
+        assert plan.cutouts is not None
+        assert plan.labels is not None
+        assert plan.backgrounds is not None
+        return CutoutSource(plan.cutouts, plan.labels, plan.backgrounds, objects=objects)
     if name == "mosaics":
-        assert asked.images is not None
-        assert asked.labels is not None
-        return MosaicSource(asked.images, asked.labels)
+        assert plan.images is not None
+        assert plan.labels is not None
+        return MosaicSource(plan.images, plan.labels)
     if name == "masks":
-        assert asked.images is not None
-        assert asked.masks is not None
-        return SegmentedSource(asked.images, asked.masks, asked.labels)
+        assert plan.images is not None
+        assert plan.masks is not None
+        return SegmentedSource(plan.images, plan.masks, plan.labels)
     return photograph_source(objects=objects)

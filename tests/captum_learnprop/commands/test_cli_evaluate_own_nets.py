@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from drawn_files import draw_folder, draw_photograph
+from drawn_files import draw_folder, draw_photograph, write_table
 from PIL import Image
 
 from captum_learnprop.cli import cli
@@ -142,6 +142,25 @@ def test_two_nets_judge_each_other_and_a_segmentation_of_ones_own(own_net: str, 
         assert row["recognised"] == 1.0  # asked for what the net says
         assert {"insertion, blur", "insertion, other nets"} <= row["estimates"].keys()
         assert "class AUC" not in row["estimates"]  # there is no other object
+
+
+def test_mosaics_of_ones_own_photographs(tmp_path: Path) -> None:
+    rows = []
+    for number in range(12):
+        draw_photograph(tmp_path / "images" / f"{number}.png", number, size=(64, 48))
+        rows.append((f"{number}.png", number % 4))
+    write_table(tmp_path / "labels.csv", rows)
+    net = tmp_path / "net.py"
+    net.write_text(OWN_NET.replace("nn.Linear(8, 3)", "nn.Linear(8, 4)"))
+    result = invoke(
+        "--model", f"{net}:make", "--scenes", "mosaics", "--images", tmp_path / "images", "--labels",
+        tmp_path / "labels.csv", "--questions", 4, "--training-scenes", 4, "--size", 48, "--method", "saliency",
+        "--method", "ground truth", "--metric", "grid_pointing", "--metric", "class_auc", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows_found = {row["method"]: row for row in json.loads((tmp_path / "out" / "results.json").read_text())["rows"]}
+    assert rows_found["ground truth"]["estimates"]["grid pointing"]["mean"] == pytest.approx(1.0)
+    assert 0 < rows_found["saliency"]["estimates"]["grid pointing"]["mean"] < 1
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ FLOORS = {
     ],
     "captum_learnprop": [
         ["_compat", "errors"],
-        ["files", "forward", "tables", "wording"],
+        ["chunks", "files", "forward", "tables", "wording"],
         ["targets", "maps", "reparametrized", "reinitialization", "images", "plot", "plugins", "attribution_store"],
         ["scenes"],
         ["training"],

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor
 
+from captum_learnprop.chunks import rows_together
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.baselines import Baseline, fill_values
 from captum_learnprop.evaluation.checks import require_batch_size, require_maps
@@ -103,7 +104,8 @@ def deletion(model: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **opti
 
             seed (0): of the baseline ``"noise"``.
 
-            internal_batch_size (256): how many changed inputs go through the model together.
+            internal_batch_size (256): how many changed inputs go through the model together, at most; on a processor
+            fewer large ones (see `captum_learnprop.chunks`).
 
     Raises:
         LearnpropError: shapes do not fit, a map is not finite, a target does not exist, or an option is out of range.
@@ -297,7 +299,8 @@ def _curve(
         return torch.where(replaced, end[sample], start[sample])
 
     quantity = OUTPUTS[options.output]
-    curve = target_curve(model, changed, quantity, targets, options.steps + 1, options.internal_batch_size)
+    together = rows_together(options.internal_batch_size, inputs.shape[1:], inputs.device)
+    curve = target_curve(model, changed, quantity, targets, options.steps + 1, together)
     unchanged = -1 if insert else 0
     return curve / curve[:, unchanged, None] if options.relative else curve
 

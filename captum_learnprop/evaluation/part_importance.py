@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from captum_learnprop.chunks import rows_together
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.checks import require_batch_size, require_order, require_targets
 from captum_learnprop.evaluation.faithfulness import OUTPUTS
@@ -67,14 +68,13 @@ def part_drops(
         raise LearnpropError(f"unknown output {output!r}; choose one of {', '.join(OUTPUTS)}")
     internal_batch_size = plain(internal_batch_size)
     require_batch_size(internal_batch_size)
+    together = rows_together(internal_batch_size, images.shape[1:], images.device)
     warn_of_training(model)
     shown = torch.cat([images[:, None], without], 1)
     asked = targets.repeat_interleave(shown.shape[1])
     values = [
         OUTPUTS[output](output_of(model, (rows,))).gather(1, classes[:, None])[:, 0]
-        for rows, classes in zip(
-            shown.flatten(0, 1).split(internal_batch_size), asked.split(internal_batch_size), strict=True
-        )
+        for rows, classes in zip(shown.flatten(0, 1).split(together), asked.split(together), strict=True)
     ]
     quantities = torch.cat(values).reshape(count, -1)
     return quantities[:, :1] - quantities[:, 1:]

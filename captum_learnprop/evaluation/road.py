@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captum_learnprop.chunks import rows_together
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.baselines import normal_draws
 from captum_learnprop.evaluation.checks import require_batch_size, require_maps
@@ -148,7 +149,8 @@ def road_curve(
         imputed = linear_imputation(inputs[sample], removed)
         return torch.where(removed, imputed + draws[step], imputed)
 
-    return target_curve(model, changed, QUANTITIES[output], targets, len(counts), internal_batch_size)
+    together = rows_together(internal_batch_size, inputs.shape[1:], inputs.device)
+    return target_curve(model, changed, QUANTITIES[output], targets, len(counts), together)
 
 
 @torch.no_grad()

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from captum_learnprop.chunks import rows_together
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.forward import output_of
-from captum_learnprop.training.chunks import rows_together
 from captum_learnprop.training.data import Labels
 from captum_learnprop.training.distributed import Processes
 from captum_learnprop.training.occlusion import generator_of, measure_drops, random_regions

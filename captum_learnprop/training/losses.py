@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_learnprop.chunks import rows_together
 from captum_learnprop.training.batch import Batch
-from captum_learnprop.training.chunks import rows_together
 from captum_learnprop.training.distributed import Processes
 from captum_learnprop.training.draws import Draws
 from captum_learnprop.training.occlusion import regions_of

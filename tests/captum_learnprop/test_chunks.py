@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_learnprop.training.chunks import rows_together
+from captum_learnprop.chunks import rows_together
+from captum_learnprop.evaluation import deletion, insertion, morf_lerf_area, road
 from captum_learnprop.training.trainer import RuleTrainer
 
 CPU, OTHER = torch.device("cpu"), torch.device("cuda")
@@ -23,7 +26,7 @@ def test_rows_of_large_images_are_fewer_on_a_processor(most: int, shape: tuple[i
 
 
 def test_no_pass_of_a_training_is_larger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captum_learnprop.training.chunks.PROCESSOR_PIXELS", 3 * 16 * 16)
+    monkeypatch.setattr("captum_learnprop.chunks.PROCESSOR_PIXELS", 3 * 16 * 16)
     passed: list[int] = []
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3)).eval()
 
@@ -39,3 +42,18 @@ def test_no_pass_of_a_training_is_larger(monkeypatch: pytest.MonkeyPatch) -> Non
     other = RuleTrainer(model, steps=2, deletions=4, batch_size=6).fit(images)
     for (name, first), (_, second) in zip(whole.named_parameters(), other.named_parameters(), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("metric", [deletion, insertion, morf_lerf_area, road])
+def test_no_pass_of_a_metric_is_larger(metric: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[int] = []
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    model.register_forward_pre_hook(lambda module, args: passed.append(len(args[0])) and None)
+    generator = torch.Generator().manual_seed(0)
+    images, maps = torch.rand(4, 3, 16, 16, generator=generator), torch.rand(4, 16, 16, generator=generator)
+    whole = metric(model, images, maps, torch.tensor([0, 1, 0, 1]))
+    assert max(passed) > 3
+    passed.clear()
+    monkeypatch.setattr("captum_learnprop.chunks.PROCESSOR_PIXELS", 3 * 16 * 16)
+    torch.testing.assert_close(metric(model, images, maps, torch.tensor([0, 1, 0, 1])), whole)
+    assert max(passed) == 3

@@ -47,14 +47,22 @@ class Treatment:
 SMOOTHINGS = (0.0, 1 / 64, 2 / 64, 3 / 64, 4 / 64)
 """Smoothings that hand-made methods choose from, as fractions of a side."""
 
+WIDE_SMOOTHINGS = (*SMOOTHINGS, 6 / 64, 8 / 64)
+"""The same for images larger than `SIZE`: on photographs most methods would choose the widest of the others."""
+
+
+def smoothings_of(side: int) -> tuple[float, ...]:
+    """Returns `SMOOTHINGS`, of images larger than `SIZE` pixels `WIDE_SMOOTHINGS`."""
+    return WIDE_SMOOTHINGS if side > SIZE else SMOOTHINGS
+
 
 def treatments_of(side: int) -> tuple[Treatment, ...]:
-    """Returns what hand-made methods choose from: every sign with every one of `SMOOTHINGS`.
+    """Returns what hand-made methods choose from: every sign with every smoothing.
 
     Args:
         side: Height and width of the images in pixels.
     """
-    return tuple(Treatment(sign, round(side * share, 6)) for sign, share in product(SIGNS, SMOOTHINGS))
+    return tuple(Treatment(sign, round(side * share, 6)) for sign, share in product(SIGNS, smoothings_of(side)))
 
 
 TREATMENTS = treatments_of(SIZE)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_learnprop.benchmark.candidate import Candidate
+from captum_learnprop.benchmark.comparison import smoothings_of
 from captum_learnprop.benchmark.identity import file_stem, plain
 from captum_learnprop.benchmark.nets import Subject
 from captum_learnprop.benchmark.settings import Settings
@@ -92,7 +93,10 @@ class OwnNet(Subject):
     def scene_settings(self, family: str) -> dict[str, Any]:
         """Returns what decides the scenes, and how they become the net's input."""
         shown = {name: getattr(self.candidate.preprocessing, name) for name in ("crop", "mean", "std")}
-        return plain({"scenes": self.source.identity(), "input": shown, "seen among": self.seen_among})
+        return plain({
+            "scenes": self.source.identity(), "input": shown, "seen among": self.seen_among,
+            "smoothings": smoothings_of(self.side),
+        })  # fmt: skip
 
     def draw_training_images(self) -> Tensor:
         """Returns scenes of the training split, whatever the net sees in them."""

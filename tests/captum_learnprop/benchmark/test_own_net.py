@@ -216,7 +216,8 @@ def test_images_in_pixels_are_normalised_for_the_net() -> None:
 
 
 def test_smoothings_are_fractions_of_the_side() -> None:
-    assert {one.sigma for one in treatments_of(224)} == {0.0, 3.5, 7.0, 10.5, 14.0}
+    assert {one.sigma for one in treatments_of(224)} == {0.0, 3.5, 7.0, 10.5, 14.0, 21.0, 28.0}
+    assert {one.sigma for one in treatments_of(64)} == {0.0, 1.0, 2.0, 3.0, 4.0}
     assert [explained_together(side) for side in (32, 64, 128, 224, 4096)] == [32, 32, 16, 9, 1]
 
 

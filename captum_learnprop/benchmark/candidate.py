@@ -54,12 +54,14 @@ class Candidate:
             Rules are learned for it, so that they fit the user's own.
         preprocessing: How images become its input.
         class_names: A name for each class, where they are known.
+        code: Digest of the files that the net is made by, where the user wrote them; None where not.
     """
 
     name: str
     net: nn.Module = field(repr=False)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     class_names: tuple[str, ...] | None = field(default=None, repr=False)
+    code: str | None = field(default=None, repr=False)
 
     @property
     def side(self) -> int:
@@ -86,6 +88,11 @@ class Candidate:
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise LearnpropError(f"{self.name} is no classifier: it gives {found}, expected (batch, classes)")
         return output.shape[1]
+
+    @cached_property
+    def identity(self) -> list[str | None]:
+        """What tells nets with the same weights apart: names and types of modules, and their code."""
+        return [fingerprint.architecture(self.net), self.code]
 
     @cached_property
     def weights(self) -> str:

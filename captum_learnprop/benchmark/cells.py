@@ -7,13 +7,13 @@ decides its scores, so that results of other settings are refused and never mixe
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from captum_learnprop.benchmark.contenders import UNTRAINED, Contender
 from captum_learnprop.benchmark.identity import file_stem, require_same
-from captum_learnprop.benchmark.scorecard import in_table_order
+from captum_learnprop.benchmark.scorecard import JUDGED, in_table_order
 from captum_learnprop.benchmark.settings import Settings
 from captum_learnprop.benchmark.summary import LEARNED
 from captum_learnprop.errors import LearnpropError
@@ -97,6 +97,20 @@ def settings_of(settings: Settings, contender: Contender, side: int = SIZE) -> d
     if contender.variant is not None:
         found["training options"] = settings.training_options(contender.variant)
     return found
+
+
+def missing_scores(cell: Mapping[str, Any] | None, wanted: Sequence[str], judges: Sequence[str] | None) -> list[str]:
+    """Returns the wanted scores that a cell lacks: all without a cell, or for one with an error.
+
+    Args:
+        cell: The cell, or None.
+        wanted: Names of scores.
+        judges: The nets that judge now; scores by others are lacking. None where they are always the same.
+    """
+    if cell is None or cell["error"] is not None:
+        return list(wanted)
+    stale = judges is not None and cell.get("judges") != list(judges)
+    return [name for name in wanted if name not in cell["scores"] or (name == JUDGED and stale)]
 
 
 def require_same_settings(kept: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:

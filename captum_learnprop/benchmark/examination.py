@@ -16,6 +16,7 @@ from captum_learnprop.benchmark.cells import (
     add_scores,
     cell_path,
     empty_cell,
+    missing_scores,
     read_cell,
     require_same_settings,
     settings_of,
@@ -99,11 +100,11 @@ class Examination:
             before = read_cell(path)
             require_same_settings(before["settings"], settings, path)
             if before["error"] is None:
-                kept, wanted = before, [name for name in self.wanted if name not in before["scores"]]
+                kept, wanted = before, missing_scores(before, self.wanted, subject.judge_names())
         if kept is not None and not wanted:
             return kept
         found = empty_cell(subject.name, self.family, contender, seed)
-        found |= {"settings": settings, "passes": contender.passes_on(subject)}
+        found |= {"settings": settings, "passes": contender.passes_on(subject), "judges": subject.judge_names()}
         try:
             found |= self.measured(contender, seed, wanted)
             if kept is not None and kept["treatment"] != found["treatment"]:  # scores of other maps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -11,14 +12,25 @@ from typing import Any
 from captum_learnprop.errors import LearnpropError
 from zennit_rules._moved import renamed
 
+LONGEST_STEM = 72
+"""Letters of a name in a file name: net, scenes and method stand in one, which may have 255."""
+
 
 class SettingsError(LearnpropError):
     """A folder with results of other settings or nets."""
 
 
 def file_stem(name: str) -> str:
-    """Returns a method's name as a part of a file name: small letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", " plus ")).strip("-")
+    """Returns a name as a part of a file name: small letters, digits, hyphens; of a long one its end and a digest."""
+    stem = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", " plus ")).strip("-")
+    if len(stem) <= LONGEST_STEM:
+        return stem
+    return f"{stem[-LONGEST_STEM:].strip('-')}-{short_digest(name)}"
+
+
+def short_digest(value: Any) -> str:
+    """Returns eight letters that tell plain values apart."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()[:8]
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:

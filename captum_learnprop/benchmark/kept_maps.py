@@ -10,6 +10,7 @@ from torch import Tensor
 from captum_learnprop.benchmark.gallery import draw_gallery, keep_maps, keep_questions, read_maps, read_questions
 from captum_learnprop.benchmark.identity import file_stem
 from captum_learnprop.benchmark.summary import LEARNED, Row
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.scenes.scenes import Questions
 
 FOLDER = "maps"
@@ -36,8 +37,10 @@ def keep(
         maps: ``(M, H, W)``.
     """
     asked = _questions_path(out, model, family)
-    if not asked.is_file():
-        titles = [f"where is the {name}?" for name in names[:SHOWN]]
+    titles = [f"where is the {name}?" for name in names[:SHOWN]]
+    if not _same_questions(asked, titles, questions):
+        for stale in asked.parent.glob(f"{_place(model, family)}_*.safetensors"):
+            stale.unlink()  # maps of other questions
         keep_questions(asked, questions.images[:SHOWN], questions.masks[:SHOWN], titles)
     keep_maps(_maps_path(out, model, family, method, seed), method, maps[:SHOWN])
 
@@ -69,10 +72,24 @@ def galleries(out: Path, rows: Sequence[Row]) -> list[tuple[str, bytes]]:
     return found
 
 
+def _same_questions(path: Path, titles: Sequence[str], questions: Questions) -> bool:
+    """Returns whether the questions in a file are these."""
+    try:
+        kept = read_questions(path)
+    except LearnpropError:
+        return False
+    images = (questions.images[:SHOWN].clamp(0, 1) * 255).round()
+    alike = kept.images.shape == images.shape and bool((kept.images.float() - images).abs().max() <= 1)
+    return alike and list(kept.titles) == list(titles)
+
+
 def _first(out: Path, row: Row) -> Path | None:
     """Returns the maps of the first training seed, or of the method that has none."""
     once = _maps_path(out, row.model, row.scenes, row.method, None)
-    return next(iter([*once.parent.glob(once.name), *sorted(once.parent.glob(f"{once.stem[:-4]}seed*"))]), None)
+    learned = once.parent.glob(f"{once.stem.removesuffix('once')}seed*.safetensors")
+    return next(
+        iter([*once.parent.glob(once.name), *sorted(learned, key=lambda path: (len(path.name), path.name))]), None
+    )
 
 
 def _place(model: str, family: str) -> str:

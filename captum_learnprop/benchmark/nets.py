@@ -89,6 +89,10 @@ class Subject(ABC):
     def find_judges(self) -> list[nn.Module]:
         """Returns other nets for the same classes, which take images in [0, 1]."""
 
+    def judge_names(self) -> list[str] | None:
+        """Returns what tells the judges apart; None where they are always the same."""
+        return None
+
     def on_pixels(self, net: nn.Module) -> nn.Module:
         """Returns a module like `net` as one that takes images in [0, 1]."""
         return net
@@ -164,7 +168,7 @@ class Subject(ABC):
     def _load(self, variant: str, seed: int, path: Path) -> RuleSet:
         rules = RuleSet.load(path, self.net)
         options = self.settings.training_options(variant)
-        wanted = {**options, "images": self.settings.training_scenes, "seed": seed}
+        wanted = {**options, "images": len(self.training_images), "seed": seed}
         require_same(rules.training, {name: wanted[name] for name in rules.training if name in wanted}, path)
         require_same(_form(rules), _form(self.untrained(variant)), path)
         return rules

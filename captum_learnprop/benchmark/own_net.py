@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_learnprop.benchmark.candidate import Candidate
 from captum_learnprop.benchmark.comparison import smoothings_of
-from captum_learnprop.benchmark.identity import file_stem, plain
+from captum_learnprop.benchmark.identity import file_stem, plain, short_digest
 from captum_learnprop.benchmark.nets import Subject
 from captum_learnprop.benchmark.settings import Settings
 from captum_learnprop.errors import LearnpropError
@@ -26,6 +26,21 @@ find."""
 
 MOST_DRAWS = 16
 """How many times the wanted number of scenes is drawn at most, to find that many which the net sees."""
+
+
+def scene_settings_of(candidate: Candidate, source: SceneSource, seen_among: int) -> dict[str, Any]:
+    """Returns what decides scores beside the methods' own settings and the net's weights, in plain types.
+
+    Args:
+        candidate: The net.
+        source: The scenes.
+        seen_among: How many highest classes count as seen.
+    """
+    shown = {name: getattr(candidate.preprocessing, name) for name in ("crop", "mean", "std")}
+    return plain({
+        "scenes": source.identity(), "input": shown, "seen among": seen_among, "net": candidate.identity,
+        "smoothings": smoothings_of(candidate.side),
+    })  # fmt: skip
 
 
 class OwnNet(Subject):
@@ -60,7 +75,6 @@ class OwnNet(Subject):
         super().__init__(settings, out)
         self.candidate, self.source, self.others, self.seen_among = candidate, source, others, seen_among
         self.name, self.side = candidate.name, candidate.side
-        self.stem = f"{file_stem(candidate.name)}_{file_stem(source.name)}"
         self.net, self.model = candidate.net, candidate.on_pixels()
         self.weights = candidate.weights
         highest = source.class_range()
@@ -70,6 +84,10 @@ class OwnNet(Subject):
                 f"{candidate.classes - 1}: give labels that are its classes"
             )
         self.targets_per_image = min(source.questions_per_scene, candidate.classes)
+        # Rules of other scenes, or of the same ones normalised in another way, have files of their own.
+        learned_from = [self.scene_settings(source.name)[name] for name in ("scenes", "input", "net")]
+        place = f"{file_stem(candidate.name)}_{file_stem(source.name)}"
+        self.stem = f"{place}_{short_digest([*learned_from, self.targets_per_image])}"
         # What is wrong with the scenes shows now, and not after hours of work.
         source.check(self.side)
         self._questions = {split: self._asked(split) for split in ("validation", "test")}
@@ -92,11 +110,7 @@ class OwnNet(Subject):
 
     def scene_settings(self, family: str) -> dict[str, Any]:
         """Returns what decides the scenes, and how they become the net's input."""
-        shown = {name: getattr(self.candidate.preprocessing, name) for name in ("crop", "mean", "std")}
-        return plain({
-            "scenes": self.source.identity(), "input": shown, "seen among": self.seen_among,
-            "smoothings": smoothings_of(self.side),
-        })  # fmt: skip
+        return scene_settings_of(self.candidate, self.source, self.seen_among)
 
     def draw_training_images(self) -> Tensor:
         """Returns scenes of the training split, whatever the net sees in them."""
@@ -112,8 +126,14 @@ class OwnNet(Subject):
 
     def find_judges(self) -> list[nn.Module]:
         """Returns the other candidates for as many classes; they see the images at their own size."""
-        same = [other for other in self.others if other.classes == self.candidate.classes and other != self.candidate]
-        return [other.on_pixels(resize=True) for other in same]
+        return [other.on_pixels(resize=True) for other in self._judging()]
+
+    def judge_names(self) -> list[str]:
+        """Returns the weights of the other candidates."""
+        return [other.weights for other in self._judging()]
+
+    def _judging(self) -> list[Candidate]:
+        return [other for other in self.others if other.classes == self.candidate.classes and other != self.candidate]
 
     def _drawn(self, count: int, split: str) -> Scenes:
         scenes = self.source.draw(count, split=split, seed=self.settings.seed, size=self.side)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from captum_learnprop.benchmark.cells import cell_path, read_cell
+from captum_learnprop.benchmark.cells import cell_path, missing_scores, read_cell
 from captum_learnprop.benchmark.contenders import Contender
 from captum_learnprop.benchmark.examination import wanted_of
 from captum_learnprop.benchmark.forecast import NOTHING, CellWork, PassTimes, cell_work, time_passes
@@ -66,6 +66,4 @@ class Place:
             kept = read_cell(path) if path.is_file() else None
         except LearnpropError:
             kept = None  # the run says what is wrong with it
-        if kept is None or kept["error"] is not None:
-            return wanted
-        return [name for name in wanted if name not in kept["scores"]]
+        return missing_scores(kept, wanted, self.subject.judge_names())

@@ -28,7 +28,7 @@ from captum_learnprop.benchmark.contenders import Contender, every_contender, gi
 from captum_learnprop.benchmark.examination import Examination
 from captum_learnprop.benchmark.identity import SettingsError, file_stem, require_same
 from captum_learnprop.benchmark.nets import TRAINING_FAMILY, ReferenceSubject, Subject
-from captum_learnprop.benchmark.own_net import SEEN_AMONG, OwnNet
+from captum_learnprop.benchmark.own_net import SEEN_AMONG, OwnNet, scene_settings_of
 from captum_learnprop.benchmark.plan import Place
 from captum_learnprop.benchmark.scorecard import scores_of
 from captum_learnprop.benchmark.settings import Settings, default_variants
@@ -121,6 +121,14 @@ class Suite(Settings):
     def scores_of(self, kind: str) -> list[str]:
         """Returns the names of the scores that are asked for and defined on a kind of scenes, a scene family."""
         return [one.name for one in scores_of(self.metrics) if one.defined_on(kind)]
+
+    def own_settings(self, name: str, family: str) -> dict[str, Any]:
+        """Returns what a cell on a candidate must have been computed with, but for the method; empty for others."""
+        for candidate in self.candidates:
+            for source in self.sources:
+                if (candidate.name, source.name) == (name, family):
+                    return {"weights": candidate.weights, **scene_settings_of(candidate, source, self.seen_among)}
+        return {}
 
     def side_of(self, name: str) -> int:
         """Returns the height and width of the images of a net in pixels."""
@@ -223,7 +231,7 @@ def read_cells(suite: Suite, out: Path) -> list[Cell]:
             cell = read_cell(path)
             require_same_settings(cell["settings"], settings_of(suite, contender, suite.side_of(architecture)), path)
             net = weights.setdefault((architecture, task), cell["settings"]["weights"])
-            require_same(cell["settings"], {"weights": net}, path)
+            require_same(cell["settings"], {"weights": net, **suite.own_settings(architecture, family)}, path)
             cells.append(cell)
     found = {cell["method"] for cell in cells if cell["error"] != NOT_RUN}
     if not found:

@@ -79,7 +79,7 @@ def run(plan: Plan) -> None:
     rows = summarise(cells)
     click.echo(overview(rows))
     try:
-        for path in write_report(rows, plan, caveats_of(suite)):
+        for path in write_report(rows, plan, [*caveats_of(suite), *too_few(rows, suite)]):
             click.echo(f"wrote {path}")
     except OSError as error:
         raise LearnpropError(
@@ -140,6 +140,18 @@ def caveats_of(suite: Suite) -> list[str]:
     """Returns what must be said beside the figures of a suite, such as that splits share objects."""
     sizes = dict.fromkeys(one.side for one in suite.candidates)
     return list(dict.fromkeys(text for source in suite.sources for size in sizes for text in source.caveats(size)))
+
+
+def too_few(rows: Sequence[Row], suite: Suite) -> list[str]:
+    """Returns a sentence for each net and scenes that have fewer questions than were asked for."""
+    found = []
+    for model, scenes in dict.fromkeys((row.model, row.scenes) for row in rows if suite.candidates):
+        room = [row for row in rows if (row.model, row.scenes) == (model, scenes)]
+        asked = max((values.shape[1] for row in room for values in row.samples.values()), default=suite.questions)
+        if asked < suite.questions:
+            found.append(f"{model}, {scenes}: {asked} of {suite.questions} questions, there are no more such scenes")
+            click.echo(f"warning: {found[-1]}", err=True)
+    return found
 
 
 def write_report(rows: Sequence[Row], plan: Plan, caveats: Sequence[str] = ()) -> list[Path]:

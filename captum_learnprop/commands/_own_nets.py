@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from dataclasses import replace
 
 import torch
 
@@ -11,7 +13,7 @@ from captum_learnprop.benchmark.hand_made_tokens import transformer_in
 from captum_learnprop.commands._evaluate_request import Plan
 from captum_learnprop.commands._suite_choices import MODELS, OWN_SCENES, SCENES
 from captum_learnprop.errors import LearnpropError, did_you_mean
-from captum_learnprop.models import class_names_of, load_model, preprocessing_of
+from captum_learnprop.models import class_names_of, files_of, load_model, preprocessing_of
 from captum_learnprop.plugins import get_manager
 from captum_learnprop.scenes.cutouts import CutoutSource
 from captum_learnprop.scenes.mosaics import MosaicSource
@@ -92,9 +94,16 @@ def candidate(spec: str, plan: Plan) -> Candidate:
         module,
         preprocessing_of(spec, module, plan.weights, plan.size, plan.normalization),
         class_names_of(spec, module, plan.weights),
+        _code_of(spec),
     )
     names, count = found.class_names, found.classes
-    return found if names is None or len(names) == count else Candidate(spec, found.net, found.preprocessing)
+    return found if names is None or len(names) == count else replace(found, class_names=None)
+
+
+def _code_of(spec: str) -> str | None:
+    """Returns a digest of the files that a model is made by; None where the user did not write them."""
+    files = files_of(spec)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest() if files else None
 
 
 def is_transformer(net: Candidate) -> bool:

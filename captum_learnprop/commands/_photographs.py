@@ -106,7 +106,11 @@ def _is_complete(folder: Path) -> bool:
         recorded = json.loads((folder / SOURCES).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return (folder / LABELS).is_file() and all((folder / place).is_file() for place in recorded)
+    return (folder / LABELS).is_file() and all(_has_content(folder / place) for place in recorded)
+
+
+def _has_content(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _counts(files: Sequence[Wanted]) -> str:

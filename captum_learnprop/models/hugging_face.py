@@ -21,6 +21,8 @@ _LOG = logging.getLogger(__name__)
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 _PREPROCESSOR = "preprocessor_config.json"
+_RESCALE = 1 / 255
+"""Factor that brings bytes to [0, 1]."""
 
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """What numbers of PIL's filters are called."""
@@ -128,7 +130,7 @@ def _trained(transformers: Any, config: Any, folder: Path) -> nn.Module:
             f"the weights in {folder} have no fitting {', '.join(absent[:3])}{' ...' if absent[3:] else ''}: it is not "
             f"a trained {type(model).__name__}; name a folder of a classifier"
         )
-    return model.eval()
+    return model.float().eval()  # saved in half precision, it would compute in it
 
 
 def _give_logits(model: nn.Module) -> None:
@@ -149,16 +151,40 @@ def _preprocessing(folder: Path) -> Preprocessing | None:
     if not (folder / _PREPROCESSOR).is_file():
         return None
     content = _json(folder / _PREPROCESSOR)
+    _require_usual(folder / _PREPROCESSOR, content)
     cropped = content.get("do_center_crop") and content.get("crop_size")
     crop = _side(content.get("crop_size") if cropped else content.get("size")) or 224
     usual = Preprocessing()
+    if not content.get("do_normalize", "image_mean" in content):
+        return Preprocessing(crop, crop).without_normalization()
     return Preprocessing(
         max(crop, _side(content.get("size")) or crop),
         crop,
         tuple(content.get("image_mean") or usual.mean),
         tuple(content.get("image_std") or usual.std),
         _INTERPOLATIONS.get(content.get("resample", 2), "bilinear"),
-    ) if content.get("do_normalize", True) else Preprocessing(crop, crop).without_normalization()  # fmt: skip
+    )
+
+
+def _require_usual(path: Path, content: dict[str, Any]) -> None:
+    """Checks that images become inputs as a `Preprocessing` makes them.
+
+    Raises:
+        LearnpropError: The processor does something else.
+    """
+    factor = content.get("rescale_factor", _RESCALE)
+    odd = [name for name, wrong in (
+        ("do_flip_channel_order", content.get("do_flip_channel_order", False)),
+        ("do_rescale", not content.get("do_rescale", True)),
+        ("rescale_factor", not isinstance(factor, (int, float)) or abs(factor - _RESCALE) > 1e-6),
+        ("image_mean", not isinstance(content.get("image_mean", []), list)),
+        ("image_std", not isinstance(content.get("image_std", []), list)),
+    ) if wrong]  # fmt: skip
+    if odd:
+        raise LearnpropError(
+            f"{path} has {odd[0]} {content.get(odd[0])!r}, which is not known here: do that in the forward pass of a "
+            "model of your own, FILE.py:FUNCTION"
+        )
 
 
 def _side(size: Any) -> int | None:

@@ -156,11 +156,15 @@ def _told(path: Path, what: str) -> Iterator[None]:
 
 def _line(error: Exception, path: Path) -> int | None:
     """Returns the last line of the file that an error passed through."""
-    if isinstance(error, SyntaxError) and error.filename is not None and Path(error.filename) == path:
+    if (
+        isinstance(error, SyntaxError)
+        and error.filename is not None
+        and Path(error.filename).resolve() == path.resolve()
+    ):
         return error.lineno
     line, step = None, error.__traceback__
     while step is not None:
-        if Path(step.tb_frame.f_code.co_filename) == path:
+        if Path(step.tb_frame.f_code.co_filename).resolve() == path.resolve():
             line = step.tb_lineno
         step = step.tb_next
     return line

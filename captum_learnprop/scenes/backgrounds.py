@@ -46,9 +46,11 @@ def find_backgrounds(folder: Path) -> list[ImageFile]:
         LearnpropError: The folder is missing or holds none.
     """
     try:
-        return find_images(folder, recursive=True)
+        found = find_images(folder, recursive=True)
     except LearnpropError as error:
         raise LearnpropError(f"no backgrounds: {error}; give a folder of photographs") from error
+    # A copy of a photograph could lie in another split.
+    return list({image.sha256(): image for image in reversed(found)}.values())[::-1]
 
 
 def check_sizes(images: Sequence[ImageFile], size: int) -> None:

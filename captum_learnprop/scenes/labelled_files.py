@@ -12,6 +12,9 @@ from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import printable
 from captum_learnprop.images import ImageFile
 
+LONGEST_CLASS = 6
+"""Digits of a class number: no net has a million classes."""
+
 CLASS_COLUMNS = ("class", "imagenet_class")
 """Names of the column that holds the class number."""
 
@@ -52,11 +55,12 @@ def read_table(labels: Path, folder: Path) -> list[LabelledFile]:
         raise LearnpropError(f"cannot read the table {labels}: {reason}; give a CSV file with file,class") from error
     if not files:
         raise LearnpropError(f"{labels} names no picture: write a line file,class for each")
-    known: set[str] = set()
+    known: set[Path] = set()
     for each in files:
-        if each.id in known:
+        path = each.path.resolve()
+        if path in known:
             raise LearnpropError(f"{labels} lists {printable(each.id)} twice: keep one of the lines")
-        known.add(each.id)
+        known.add(path)
     return sorted(files, key=lambda each: each.id)
 
 
@@ -74,6 +78,8 @@ def _labelled(labels: Path, folder: Path, line: int, row: dict[str, str | None],
     name, text = (row["file"] or "").strip(), (row[column] or "").strip()
     if not (text.isascii() and text.isdecimal()):
         raise LearnpropError(f"{labels}, line {line}: class {text!r} is no number from 0 on; write the class's index")
+    if len(text) > LONGEST_CLASS:
+        raise LearnpropError(f"{labels}, line {line}: class {text[:20]} is out of range; write the class's index")
     path = folder / name
     if not name or not path.is_file():
         raise LearnpropError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from captum_learnprop.benchmark.candidate import Candidate, OnPixels
 from captum_learnprop.benchmark.comparison import Treatment, treatments_of
 from captum_learnprop.benchmark.examination import explained_together
 from captum_learnprop.benchmark.gallery import read_maps, read_questions
+from captum_learnprop.benchmark.identity import file_stem
+from captum_learnprop.benchmark.kept_maps import galleries
 from captum_learnprop.benchmark.own_net import OwnNet
 from captum_learnprop.benchmark.scorecard import score
 from captum_learnprop.benchmark.suite import SettingsError, Suite, read_cells, run
@@ -129,7 +132,8 @@ def test_rules_are_those_of_the_bare_net_and_give_the_maps_that_were_scored(
     source: CutoutSource, whole: tuple[Path, list[dict[str, Any]]]
 ) -> None:
     net = candidate().net
-    rules = RuleSet.load(whole[0] / "rules" / "coloured_cutouts_gates_scenes0_seed0.safetensors", net)
+    (path,) = (whole[0] / "rules").glob("coloured_cutouts_*_gates_scenes0_seed0.safetensors")
+    rules = RuleSet.load(path, net)
     assert rules.sites[0].name == "relu"  # and not "net.relu"
     own = OwnNet(suite(source), candidate(), source, whole[0])
     questions = own.questions("cutouts", "test")
@@ -231,3 +235,60 @@ def test_cells_say_what_decided_them(whole: tuple[Path, list[dict[str, Any]]]) -
     assert settings["input"] == {"crop": SIDE, "mean": list(PREPROCESSING.mean), "std": list(PREPROCESSING.std)}
     assert settings["seen among"] == 10
     assert json.loads(json.dumps(settings)) == settings
+
+
+def test_rules_of_other_scenes_are_not_taken_for_these(source: CutoutSource, tmp_path: Path) -> None:
+    plain = suite(source, methods=("gates, learned",), metrics=("average precision",))
+    run(plain, tmp_path)
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "rules").iterdir()}
+    shutil.rmtree(tmp_path / "cells")
+    brighter = replace(PREPROCESSING, mean=(0.1, 0.1, 0.1))
+    run(replace(plain, candidates=(candidate(preprocessing=brighter),)), tmp_path)
+    found = {path.name: path.read_bytes() for path in (tmp_path / "rules").iterdir()}
+    assert len(found) == 2
+    assert kept.items() <= found.items()
+
+
+def test_a_report_alone_refuses_cells_of_other_scenes(
+    source: CutoutSource, whole: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    both = (candidate(), candidate("other:net", 3.0))
+    with pytest.raises(SettingsError, match="computed with scenes"):
+        read_cells(suite(draw_source(tmp_path, each=2), *both), whole[0])
+    with pytest.raises(SettingsError, match="computed with weights"):
+        read_cells(suite(source, candidate(gain=9.0)), whole[0])
+    with pytest.raises(SettingsError, match="computed with net"):
+        read_cells(suite(source, replace(candidate(), code="edited")), whole[0])
+
+
+def test_other_judges_judge_anew(source: CutoutSource, tmp_path: Path) -> None:
+    def judged(gain: float) -> dict[str, Any]:
+        both = (candidate(), candidate("judge", gain))
+        asked = suite(source, *both, methods=("saliency",), metrics=("average precision", "insertion, other nets"))
+        found: dict[str, Any] = run(asked, tmp_path)[0]["scores"]
+        return found
+
+    first, again = judged(3.0), judged(3.0)
+    assert first == again
+    (tmp_path / "cells" / "judge_cutouts_saliency_once.json").unlink()
+    other = judged(0.5)
+    assert other["insertion, other nets"] != first["insertion, other nets"]
+    assert other["average precision"] == first["average precision"]
+
+
+def test_maps_of_other_questions_are_thrown_away(source: CutoutSource, tmp_path: Path) -> None:
+    few = suite(source, methods=("saliency", "ground truth"), metrics=("average precision",))
+    run(few, tmp_path)
+    shutil.rmtree(tmp_path / "cells")
+    rows = summarise(run(replace(few, methods=("saliency",), seed=5, questions=6), tmp_path))
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
+        "coloured_cutouts_questions.safetensors", "coloured_cutouts_saliency_once.safetensors",
+    ]  # fmt: skip
+    assert len(galleries(tmp_path, rows)) == 6
+
+
+def test_long_names_of_nets_make_short_names_of_files() -> None:
+    first, second = "/a" * 200 + ":make", "/a" * 199 + "/b:make"
+    assert len(file_stem(first)) < 90
+    assert file_stem(first) != file_stem(second)
+    assert file_stem("other:net") == "other-net"

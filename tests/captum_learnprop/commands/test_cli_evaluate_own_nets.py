@@ -136,6 +136,10 @@ def test_two_nets_judge_each_other_and_a_segmentation_of_ones_own(own_net: str, 
         "--masks", tmp_path / "masks", *FEW, "--method", "saliency", "--out", tmp_path / "out",
     )  # fmt: skip
     complete(tmp_path / "out", result)
+    assert " of 4 questions, there are no more such scenes" in result.stderr
+    more = (*FEW, "--method", "saliency", "--metric", "pointing_game", "--out", tmp_path / "out")
+    masks = ("--scenes", "masks", "--images", tmp_path / "images", "--masks", tmp_path / "masks")
+    complete(tmp_path / "out", invoke("--model", own_net, "--model", f"{other}:make", *masks, *more))  # goes on
     document = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len({row["model"] for row in document["rows"]}) == 2
     for row in document["rows"]:

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ import transformers
 from torch import Tensor, nn
 
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.models import class_names_of, files_of, load_model, preprocessing_of
+from captum_learnprop.images import Preprocessing
+from captum_learnprop.models import class_names_of, files_of, hugging_face, load_model, preprocessing_of
 from zennit_rules import RuleSet
 
 
@@ -135,3 +137,19 @@ def test_damaged_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\x10")
     with pytest.raises(LearnpropError, match="vit cannot be loaded"):
         load_model(f"huggingface:{folder}")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"do_flip_channel_order": True}, {"do_rescale": False}, {"rescale_factor": 1.0}, {"image_mean": 0.5}],
+)
+def test_processors_that_do_something_else_are_refused(odd: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 32, **odd}))
+    (name,) = odd
+    with pytest.raises(LearnpropError, match=rf"preprocessor_config.json has {name} .*FILE.py:FUNCTION"):
+        hugging_face._preprocessing(tmp_path)
+
+
+def test_without_a_mean_nothing_is_normalised(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 32}))
+    assert hugging_face._preprocessing(tmp_path) == Preprocessing(32, 32).without_normalization()

@@ -73,7 +73,9 @@ class OwnNet(Subject):
         seen_among: int = SEEN_AMONG,
     ) -> None:
         super().__init__(settings, out)
-        self.candidate, self.source, self.others, self.seen_among = candidate, source, others, seen_among
+        self.candidate, self.source, self.others = candidate, source, others
+        self.seen_among = seen_among
+        self._scene_settings = scene_settings_of(candidate, source, seen_among)
         self.name, self.side = candidate.name, candidate.side
         self.net, self.model = candidate.net, candidate.on_pixels()
         self.weights = candidate.weights
@@ -110,7 +112,7 @@ class OwnNet(Subject):
 
     def scene_settings(self, family: str) -> dict[str, Any]:
         """Returns what decides the scenes, and how they become the net's input."""
-        return scene_settings_of(self.candidate, self.source, self.seen_among)
+        return self._scene_settings
 
     def draw_training_images(self) -> Tensor:
         """Returns scenes of the training split, whatever the net sees in them."""

@@ -223,6 +223,7 @@ def read_cells(suite: Suite, out: Path) -> list[Cell]:
     weights: dict[tuple[str, str], str] = {}
     methods = contenders(suite)
     for architecture, task, family, rows in _plan(suite, methods):
+        own = suite.own_settings(architecture, family)
         for contender, seed in rows:
             path = cell_path(out, architecture, family, contender, seed)
             if not path.is_file():
@@ -231,7 +232,7 @@ def read_cells(suite: Suite, out: Path) -> list[Cell]:
             cell = read_cell(path)
             require_same_settings(cell["settings"], settings_of(suite, contender, suite.side_of(architecture)), path)
             net = weights.setdefault((architecture, task), cell["settings"]["weights"])
-            require_same(cell["settings"], {"weights": net, **suite.own_settings(architecture, family)}, path)
+            require_same(cell["settings"], {"weights": net, **own}, path)
             cells.append(cell)
     found = {cell["method"] for cell in cells if cell["error"] != NOT_RUN}
     if not found:

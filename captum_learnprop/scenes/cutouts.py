@@ -29,7 +29,7 @@ from captum_learnprop.scenes.backgrounds import (
     read_region,
     regions,
 )
-from captum_learnprop.scenes.labelled_files import LabelledFile, digest, read_table
+from captum_learnprop.scenes.labelled_files import LabelledFile, copies, digest, read_table
 from captum_learnprop.scenes.placing import SIZES, Box, cells, check_layout, fitted, layouts
 from captum_learnprop.scenes.scenes import Scenes, label_rows
 from captum_learnprop.scenes.source import check_draw, scene_generator
@@ -179,6 +179,10 @@ class CutoutSource:
         return read_table(self.labels, self.cutouts)
 
     @cached_property
+    def _copies(self) -> str | None:
+        return copies(self._files)
+
+    @cached_property
     def _shares(self) -> tuple[dict[str, dict[int, list[LabelledFile]]], str | None]:
         return share_out_objects(self._files, self.objects)
 
@@ -186,7 +190,7 @@ class CutoutSource:
         images = find_backgrounds(self.backgrounds)
         check_sizes(images, size)
         shares, about_backgrounds = regions(images, size)
-        return shares, tuple(each for each in (self._shares[1], about_backgrounds) if each is not None)
+        return shares, tuple(each for each in (self._shares[1], self._copies, about_backgrounds) if each is not None)
 
     def _plan(self, index: int, split: str, seed: int, backgrounds: int) -> _Plan:
         """Draws what a scene shows."""

@@ -89,6 +89,23 @@ def _labelled(labels: Path, folder: Path, line: int, row: dict[str, str | None],
     return LabelledFile(PurePosixPath(name).as_posix(), path, int(text))
 
 
+def copies(files: Sequence[LabelledFile]) -> str | None:
+    """Returns a sentence about pictures that are copies of others, which could lie in another split; None for none.
+
+    Args:
+        files: Pictures with their classes.
+    """
+    first: dict[str, str] = {}
+    found = []
+    for each in files:
+        other = first.setdefault(ImageFile(each.id, each.path).sha256(), each.id)
+        if other != each.id:
+            found.append(f"{printable(each.id)} of {printable(other)}")
+    if not found:
+        return None
+    return f"{len(found)} picture(s) are copies of others ({found[0]}): the same one can be in two splits, remove them"
+
+
 def digest(files: Sequence[LabelledFile] | Sequence[ImageFile]) -> str:
     """Returns the hexadecimal SHA-256 of ids, classes and contents of files.
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from captum_learnprop.errors import LearnpropError, SceneWarning
 from captum_learnprop.files import printable
 from captum_learnprop.images import read_image
-from captum_learnprop.scenes.labelled_files import LabelledFile, digest, read_table
+from captum_learnprop.scenes.labelled_files import LabelledFile, copies, digest, read_table
 from captum_learnprop.scenes.scenes import Scenes, label_rows
 from captum_learnprop.scenes.source import check_draw, scene_generator
 from captum_learnprop.scenes.splits import by_classes, share_out_objects
@@ -106,8 +106,7 @@ class MosaicSource:
 
     def caveats(self, size: int) -> tuple[str, ...]:
         """Returns what splits share, in sentences; nothing where they share nothing."""
-        caveat = self._shares[1]
-        return () if caveat is None else (caveat,)
+        return tuple(text for text in (self._shares[1], copies(self._files)) if text is not None)
 
     def identity(self) -> dict[str, Any]:
         """Returns a digest of the photographs with their classes."""

@@ -319,6 +319,13 @@ class TestErrors:
         three[1].unlink()
         self.says(three, "cannot read the table", "No such file")
 
+    def test_copies_are_told(self, three: tuple[Path, Path, Path]) -> None:
+        cutouts, labels, backgrounds = three
+        (cutouts / "copy.png").write_bytes((cutouts / "00.png").read_bytes())
+        labels.write_text(labels.read_text() + "copy.png,1\n")
+        said = CutoutSource(cutouts, labels, backgrounds, objects=1).caveats(32)
+        assert "1 picture(s) are copies of others (copy.png of 00.png): the same one can be in two splits" in said[-1]
+
     def test_listed_twice(self, three: tuple[Path, Path, Path]) -> None:
         write_table(three[1], [("00.png", 0), ("./00.png", 1)])
         self.says(three, "lists 00.png twice")

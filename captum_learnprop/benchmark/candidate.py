@@ -75,14 +75,15 @@ class Candidate:
         Raises:
             LearnpropError: It does not take such images, or is no classifier.
         """
+        shape = (1, 3, self.side, self.side)
+        like = next(self.net.parameters(), torch.zeros(0))
         try:
             with torch.no_grad():
-                output = self.on_pixels()(torch.full((1, 3, self.side, self.side), 0.5))
+                output = self.on_pixels()(torch.full(shape, 0.5, device=like.device))
         # The forward pass is the user's code; whatever it raises means that it does not take this input.
         except Exception as error:
             raise LearnpropError(
-                f"{self.name} does not take images of {self.side} x {self.side} pixels: {error}; give its size with "
-                "--size"
+                f"{self.name} does not take an input of {shape}: {error}; give its size with --size"
             ) from error
         if not isinstance(output, Tensor) or output.ndim != 2:
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

@@ -181,8 +181,19 @@ def best_treatment(attribution: Tensor, masks: Tensor, treatments: Sequence[Trea
         masks: ``(B, H, W)`` bool, the pixels that a map should find.
         treatments: Treatments that one is chosen from.
     """
-    quality = [average_precision(treat(attribution), masks).mean().item() for treat in treatments]
-    return treatments[quality.index(max(quality))]
+    return best_of(treatments, attribution, lambda maps: average_precision(maps, masks))
+
+
+def best_of(treatments: Sequence[Treatment], attribution: Tensor, quality: Callable[[Tensor], Tensor]) -> Treatment:
+    """Returns the treatment of an attribution with the highest mean quality, the first of equals.
+
+    Args:
+        treatments: Treatments that one is chosen from.
+        attribution: ``(B, C, H, W)``.
+        quality: A function ``maps (B, H, W) -> (B,)``.
+    """
+    found = [quality(treat(attribution)).mean().item() for treat in treatments]
+    return treatments[found.index(max(found))]
 
 
 def measure(

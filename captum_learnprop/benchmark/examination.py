@@ -29,6 +29,7 @@ from captum_learnprop.benchmark.identity import SettingsError
 from captum_learnprop.benchmark.kept_maps import keep
 from captum_learnprop.benchmark.nets import BATCH, Subject
 from captum_learnprop.benchmark.scorecard import JUDGED, RANDOMISATION, Case, score
+from captum_learnprop.chunks import rows_together
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.similarity import spearman
 from captum_learnprop.maps import reduce_channels
@@ -72,8 +73,9 @@ class Examination:
         """Share of the questions whose class the net names: above one half, or the highest."""
         questions = self.case.questions
         with torch.no_grad():
-            parts = questions.images.split(explained_together(self.subject.side))
-            outputs = torch.cat([self.subject.model(images) for images in parts])
+            outputs = torch.cat(
+                [self.subject.model(images) for images in questions.images.split(_together(questions.images))]
+            )
         asked = outputs.gather(1, questions.targets[:, None])[:, 0]
         named = asked > 0 if self.subject.output == "sigmoid" else asked == outputs.amax(1)
         return named.double().mean().item()
@@ -210,13 +212,12 @@ def treatment_of(rules: RuleSet, side: int = SIZE) -> Treatment:
     return Treatment(rules.training.get("sign", "absolute"), rules.training.get("smoothing", 0.0) * side)
 
 
-def explained_together(side: int) -> int:
-    """Returns how many images are explained together: `BATCH` of the reference nets' size, fewer larger ones."""
-    return max(1, BATCH * SIZE // side) if side > SIZE else BATCH
+def _together(images: Tensor) -> int:
+    return rows_together(BATCH, images.shape[1:], images.device)
 
 
 def _explained(explain: Explain, images: Tensor, targets: Tensor) -> Tensor:
-    count = explained_together(images.shape[-1])
+    count = _together(images)
     chunks = zip(images.split(count), targets.split(count), strict=True)
     attribution = torch.cat([explain(*chunk).detach() for chunk in chunks])
     reduce_channels(attribution)  # raises for a shape that is none of a map

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from captum_learnprop.chunks import rows_together
 from captum_learnprop.errors import LearnpropError
 from zennit_rules.errors import RuleError, RuleWarning
 
@@ -22,15 +23,13 @@ Build = Callable[[nn.Module, Tensor], Explain]
 GREY = 0.5
 """What stands for nothing in an image in [0, 1]: the middle of the range."""
 
-_SMALL, _SMALL_ROWS, _PIXELS = 64 * 64, 256, 64 * 64 * 64
-"""Pixels of a small image, how many of those go through the net at once where a method makes many images of one, and
-how many pixels of larger ones: those leave the processor's caches, and memory."""
+_MOST_ROWS = 256
+"""Images that go through the net at once where a method makes many images of one."""
 
 
 def rows_at_once(images: Tensor) -> int:
     """Returns how many images of the size of ``images (B, C, H, W)`` go through the net together, at least 1."""
-    pixels = images.shape[-2] * images.shape[-1]
-    return max(1, (_SMALL_ROWS * _SMALL if pixels <= _SMALL else _PIXELS) // pixels)
+    return rows_together(_MOST_ROWS, images.shape[1:], images.device)
 
 
 def resized(maps: Tensor, images: Tensor) -> Tensor:

@@ -48,12 +48,11 @@ def default_variants(composites: Sequence[str] = ()) -> dict[str, dict[str, Any]
     return {name: one for name, one in every.items() if not composites or composite_of(one) in composites}
 
 
-def photograph_variants(composites: Sequence[str] = (), *, transformer: bool = False) -> dict[str, dict[str, Any]]:
+def photograph_variants(composites: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Returns the learned variants that are compared on a user's own net, by name, as options of `RuleTrainer`.
 
     Args:
         composites: Names of composites whose variants are wanted; all by default.
-        transformer: Whether one of the nets is a transformer, which has rules of its own.
     """
     # What measured best on photographs; `learnprop train` spells it --fusion --objective ... --smoothing 0.05.
     fused = {"objective": OcclusionRegression(density=0.0), "smoothing": 0.05, "lr": 0.03, "steps": 30}
@@ -64,9 +63,8 @@ def photograph_variants(composites: Sequence[str] = (), *, transformer: bool = F
         "LRP, z+ start + fusion": {
             "composite": LRP, "rule_options": {"strength": 0.0}, "fusion": True, **fused,
         },
+        **TRANSFORMER_VARIANTS,
     }  # fmt: skip
-    if transformer:
-        every |= TRANSFORMER_VARIANTS
     return {name: one for name, one in every.items() if not composites or composite_of(one) in composites}
 
 

@@ -163,13 +163,20 @@ def contenders(suite: Suite) -> list[Contender]:
     return [one for one in every if one.name in wanted]
 
 
-def run(suite: Suite, out: Path, *, progress: Callable[[int, int, str], None] | None = None) -> list[Cell]:
+def run(
+    suite: Suite,
+    out: Path,
+    *,
+    progress: Callable[[int, int, str], None] | None = None,
+    plan: Sequence[Place] | None = None,
+) -> list[Cell]:
     """Works off the cells that are missing, and returns all.
 
     Args:
         suite: What is compared.
         out: Folder for ``cells`` and ``rules``.
         progress: Called with (cells done, cells in all, what is worked on).
+        plan: What `places` returned, where it was asked already.
 
     Raises:
         SettingsError: The folder holds cells or rules of other settings or nets.
@@ -177,7 +184,7 @@ def run(suite: Suite, out: Path, *, progress: Callable[[int, int, str], None] | 
     """
     report = progress or (lambda done, total, text: None)
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
-    everything = places(suite, out)
+    everything = places(suite, out) if plan is None else plan
     cells: list[Cell] = []
     total = sum(len(place.rows) for place in everything)
     for place in everything:

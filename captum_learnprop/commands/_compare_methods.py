@@ -25,12 +25,13 @@ from captum_learnprop.benchmark.cost_figure import SCORE, Mean, cost_figure, mea
 from captum_learnprop.benchmark.forecast import Remaining, forecast, forecast_cells, require_time, together
 from captum_learnprop.benchmark.kept_maps import galleries
 from captum_learnprop.benchmark.page import to_html
+from captum_learnprop.benchmark.plan import Place
 from captum_learnprop.benchmark.report import to_markdown
 from captum_learnprop.benchmark.settings import default_variants, photograph_variants
 from captum_learnprop.benchmark.suite import Suite
 from captum_learnprop.benchmark.summary import Row, differences, summarise
 from captum_learnprop.commands._evaluate_request import Plan as Plan
-from captum_learnprop.commands._own_nets import PHOTOS, candidate, is_about_own_nets, is_transformer, source
+from captum_learnprop.commands._own_nets import PHOTOS, candidate, is_about_own_nets, source
 from captum_learnprop.commands._suite_choices import MODELS, SCENES
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import WriteError, check_folder, write_text
@@ -66,9 +67,10 @@ def run(plan: Plan) -> None:
             cells = benchmark.read_cells(suite, plan.out)
         else:
             plan.out.mkdir(parents=True, exist_ok=True)
-            remaining = forecast_of(suite, plan) if suite.candidates else None
+            places = benchmark.places(suite, plan.out)
+            remaining = forecast_of(places, plan.max_hours) if suite.candidates else None
             with _progress(counted, remaining) as progress:
-                cells = benchmark.run(suite, plan.out, progress=progress)
+                cells = benchmark.run(suite, plan.out, progress=progress, plan=places)
     except (ImportError, FileNotFoundError) as error:
         raise LearnpropError(str(error)) from error
     except OSError as error:
@@ -118,11 +120,10 @@ def suite_of(plan: Plan) -> Suite:
         "rules": tuple(map(located, plan.rules)),
     }  # fmt: skip
     if is_about_own_nets(plan.model, plan.scenes):
-        candidates = [candidate(spec, plan) for spec in plan.model]
         return Suite.of_candidates(
-            candidates,
+            [candidate(spec, plan) for spec in plan.model],
             [source(name, plan) for name in plan.scenes or (PHOTOS,)],
-            variants=photograph_variants(plan.composite, transformer=any(is_transformer(one) for one in candidates)),
+            variants=photograph_variants(plan.composite),
             training_scenes=plan.training_scenes or PHOTOGRAPHED_SCENES,
             seen_among=plan.seen_among,
             **options,
@@ -257,20 +258,20 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def forecast_of(suite: Suite, plan: Plan) -> list[float]:
+def forecast_of(places: Sequence[Place], max_hours: float) -> list[float]:
     """Returns the seconds that each cell will take, and says how long all of them will.
 
     Raises:
         LearnpropError: That is longer than the run may take.
     """
     found, seconds = [], []
-    for place in benchmark.places(suite, plan.out):
+    for place in places:
         work, times = place.work(), place.times()
         found.append(forecast(work, times))
         seconds += forecast_cells(work, times)
     whole = together(found)
     click.echo(f"{sum(one > 0 for one in seconds)} cells to compute, {whole}", err=True)
-    require_time(whole, plan.max_hours)
+    require_time(whole, max_hours)
     return seconds
 
 

@@ -26,8 +26,9 @@ from captum_learnprop.benchmark.comparison import (
     paired_difference,
 )
 from captum_learnprop.benchmark.hand_made import hand_made
+from captum_learnprop.commands._outcome import write_outcome
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.files import WriteError, check_folder, write_text
+from captum_learnprop.files import check_folder, write_text
 from captum_learnprop.plot import compare, save_figure
 from captum_learnprop.scenes import digits_net
 from captum_learnprop.scenes.digits_net import weights_metadata
@@ -94,14 +95,7 @@ def run(plan: Plan) -> None:
         "results.json": lambda path: write_json(results, learning, rules.training, plan, path),
         "rules.safetensors": lambda path: rules.save(path, model),
     }
-    for name, write in writers.items():
-        try:
-            click.echo(f"wrote {write(plan.out / name)}")
-        except OSError as error:
-            raise LearnpropError(
-                f"{error if isinstance(error, WriteError) else f'cannot write {plan.out / name}: {error}'}; "
-                "make room, or name another --out, and run again: the same --seed learns the same"
-            ) from error
+    write_outcome(plan.out, writers, again="the same --seed learns the same")
     click.echo(f"{time.perf_counter() - start:.0f} s in all")
 
 

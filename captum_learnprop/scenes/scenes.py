@@ -109,10 +109,7 @@ class Scenes:
     def __getitem__(self, index: slice | Tensor) -> Scenes:
         """Returns the scenes that a slice or an index tensor selects."""
 
-        def select(values: Any) -> Any:
-            return None if values is None else values[index]
-
-        return Scenes(*(select(getattr(self, field.name)) for field in fields(self)))
+        return Scenes(**_selected(self, index))
 
     def questions(self) -> Questions:
         """Returns one question per object: where is *this* class? ``N * K`` rows, all objects of a scene in a row."""
@@ -175,6 +172,10 @@ class Questions:
         """Returns the number of questions."""
         return len(self.targets)
 
+    def __getitem__(self, index: slice | Tensor) -> Questions:
+        """Returns the questions that a slice or an index tensor selects."""
+        return Questions(**_selected(self, index))
+
     def __repr__(self) -> str:
         """Returns what the questions hold, without the pixels."""
         extra = [name for name in ("cells", "parts", "without") if getattr(self, name) is not None]
@@ -187,6 +188,12 @@ class Questions:
         """Returns the first questions with the asked object cut out, for a notebook."""
         asked = self.images * (0.25 + 0.75 * self.masks[:, None].to(self.images))
         return thumbnails(asked, [f"where is the {target}?" for target in self.targets.tolist()], repr(self))
+
+
+def _selected(record: Scenes | Questions, index: slice | Tensor) -> dict[str, Any]:
+    """Returns the selected rows of each field."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: None if value is None else value[index] for name, value in values.items()}
 
 
 def make_scenes(

@@ -9,21 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from torch import Tensor
+from torch import Tensor, nn
 
+from captum_learnprop.benchmark.candidate import Candidate
+from captum_learnprop.benchmark.scorecard import Case
 from captum_learnprop.cli import cli
 from captum_learnprop.commands import _demonstration_photographs, demo
-from captum_learnprop.commands._demonstration_mosaics import make_mosaics, read_squares
 from captum_learnprop.commands._demonstration_photographs import (
     CLASS_AUC,
     POINTING,
+    SCORES,
     SHARE,
-    MosaicQuestions,
-    best_treatment,
-    scores_of,
+    ask,
+    shown_photographs,
 )
-
-SMALL = 32
+from captum_learnprop.errors import LearnpropError
+from captum_learnprop.images import Preprocessing
+from captum_learnprop.scenes.mosaics import make_mosaics
+from captum_learnprop.scenes.photographs import whole
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +44,6 @@ def reduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     result = CliRunner().invoke(demo.command, ["--out", str(out), "--threads", "1"], catch_exceptions=False)
     patch.undo()
     return result, out
-
-
-@pytest.fixture
-def questions() -> MosaicQuestions:
-    """All four questions about each of two mosaics."""
-    mosaics = make_mosaics(read_squares(), 2, size=SMALL, seed=0)
-    return MosaicQuestions(
-        mosaics.images.repeat_interleave(4, 0), mosaics.targets.flatten(), torch.arange(4).repeat(2),
-        torch.arange(2).repeat_interleave(4),
-    )  # fmt: skip
 
 
 def test_prints_a_row_per_method_and_what_to_do_next(reduced: tuple[Result, Path]) -> None:
@@ -81,42 +74,31 @@ def test_trained_rules_find_the_quarter_and_saliency_does_less(reduced: tuple[Re
     assert min(auc["LRP, trained"], auc["gates, trained"]) > auc["saliency"]
 
 
-class TestMosaics:
-    def test_the_first_ones_do_not_depend_on_how_many(self) -> None:
-        squares = read_squares()
-        few, many = (make_mosaics(squares, count, size=SMALL, seed=3) for count in (1, 3))
-        assert torch.equal(few.images, many.images[:1])
-        assert not torch.equal(make_mosaics(squares, 1, size=SMALL, seed=4).images, few.images)
-        assert many.images.shape == (3, 3, SMALL, SMALL)
-        assert 0 <= many.images.min() <= many.images.max() <= 1
+def test_only_what_the_net_sees_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SeesTheCat(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.arange(1000.0).sub(285).abs().neg().expand(len(images), -1)
 
-    def test_each_quarter_shows_another_class(self) -> None:
-        mosaics = make_mosaics(read_squares(), 3, size=SMALL, seed=0)
-        assert [len(set(classes)) for classes in mosaics.targets.tolist()] == [4, 4, 4]
-        grey = read_squares()[[s.target for s in read_squares()].index(872)]  # the one photograph without colour
-        cells = mosaics.images[0].unfold(1, SMALL // 2, SMALL // 2).unfold(2, SMALL // 2, SMALL // 2)
-        spread = cells.permute(1, 2, 0, 3, 4).flatten(0, 1).std(1).mean((1, 2))
-        assert mosaics.targets[0, spread.argmin()] == grey.target
+    net = Candidate("cats only", SeesTheCat().eval(), Preprocessing(64, 64))
+    photographs = shown_photographs()
+    questions = ask(net, photographs, 3, "test", 0)
+    assert questions.targets.tolist() == [285, 285, 285]
+    assert questions.scenes.tolist() == [0, 1, 2]
+    assert bool((questions.masks.flatten(1).sum(1) == 32 * 32).all())  # a quarter
+    assert not torch.equal(questions.images, ask(net, photographs, 3, "validation", 0).images)
+    monkeypatch.setattr(_demonstration_photographs, "SEEN", 1)
+    with pytest.raises(LearnpropError, match="cats only sees no photograph of these mosaics; choose another --seed"):
+        ask(net, [each for each in whole() if each.target != 285], 1, "test", 0)
 
 
-class TestScores:
-    def test_the_truth_has_the_highest(self, questions: MosaicQuestions) -> None:
-        scores = scores_of(questions.masks.double(), questions)
-        assert all(bool((values == 1).all()) for values in scores.values())
-        assert bool((questions.masks.flatten(1).sum(1) == SMALL * SMALL // 4).all())
-
-    def test_the_quarter_across_has_the_lowest(self, questions: MosaicQuestions) -> None:
-        scores = scores_of(questions.masks.flip(1, 2).double(), questions)
-        assert all(bool((scores[name] == 0).all()) for name in (SHARE, POINTING))
-        assert bool((scores[CLASS_AUC] < 0.5).all())
-
-    def test_the_treatment_that_suits_is_found(self, questions: MosaicQuestions) -> None:
-        truth = questions.masks.float()[:4, None].expand(-1, 3, -1, -1)  # all mosaics are asked in the same order
-
-        def negative_elsewhere(images: Tensor, targets: Tensor) -> Tensor:
-            return 2 * truth - 1.5
-
-        assert best_treatment(negative_elsewhere, questions).sign in ("positive", "signed")
+def test_a_perfect_map_has_the_highest_scores_and_the_quarter_across_the_lowest() -> None:
+    every = make_mosaics([each.image() for each in whole()], [each.target for each in whole()], 2, size=32).questions()
+    case = Case(nn.Identity(), every, "softmax")
+    best = {name: one.rate(case, every.masks.double()) for name, one in SCORES.items()}
+    worst = {name: one.rate(case, every.masks.flip(1, 2).double()) for name, one in SCORES.items()}
+    assert all(bool((values == 1).all()) for values in best.values())
+    assert all(bool((worst[name] == 0).all()) for name in (SHARE, POINTING))
+    assert bool((worst[CLASS_AUC] < 0.5).all())
 
 
 class TestMistakes:

@@ -17,7 +17,7 @@ from captum_learnprop.benchmark.nets import Subject
 from captum_learnprop.benchmark.settings import Settings
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.scenes.scenes import Questions, Scenes
-from captum_learnprop.scenes.seen import asked_of, seen_by
+from captum_learnprop.scenes.seen import asked_of, is_seen, require_seen
 from captum_learnprop.scenes.source import SceneSource
 
 SEEN_AMONG = 10
@@ -145,17 +145,20 @@ class OwnNet(Subject):
         """Returns the first scenes of a split that the net sees."""
         if not self.seen_among or self.source.class_range() is None:
             return self._drawn(count, split)
-        most = MOST_DRAWS * count
-        wanted = min(2 * count, most)
+        wanted, drawn, seen = count, self._drawn(count, split), torch.zeros(0, dtype=torch.bool)
         while True:
-            try:
-                found = seen_by(self.model, self._drawn(wanted, split), top=self.seen_among)
-            except LearnpropError as error:
-                if wanted == most:
-                    raise LearnpropError(
-                        f"{self.name}, split {split!r}: {error}; --seen-among 0 asks about all scenes"
-                    ) from error
-            else:
-                if len(found) >= count or wanted == most:
-                    return found[torch.arange(min(count, len(found)))]
-            wanted = min(2 * wanted, most)
+            seen = torch.cat([seen, is_seen(self.model, drawn[len(seen) :], self.seen_among)])
+            if seen.sum() >= count or wanted == MOST_DRAWS * count:
+                break
+            wanted = min(2 * wanted, MOST_DRAWS * count)
+            longer = self._drawn(wanted, split)
+            if len(longer) == len(drawn):  # a segmentation has only so many
+                break
+            drawn = longer
+        try:
+            require_seen(seen, self.seen_among)
+        except LearnpropError as error:
+            raise LearnpropError(
+                f"{self.name}, split {split!r}: {error}; --seen-among 0 asks about all scenes"
+            ) from error
+        return drawn[seen.nonzero().flatten()[:count]]

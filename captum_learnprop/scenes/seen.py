@@ -26,6 +26,17 @@ def seen_by(model: nn.Module, scenes: Scenes, top: int = 10) -> Scenes:
     Raises:
         LearnpropError: A class is out of the model's range or unknown; or no scene is seen.
     """
+    return scenes[require_seen(is_seen(model, scenes, top), top)]
+
+
+def is_seen(model: nn.Module, scenes: Scenes, top: int = 10) -> Tensor:
+    """Returns whether all classes of each scene are among the model's highest outputs, ``(N,)`` bool.
+
+    Arguments are those of `seen_by`.
+
+    Raises:
+        LearnpropError: A class is out of the model's range or unknown.
+    """
     if top < 1:
         raise LearnpropError(f"top must be at least 1, got {top}")
     output = _outputs(model, scenes.images)
@@ -39,13 +50,21 @@ def seen_by(model: nn.Module, scenes: Scenes, top: int = 10) -> Scenes:
             "give the class numbers of this model, or the model that they are of"
         )
     highest = output.topk(min(top, classes), 1).indices
-    seen = (scenes.targets[:, :, None] == highest[:, None, :]).any(2).all(1)
+    return (scenes.targets[:, :, None] == highest[:, None, :]).any(2).all(1)
+
+
+def require_seen(seen: Tensor, top: int) -> Tensor:
+    """Returns what `is_seen` returned, if a scene is seen.
+
+    Raises:
+        LearnpropError: None is.
+    """
     if not seen.any():
         raise LearnpropError(
-            f"no scene that the model sees: of {len(scenes)} scenes none has all its classes among the {top} highest "
+            f"no scene that the model sees: of {len(seen)} scenes none has all its classes among the {top} highest "
             "outputs; check the class numbers and the preprocessing, draw more scenes or fewer objects, or raise top"
         )
-    return scenes[seen]
+    return seen
 
 
 def asked_of(model: nn.Module, scenes: Scenes) -> Scenes:

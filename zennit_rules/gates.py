@@ -284,19 +284,28 @@ class FeatureGate(Gate):
             deviations.append(torch.tanh(value))
         if not self.uses_position:
             return a + deviations[0], b + deviations[1]
-        s = self._position_weight(zg.clamp(min=0), g, h)
+        active = zg.clamp(min=0)
+        signals = [g] if h is None or not self.contrast else [g, h.to(g.dtype)]
+        s = self.position_weight(*(self._relevance(active * signal) for signal in signals))
         return s * (a + deviations[0]), s * (b + deviations[1])
 
-    def _position_weight(self, active: Tensor, g: Tensor, h: Tensor | None) -> Tensor:
-        raw = self.raw_position[0].to(g.dtype)
+    def _relevance(self, contributions: Tensor) -> Tensor:
+        """Returns the relevance of each position, from what each element contributes."""
+        return contributions.sum(dim=self.channel_dim, keepdim=True) if contributions.ndim > 1 else contributions
+
+    def position_weight(self, relevance: Tensor, contrast: Tensor | None = None) -> Tensor:
+        """Returns the weight ``s`` of each position.
+
+        Args:
+            relevance: That of the signal, ``(B, 1, *spatial)``.
+            contrast: That of the contrast signal, in the same shape; None where there is none.
+        """
+        raw = self.raw_position[0].to(relevance.dtype)
         total = raw[0]
-        for index, signal in ((1, g), (3, h if self.contrast else None)):
-            if signal is not None:
-                relevance = active * signal.to(g.dtype)
-                if g.ndim > 1:
-                    relevance = relevance.sum(dim=self.channel_dim, keepdim=True)
-                relevance = _squash(relevance)
-                total = total + raw[index] * relevance + raw[index + 1] * self._around(relevance)
+        for index, one in ((1, relevance), (3, contrast)):
+            if one is not None:
+                scaled = _squash(one)
+                total = total + raw[index] * scaled + raw[index + 1] * self._around(scaled)
         return 1 + torch.tanh(total)
 
     def _around(self, relevance: Tensor) -> Tensor:
@@ -305,6 +314,9 @@ class FeatureGate(Gate):
         if self.channel_dim != 1 or not 1 <= dims <= 3:
             return relevance
         pool: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[dims - 1]
+        if dims == 3 and min(relevance.shape[2:]) < 5:  # torch refuses a kernel that is larger than a volume
+            sums, counts = (pool(F.pad(v, (2,) * 6), 5, stride=1) for v in (relevance, torch.ones_like(relevance)))
+            return sums / counts
         around: Tensor = pool(relevance, 5, stride=1, padding=2, count_include_pad=False)
         return around
 

@@ -23,13 +23,10 @@ from zennit_rules.core.tangent import record
 
 from ..errors import TargetError
 from ..targets import select_target
+from .linearised import mismatch
 from .masks import Mask
 from .objectives import MaskedPass, SampleObjective
 from .pass_by_rules import RulePass, rules_recorded
-
-# A linear map's transpose satisfies <v, A g> = <A' v, g> up to rounding; anything beyond this is a fault.
-_ADJOINT_TOLERANCE = {torch.float64: 1e-8}
-_ADJOINT_TOLERANCE_LOW = 1e-2
 
 # A gate that scales a whole map has gradient 0 under masks that are blind to scale; what is left is rounding of about
 # 1 eps of sum |v r|, where real gradients were never seen below 1e5 eps.
@@ -125,14 +122,7 @@ class OriginalPass:
             tangent = self.tape.push_forward(v, ignore)
         except (RuntimeError, NotImplementedError, ValueError) as error:
             return f"an operation of the model cannot be linearised ({error})"
-        left = sum(float((a.double() * b.double()).sum()) for a, b in zip(maps, v, strict=True))
-        right = float((tangent.double() * self.seed.double()).sum())
-        size = sum(float((a.double() * b.double()).abs().sum()) for a, b in zip(maps, v, strict=True))
-        size = max(size, float((tangent.double() * self.seed.double()).abs().sum()))
-        tolerance = _ADJOINT_TOLERANCE.get(tangent.dtype, _ADJOINT_TOLERANCE_LOW)
-        if abs(left - right) <= tolerance * size:
-            return None
-        return f"the linearised pass does not match the backward pass ({left:.6g} against {right:.6g})"
+        return mismatch(maps, v, tangent, self.seed)
 
 
 def _warn_of_mixed_samples(rules: RuleSet, samples: int) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.forward import output_of
 from captum_learnprop.maps import postprocess
+from captum_learnprop.training.linearised import doubly_differentiated, linearised_map
 from captum_learnprop.training.pass_by_rules import RulePass, leaves_of, rules_recorded
 from zennit_rules import RuleSet
+from zennit_rules.core.tangent import record
 
 
 class RuleMaps:
@@ -29,6 +33,9 @@ class RuleMaps:
         self.model, self.rules = model, rules
         self.sign, self.smoothing, self.precision = sign, smoothing, precision
         self.composite = rules.composite()
+        # Further streams are no part of the one backward pass that can be transposed.
+        streams = rules.contrast or rules.fusion is not None
+        self.linearised = self.composite.linearised and not streams and precision is None
 
     def plain(self, inputs: Tensor) -> Tensor:
         """The model without rules, in the same precision: ``(B, classes)``."""
@@ -58,8 +65,13 @@ class RecordedMaps:
 
     def __init__(self, maps: RuleMaps, inputs: Tensor, create_graph: bool) -> None:
         self._maps, self._create_graph = maps, create_graph
-        with rules_recorded(maps.model, maps.composite), maps.autocast(inputs):
-            self._pass = RulePass.of(maps.model, maps.composite, leaves_of((inputs,)))
+        leaves = leaves_of((inputs,))
+        watched = record(leaves) if create_graph and maps.linearised else nullcontext()
+        with rules_recorded(maps.model, maps.composite), maps.autocast(inputs), watched as tape:
+            self._pass = RulePass.of(maps.model, maps.composite, leaves)
+        if tape is not None:
+            tape.finish(self._pass.output)
+        self._tape = tape
         if not self._pass.output.requires_grad:
             raise LearnpropError("the model's output does not depend on its input in a differentiable way")
         self.output = _at_least_single(self._pass.output.detach())
@@ -69,7 +81,12 @@ class RecordedMaps:
         maps, run = self._maps, self._pass
         with torch.enable_grad(), maps.autocast(self.output):
             seed = run.seed_of(run.select(targets))
-            (attribution,) = run.attributions(seed, create_graph=self._create_graph, keep=True)
+            if not self._create_graph:
+                (attribution,) = run.attributions(seed, keep=True)
+            elif self._tape is not None and self._tape.unsupported is None:
+                attribution = linearised_map(run, self._tape, maps.rules, seed)
+            else:
+                attribution = doubly_differentiated(run, seed)
         with torch.set_grad_enabled(self._create_graph):
             return postprocess(_at_least_single(attribution), maps.sign, maps.smoothing)
 

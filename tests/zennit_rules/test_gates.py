@@ -312,3 +312,14 @@ def test_repr_names_the_configuration() -> None:
 
 def test_one_hot_is_constant() -> None:
     assert not one_hot(torch.zeros(2, 3, requires_grad=True)).requires_grad
+
+
+@pytest.mark.parametrize("size", [(2, 3, 4), (1, 1, 1), (6, 2, 7)])
+def test_positions_of_volumes_smaller_than_their_neighbourhood(size: tuple[int, ...]) -> None:
+    gate = zr.FeatureGate((2, 3, *size), position=True).double()
+    randomise(gate.parameters())
+    relevance = torch.randn(2, 1, *size).double()
+    around = gate._around(relevance)
+    for at in torch.ones(size).nonzero().tolist():
+        window = relevance[(0, 0, *(slice(max(0, i - 2), i + 3) for i in at))]
+        torch.testing.assert_close(around[(0, 0, *at)], window.mean())

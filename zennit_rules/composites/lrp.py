@@ -27,6 +27,7 @@ from ..gates import Weight
 from ..linear_canonizer import LINEAR_TYPES
 from ..rules.activation import ActivationCall, LearnedActivation
 from ..rules.contributions import LINEAR_RULES, BoxGate
+from ..rules.feature_pass import Index
 from ..rules.linear import GatedLinear, LinearCall, call_by_rule
 from ..rules.relevance import PRODUCTS, relevance_call
 from ..rules.relevance_nodes import unkept_nodes
@@ -45,12 +46,18 @@ class PassCall(ActivationCall):
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """Returns ``(a + b) * g``."""
+        if (found := self.in_one_pass(saved, g)) is not None:
+            return found
         weight = _total_weight(
             *(self.gate(saved[0], g, self.contrast()) if self.has_contrast else self.gate(saved[0], g))
         )
         if isinstance(weight, float):
             return g if weight == 1.0 else g * weight
         return g * weight.to(g.dtype)
+
+    def factor(self, saved: tuple[Tensor, ...], index: Index) -> Tensor | None:
+        """Returns None: relevance passes unchanged."""
+        return None
 
 
 def _total_weight(a: Weight, b: Weight) -> Weight:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._compat import one_gradient_at_a_time
 from ..core.hook import MARKER, SiteCall, SiteHook
 from ..core.site_functions import PIECEWISE_LINEAR, ElementWise, activation_function
 from ..gates import ScaledGate
+from .feature_pass import Index, feature_signal, feature_transpose
 
 
 class GatedSite(torch.autograd.Function):
@@ -65,6 +68,24 @@ class ActivationCall(SiteCall):
         """What comes through the layer for the gate to weigh: the true gradient, unless a rule knows better."""
         return self.true_gradient(saved, g)
 
+    def in_one_pass(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor | None:
+        """Returns what `signal` does where a feature gate can say it in one pass; else None."""
+        return feature_signal(self.gate, saved[0], g, partial(self.factor, saved))
+
+    def factor(self, saved: tuple[Tensor, ...], index: Index) -> Tensor | None:
+        """What `through` multiplies the signal of a piece of the layer by, without a graph; None for 1."""
+        return self._slope_at(saved[0], index)
+
+    def _slope_at(self, z: Tensor, index: Index) -> Tensor:
+        """Returns ``f'(z)`` of a piece of ``z``."""
+        if self.is_relu:
+            return torch.ops.aten.threshold_backward(torch.ones_like(z[index]), z[index], 0)
+        if getattr(self.fn, "func", self.fn) is F.prelu:  # its parameters know their channels
+            return self._slope(z.detach())[index]
+        with torch.enable_grad():
+            piece = z[index].detach().requires_grad_()
+            return torch.autograd.grad(self.fn(piece).sum(), piece)[0]
+
     def _slope(self, z: Tensor) -> Tensor:
         """Returns ``f'(z)``, with its own derivative where a second-order pass may ask for it."""
         if self._kept_slope is not None and not z.requires_grad:
@@ -86,9 +107,12 @@ class ActivationCall(SiteCall):
         return self.g * self.gate.scale().to(g.dtype)  # type: ignore[operator]
 
     def push_forward(self, tangent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pushes a tangent through the rule; for a scaled gradient in closed form."""
-        if not self.scales_gradient or self.g is None:
+        """Pushes a tangent through the rule; for scaled gradients and feature gates in closed form."""
+        if self.g is None:
             return super().push_forward(tangent)
+        if not self.scales_gradient:
+            found = feature_transpose(self.gate, self.saved[0], self.g, partial(self.factor, self.saved), tangent)
+            return super().push_forward(tangent) if found is None else found
         raw = self.gate.get_parameter("raw")
         deviation = torch.tanh(raw)  # again: keeping it since propagate() would cost one more activation's memory
         onwards = self.through(self.saved, torch.addcmul(tangent, tangent, deviation.to(tangent.dtype)))
@@ -97,6 +121,8 @@ class ActivationCall(SiteCall):
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """Returns ``a * g * f'(z) + b * g``."""
+        if (found := self.in_one_pass(saved, g)) is not None:
+            return found
         a, b = self.gate(saved[0], g, self.contrast()) if self.has_contrast else self.gate(saved[0], g)
         passed = None
         if not (isinstance(a, float) and a == 0.0):

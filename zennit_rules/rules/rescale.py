@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.hook import GateProvider, SiteCall, SiteHook
@@ -25,6 +26,7 @@ from ..core.interpose import has_own_forward
 from ..errors import RuleError
 from ..gates import PlainGate
 from .activation import ActivationCall, GatedSite, LearnedActivation
+from .feature_pass import Index
 from .pooling import LearnedMaxPool, PoolCall, PoolGate
 
 EPS = 1e-10
@@ -234,6 +236,15 @@ class RescaleCall(ActivationCall, ReferenceCall):
         z0 = self.reference_of(z)
         near, apart = self.difference(z, z0)
         return g * torch.where(near, self._slope(z), (self.fn(z) - self.fn(z0)) / apart)
+
+    def factor(self, saved: tuple[Tensor, ...], index: Index) -> Tensor:
+        """Returns the slope of the chord for a piece of the layer."""
+        if getattr(self.fn, "func", self.fn) is F.prelu:
+            return self.through((saved[0].detach(),), torch.ones_like(saved[0]))[index]
+        z, z0 = saved[0][index].detach(), self.reference_of(saved[0])[index].detach()
+        near, apart = self.difference(z, z0)
+        chord = (self.fn(z) - self.fn(z0)) / apart
+        return torch.where(near, self._slope_at(saved[0], index), chord) if bool(near.any()) else chord
 
 
 class LearnedRescale(ReferenceHook, LearnedActivation):

@@ -33,6 +33,7 @@ class Request(ModelRequest):
     batch_size: int
     lr: float | None
     smoothing: float | None
+    outlines: float | None
     sign: str | None
     deletions: int
     validation: float

@@ -55,8 +55,10 @@ def summary(request: Request, result: Result) -> Iterator[str]:
     yield "  " + shlex.join(_usage(request)) + " --images DIR --out DIR"
     sign, smoothing = training["sign"], training["smoothing"]
     smoothed = f"smoothed by {smoothing:g} of the shorter side" if smoothing else "not smoothed"
-    yield f"maps were {sign} and {smoothed} in training: make yours alike, by"
-    yield f"  captum_learnprop.maps.postprocess(attribution, {sign!r}, {smoothing:g})"
+    outlines = training.get("outlines", 0.0)
+    followed, images = (", following outlines,", f", {outlines:g}, images") if outlines else ("", "")
+    yield f"maps were {sign} and {smoothed}{followed} in training: make yours alike, by"
+    yield f"  captum_learnprop.maps.postprocess(attribution, {sign!r}, {smoothing:g}{images})"
 
 
 def _usage(request: Request) -> list[str]:

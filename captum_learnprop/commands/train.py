@@ -90,6 +90,11 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
     "--smoothing", type=float, help="Of maps, as a share of the image's shorter side.  [default: 0.025, for LRP 0]"
 )
 @click.option(
+    "--outlines",
+    type=float,
+    help="Maps follow the outlines in the images: radius, as a share of the shorter side.  [default: 0, they do not]",
+)
+@click.option(
     "--sign",
     type=OneOf(_SIGNS),
     help="How channels become a map.  [default: absolute, for LRP signed]",

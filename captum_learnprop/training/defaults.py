@@ -22,6 +22,7 @@ class TrainingDefaults:
     Attributes:
         sign: How an attribution becomes a map, one of `maps.SIGNS`.
         smoothing: Width of the smoothing of maps, as a fraction of the sides (see `maps.per_axis`).
+        outlines: Radius of the smoothing that follows the images, as a fraction of the sides.
         lr: First learning rate.
         density: How much of the loss of the occlusion regression compares densities, in [0, 1]. Its default was chosen
             against 0: equal average precision, lower deletion.
@@ -31,6 +32,7 @@ class TrainingDefaults:
     smoothing: float = 0.025
     lr: float = 0.03
     density: float = 0.5
+    outlines: float = 0.0
 
     @property
     def term(self) -> OcclusionRegression:

@@ -35,6 +35,7 @@ class TrainingOptions:
     quantity: str = "logit"
     sign: str = "absolute"
     smoothing: float = 0.025
+    outlines: float = 0.0
     steps: int = 80
     batch_size: int = 12
     lr: float = 0.03
@@ -53,11 +54,11 @@ class TrainingOptions:
         for name, low in (("steps", 1), ("batch_size", 1), ("validate_every", 1), ("internal_batch_size", 1)):
             if getattr(self, name) < low:
                 raise LearnpropError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if not (self.lr > 0 and self.clip > 0 and self.warmup >= 0 and self.seed >= 0 and self.smoothing >= 0):
-            raise LearnpropError(
-                f"lr and clip must be positive, warmup, seed and smoothing not negative, got lr={self.lr}, "
-                f"clip={self.clip}, warmup={self.warmup}, seed={self.seed}, smoothing={self.smoothing}"
-            )
+        if not (self.lr > 0 and self.clip > 0):
+            raise LearnpropError(f"lr and clip must be positive, got lr={self.lr}, clip={self.clip}")
+        for name in ("warmup", "seed", "smoothing", "outlines"):
+            if not getattr(self, name) >= 0:
+                raise LearnpropError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name, known in (("schedule", SCHEDULES), ("sign", SIGNS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 choices = ", ".join(map(str, known))

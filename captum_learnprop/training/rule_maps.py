@@ -25,13 +25,20 @@ class RuleMaps:
         sign: How an attribution becomes a map, one of `captum_learnprop.maps.SIGNS`.
         smoothing: Gaussian smoothing of the map, as a fraction of the sides (see `per_axis`).
         precision: The dtype of autocast, or None.
+        outlines: Radius of the smoothing that follows the images, as a fraction of the sides (see `follow_outlines`).
     """
 
     def __init__(
-        self, model: nn.Module, rules: RuleSet, sign: str, smoothing: float, precision: torch.dtype | None = None
+        self,
+        model: nn.Module,
+        rules: RuleSet,
+        sign: str,
+        smoothing: float,
+        precision: torch.dtype | None = None,
+        outlines: float = 0.0,
     ) -> None:
         self.model, self.rules = model, rules
-        self.sign, self.smoothing, self.precision = sign, smoothing, precision
+        self.sign, self.smoothing, self.outlines, self.precision = sign, smoothing, outlines, precision
         self.composite = rules.composite()
         # Further streams are no part of the one backward pass that can be transposed.
         streams = rules.contrast or rules.fusion is not None
@@ -88,7 +95,8 @@ class RecordedMaps:
             else:
                 attribution = doubly_differentiated(run, seed)
         with torch.set_grad_enabled(self._create_graph):
-            return postprocess(_at_least_single(attribution), maps.sign, maps.smoothing)
+            (inputs,) = run.leaves
+            return postprocess(_at_least_single(attribution), maps.sign, maps.smoothing, maps.outlines, inputs.detach())
 
 
 def _at_least_single(tensor: Tensor) -> Tensor:

@@ -73,7 +73,8 @@ class TrainingTask:
 
     def _maps(self, model: nn.Module) -> RuleMaps:
         options = self.options
-        return RuleMaps(model, self.rules, options.sign, options.smoothing, PRECISIONS[options.precision])
+        precision = PRECISIONS[options.precision]
+        return RuleMaps(model, self.rules, options.sign, options.smoothing, precision, options.outlines)
 
     def config(self) -> dict[str, Any]:
         """Returns what a checkpoint must share with this training, ready for JSON but for the objective's options."""

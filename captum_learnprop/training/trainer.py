@@ -75,6 +75,8 @@ class RuleTrainer:
             ``"signed"`` for LRP.
         smoothing: Gaussian smoothing of maps, as a fraction of the sides (see `maps.per_axis`), by default
             0.025, and none for LRP; none for tables. Use the rules with the same; ``rules.training`` keeps it.
+        outlines: Radius of the smoothing that follows the outlines of what the images show, as a fraction of the sides
+            (see `maps.follow_outlines`); 0 for none. Maps are learned and finished with it.
         steps: Optimiser steps (Adam).
         batch_size: Rows per step, over all processes; a row is one image with one target.
         lr: First learning rate, by default 0.03, and 0.01 for LRP.
@@ -110,6 +112,7 @@ class RuleTrainer:
         quantity: str = "logit",
         sign: str | None = None,
         smoothing: float | None = None,
+        outlines: float | None = None,
         steps: int = 80,
         batch_size: int = 12,
         lr: float | None = None,
@@ -140,11 +143,12 @@ class RuleTrainer:
         defaults = training_defaults(composite)
         sign, lr = defaults.sign if sign is None else sign, defaults.lr if lr is None else lr
         smoothing = defaults.smoothing if smoothing is None else smoothing
+        outlines = defaults.outlines if outlines is None else outlines
         self.objective = _objective(objective, mask, defaults.term)
         self.quantity = quantity_named(quantity)
         self.options = TrainingOptions(
-            quantity=quantity, sign=sign, smoothing=smoothing, steps=steps, batch_size=batch_size, lr=lr,
-            schedule=schedule, warmup=warmup, clip=clip, deletions=deletions, validate_every=validate_every,
+            quantity=quantity, sign=sign, smoothing=smoothing, outlines=outlines, steps=steps, batch_size=batch_size,
+            lr=lr, schedule=schedule, warmup=warmup, clip=clip, deletions=deletions, validate_every=validate_every,
             patience=patience, seed=seed, internal_batch_size=internal_batch_size, precision=precision,
         )  # fmt: skip
         self.log: list[dict[str, float]] = []

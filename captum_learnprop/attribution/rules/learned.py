@@ -181,7 +181,7 @@ class LearnedPropagation(ShownAsCall, GradientAttribution):
         return _format_output(isinstance(inputs, tuple), maps)
 
     def maps(self, inputs: Tensor, target: Any = None, additional_forward_args: Any = None) -> Tensor:
-        """Maps by shared rules, with the sign and the smoothing they were trained with.
+        """Maps by shared rules, finished as in training: with the same sign, smoothing and outlines.
 
         Args:
             inputs: ``(B, C, *spatial)``, or a table ``(B, F)``.
@@ -200,7 +200,8 @@ class LearnedPropagation(ShownAsCall, GradientAttribution):
         if not isinstance(inputs, Tensor) or inputs.ndim < 2:
             raise LearnpropError("maps() needs one input (B, C, *spatial) or (B, F); use attribute()")
         attribution = self.attribute(inputs, target, additional_forward_args)
-        return postprocess(attribution, summary["sign"], summary["smoothing"])
+        finish = summary["sign"], summary["smoothing"], summary.get("outlines", 0.0)
+        return postprocess(attribution, *finish, inputs)
 
     def attribute_future(self) -> None:
         """Not implemented, as in captum's own gradient methods."""

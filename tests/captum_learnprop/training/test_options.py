@@ -18,7 +18,9 @@ from captum_learnprop.training.parts import Part, held_out_images, split
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"lr": 0.0}, r"lr and clip must be positive, .* got lr=0\.0"),
+        ({"lr": 0.0}, r"lr and clip must be positive, got lr=0\.0"),
+        ({"outlines": -0.1}, r"outlines must be at least 0, got -0\.1"),
+        ({"smoothing": float("nan")}, "smoothing must be at least 0, got nan"),
         ({"schedule": "sine"}, "unknown schedule 'sine'; choose one of cosine, linear, constant"),
         ({"deletions": 2}, "deletions must be at least 3"),
         ({"patience": 0}, "patience must be at least 1 validation"),

@@ -597,6 +597,16 @@ class TestErrors:
         with pytest.raises(cl.LearnpropError, match="RuleTrainer"):
             cl.LearnedPropagation(model).maps(data, target=1)
 
+    def test_outlines_are_learned_with_and_kept(self) -> None:
+        model, data = net(), images(8)
+        rules = fit(model, outlines=0.2)
+        plain = fit(model)
+        method = cl.LearnedPropagation(model, rules=rules)
+        expected = postprocess(method.attribute(data, target=1), "absolute", 0.05, 0.2, data)
+        torch.testing.assert_close(method.maps(data, target=1), expected)
+        assert (rules.training["outlines"], plain.training["outlines"]) == (0.2, 0.0)
+        assert any(not torch.equal(a, b) for a, b in zip(rules.parameters(), plain.parameters(), strict=True))
+
     def test_saved_with_its_summary(self, tmp_path: Path) -> None:
         model = net()
         rules = fit(model)

@@ -46,7 +46,8 @@ _CHECKED = 4
 range."""
 
 _TRAINED_WITH = ("quantity", "sign", "smoothing", "outlines", "steps", "batch_size", "lr", "deletions", "patience",
-                 "seed", "internal_batch_size", "precision", "composite", "gate", "start", "pooling", "fusion")  # fmt: skip
+                 "seed", "internal_batch_size", "precision", "composite", "gate", "start", "pooling",
+                 "fusion")  # fmt: skip
 """The options that `RuleTrainer` takes under the same name."""
 
 

@@ -180,13 +180,17 @@ class LearnedPropagation(ShownAsCall, GradientAttribution):
                 maps = self._propagate(leaves, target, additional, create_graph)
         return _format_output(isinstance(inputs, tuple), maps)
 
-    def maps(self, inputs: Tensor, target: Any = None, additional_forward_args: Any = None) -> Tensor:
+    def maps(
+        self, inputs: Tensor, target: Any = None, additional_forward_args: Any = None, *, outlines: float | None = None
+    ) -> Tensor:
         """Maps by shared rules, finished as in training: with the same sign, smoothing and outlines.
 
         Args:
             inputs: ``(B, C, *spatial)``, or a table ``(B, F)``.
             target: Explained entry of the output, by captum's conventions.
             additional_forward_args: Further arguments of the model, after ``inputs``.
+            outlines: Radius of a smoothing that follows the outlines in the inputs, as a fraction of the sides (see
+                `captum_learnprop.maps.follow_outlines`); None for that of the training, 0 for none.
 
         Returns:
             ``(B, *spatial)``: one value per position; of a table ``(B, F)``. Higher is more relevant.
@@ -200,8 +204,9 @@ class LearnedPropagation(ShownAsCall, GradientAttribution):
         if not isinstance(inputs, Tensor) or inputs.ndim < 2:
             raise LearnpropError("maps() needs one input (B, C, *spatial) or (B, F); use attribute()")
         attribution = self.attribute(inputs, target, additional_forward_args)
-        finish = summary["sign"], summary["smoothing"], summary.get("outlines", 0.0)
-        return postprocess(attribution, *finish, inputs)
+        if outlines is None:
+            outlines = summary.get("outlines", 0.0)
+        return postprocess(attribution, summary["sign"], summary["smoothing"], outlines, inputs)
 
     def attribute_future(self) -> None:
         """Not implemented, as in captum's own gradient methods."""

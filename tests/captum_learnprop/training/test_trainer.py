@@ -605,6 +605,9 @@ class TestErrors:
         expected = postprocess(method.attribute(data, target=1), "absolute", 0.05, 0.2, data)
         torch.testing.assert_close(method.maps(data, target=1), expected)
         assert (rules.training["outlines"], plain.training["outlines"]) == (0.2, 0.0)
+        torch.testing.assert_close(
+            method.maps(data, target=1, outlines=0.0), postprocess(method.attribute(data, target=1), "absolute", 0.05)
+        )
         assert any(not torch.equal(a, b) for a, b in zip(rules.parameters(), plain.parameters(), strict=True))
 
     def test_saved_with_its_summary(self, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@
 
 Occlusion regression compares a map's mass in random regions with what the class loses when they are filled. This
 program measures deletions of every kind on *validation* scenes of two cut-out photographs: boxes and superpixels,
-filled with random colours, a blur, or parts of other photographs; or all but the region filled (kept). It explains the same
-questions by many methods, each with two signs and six smoothings, and asks of every kind of deletion, quantity and
-exponent of the area: does the map that the objective prefers find the object better? The answer is the rank
-correlation, within each question, of the correlation with average precision (and with class AUC), averaged over
+filled with random colours, a blur, or parts of other photographs; or all but the region filled (kept). It explains
+the same questions by many methods, each with two signs and six smoothings, and asks of every kind of deletion,
+quantity and exponent of the area: does the map that the objective prefers find the object better? The answer is the
+rank correlation, within each question, of the correlation with average precision (and with class AUC), averaged over
 questions; and the correlation that the true object itself has.
 
 A second table says what the maps of each method lack, with the treatment that suits them best: how much average

@@ -44,7 +44,21 @@ class GatedSite(torch.autograd.Function):
 
 
 class ActivationCall(SiteCall):
-    """A call of an element-wise activation ``fn``."""
+    """A call of an element-wise activation ``fn``.
+
+    Attributes:
+        has_factor: Whether `factor` says what the rule does. A subclass with another rule must say so by a `factor` of
+            its own; otherwise it is not run in one pass.
+    """
+
+    has_factor: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "factor" in cls.__dict__:
+            cls.has_factor = True
+        elif not cls.__dict__.keys().isdisjoint(("signal", "through", "true_gradient")):
+            cls.has_factor = False
 
     def __init__(self, hook: SiteHook, name: str, gate: nn.Module, fn: ElementWise) -> None:
         super().__init__(hook, name, gate)
@@ -70,6 +84,8 @@ class ActivationCall(SiteCall):
 
     def in_one_pass(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor | None:
         """Returns what `signal` does where a feature gate can say it in one pass; else None."""
+        if not self.has_factor:
+            return None
         return feature_signal(self.gate, saved[0], g, partial(self.factor, saved))
 
     def factor(self, saved: tuple[Tensor, ...], index: Index) -> Tensor | None:
@@ -111,6 +127,8 @@ class ActivationCall(SiteCall):
         if self.g is None:
             return super().push_forward(tangent)
         if not self.scales_gradient:
+            if not self.has_factor:
+                return super().push_forward(tangent)
             found = feature_transpose(self.gate, self.saved[0], self.g, partial(self.factor, self.saved), tangent)
             return super().push_forward(tangent) if found is None else found
         raw = self.gate.get_parameter("raw")

@@ -10,8 +10,13 @@ from rule_nets import STARTS, randomise
 from torch import Tensor, nn
 
 import zennit_rules as zr
+from zennit_rules.composites.lrp import PassCall
 from zennit_rules.rules import feature_pass
+from zennit_rules.rules.activation import ActivationCall
+from zennit_rules.rules.attention import MixedCall, SoftmaxCall
 from zennit_rules.rules.feature_pass import Index, feature_signal, feature_transpose, rules_alone
+from zennit_rules.rules.rect_grad import RectGradCall
+from zennit_rules.rules.rescale import RescaleCall
 
 SHAPES = {
     "images": ((3, 5, 6, 7), 1), "sequences": ((3, 5, 9), 1), "volumes": ((2, 3, 4, 3, 5), 1), "features": ((4, 6), 1),
@@ -119,6 +124,23 @@ def test_parameters_that_change_before_the_gradient_are_told() -> None:
         case.gate.raw.add_(1)
     with pytest.raises(RuntimeError, match="changed in place"):
         passed.sum().backward()
+
+
+def test_a_rule_of_its_own_is_not_run_as_another() -> None:
+    class Doubled(ActivationCall):
+        def through(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+            return 2 * super().through(saved, g)
+
+    class Halved(Doubled):
+        def factor(self, saved: tuple[Tensor, ...], index: Index) -> Tensor | None:
+            return None
+
+    class Same(ActivationCall):
+        pass
+
+    assert [call.has_factor for call in (ActivationCall, Doubled, Halved, Same)] == [True, False, True, True]
+    assert [call.has_factor for call in (PassCall, RescaleCall)] == [True, True]
+    assert [call.has_factor for call in (MixedCall, SoftmaxCall, RectGradCall)] == [False, False, False]
 
 
 ACTIVATIONS = [nn.ReLU(), nn.ReLU6(), nn.GELU(), nn.PReLU(4), nn.Hardswish(), nn.Sigmoid(), nn.ELU(inplace=True)]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..gates import FeatureGate
+from ..gates import FeatureGate, start_weights
 
 PIECE = 131_072
 """Elements of a piece: a few of them fit a processor's cache, and calling torch costs little beside the work."""
@@ -230,21 +230,12 @@ class _Pass:
     def _weight(self, index: Index, zs: Tensor, gs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Returns the weight of the signal of a piece, both deviations, and the layer's factor."""
         a, b = (self._deviation(coefficients, index, zs, gs) for coefficients in self.coefficients)
+        of_gradient, of_signal = start_weights(self.gate.start, self.g[index])
         factor = self.factor(index)
-        upper = a + self._start("gradient", index)
-        weight = upper if factor is None else upper.mul_(factor)
-        weight.add_(b)
-        if self.gate.start == "deconvnet":
-            weight.add_(self._start("deconvnet", index))
-        return weight, a, b, factor
-
-    def _start(self, name: str, index: Index) -> Tensor | float:
-        """Returns the weight that a rule starts with, of the gradient or of the signal itself."""
-        if name == "gradient":
-            if self.gate.start == "guided_backprop":
-                return (self.g[index] > 0).to(self.g.dtype)
-            return 1.0 if self.gate.start == "gradient" else 0.0
-        return (self.g[index] > 0).to(self.g.dtype)
+        weight = a + of_gradient
+        if factor is not None:
+            weight.mul_(factor)
+        return weight.add_(b).add_(of_signal), a, b, factor
 
     def _deviation(self, coefficients: Tensor, index: Index, zs: Tensor, gs: Tensor) -> Tensor:
         c = [_part(one, index) for one in coefficients]

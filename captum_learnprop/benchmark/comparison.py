@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.faithfulness import deletion
 from captum_learnprop.evaluation.localization import average_precision, class_auc
-from captum_learnprop.maps import SIGNS, reduce_channels, smooth
+from captum_learnprop.maps import SIGNS, follow_outlines, reduce_channels, smooth
 from captum_learnprop.scenes.scenes import SIZE, Questions
 from captum_learnprop.tables import html
 
@@ -30,18 +32,39 @@ class Treatment:
     Attributes:
         sign: How signs are treated and channels reduced, a name of `reduce_channels`.
         sigma: Standard deviation of the Gaussian smoothing, in pixels.
+        outlines: Radius of the smoothing that follows the images, in pixels (see `follow_outlines`); 0 for none.
     """
 
     sign: str = "absolute"
     sigma: float = 1.0
+    outlines: float = 0.0
 
-    def __call__(self, attribution: Tensor) -> Tensor:
-        """Returns the map ``(B, H, W)`` of an attribution ``(B, C, H, W)``."""
-        return smooth(reduce_channels(attribution.detach(), self.sign), self.sigma)
+    def __call__(self, attribution: Tensor, images: Tensor | None = None) -> Tensor:
+        """Returns the map ``(B, H, W)`` of an attribution ``(B, C, H, W)``.
+
+        Args:
+            attribution: Signed values.
+            images: What the outlines are of, ``(B, C, H, W)``.
+
+        Raises:
+            LearnpropError: Outlines are to be followed, and there are no images.
+        """
+        maps = smooth(reduce_channels(attribution.detach(), self.sign), self.sigma)
+        if not self.outlines:
+            return maps
+        if images is None:
+            raise LearnpropError(f"the treatment '{self}' follows outlines: it needs the images")
+        return follow_outlines(maps, images, self.outlines)
 
     def __str__(self) -> str:
         """Returns the treatment as tables show it."""
-        return f"{self.sign}, sigma {self.sigma:g}"
+        followed = f", outlines {self.outlines:g}" if self.outlines else ""
+        return f"{self.sign}, sigma {self.sigma:g}{followed}"
+
+    def config(self) -> dict[str, Any]:
+        """Returns the fields, ready for JSON; outlines only where there are any."""
+        outlines = {"outlines": self.outlines} if self.outlines else {}
+        return {"sign": self.sign, "sigma": self.sigma, **outlines}
 
 
 SMOOTHINGS = (0.0, 1 / 64, 2 / 64, 3 / 64, 4 / 64)
@@ -226,7 +249,7 @@ def measure(
         start = time.perf_counter()
         attribution = method.attribute(questions.images, questions.targets)
         seconds = min(seconds, (time.perf_counter() - start) / len(questions))
-    maps = treatment(attribution)
+    maps = treatment(attribution, questions.images)
     scores = {
         "average precision": average_precision(maps, questions.masks),
         "class AUC": class_auc(maps, questions.masks, questions.other_masks),

@@ -136,18 +136,19 @@ class Examination:
         tuned = None if learned else _explained(explain, self.tuning.images, self.tuning.targets)
         treatment = learned or self._best(tuned, treatments_of(subject.side))
         attribution, seconds = _timed(explain, questions)
-        maps = treatment(attribution)
+        inputs = subject.inputs(questions.images)
+        maps = treatment(attribution, inputs)
         self._keep(contender, seed, maps)
         scores = {name: score(name).rate(self.case, maps) for name in wanted if name != RANDOMISATION}
         if RANDOMISATION in wanted:
             scores[RANDOMISATION] = self._randomisation(contender, seed, treatment, maps)
         alike = learned or self._best(tuned, treatments_at(subject.settings.smoothing(subject.side)))
-        same = alike(attribution)
+        same = alike(attribution, inputs)
         cheap = [name for name in wanted if score(name).cheap]
         return {
-            "treatment": vars(treatment),
+            "treatment": treatment.config(),
             "same smoothing": {
-                "treatment": vars(alike),
+                "treatment": alike.config(),
                 "scores": {name: _numbers(score(name).rate(self.case, same)) for name in cheap},
             },
             "recognised": round(self.recognised, 6),
@@ -189,7 +190,8 @@ class Examination:
         first, questions, similar = slice(RANDOMISED_QUESTIONS), self.case.questions, []
         for net in self.subject.random_nets:
             explain = self._explain(contender, net, seed)
-            other = treatment(_explained(explain, questions.images[first], questions.targets[first]))
+            images, targets = questions.images[first], questions.targets[first]
+            other = treatment(_explained(explain, images, targets), self.subject.inputs(images))
             similar.append(spearman(maps[first].abs(), other.abs()).abs())
         values = torch.full((len(maps),), torch.nan, dtype=torch.float64)
         values[first] = torch.stack(similar).nanmean(0)
@@ -203,13 +205,14 @@ def wanted_of(subject: Subject, names: Sequence[str]) -> list[str]:
 
 
 def treatment_of(rules: RuleSet, side: int = SIZE) -> Treatment:
-    """Returns the sign and the smoothing in pixels that rules were trained with.
+    """Returns the sign and, in pixels, the smoothing and the outlines that rules were trained with.
 
     Args:
         rules: Trained rules.
         side: Height and width of the images in pixels.
     """
-    return Treatment(rules.training.get("sign", "absolute"), rules.training.get("smoothing", 0.0) * side)
+    kept = rules.training
+    return Treatment(kept.get("sign", "absolute"), kept.get("smoothing", 0.0) * side, kept.get("outlines", 0.0) * side)
 
 
 def _together(images: Tensor) -> int:

@@ -265,7 +265,8 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def _treatment(fields: Mapping[str, Any]) -> str:
-    return f"{fields['sign']}, {fields['sigma']:g} px"
+    followed = f", outlines {fields['outlines']:g} px" if "outlines" in fields else ""
+    return f"{fields['sign']}, {fields['sigma']:g} px{followed}"
 
 
 def differences(rows: Sequence[Row]) -> list[Difference]:

@@ -20,11 +20,11 @@ from captum_learnprop.benchmark.comparison import (
     SCORES,
     Method,
     Result,
-    Treatment,
     choose_treatment,
     measure,
     paired_difference,
 )
+from captum_learnprop.benchmark.examination import treatment_of
 from captum_learnprop.benchmark.hand_made import hand_made
 from captum_learnprop.commands._outcome import write_outcome
 from captum_learnprop.errors import LearnpropError
@@ -136,7 +136,7 @@ def methods(model: nn.Module, rules: RuleSet, plan: Plan) -> list[Method]:
         ),
         Method(PER_SAMPLE, per_sample),
         Method(UNTRAINED, shared(_untrained(model, plan))),
-        Method(SHARED, shared(rules), (Treatment(rules.training["sign"], rules.training["smoothing"] * SIZE),)),
+        Method(SHARED, shared(rules), (treatment_of(rules),)),
     ]
 
 

@@ -148,15 +148,17 @@ class TreatedMethod:
         name: Its name in table and figure.
         explain: Attributions of images in [0, 1].
         treatment: How they become maps.
+        inputs: What the net takes for images, whose outlines maps may follow.
     """
 
     name: str
     explain: Explain
     treatment: Treatment
+    inputs: Callable[[Tensor], Tensor]
 
     def maps(self, images: Tensor, targets: Tensor) -> Tensor:
         """Returns maps ``(B, H, W)``, a few images at a time."""
-        return self.treatment(_in_parts(self.explain, images, targets))
+        return self.treatment(_in_parts(self.explain, images, targets), self.inputs(images))
 
 
 def hand_made_methods(candidate: Candidate, tuning: Questions) -> list[TreatedMethod]:
@@ -172,14 +174,16 @@ def hand_made_methods(candidate: Candidate, tuning: Questions) -> list[TreatedMe
             attribution,
             lambda maps: SCORES[SHARE].rate(case, maps) + SCORES[CLASS_AUC].rate(case, maps),
         )
-        found.append(TreatedMethod(name, explain, treatment))
+        found.append(TreatedMethod(name, explain, treatment, candidate.preprocessing.normalize))
     return found
 
 
 def ready_methods(candidate: Candidate) -> list[TreatedMethod]:
     """Returns the rules that the package ships for this net; they know how their maps are made."""
     return [
-        TreatedMethod(name, _by_rules(candidate, rules), treatment_of(rules, candidate.side))
+        TreatedMethod(
+            name, _by_rules(candidate, rules), treatment_of(rules, candidate.side), candidate.preprocessing.normalize
+        )
         for name, ready in READY.items()
         for rules in [RuleSet.load(ready, candidate.net)]
     ]

@@ -55,7 +55,7 @@ def summary(request: Request, result: Result) -> Iterator[str]:
     yield "  " + shlex.join(_usage(request)) + " --images DIR --out DIR"
     sign, smoothing = training["sign"], training["smoothing"]
     smoothed = f"smoothed by {smoothing:g} of the shorter side" if smoothing else "not smoothed"
-    outlines = training.get("outlines", 0.0)
+    outlines = training["outlines"]
     followed, images = (", following outlines,", f", {outlines:g}, images") if outlines else ("", "")
     yield f"maps were {sign} and {smoothed}{followed} in training: make yours alike, by"
     yield f"  captum_learnprop.maps.postprocess(attribution, {sign!r}, {smoothing:g}{images})"

@@ -1,7 +1,7 @@
 """Maps that are differentiable in shared rules by one linearised forward pass (see `zennit_rules.core.tangent`).
 
-Double backward gives the same gradient for more than twice the time and several times the memory: it keeps every
-operation of the backward pass.
+Double backward gives the same gradient and keeps every operation of the backward pass for it, which takes more memory
+and time (`examples/benchmarks/cost.py` compares them).
 """
 
 from __future__ import annotations

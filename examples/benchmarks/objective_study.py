@@ -28,22 +28,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from on_photographs import explained, subject_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 from torchvision.transforms.functional import gaussian_blur
 
-from captum_learnprop.benchmark.candidate import Candidate
 from captum_learnprop.benchmark.contenders import every_contender
 from captum_learnprop.benchmark.own_net import OwnNet
-from captum_learnprop.benchmark.settings import photograph_variants
-from captum_learnprop.benchmark.suite import Suite
 from captum_learnprop.evaluation import average_precision, class_auc
 from captum_learnprop.evaluation.similarity import average_ranks
 from captum_learnprop.files import write_text
 from captum_learnprop.maps import postprocess, smooth
-from captum_learnprop.models import class_names_of, load_model, preprocessing_of
-from captum_learnprop.scenes.photographs import photograph_source
 from captum_learnprop.scenes.scenes import Questions
 from captum_learnprop.training.occlusion import box_regions, random_boxes, random_fills
 
@@ -61,15 +57,6 @@ REGIONS = 64
 
 SEGMENTS = (10, 25, 60, 150)
 """Superpixels of an image, by scale; a region is a union of one to four of one scale."""
-
-
-def subject_of(spec: str, out: Path) -> OwnNet:
-    """Returns a net on scenes of two photographs, with 48 questions about validation scenes."""
-    net = load_model(spec)
-    candidate = Candidate(spec, net, preprocessing_of(spec, net), class_names_of(spec, net))
-    source = photograph_source(objects=2)
-    options = {"variants": photograph_variants(), "training_scenes": 72, "tuning_questions": 48}
-    return OwnNet(Suite.of_candidates([candidate], [source], **options), candidate, source, out)
 
 
 def regions_of(image: Tensor, number: int) -> Tensor:
@@ -128,8 +115,7 @@ def attributions(subject: OwnNet, questions: Questions, folder: Path) -> Iterato
         path = folder / f"attributions_{number:02d}.safetensors"
         if not path.is_file():
             explain = every[name].build(subject, subject.net, 0)
-            pairs = zip(questions.images.split(4), questions.targets.split(4), strict=True)
-            save_file({"attribution": torch.cat([explain(*pair).detach() for pair in pairs]).contiguous()}, path)
+            save_file({"attribution": explained(explain, questions).contiguous()}, path)
             print(f"explained by {name}", flush=True)
         yield name, load_file(path)["attribution"]
 
@@ -203,7 +189,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    subject = subject_of(options.model, options.rules_from)
+    subject = subject_of(options.model, options.rules_from, tuning_questions=48)
     questions = subject.questions("photos", "validation")
     path = options.out / "measured.safetensors"
     if not path.is_file():

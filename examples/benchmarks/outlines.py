@@ -20,23 +20,18 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from on_photographs import explained, subject_of
 from torch import Tensor, nn
 
-from captum_learnprop.benchmark.candidate import Candidate
 from captum_learnprop.benchmark.comparison import best_of, standard_error, treatments_of
 from captum_learnprop.benchmark.contenders import Contender, every_contender
 from captum_learnprop.benchmark.examination import treatment_of
 from captum_learnprop.benchmark.own_net import OwnNet
 from captum_learnprop.benchmark.scorecard import Case, score
-from captum_learnprop.benchmark.settings import photograph_variants
-from captum_learnprop.benchmark.suite import Suite
-from captum_learnprop.chunks import rows_together
 from captum_learnprop.evaluation import average_precision
 from captum_learnprop.evaluation.similarity import spearman
 from captum_learnprop.files import write_text
 from captum_learnprop.maps import SIGNS, postprocess
-from captum_learnprop.models import class_names_of, load_model, preprocessing_of
-from captum_learnprop.scenes.photographs import photograph_source
 from captum_learnprop.scenes.scenes import Questions
 
 METHODS = (
@@ -55,22 +50,6 @@ Finish = Callable[[Tensor, Tensor], Tensor]
 def finish(sign: str, smoothing: float, outlines: float) -> Finish:
     """Returns what makes maps of attributions."""
     return lambda attribution, images: postprocess(attribution, sign, smoothing, outlines, images)
-
-
-def subject_of(spec: str, out: Path, seeds: tuple[int, ...]) -> OwnNet:
-    """Returns a net on scenes of two photographs, as ``learnprop evaluate`` makes it."""
-    net = load_model(spec)
-    candidate = Candidate(spec, net, preprocessing_of(spec, net), class_names_of(spec, net))
-    source = photograph_source(objects=2)
-    options = {"variants": photograph_variants(), "training_scenes": 72, "training_seeds": seeds}
-    return OwnNet(Suite.of_candidates([candidate], [source], **options), candidate, source, out)
-
-
-def explained(explain: Callable[[Tensor, Tensor], Tensor], questions: Questions) -> Tensor:
-    """Returns the attributions of all questions."""
-    count = rows_together(32, questions.images.shape[1:], questions.images.device)
-    pairs = zip(questions.images.split(count), questions.targets.split(count), strict=True)
-    return torch.cat([explain(*pair).detach() for pair in pairs])
 
 
 def finishes(
@@ -120,7 +99,7 @@ def main() -> None:
     results = options.out / "outlines.json"
     kept = json.loads(results.read_text()) if results.is_file() else {}
     for spec in options.model:
-        subject = subject_of(spec, options.out, seeds)
+        subject = subject_of(spec, options.out, training_seeds=seeds)
         tuning, asked = (subject.questions("photos", split) for split in ("validation", "test"))
         case = Case(subject.model, asked, subject.output)
         print(

@@ -55,9 +55,8 @@ class PassCall(ActivationCall):
             return g if weight == 1.0 else g * weight
         return g * weight.to(g.dtype)
 
-    def factor(self, saved: tuple[Tensor, ...], index: Index) -> Tensor | None:
+    def factor(self, saved: tuple[Tensor, ...], index: Index) -> None:
         """Returns None: relevance passes unchanged."""
-        return None
 
 
 def _total_weight(a: Weight, b: Weight) -> Weight:

@@ -49,6 +49,7 @@ class ActivationCall(SiteCall):
     Attributes:
         has_factor: Whether `factor` says what the rule does. A subclass with another rule must say so by a `factor` of
             its own; otherwise it is not run in one pass.
+        in_pieces: Whether the call can be run piece by piece.
     """
 
     has_factor: ClassVar[bool] = True
@@ -64,7 +65,9 @@ class ActivationCall(SiteCall):
         super().__init__(hook, name, gate)
         self.fn = fn
         self.is_relu = fn is torch.relu
-        self.piecewise_linear = getattr(fn, "func", fn) in PIECEWISE_LINEAR
+        function = getattr(fn, "func", fn)
+        self.piecewise_linear = function in PIECEWISE_LINEAR
+        self.in_pieces = self.has_factor and function is not F.prelu  # whose parameters know their channels
         self._kept_slope: Tensor | None = None
         self.scales_gradient = isinstance(gate, ScaledGate) and gate.start == "gradient"
         self.has_contrast = bool(getattr(gate, "contrast", False))
@@ -84,22 +87,17 @@ class ActivationCall(SiteCall):
 
     def in_one_pass(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor | None:
         """Returns what `signal` does where a feature gate can say it in one pass; else None."""
-        if not self.has_factor:
+        if not self.in_pieces:
             return None
         return feature_signal(self.gate, saved[0], g, partial(self.factor, saved))
 
-    def factor(self, saved: tuple[Tensor, ...], index: Index) -> Tensor | None:
-        """What `through` multiplies the signal of a piece of the layer by, without a graph; None for 1."""
-        return self._slope_at(saved[0], index)
-
-    def _slope_at(self, z: Tensor, index: Index) -> Tensor:
-        """Returns ``f'(z)`` of a piece of ``z``."""
+    def factor(self, saved: tuple[Tensor, ...], index: Index) -> Any:
+        """What `through` multiplies the signal of a piece of the layer by, a tensor without a graph; None for 1."""
+        piece = saved[0][index].detach()
         if self.is_relu:
-            return torch.ops.aten.threshold_backward(torch.ones_like(z[index]), z[index], 0)
-        if getattr(self.fn, "func", self.fn) is F.prelu:  # its parameters know their channels
-            return self._slope(z.detach())[index]
+            return torch.ops.aten.threshold_backward(torch.ones_like(piece), piece, 0)
         with torch.enable_grad():
-            piece = z[index].detach().requires_grad_()
+            piece.requires_grad_()
             return torch.autograd.grad(self.fn(piece).sum(), piece)[0]
 
     def _slope(self, z: Tensor) -> Tensor:
@@ -127,9 +125,8 @@ class ActivationCall(SiteCall):
         if self.g is None:
             return super().push_forward(tangent)
         if not self.scales_gradient:
-            if not self.has_factor:
-                return super().push_forward(tangent)
-            found = feature_transpose(self.gate, self.saved[0], self.g, partial(self.factor, self.saved), tangent)
+            factor = partial(self.factor, self.saved)
+            found = feature_transpose(self.gate, self.saved[0], self.g, factor, tangent) if self.in_pieces else None
             return super().push_forward(tangent) if found is None else found
         raw = self.gate.get_parameter("raw")
         deviation = torch.tanh(raw)  # again: keeping it since propagate() would cost one more activation's memory

@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.hook import GateProvider, SiteCall, SiteHook
@@ -233,18 +232,16 @@ class RescaleCall(ActivationCall, ReferenceCall):
     def through(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """Returns ``g * (f(z) - f(z0)) / (z - z0)``, and ``g * f'(z)`` where ``z`` is at its reference."""
         (z,) = saved
-        z0 = self.reference_of(z)
-        near, apart = self.difference(z, z0)
-        return g * torch.where(near, self._slope(z), (self.fn(z) - self.fn(z0)) / apart)
+        return g * self._chord(z, self.reference_of(z), self._slope(z))
 
     def factor(self, saved: tuple[Tensor, ...], index: Index) -> Tensor:
         """Returns the slope of the chord for a piece of the layer."""
-        if getattr(self.fn, "func", self.fn) is F.prelu:
-            return self.through((saved[0].detach(),), torch.ones_like(saved[0]))[index]
-        z, z0 = saved[0][index].detach(), self.reference_of(saved[0])[index].detach()
+        (z,) = saved
+        return self._chord(z[index].detach(), self.reference_of(z)[index].detach(), super().factor(saved, index))
+
+    def _chord(self, z: Tensor, z0: Tensor, slope: Tensor) -> Tensor:
         near, apart = self.difference(z, z0)
-        chord = (self.fn(z) - self.fn(z0)) / apart
-        return torch.where(near, self._slope_at(saved[0], index), chord) if bool(near.any()) else chord
+        return torch.where(near, slope, (self.fn(z) - self.fn(z0)) / apart)
 
 
 class LearnedRescale(ReferenceHook, LearnedActivation):

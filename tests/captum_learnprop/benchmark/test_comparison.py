@@ -23,8 +23,9 @@ from captum_learnprop.benchmark.comparison import (
     standard_error,
     treatments_at,
 )
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.localization import average_precision
-from captum_learnprop.maps import SIGNS, reduce_channels, smooth
+from captum_learnprop.maps import SIGNS, follow_outlines, reduce_channels, smooth
 from captum_learnprop.scenes.scenes import make_scenes
 
 
@@ -110,3 +111,15 @@ def test_a_result_shows_its_scores_and_not_its_maps() -> None:
     page = result._repr_html_()
     assert "a &lt; b" in page
     assert "0.300 ± 0.100" in page
+
+
+def test_a_treatment_may_follow_outlines() -> None:
+    attribution, images = torch.randn(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    treatment = Treatment("signed", 1.0, 2.0)
+    expected = follow_outlines(Treatment("signed", 1.0)(attribution), images, 2.0)
+    assert torch.equal(treatment(attribution, images), expected)
+    assert str(treatment) == "signed, sigma 1, outlines 2"
+    assert Treatment(**treatment.config()) == treatment
+    assert Treatment("signed", 1.0).config() == {"sign": "signed", "sigma": 1.0}  # as cells had it before
+    with pytest.raises(LearnpropError, match="it needs the images"):
+        treatment(attribution)

@@ -208,6 +208,24 @@ def test_maps_of_the_first_questions_are_kept(source: CutoutSource, whole: tuple
     torch.testing.assert_close(maps.float(), expected, atol=1e-3, rtol=0.0)
 
 
+def test_maps_that_were_trained_to_follow_outlines_are_scored_so(source: CutoutSource, tmp_path: Path) -> None:
+    variants = {"gates": {"deletions": 4, "batch_size": 4, "smoothing": 0.05, "outlines": 0.2}}
+    wanted = suite(
+        source, variants=variants, methods=("gates, learned",), metrics=("average precision", "randomisation")
+    )
+    (cell,) = run(wanted, tmp_path)
+    assert cell["error"] is None
+    assert cell["treatment"]["outlines"] == pytest.approx(0.2 * SIDE)
+    assert summarise([cell])[0].treatment.endswith(f"outlines {0.2 * SIDE:g} px")
+    subject = OwnNet(wanted, candidate(), source, tmp_path)
+    questions = subject.questions("cutouts", "test")
+    method = LearnedPropagation(subject.net, rules=subject.trained("gates", 0))
+    expected = method.maps(subject.inputs(questions.images), questions.targets)
+    _, kept = read_maps(tmp_path / "maps" / "coloured_cutouts_gates-learned_seed0.safetensors")
+    expected = expected / expected.abs().amax((1, 2), keepdim=True)  # as maps are kept, in half precision
+    torch.testing.assert_close(kept.float(), expected, rtol=0.0, atol=2e-3)
+
+
 def test_images_in_pixels_are_normalised_for_the_net() -> None:
     net, images = Coloured().eval(), torch.rand(2, 3, SIDE, SIDE)
     on_pixels = OnPixels(net, PREPROCESSING)

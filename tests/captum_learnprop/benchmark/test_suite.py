@@ -125,7 +125,7 @@ def test_scores_are_those_of_the_metrics_and_treatments_those_of_the_tuning_spli
     treatment = best_treatment(explain(tuning.images, tuning.targets), tuning.masks)
     maps = treatment(explain(test.images, test.targets))
     cell = whole[1][0]
-    assert cell["treatment"] == vars(treatment)
+    assert cell["treatment"] == treatment.config()
     expected = {
         "average precision": average_precision(maps, test.masks),
         "class AUC": class_auc(maps, test.masks, test.other_masks),
@@ -134,7 +134,7 @@ def test_scores_are_those_of_the_metrics_and_treatments_those_of_the_tuning_spli
     for name, values in expected.items():
         assert cell["scores"][name] == pytest.approx(values.tolist(), abs=2e-6)
     alike = best_treatment(explain(tuning.images, tuning.targets), tuning.masks, treatments_at(0.025 * 64))
-    assert cell["same smoothing"]["treatment"] == vars(alike)
+    assert cell["same smoothing"]["treatment"] == alike.config()
     same = alike(explain(test.images, test.targets))
     assert not torch.equal(same, maps)
     for name, values in {

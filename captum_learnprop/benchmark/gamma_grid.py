@@ -35,7 +35,7 @@ from captum_learnprop.benchmark.hand_made_lrp import LinearLayers, Lrp, linear_l
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.maps import SIGNS, postprocess
 from captum_learnprop.training.examples import Examples
-from captum_learnprop.training.occlusion import box_regions
+from captum_learnprop.training.regions import unpacked
 from captum_learnprop.training.terms import OcclusionRegression
 from captum_learnprop.training.trainer import training_defaults
 from zennit_rules import LearnedEpsilonGammaBox
@@ -257,7 +257,7 @@ class _Judge:
 
     def __init__(self, rows: dict[str, Tensor], smoothing: float, term: OcclusionRegression) -> None:
         self.inputs, self.targets, self.drops = rows["inputs"], rows["targets"], rows["drops"]
-        self.regions = box_regions(rows["boxes"], tuple(self.inputs.shape[2:]))
+        self.regions = unpacked(rows["regions"], tuple(self.inputs.shape[1:]))
         self.smoothing, self.term = smoothing, term
 
     def __call__(self, setting: Setting, explain: Explain) -> Scored:

@@ -36,6 +36,8 @@ class Request(ModelRequest):
     outlines: float | None
     sign: str | None
     deletions: int
+    regions: str
+    fill: str
     validation: float
     patience: int | None
     precision: str | None

@@ -45,9 +45,9 @@ _CHECKED = 4
 """The number of images that rules are built on before anything is measured; one alone could be of one colour, without a
 range."""
 
-_TRAINED_WITH = ("quantity", "sign", "smoothing", "outlines", "steps", "batch_size", "lr", "deletions", "patience",
-                 "seed", "internal_batch_size", "precision", "composite", "gate", "start", "pooling",
-                 "fusion")  # fmt: skip
+_TRAINED_WITH = ("quantity", "sign", "smoothing", "outlines", "steps", "batch_size", "lr", "deletions", "regions",
+                 "fill", "patience", "seed", "internal_batch_size", "precision", "composite", "gate", "start",
+                 "pooling", "fusion")  # fmt: skip
 """The options that `RuleTrainer` takes under the same name."""
 
 

@@ -100,6 +100,15 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
     help="How channels become a map.  [default: absolute, for LRP signed]",
 )
 @click.option("--deletions", type=POSITIVE, default=48, help="Regions removed from each image.")
+@click.option(
+    "--regions", type=OneOf(["both", "boxes", "superpixels"]), default="both", help="What regions are unions of."
+)
+@click.option(
+    "--fill",
+    type=OneOf(["images", "colours", "mixed"]),
+    default="images",
+    help="What replaces them: parts of other images, random colours, or one of them by chance.",
+)
 @click.option("--validation", type=float, default=0.2, help="Share of the images that is held out; 0 for none.")
 @click.option("--patience", type=POSITIVE, help="Stop after this many validations without a better one.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="For random weights, deletions and batches.")

@@ -1,8 +1,8 @@
 """Examples: training images (or rows of a table) with their targets and what random deletions cost each target.
 
-The model is evaluated once per image and deletion, before training. Regions are kept as boxes, so that an image of any
-size with 48 deletions takes two kilobytes beside its pixels; images are kept in memory, or in a folder of safetensors
-files when there are many. A folder is also what an interrupted collection goes on from.
+The model is evaluated once per image and deletion, before training. Regions are kept as bits: 96 of them take as much
+memory as a coloured image. Images are kept in memory, or in a folder of safetensors files when there are many. A folder
+is also what an interrupted collection goes on from.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from captum_learnprop.errors import LearnpropError
 from captum_learnprop.forward import output_of
 from captum_learnprop.training.data import Labels
 from captum_learnprop.training.distributed import Processes
-from captum_learnprop.training.occlusion import generator_of, measure_drops, random_regions
+from captum_learnprop.training.occlusion import IMAGES, DeletionFills, generator_of, measure_drops
 from captum_learnprop.training.quantities import Quantity
+from captum_learnprop.training.regions import packed, random_regions
 from zennit_rules.core import fingerprint
 from zennit_rules.files import replacing
 
@@ -40,7 +41,7 @@ SHARD = 64
 MEMORY_LIMIT = 1 << 30
 """The bytes of examples that are kept in memory; more go to a temporary folder."""
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Collection:
         targets_per_image: Number K of targets; of predictions, the K highest are taken.
         deletions: Number D of regions removed from each image; 0 measures none.
         seed: Decides regions and fills.
+        regions: What regions are unions of, one of `regions.KINDS`.
+        fill: What replaces them, one of `occlusion.FILL_KINDS`.
         internal_batch_size: How many changed images go through the model together.
     """
 
@@ -63,11 +66,13 @@ class Collection:
     targets_per_image: int = 1
     deletions: int = 48
     seed: int = 0
+    regions: str = "both"
+    fill: str = IMAGES
     internal_batch_size: int = 256
 
     def config(self) -> dict[str, Any]:
         """Returns what a stored collection must share with this one, ready for JSON."""
-        names = ("name", "targets", "targets_per_image", "deletions", "seed")
+        names = ("name", "targets", "targets_per_image", "deletions", "seed", "regions", "fill")
         return {name: getattr(self, name) for name in names}
 
 
@@ -77,7 +82,7 @@ class Examples:
     Row ``K * i + k`` is target k of image i.
 
     Args:
-        shards: Tensors ``images``, ``targets`` and ``drops``, ``boxes`` where there are deletions; in memory, or the
+        shards: Tensors ``images``, ``targets`` and ``drops``, ``regions`` where there are deletions; in memory, or the
             path of a file.
         sizes: Images per shard.
         targets_per_image: Number K of targets.
@@ -111,7 +116,7 @@ class Examples:
     def rows(self, index: Tensor) -> dict[str, Tensor]:
         """Returns rows: ``inputs`` ``(R, C, *spatial)`` and ``targets`` ``(R,)``.
 
-        Where there are deletions, ``boxes`` ``(R, D, boxes, dims, 2)``, for tables ``(R, D, F)`` bool, and ``drops``
+        Where there are deletions, their ``regions`` ``(R, D, bytes)`` uint8 (see `regions.unpacked`) and ``drops``
         ``(R, D)`` come with them.
 
         Args:
@@ -132,7 +137,7 @@ class Examples:
             "targets": self._slice(source, "targets", slice(at, at + 1))[0, target],
         }
         if "drops" in (source if isinstance(source, dict) else self._names(source)):
-            row["boxes"] = self._slice(source, "boxes", slice(at, at + 1))[0]
+            row["regions"] = self._slice(source, "regions", slice(at, at + 1))[0]
             row["drops"] = self._slice(source, "drops", slice(at, at + 1))[0, target]
         return row
 
@@ -214,7 +219,8 @@ class _Store:
         self.temporary: TemporaryDirectory[str] | None = None
         self.digests: list[str] = []
         self.classes = 0
-        self.fills: tuple[Tensor, Tensor] | None = None  # lowest and highest value of each channel, first shard
+        self.fills: DeletionFills | None = None  # made of the first shard
+        self.fills_digest = ""
         self.key = {
             **what.config(), "architecture": fingerprint.architecture(model),
             "weights": fingerprint.weights(model), "format_version": FORMAT_VERSION,
@@ -250,9 +256,9 @@ class _Store:
         labelled = all("label" in item for item in items)
         labels = torch.stack([item["label"] for item in items]) if labelled else None
         if self.fills is None:
-            over = (0, *range(2, images.ndim))
-            self.fills = images.amin(over), images.amax(over)
-        digest = _digest((images, labels, *self.fills), {**self.key, "first": first})
+            self.fills = DeletionFills(self.what.fill, images)
+            self.fills_digest = _digest((images,), {})
+        digest = _digest((images, labels), {**self.key, "first": first, "fills": self.fills_digest})
         if not self.processes.agree(digest):
             raise LearnpropError(
                 f"the processes hold different models, or read different images (around image {first}): "
@@ -263,7 +269,7 @@ class _Store:
         name = f"examples-{len(self.shards):05d}-{digest[:12]}.safetensors"
         path = None if self.folder is None else self.folder / name
         if path is None or not self._is_there(path, digest):
-            tensors = self._measure(images, labels, *self.fills, first)
+            tensors = self._measure(images, labels, self.fills, first)
             if path is not None and self.processes.main:
                 _write(path, tensors, {"digest": digest, "classes": str(self.classes)})
             self.processes.barrier()
@@ -289,7 +295,7 @@ class _Store:
         return bool(self.processes.sum(torch.tensor(found)).item() > 0)
 
     @torch.no_grad()
-    def _measure(self, images: Tensor, labels: Labels, low: Tensor, high: Tensor, first: int) -> dict[str, Tensor]:
+    def _measure(self, images: Tensor, labels: Labels, fills: DeletionFills, first: int) -> dict[str, Tensor]:
         targets = self._targets(images, labels, first)
         tensors = {"images": images.contiguous(), "targets": targets}
         if not self.what.deletions:
@@ -298,12 +304,13 @@ class _Store:
         kept, drops = [], torch.zeros(len(images), self.what.targets_per_image, count)
         for index, image in enumerate(images):
             generator = generator_of(self.what.seed, first + index)
-            kept.append(random_regions(count, tuple(image.shape), generator))
+            regions = random_regions(image, count, generator, self.what.regions)
+            kept.append(packed(regions))
             if (first + index) % self.processes.world != self.processes.rank:
                 continue
             drops[index] = measure_drops(
-                self.model, image.to(self.device), targets[index].to(self.device), kept[-1].to(self.device),
-                self.what.quantity, low=low, high=high, generator=generator,
+                self.model, image.to(self.device), targets[index].to(self.device), regions,
+                fills.draw(count, first + index, generator), self.what.quantity,
                 internal_batch_size=self._together(images),
             ).cpu()  # fmt: skip
         drops = self.processes.sum(drops)
@@ -313,7 +320,7 @@ class _Store:
                 f"the model's output is NaN or infinite for a deletion of image {first + int(bad.nonzero()[0])}: "
                 "check the weights and the range of the images"
             )
-        return {**tensors, "boxes": torch.stack(kept), "drops": drops}
+        return {**tensors, "regions": torch.stack(kept), "drops": drops}
 
     def _together(self, images: Tensor) -> int:
         return rows_together(self.what.internal_batch_size, images.shape[1:], self.device)

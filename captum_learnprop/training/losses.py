@@ -12,10 +12,10 @@ from captum_learnprop.chunks import rows_together
 from captum_learnprop.training.batch import Batch
 from captum_learnprop.training.distributed import Processes
 from captum_learnprop.training.draws import Draws
-from captum_learnprop.training.occlusion import regions_of
 from captum_learnprop.training.options import TrainingOptions
 from captum_learnprop.training.parts import Part
 from captum_learnprop.training.quantities import Quantity
+from captum_learnprop.training.regions import unpacked
 from captum_learnprop.training.rule_maps import RuleMaps
 from captum_learnprop.training.terms import Objective
 
@@ -108,7 +108,7 @@ class Losses:
             model=self.maps.plain,
             explain=recorded.explain,
             draws=Draws(self.options.seed, step, places),
-            regions=regions_of(rows["boxes"], tuple(inputs.shape[1:])) if "boxes" in rows else None,
+            regions=unpacked(rows["regions"], tuple(inputs.shape[1:])) if "regions" in rows else None,
             drops=rows.get("drops"),
             explain_randomized=explain_randomized if self.random_maps else None,
         )

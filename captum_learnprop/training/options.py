@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ import torch
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.maps import SIGNS
+from captum_learnprop.training.occlusion import FILL_KINDS, IMAGES
+from captum_learnprop.training.regions import KINDS
 from zennit_rules.core.scalars import plain_fields
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -22,6 +24,10 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 PRECISIONS: dict[str | None, torch.dtype | None] = {None: None, "float32": None, "bfloat16": torch.bfloat16}
 """The type of autocast by the name of a precision; None goes without."""
+
+_CHOICES: Mapping[str, Collection[str | None]] = {
+    "schedule": SCHEDULES, "sign": SIGNS, "precision": PRECISIONS, "regions": KINDS, "fill": FILL_KINDS,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class TrainingOptions:
     warmup: int = 0
     clip: float = 1.0
     deletions: int = 48
+    regions: str = "both"
+    fill: str = IMAGES
     validate_every: int = 20
     patience: int | None = None
     seed: int = 0
@@ -59,7 +67,7 @@ class TrainingOptions:
         for name in ("warmup", "seed", "smoothing", "outlines"):
             if not getattr(self, name) >= 0:
                 raise LearnpropError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name, known in (("schedule", SCHEDULES), ("sign", SIGNS), ("precision", PRECISIONS)):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 choices = ", ".join(map(str, known))
                 raise LearnpropError(f"unknown {name} {getattr(self, name)!r}; choose one of {choices}")

@@ -22,6 +22,7 @@ from captum_learnprop.training.examples import LABELS, PREDICTED, Collection, Ex
 from captum_learnprop.training.masked_input import MaskedInput
 from captum_learnprop.training.masks import Mask, MaxMask
 from captum_learnprop.training.objectives import SampleObjective
+from captum_learnprop.training.occlusion import IMAGES
 from captum_learnprop.training.options import PRECISIONS, FitOptions, TrainingOptions
 from captum_learnprop.training.parts import Part, held_out_images, split
 from captum_learnprop.training.quantities import quantity as quantity_named
@@ -84,6 +85,9 @@ class RuleTrainer:
         warmup: Steps until the first learning rate is reached.
         clip: Largest norm of a gradient.
         deletions: Regions removed from each image.
+        regions: What they are unions of: ``"boxes"``, ``"superpixels"`` or ``"both"``.
+        fill: What replaces them: ``"images"``, what another training image shows there; ``"colours"``, a random colour
+            with noise; or ``"mixed"``, one of them by chance.
         validate_every: Steps between validations.
         patience: Stop after this many validations without a better one; None goes on to the end.
         seed: Decides deletions, batches and whatever terms draw.
@@ -120,6 +124,8 @@ class RuleTrainer:
         warmup: int = 0,
         clip: float = 1.0,
         deletions: int = 48,
+        regions: str = "both",
+        fill: str = IMAGES,
         validate_every: int = 20,
         patience: int | None = None,
         seed: int = 0,
@@ -148,8 +154,9 @@ class RuleTrainer:
         self.quantity = quantity_named(quantity)
         self.options = TrainingOptions(
             quantity=quantity, sign=sign, smoothing=smoothing, outlines=outlines, steps=steps, batch_size=batch_size,
-            lr=lr, schedule=schedule, warmup=warmup, clip=clip, deletions=deletions, validate_every=validate_every,
-            patience=patience, seed=seed, internal_batch_size=internal_batch_size, precision=precision,
+            lr=lr, schedule=schedule, warmup=warmup, clip=clip, deletions=deletions, regions=regions, fill=fill,
+            validate_every=validate_every, patience=patience, seed=seed, internal_batch_size=internal_batch_size,
+            precision=precision,
         )  # fmt: skip
         self.log: list[dict[str, float]] = []
 
@@ -269,6 +276,8 @@ class RuleTrainer:
             targets_per_image=targets_per_image,
             deletions=self.options.deletions if self.objective.needs_deletions else 0,
             seed=self.options.seed,
+            regions=self.options.regions,
+            fill=self.options.fill,
             internal_batch_size=self.options.internal_batch_size,
         )
 

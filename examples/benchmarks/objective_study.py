@@ -41,7 +41,8 @@ from captum_learnprop.evaluation.similarity import average_ranks
 from captum_learnprop.files import write_text
 from captum_learnprop.maps import postprocess, smooth
 from captum_learnprop.scenes.scenes import Questions
-from captum_learnprop.training.occlusion import box_regions, random_boxes, random_fills
+from captum_learnprop.training.occlusion import random_fills
+from captum_learnprop.training.regions import box_regions, random_boxes
 
 METHODS = (
     "saliency", "input x gradient", "guided backprop", "SmoothGrad", "integrated gradients", "DeepLift", "Grad-CAM",

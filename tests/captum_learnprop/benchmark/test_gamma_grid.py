@@ -18,7 +18,7 @@ from captum_learnprop.benchmark.hand_made_lrp import Lrp
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.maps import SIGNS, postprocess
 from captum_learnprop.training.examples import Examples
-from captum_learnprop.training.occlusion import box_regions
+from captum_learnprop.training.regions import unpacked
 from captum_learnprop.training.trainer import RuleTrainer
 
 SIZE = 24
@@ -167,7 +167,7 @@ def test_the_score_is_the_objective_of_the_trainer(model: nn.Module, examples: E
     assert found.best.score == max(one.score for one in found.trace)
     assert len({one.score for one in found.trace}) > len(SMALL) // 2
     rows = examples.rows(torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:5])
-    regions = box_regions(rows["boxes"], (SIZE, SIZE))
+    regions = unpacked(rows["regions"], (3, SIZE, SIZE))
     for one in found.trace[:3]:
         attribution = one.setting.lrp()(model, EXAMPLE)(rows["inputs"], rows["targets"])
         by_sign = {}

@@ -15,8 +15,9 @@ from captum_learnprop.training import examples
 from captum_learnprop.training.data import read_batches
 from captum_learnprop.training.distributed import Processes
 from captum_learnprop.training.examples import Collection, Examples, collect
-from captum_learnprop.training.occlusion import generator_of, measure_drops, random_boxes
+from captum_learnprop.training.occlusion import DeletionFills, generator_of, measure_drops
 from captum_learnprop.training.quantities import softmax
+from captum_learnprop.training.regions import random_regions, unpacked
 
 WHAT: dict[str, Any] = {"quantity": softmax, "name": "softmax", "deletions": 4}
 
@@ -69,19 +70,19 @@ class TestRows:
         model, data = net(), images()
         found = rows(gather(data, model, targets_per_image=2, seed=3))
         assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {
-            "inputs": (24, 3, 16, 16), "targets": (24,), "boxes": (24, 4, 4, 2, 2), "drops": (24, 4),
+            "inputs": (24, 3, 16, 16), "targets": (24,), "regions": (24, 4, 32), "drops": (24, 4),
         }  # fmt: skip
         assert torch.equal(found["inputs"], data.repeat_interleave(2, 0))
         with torch.no_grad():
             assert torch.equal(found["targets"], model(data).topk(2, 1).indices.flatten())
-        low, high = data[:5].amin((0, 2, 3)), data[:5].amax((0, 2, 3))  # of the first shard
+        fills = DeletionFills("images", data[:5])  # of the first shard
         for image in (0, 6, 11):
             generator = generator_of(3, image)
-            boxes = random_boxes(4, (16, 16), generator)
+            regions = random_regions(data[image], 4, generator)
             targets = found["targets"][2 * image : 2 * image + 2]
-            drops = measure_drops(model, data[image], targets, boxes, softmax, low=low, high=high, generator=generator)
+            drops = measure_drops(model, data[image], targets, regions, fills.draw(4, image, generator), softmax)
             for row in (2 * image, 2 * image + 1):  # targets of an image share its deletions
-                assert torch.equal(found["boxes"][row], boxes)
+                assert torch.equal(unpacked(found["regions"][row], (3, 16, 16)), regions)
             assert torch.equal(found["drops"][2 * image : 2 * image + 2], drops)
         assert not torch.equal(found["drops"][0], found["drops"][1])
 
@@ -125,16 +126,24 @@ class TestSameRows:
         assert_same(gather(batch_size=batch_size), gather())
 
     def test_other_images_change_nothing(self) -> None:
-        """An image in other company, with the same range of fills, loses what it lost before."""
+        """An image in other company, with fills of the same range of colours, loses what it lost before."""
         data = images().clamp(0.01, 0.99)
         data[1, :, 0, 0], data[1, :, 0, 1] = 0.0, 1.0  # the range
         changed = data.clone()
         changed[[0, 2, 4, 7, 11]] = data[[4, 11, 0, 2, 7]]
         kept = torch.tensor([1, 3, 5, 6, 8, 9, 10])
-        first, second = rows(gather(data), kept), rows(gather(changed), kept)
+        first, second = (rows(gather(each, fill="colours"), kept) for each in (data, changed))
         for name in first:
             torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-6)
         assert not torch.equal(rows(gather(data))["drops"], rows(gather(changed))["drops"])
+
+    def test_fills_of_other_images_count(self, tmp_path: Path) -> None:
+        """What another image shows decides the drops: it must not be read as measured before."""
+        data = images()
+        changed = data.clone()
+        changed[0] = 1 - data[0]
+        first, second = (rows(gather(each, folder=tmp_path))["drops"] for each in (data, changed))
+        assert not torch.equal(first[5:], second[5:])
 
     def test_in_memory_and_on_disk(self, tmp_path: Path) -> None:
         for options in ({}, {"deletions": 0}, {"targets_per_image": 3}):
@@ -146,7 +155,7 @@ class TestSameRows:
 
     def test_seed(self) -> None:
         first, second = rows(gather(seed=1)), rows(gather(seed=2))
-        assert not torch.equal(first["boxes"], second["boxes"])
+        assert not torch.equal(first["regions"], second["regions"])
         assert torch.equal(first["inputs"], second["inputs"])
 
 
@@ -233,7 +242,7 @@ class TestFolder:
 
 class TestErrors:
     def test_memory(self, tmp_path: Path) -> None:
-        size = 5 * (3 * 16 * 16 * 4 + 8 + 4 * 4 * 2 * 2 * 4 + 4 * 4)
+        size = 5 * (3 * 16 * 16 * 4 + 8 + 4 * 16 * 16 // 8 + 4 * 4)
         assert gather(limit=2 * size).temporary is None  # two whole shards fit, the rest is not counted
         assert gather(limit=0, folder=tmp_path).temporary is None
         for limit in (0, size, 2 * size - 1):

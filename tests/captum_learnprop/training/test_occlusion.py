@@ -1,4 +1,4 @@
-"""Occlusion: which regions are removed and by what, what a model loses, and how a map is compared with that."""
+"""Occlusion: what replaces regions, what a model loses, and how a map is compared with that."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.maps import reduce_channels, smooth
 from captum_learnprop.training.map_similarity import correlation
 from captum_learnprop.training.occlusion import (
-    MAX_BOXES,
-    box_regions,
+    FILL_KINDS,
+    DeletionFills,
     generator_of,
     measure_drops,
-    random_boxes,
     random_fills,
     region_mass,
 )
 from captum_learnprop.training.quantities import logit, softmax
+from captum_learnprop.training.regions import box_regions, random_boxes
 
 SPATIAL = [(24,), (12, 16), (6, 8, 10)]
 
@@ -47,62 +48,6 @@ class TestGeneratorOf:
         assert off_diagonal.abs().max() < 0.1
 
 
-class TestBoxes:
-    @pytest.mark.parametrize("spatial", SPATIAL, ids=str)
-    def test_shape_and_range(self, spatial: tuple[int, ...]) -> None:
-        boxes = random_boxes(300, spatial, generator())
-        assert boxes.shape == (300, MAX_BOXES, len(spatial), 2)
-        assert boxes.dtype == torch.int32
-        start, length = boxes[..., 0], boxes[..., 1]
-        used = (length > 0).all(-1)
-        assert ((length > 0) == used[..., None]).all()  # unused in all dimensions or in none
-        assert used[:, 0].all()
-        assert set(used.sum(1).tolist()) == set(range(1, MAX_BOXES + 1))
-        size = torch.tensor(spatial)
-        assert (length <= size).all()
-        assert ((start + length > 0) & (start < size))[used].all()  # at least one pixel is inside
-        assert (start < 0).any()
-        assert (start + length > size).any()
-
-    @pytest.mark.parametrize("spatial", SPATIAL, ids=str)
-    def test_every_pixel_is_removed_equally_often(self, spatial: tuple[int, ...]) -> None:
-        count = 6000
-        covered = regions_of(count, spatial).double().mean(0)
-        share = covered.mean()
-        deviation = (share * (1 - share) / count).sqrt()
-        assert (covered - share).abs().max() < 5 * deviation  # 480 pixels at most: 5 sigma hardly ever
-
-    def test_they_come_in_many_sizes(self) -> None:
-        share = regions_of(2000, (64, 48)).flatten(1).float().mean(1)
-        assert share.max() < 1
-        assert (share < 0.02).float().mean() > 0.1
-        assert (share > 0.2).float().mean() > 0.1
-
-    @pytest.mark.parametrize("spatial", [(1,), (3,), (2, 2), (5, 1), (3, 4, 2), (64, 48)], ids=str)
-    def test_no_region_is_empty(self, spatial: tuple[int, ...]) -> None:
-        assert regions_of(500, spatial).flatten(1).any(1).all()
-
-    def test_same_generator_same_boxes(self) -> None:
-        assert torch.equal(random_boxes(9, (8, 8), generator(1)), random_boxes(9, (8, 8), generator(1)))
-        assert not torch.equal(random_boxes(9, (8, 8), generator(1)), random_boxes(9, (8, 8), generator(2)))
-
-
-class TestRegions:
-    @pytest.mark.parametrize("spatial", [(7,), (5, 6), (4, 3, 5)], ids=str)
-    def test_they_are_the_union_of_their_boxes(self, spatial: tuple[int, ...]) -> None:
-        boxes = random_boxes(20, spatial, generator(3)).reshape(4, 5, MAX_BOXES, len(spatial), 2)
-        regions = box_regions(boxes, spatial)
-        assert regions.shape == (4, 5, *spatial)
-        assert regions.dtype == torch.bool
-        for outer, inner in itertools.product(range(4), range(5)):
-            for pixel in itertools.product(*map(range, spatial)):
-                inside = any(
-                    all(start <= x < start + length for x, (start, length) in zip(pixel, box, strict=True))
-                    for box in boxes[outer, inner].tolist()
-                )
-                assert bool(regions[(outer, inner, *pixel)]) == inside
-
-
 class TestFills:
     def test_they_vary_and_stay_in_range(self) -> None:
         low, high = torch.tensor([-2.0, 0.0, 1.0]), torch.tensor([2.0, 1.0, 3.0])
@@ -120,6 +65,39 @@ class TestFills:
         torch.testing.assert_close(random_fills(4, shape, same, same, generator()), torch.full((4, *shape), 0.5))
 
 
+class TestDeletionFills:
+    def test_they_are_other_images(self) -> None:
+        pool = torch.rand(5, 3, 4, 4, generator=generator())
+        for index in range(8):
+            fills = DeletionFills("images", pool).draw(60, index, generator())
+            source = (fills[:, None] == pool).flatten(2).all(2)
+            assert (source.sum(1) == 1).all()
+            assert set(source.float().argmax(1).tolist()) == {0, 1, 2, 3, 4} - {index}
+
+    def test_mixed_ones_are_of_both_kinds(self) -> None:
+        pool = torch.rand(5, 3, 4, 4, generator=generator())
+        fills = DeletionFills("mixed", pool).draw(200, 2, generator())
+        taken = (fills[:, None] == pool).flatten(2).all(2).any(1)
+        assert 0.35 < taken.float().mean() < 0.65
+
+    def test_one_image_has_no_other(self) -> None:
+        pool = torch.rand(1, 3, 4, 4, generator=generator())
+        low, high = pool.amin((0, 2, 3)), pool.amax((0, 2, 3))
+        fills = DeletionFills("images", pool).draw(6, 0, generator(3))
+        assert torch.equal(fills, random_fills(6, (3, 4, 4), low, high, generator(3)))
+
+    @pytest.mark.parametrize("kind", FILL_KINDS)
+    def test_of_a_table(self, kind: str) -> None:
+        pool = torch.randn(5, 7, generator=generator())
+        fills = DeletionFills(kind, pool).draw(30, 1, generator())
+        assert fills.shape == (30, 7)
+        assert ((fills >= pool.amin(0) - 1e-6) & (fills <= pool.amax(0) + 1e-6)).all()
+
+    def test_unknown(self) -> None:
+        with pytest.raises(LearnpropError, match="unknown fill 'black'; choose one of images, colours, mixed"):
+            DeletionFills("black", torch.zeros(2, 3, 4, 4))
+
+
 def linear(weights: Tensor):  # type: ignore[no-untyped-def]
     """Two classes; the second sums the weighted pixels of all channels, the first is its negative."""
 
@@ -131,27 +109,24 @@ def linear(weights: Tensor):  # type: ignore[no-untyped-def]
 
 
 def drops_of(weights: Tensor, image: Tensor, quantity=logit, seed: int = 5, **options: int) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    """Boxes ``(20, ...)`` and drops ``(2, 20)`` of both classes."""
+    """Regions ``(20, ...)`` and drops ``(2, 20)`` of both classes."""
     random = generator(seed)
-    boxes = random_boxes(20, tuple(image.shape[1:]), random)
-    drops = measure_drops(
-        linear(weights), image, torch.tensor([0, 1]), boxes, quantity,
-        low=torch.zeros(3), high=torch.ones(3), generator=random, **options,
-    )  # fmt: skip
-    return boxes, drops
+    regions = regions_of(20, tuple(image.shape[1:]), seed)
+    fills = random_fills(20, tuple(image.shape), torch.zeros(3), torch.ones(3), random)
+    return regions, measure_drops(linear(weights), image, torch.tensor([0, 1]), regions, fills, quantity, **options)
 
 
 class TestDrops:
     @pytest.mark.parametrize("spatial", [(20,), (16, 16), (6, 6, 6)], ids=str)
     def test_of_a_linear_model(self, spatial: tuple[int, ...]) -> None:
         weights = torch.rand(spatial, generator=generator())
-        boxes, drops = drops_of(weights, torch.ones(3, *spatial))
+        regions, drops = drops_of(weights, torch.ones(3, *spatial))
         # Fills are darker than 1: class 1 loses by every deletion what class 0 gains.
         assert drops.shape == (2, 20)
         assert drops.dtype == torch.float32
         assert (drops[1] > 0).all()
         torch.testing.assert_close(drops[0], -drops[1])
-        removed = region_mass(weights[None], box_regions(boxes, spatial)[None])
+        removed = region_mass(weights[None], regions[None])
         assert correlation(removed, drops[1:]).item() > 0.6
 
     def test_without_gradient(self) -> None:

@@ -13,15 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import captum_learnprop as cl
 import zennit_rules as zr
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.training.occlusion import (
-    REGION_SIDES,
-    generator_of,
-    measure_drops,
-    random_features,
-    random_regions,
-    regions_of,
-)
+from captum_learnprop.training.occlusion import generator_of, measure_drops
 from captum_learnprop.training.quantities import logit
+from captum_learnprop.training.regions import REGION_SIDES, random_features, random_regions
 
 COMPOSITES = ("learned_gradient", "learned_guided_backprop", "learned_epsilon_gamma_box", "learned_deeplift")
 
@@ -58,29 +52,11 @@ def test_regions_are_random_shares_of_the_features(features: int) -> None:
         assert not torch.equal(regions.float().argmax(1), regions.float().argmax(1).sort().values)
 
 
-def test_stored_regions_are_read_as_they_were_drawn() -> None:
-    for shape in ((7,), (2, 9), (2, 5, 6)):
-        drawn = random_regions(4, shape, generator_of(0, 1))
-        found = regions_of(drawn, shape)
-        assert found.shape == (4, *(shape if len(shape) == 1 else shape[1:]))
-        assert found.dtype == torch.bool
-        assert found.flatten(1).any(1).all()
-
-
 def test_drops_of_a_linear_model_are_known() -> None:
     weights, row = torch.randn(3, 6), torch.randn(6)
-    regions = random_regions(10, (6,), generator_of(0, 0))
-    same = torch.full((6,), 0.25)
-    drops = measure_drops(
-        lambda x: x @ weights.T,
-        row,
-        torch.tensor([2]),
-        regions,
-        logit,
-        low=same,
-        high=same,
-        generator=generator_of(0, 0),
-    )
+    regions = random_regions(row, 10, generator_of(0, 0))
+    fills = torch.full((10, 6), 0.25)
+    drops = measure_drops(lambda x: x @ weights.T, row, torch.tensor([2]), regions, fills, logit)
     torch.testing.assert_close(drops, ((row - 0.25) * weights[2] * regions).sum(1)[None])
 
 

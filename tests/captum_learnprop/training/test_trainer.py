@@ -22,7 +22,7 @@ from captum_learnprop.training import trainer as trainer_module
 from captum_learnprop.training.checkpoint import CheckpointError
 from captum_learnprop.training.log import read_log
 from captum_learnprop.training.objectives import Agreement
-from captum_learnprop.training.occlusion import box_regions
+from captum_learnprop.training.regions import unpacked
 from captum_learnprop.training.rule_maps import RecordedMaps
 from captum_learnprop.training.terms import (
     ClassContrast,
@@ -33,7 +33,10 @@ from captum_learnprop.training.terms import (
 )
 from captum_learnprop.training.trainer import RuleTrainer, TrainingWarning, held_out_images, starting_rules
 
-QUICK: dict[str, Any] = {"steps": 6, "batch_size": 4, "deletions": 8, "validate_every": 2, "smoothing": 0.05}
+QUICK: dict[str, Any] = {
+    "steps": 6, "batch_size": 4, "deletions": 8, "validate_every": 2, "smoothing": 0.05, "fill": "colours",
+}  # fmt: skip
+"""Noise in the place of noise says nothing: colours replace regions."""
 
 
 def fit(model: nn.Module | None = None, data: Any = None, fitting: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -67,12 +70,12 @@ class TestLearning:
         from captum_learnprop.training.distributed import Processes
         from captum_learnprop.training.examples import Collection, collect
 
-        what = Collection(trainer.quantity, "logit", deletions=8)
+        what = Collection(trainer.quantity, "logit", deletions=8, fill="colours")
         rows = collect(model, iter([(data, None)]), what, processes=Processes()).rows(torch.arange(6))
         rules = zr.RuleSet.build(model, data, gate="feature", pooling="soft", gate_options={"position": True})
         attribution = cl.LearnedPropagation(model, rules=rules).attribute(data, target=rows["targets"])
         maps = postprocess(attribution, "absolute", 0.05)
-        regions = box_regions(rows["boxes"], (16, 16))
+        regions = unpacked(rows["regions"], (3, 16, 16))
         losses = []
         for sample, region, drop in zip(maps, regions, rows["drops"], strict=True):
             root = region.flatten(1).sum(1) ** 0.5
@@ -81,18 +84,18 @@ class TestLearning:
         assert trainer.log[0]["loss"] == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
 
     def test_drops_are_what_the_target_loses(self) -> None:
-        from captum_learnprop.training.occlusion import measure_drops, random_boxes, random_fills
+        from captum_learnprop.training.occlusion import measure_drops, random_fills
+        from captum_learnprop.training.regions import random_regions
 
         model, image = net(), images(1)[0]
-        boxes = random_boxes(5, (16, 16), torch.Generator().manual_seed(3))
-        low, high = torch.zeros(3), torch.ones(3)
+        regions = random_regions(image, 5, torch.Generator().manual_seed(3))
+        fills = random_fills(5, (3, 16, 16), torch.zeros(3), torch.ones(3), torch.Generator().manual_seed(4))
         targets = torch.tensor([2, 0])
         drops = measure_drops(
-            model, image, targets, boxes, lambda out, t: out.softmax(1).gather(1, t[:, None])[:, 0],
-            low=low, high=high, generator=torch.Generator().manual_seed(4), internal_batch_size=2,
+            model, image, targets, regions, fills, lambda out, t: out.softmax(1).gather(1, t[:, None])[:, 0],
+            internal_batch_size=2,
         )  # fmt: skip
-        fills = random_fills(5, (3, 16, 16), low, high, torch.Generator().manual_seed(4))
-        for number, (region, fill) in enumerate(zip(box_regions(boxes, (16, 16)), fills, strict=True)):
+        for number, (region, fill) in enumerate(zip(regions, fills, strict=True)):
             changed = image.clone()
             changed[:, region] = fill[:, region]
             lost = model(image[None]).softmax(1)[0] - model(changed[None]).softmax(1)[0]
@@ -196,7 +199,7 @@ class TestLearning:
         low = fit(model, precision="bfloat16", objective=objective)
         assert {torch.float32, torch.bfloat16} == set(seen)  # deletions are measured in the model's own precision
         full = fit(objective=objective)
-        assert_same(low, full, tolerance=0.05)
+        assert_same(low, full, tolerance=0.06)
         with pytest.raises(AssertionError):
             assert_same(low, full)
 

@@ -58,7 +58,7 @@ INNER_FLOORS = {
 DEFERRED = ("captum_learnprop.errors", "captum_learnprop.files", "captum_learnprop.plugins")
 WORK = "captum_learnprop.commands._"
 
-#: Packages that are extras.
+#: Packages that are extras, or slow to import.
 OPTIONAL = (
     "efficientnet_lite_pytorch", "h5py", "skimage", "sklearn", "timm", "torch.utils.tensorboard", "transformers",
 )  # fmt: skip

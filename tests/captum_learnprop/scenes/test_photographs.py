@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +64,6 @@ class TestWhole:
             assert each.path.parent == Path(skimage.data.__file__).parent
             assert each.image().mode == "RGB"
             assert min(each.image().size) >= 300
-
-    def test_without_the_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "skimage", None)
-        with pytest.raises(LearnpropError, match=r"scikit-image is not installed: .*\[photos\]"):
-            whole()
 
     def test_without_a_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(photographs._WHOLE, "no_cat.png", 285)

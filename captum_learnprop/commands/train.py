@@ -99,7 +99,7 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
     type=OneOf(_SIGNS),
     help="How channels become a map.  [default: absolute, for LRP signed]",
 )
-@click.option("--deletions", type=POSITIVE, default=48, help="Regions removed from each image.")
+@click.option("--deletions", type=POSITIVE, default=96, help="Regions removed from each image.")
 @click.option(
     "--regions", type=OneOf(["both", "boxes", "superpixels"]), default="both", help="What regions are unions of."
 )
@@ -110,7 +110,7 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
     help="What replaces them: parts of other images, random colours, or one of them by chance.",
 )
 @click.option("--validation", type=float, default=0.2, help="Share of the images that is held out; 0 for none.")
-@click.option("--patience", type=POSITIVE, help="Stop after this many validations without a better one.")
+@click.option("--patience", type=POSITIVE, default=3, help="Stop after this many validations without a better one.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="For random weights, deletions and batches.")
 @click.option("--precision", type=OneOf(["float32", "bfloat16"]), help="Of autocast.  [default: that of the model]")
 @click.option("--internal-batch-size", type=POSITIVE, default=64, help="Rows at a time; less takes less memory.")

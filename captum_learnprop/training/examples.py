@@ -64,7 +64,7 @@ class Collection:
     name: str
     targets: str = PREDICTED
     targets_per_image: int = 1
-    deletions: int = 48
+    deletions: int = 96
     seed: int = 0
     regions: str = "both"
     fill: str = IMAGES

@@ -48,11 +48,11 @@ class TrainingOptions:
     schedule: str = "cosine"
     warmup: int = 0
     clip: float = 1.0
-    deletions: int = 48
+    deletions: int = 96
     regions: str = "both"
     fill: str = IMAGES
-    validate_every: int = 20
-    patience: int | None = None
+    validate_every: int = 10
+    patience: int | None = 3
     seed: int = 0
     internal_batch_size: int = 64
     precision: str | None = None

@@ -123,11 +123,11 @@ class RuleTrainer:
         schedule: str = "cosine",
         warmup: int = 0,
         clip: float = 1.0,
-        deletions: int = 48,
+        deletions: int = 96,
         regions: str = "both",
         fill: str = IMAGES,
-        validate_every: int = 20,
-        patience: int | None = None,
+        validate_every: int = 10,
+        patience: int | None = 3,
         seed: int = 0,
         internal_batch_size: int = 64,
         precision: str | None = None,
@@ -182,7 +182,10 @@ class RuleTrainer:
         show_progress: bool = False,
         on_step: Callable[[dict[str, float]], None] | None = None,
     ) -> RuleSet:
-        """Trains, and returns the rules with the lowest validation loss.
+        """Trains, and returns the first rules with a validation loss that no later ones undercut for certain.
+
+        Rules take the place of earlier ones, the start among them, where the mean loss of the held-out rows is lower by
+        more than two standard errors (see `run.is_better`).
 
         Args:
             data: Images ``(N, C, *spatial)`` (sequences and volumes too) or a table ``(N, F)``; a pair of those and

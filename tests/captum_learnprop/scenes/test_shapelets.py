@@ -12,6 +12,7 @@ from captum_learnprop.errors import LearnpropError
 from captum_learnprop.scenes import SceneSource, shapelets
 from captum_learnprop.scenes.scenes import SPLITS
 from captum_learnprop.scenes.shapelets import CLASSES, LENGTH, SPAN, ShapeletSource, read_ts, records
+
 from fake_packages import fake_aeon  # isort: skip
 
 

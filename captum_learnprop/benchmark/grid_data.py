@@ -90,8 +90,8 @@ class GridData:
 GRID_DATA: dict[str, GridData] = {
     one.name: one
     for one in (
-        GridData(mnist_pairs(), IMAGES, "sigmoid", Schedule(640, 16, lr=2e-3)),
-        GridData(digit_pairs(), IMAGES, "sigmoid", Schedule(960, 36, lr=4e-3)),
+        GridData(mnist_pairs(), IMAGES, "sigmoid", Schedule(1280, 20, lr=2e-3)),
+        GridData(digit_pairs(), IMAGES, "sigmoid", Schedule(1280, 40)),
         GridData(FaceSource(), Form(classes=len(TURNS)), "softmax", Schedule(640, 16, lr=2e-3)),
         GridData(ShapeletSource(), Form(len(CLASSES), 1, LENGTH, dims=1), "sigmoid", Schedule(2560, 24)),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,7 @@ class GridData:
 
     def schedule_of(self, architecture: str) -> Schedule:
         """Returns how a net learns."""
-        schedule = self.schedule
-        if architecture in IMAGES_ONLY:
-            return Schedule(schedule.scenes, schedule.epochs, schedule.batch_size, self.vit_lr)
-        return schedule
+        return replace(self.schedule, lr=self.vit_lr) if architecture in IMAGES_ONLY else self.schedule
 
 
 GRID_DATA: dict[str, GridData] = {

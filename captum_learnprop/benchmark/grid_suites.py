@@ -26,7 +26,7 @@ PATCHES = 64
 """Patches of the grid's transformers, which passes of methods over tokens are counted for."""
 
 VARIANTS = ("gates", "DeepLift", "LRP, z+ start")
-"""Learned variants of nets that are no transformers."""
+"""Learned variants of every net; transformers have their own beside them."""
 
 SCORES = ("average precision", "class AUC", "distractor AUC", "deletion, blur", "deletion, mean")
 """What is measured, where the scenes have what it needs."""
@@ -56,9 +56,7 @@ def candidate_of(architecture: str, data: GridData, folder: Path) -> Candidate:
     net = trained_net(architecture, data, folder)
     preprocessing = Preprocessing(data.form.size, data.form.size).without_normalization()
     if data.form.dims == 1:
-        return SeriesCandidate(
-            architecture, net, preprocessing, output=data.output, channels=data.form.channels
-        )  # fmt: skip
+        return SeriesCandidate(architecture, net, preprocessing, output=data.output, channels=data.form.channels)
     return Candidate(architecture, net, preprocessing, output=data.output)
 
 
@@ -71,11 +69,12 @@ def suite_of(candidate: Candidate, source: SceneSource, *, methods: tuple[str, .
         methods: Names of methods; by default `rivals`, and each learned variant with its start.
         options: Further fields of the suite.
     """
-    every = photograph_variants() if candidate.preprocessing.mean != (0, 0, 0) else default_variants()
-    photographs = candidate.preprocessing.mean != (0, 0, 0)
+    # Nets of the grid normalise by themselves; those of photographs get normalised images.
+    photographs = candidate.preprocessing != candidate.preprocessing.without_normalization()
+    every = photograph_variants() if photographs else default_variants()
     variants = {name: every[name] for name in VARIANTS}
     if candidate.name in IMAGES_ONLY:
-        variants = dict(TRANSFORMER_VARIANTS)
+        variants |= TRANSFORMER_VARIANTS
     learned = [f"{name}, {state}" for name in variants for state in ("untrained", "learned")]
     scenes = TRAINING_PHOTOGRAPHS if photographs else TRAINING_SCENES
     return Suite.of_candidates(

@@ -99,11 +99,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
     """Returns the whole table as Markdown: what it says in a few lines, the table, what did not run."""
     lines = lines_of(rows)
     said = [f"- trained rules, {variant}: {count(own)}" for variant, own in _by_variant(lines)]
-    failed = [
-        f"- {row.scenes}, {row.model}, {row.method}: {error}" for row in rows for error in _errors(row)
-    ]  # fmt: skip
     parts = ["# Data sets and nets", "\n".join(said), READING, markdown(HEAD, [_cells(line) for line in lines])]
-    if failed:
+    if failed := _failures(rows):
         parts += ["What has no scores, and why:", "\n".join(failed)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -125,8 +122,13 @@ def _by_variant(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
         yield BEST, best_lines(lines)
 
 
-def _errors(row: Row) -> list[str]:
-    return list(dict.fromkeys(error for _, error in row.failures))
+def _failures(rows: Sequence[Row]) -> list[str]:
+    """Returns a line for each reason on each data set and net, with the methods that have no scores for it."""
+    methods: dict[tuple[str, str, str], dict[str, None]] = {}
+    for row in rows:
+        for _, error in row.failures:
+            methods.setdefault((row.scenes, row.model, error), {})[row.method] = None
+    return [f"- {scenes}, {model}: {'; '.join(names)}: {error}" for (scenes, model, error), names in methods.items()]
 
 
 def _cells(line: Line) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_learnprop.benchmark.grid_data import grid_data
-from captum_learnprop.benchmark.grid_suites import PATCHES, QUICK_PASSES, candidate_of, rivals, suite_of
+from captum_learnprop.benchmark.grid_suites import PATCHES, QUICK_PASSES, VARIANTS, candidate_of, rivals, suite_of
 from captum_learnprop.benchmark.grid_table import best_lines, count, lines_of, to_markdown
 from captum_learnprop.benchmark.hand_made import HAND_MADE
 from captum_learnprop.benchmark.suite import contenders
@@ -59,7 +59,7 @@ def test_counts_are_of_cells_by_an_error() -> None:
 
 def test_the_table_says_what_was_compared_and_what_did_not_run() -> None:
     broken = cell("DeepLift", "gradient", [], error="no rule reaches X", scores={})
-    text = to_markdown(rows(broken))
+    text = to_markdown(rows(broken, {**broken, "method": "guided backprop"}))
     assert "- trained rules, the best of each net: ahead in 1 of 1 cells (1 by more than an error)" in text
     table = [line for line in text.splitlines() if line.startswith("| mnist")]
     assert table[0] == (
@@ -67,7 +67,7 @@ def test_the_table_says_what_was_compared_and_what_did_not_run() -> None:
         "0.500 / 0.500 | 0.250 / 0.250 |"
     )
     assert table[1].startswith("| mnist | vgg | 100 % | LRP, z+ start | - | 0.550 ± 0.029 | LRP gamma | 0.650 | -0.100")
-    assert "- mnist, vgg, DeepLift: no rule reaches X" in text
+    assert "- mnist, vgg: DeepLift; guided backprop: no rule reaches X" in text
     assert to_markdown([]).startswith("# Data sets and nets")
 
 
@@ -80,7 +80,7 @@ def test_rivals_are_quick_and_look_at_the_net() -> None:
 
 def test_a_transformer_has_variants_of_its_own(tmp_path: Path) -> None:
     digits = grid_data("digits")
-    for net, wanted in (("vit", ["transformer rules", "AttnLRP"]), ("vgg", ["gates", "DeepLift", "LRP, z+ start"])):
+    for net, wanted in (("vit", [*VARIANTS, "transformer rules", "AttnLRP"]), ("vgg", [*VARIANTS])):
         suite = suite_of(candidate_of(net, digits, tmp_path), digits.source)
         assert list(suite.variants) == wanted
         assert suite.candidates[0].output == "sigmoid"

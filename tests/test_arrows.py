@@ -60,7 +60,8 @@ WORK = "captum_learnprop.commands._"
 
 #: Packages that are extras, or slow to import.
 OPTIONAL = (
-    "efficientnet_lite_pytorch", "h5py", "skimage", "sklearn", "timm", "torch.utils.tensorboard", "transformers",
+    "efficientnet_lite_pytorch", "h5py", "mlxtend", "skimage", "sklearn", "timm", "torch.utils.tensorboard",
+    "transformers",
 )  # fmt: skip
 
 

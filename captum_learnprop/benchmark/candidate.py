@@ -55,6 +55,7 @@ class Candidate:
         preprocessing: How images become its input.
         class_names: A name for each class, where they are known.
         code: Digest of the files that the net is made by, where the user wrote them; None where not.
+        output: What becomes of its outputs, ``"softmax"``, or ``"sigmoid"`` where classes do not exclude each other.
     """
 
     name: str
@@ -62,11 +63,21 @@ class Candidate:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     class_names: tuple[str, ...] | None = field(default=None, repr=False)
     code: str | None = field(default=None, repr=False)
+    output: str = "softmax"
 
     @property
     def side(self) -> int:
         """Height and width of its input in pixels."""
         return self.preprocessing.crop
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an image ``(C, H, W)``."""
+        return (3, self.side, self.side)
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Returns images in [0, 1], ``(B, C, H, W)``, as the net takes them."""
+        return self.preprocessing.normalize(images)
 
     @cached_property
     def classes(self) -> int:
@@ -75,7 +86,7 @@ class Candidate:
         Raises:
             LearnpropError: It does not take such images, or is no classifier.
         """
-        shape = (1, 3, self.side, self.side)
+        shape = (1, *self.shape)
         like = next(self.net.parameters(), torch.zeros(0))
         try:
             with torch.no_grad():

@@ -269,12 +269,13 @@ def _given(path: Path) -> Contender:
 
 def _by_rules(subject: Subject, net: nn.Module, rules: RuleSet) -> Explain:
     method = LearnedPropagation(net, rules=rules)
-    return lambda images, targets: method.attribute(subject.inputs(images), targets)
+    # What the net takes may have another shape than the image: a series has no height.
+    return lambda images, targets: method.attribute(subject.inputs(images), targets).reshape(images.shape)
 
 
 def _by_learning(subject: Subject, method: LearnedPropagation, steps: int, seed: int) -> Explain:
     def explain(images: Tensor, targets: Tensor) -> Tensor:
         found: Tensor = method.attribute(subject.inputs(images), targets, n_steps=steps, seed=seed)
-        return found
+        return found.reshape(images.shape)
 
     return explain

@@ -136,7 +136,7 @@ class Examination:
         tuned = None if learned else _explained(explain, self.tuning.images, self.tuning.targets)
         treatment = learned or self._best(tuned, treatments_of(subject.side))
         attribution, seconds = _timed(explain, questions)
-        inputs = subject.inputs(questions.images)
+        inputs = subject.inputs(questions.images).reshape(questions.images.shape)
         maps = treatment(attribution, inputs)
         self._keep(contender, seed, maps)
         scores = {name: score(name).rate(self.case, maps) for name in wanted if name != RANDOMISATION}
@@ -191,7 +191,7 @@ class Examination:
         for net in self.subject.random_nets:
             explain = self._explain(contender, net, seed)
             images, targets = questions.images[first], questions.targets[first]
-            other = treatment(_explained(explain, images, targets), self.subject.inputs(images))
+            other = treatment(_explained(explain, images, targets), self.subject.inputs(images).reshape(images.shape))
             similar.append(spearman(maps[first].abs(), other.abs()).abs())
         values = torch.full((len(maps),), torch.nan, dtype=torch.float64)
         values[first] = torch.stack(similar).nanmean(0)

@@ -25,6 +25,9 @@ _ASPECT = 1.5
 _REPEATING = ("Pool", "Pad")
 """Parts of the names of autograd nodes whose outputs repeat what they get."""
 
+_REORDERING = ("Permute", "Transpose")
+"""The same of those whose outputs have what they get in another order."""
+
 _TOKEN_LAYERS = (F.linear, F.layer_norm)
 _MOST_TOKEN_LAYERS = 4
 """Layers over tokens after the last feature map; a head that pools by attention has no more, a transformer has."""
@@ -35,16 +38,18 @@ class FeatureMap:
     """A value in the forward pass that everything passes through on its way to the output.
 
     Attributes:
-        call: Which of the calls of torch's functions that give four axes makes it, from 0.
+        call: Which of the calls of torch's functions that give three or four axes makes it, from 0.
         function: Name of that function.
         size: Rows and columns.
         channels_last: Whether its shape is ``(B, rows, columns, K)``, as in Swin transformers.
+        of_series: Whether its shape is ``(B, K, columns)``: the image is a series, of height 1.
     """
 
     call: int
     function: str
     size: tuple[int, int]
     channels_last: bool = False
+    of_series: bool = False
 
     def gradient(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the feature map and the gradient of the targets' outputs in it, both ``(B, K, rows, columns)``.
@@ -77,15 +82,18 @@ class FeatureMap:
                 "what the net calls depends on its input"
             )
         found = (kept[0].detach(), gradient)
+        if self.of_series:
+            return found[0].unsqueeze(2), found[1].unsqueeze(2)
         return (found[0].movedim(3, 1), found[1].movedim(3, 1)) if self.channels_last else found
 
 
 def feature_maps(model: nn.Module, example: Tensor) -> tuple[FeatureMap, ...]:
     """Returns the last feature map of each resolution, from fine to coarse; a resolution is half the one before.
 
-    A feature map has the shape ``(1, K, h, w)`` or ``(1, h, w, K)``, more than one position, comes after the first
-    linear layer, and nothing gets past it: branches and shortcuts have joined. Results of pools and padding are none:
-    they repeat what is before them. What transformers make before they turn to tokens is none either.
+    A feature map has the shape ``(1, K, h, w)`` or ``(1, h, w, K)``, of an image of height 1 also ``(1, K, w)``, more
+    than one position, comes after the first linear layer, and nothing gets past it: branches and shortcuts have joined.
+    Results of pools and padding are none: they repeat what is before them. What transformers make before they turn to
+    tokens is none either.
 
     Args:
         model: The net, in evaluation mode; it comes back untouched.
@@ -105,7 +113,8 @@ def feature_maps(model: nn.Module, example: Tensor) -> tuple[FeatureMap, ...]:
         found = _feature_map(made, image)
         if found is None:
             continue
-        halvings = round(0.5 * math.log2(image.shape[2] * image.shape[3] / (found.size[0] * found.size[1])))
+        axes = sum(side > 1 for side in image.shape[2:])
+        halvings = round(math.log2(image.shape[2] * image.shape[3] / (found.size[0] * found.size[1])) / axes)
         if halvings not in last and _everything_passes(made, output, image):
             last[halvings] = found
             latest = max(latest, index)
@@ -119,7 +128,7 @@ def feature_maps(model: nn.Module, example: Tensor) -> tuple[FeatureMap, ...]:
 
 @dataclass(frozen=True)
 class _Made:
-    """What a function gave: which call of those with four axes it was, its shape, and its autograd node."""
+    """What a function gave: which call of those with three or four axes it was, its shape, its autograd node."""
 
     call: int
     func: Any
@@ -131,8 +140,8 @@ class _Watch(TorchFunctionMode):
     """Notes what torch's functions give that depends on the image.
 
     Args:
-        change: Is given each value with four axes, with the number of its call and the function, and returns what takes
-            its place.
+        change: Is given each value with three or four axes, with the number of its call and the function, and returns
+            what takes its place.
     """
 
     def __init__(self, change: Callable[[int, Any, Tensor], Tensor] = lambda call, func, value: value) -> None:
@@ -146,7 +155,7 @@ class _Watch(TorchFunctionMode):
         if not isinstance(value, Tensor) or value.grad_fn is None:
             return value
         self.made.append(_Made(self._calls, func, tuple(value.shape), value.grad_fn))
-        if value.ndim != 4:
+        if value.ndim not in (3, 4):
             return value
         self._calls += 1
         return self._change(self._calls - 1, func, value)
@@ -154,12 +163,29 @@ class _Watch(TorchFunctionMode):
 
 def _feature_map(made: _Made, image: Tensor) -> FeatureMap | None:
     """Returns what was made as a feature map if its shape is one."""
-    if len(made.shape) != 4 or any(kind in made.node.name() for kind in _REPEATING):
+    if any(kind in made.node.name() for kind in _REPEATING):
+        return None
+    if len(made.shape) == 3:
+        return _series_map(made, image)
+    if len(made.shape) != 4:
         return None
     for size, channels_last in ((made.shape[2:], False), (made.shape[1:3], True)):
         if _is_like_the_image(size, image):
             return FeatureMap(made.call, made.func.__name__, (size[0], size[1]), channels_last)
     return None
+
+
+def _series_map(made: _Made, image: Tensor) -> FeatureMap | None:
+    """Returns what was made as a feature map ``(1, K, columns)`` of a series.
+
+    Layers over the last axis have channels there, and what only puts axes into another order repeats.
+    """
+    columns = made.shape[2]
+    if image.shape[2] > 1 or not _is_like_the_image((1, columns), image) or made.func in _TOKEN_LAYERS:
+        return None
+    if any(kind in made.node.name() for kind in _REORDERING):
+        return None
+    return FeatureMap(made.call, made.func.__name__, (1, columns), of_series=True)
 
 
 def _is_like_the_image(size: Sequence[int], image: Tensor) -> bool:
@@ -168,6 +194,8 @@ def _is_like_the_image(size: Sequence[int], image: Tensor) -> bool:
     height, width = image.shape[2:]
     if rows * columns == 1 or rows > height or columns > width:
         return False
+    if height == 1:
+        return True
     # Few positions are rounded a lot: half a position either way is allowed.
     widest = (columns + 0.5) / (rows - 0.5) * height / width
     narrowest = (columns - 0.5) / (rows + 0.5) * height / width

@@ -37,9 +37,10 @@ def scene_settings_of(candidate: Candidate, source: SceneSource, seen_among: int
         seen_among: How many highest classes count as seen.
     """
     shown = {name: getattr(candidate.preprocessing, name) for name in ("crop", "mean", "std")}
+    output = {} if candidate.output == "softmax" else {"output": candidate.output}
     return plain({
         "scenes": source.identity(), "input": shown, "seen among": seen_among, "net": candidate.identity,
-        "smoothings": smoothings_of(candidate.side),
+        "smoothings": smoothings_of(candidate.side), **output,
     })  # fmt: skip
 
 
@@ -59,7 +60,6 @@ class OwnNet(Subject):
             images; or a file of the scenes cannot be used.
     """
 
-    output = "softmax"
     keeps_maps = True
 
     def __init__(
@@ -78,7 +78,7 @@ class OwnNet(Subject):
         self._scene_settings = scene_settings_of(candidate, source, seen_among)
         self.name, self.side = candidate.name, candidate.side
         self.net, self.model = candidate.net, candidate.on_pixels()
-        self.weights = candidate.weights
+        self.weights, self.output = candidate.weights, candidate.output
         highest = source.class_range()
         if highest is not None and highest > candidate.classes:
             raise LearnpropError(
@@ -100,7 +100,7 @@ class OwnNet(Subject):
 
     def inputs(self, images: Tensor) -> Tensor:
         """Returns images normalised for the net."""
-        return self.candidate.preprocessing.normalize(images)
+        return self.candidate.inputs(images)
 
     def class_name(self, number: int) -> str:
         """Returns the name of a class, where it is known."""

@@ -6,10 +6,12 @@ from captum_learnprop.benchmark.candidate import Candidate
 from captum_learnprop.commands._evaluate_request import Plan
 from captum_learnprop.commands._inputs import classifier_of, load, model_digest, preprocessing_of
 from captum_learnprop.commands._request import ModelRequest
-from captum_learnprop.commands._suite_choices import MODELS, OWN_SCENES, SCENES
+from captum_learnprop.commands._suite_choices import DATA_SETS, MODELS, OWN_SCENES, SCENES
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.plugins import get_manager
 from captum_learnprop.scenes.cutouts import CutoutSource
+from captum_learnprop.scenes.digit_pairs import mnist_pairs
+from captum_learnprop.scenes.faces import FaceSource
 from captum_learnprop.scenes.mosaics import MosaicSource
 from captum_learnprop.scenes.photographs import photograph_source
 from captum_learnprop.scenes.segmented import SegmentedSource
@@ -49,8 +51,9 @@ def is_about_own_nets(models: tuple[str, ...], scenes: tuple[str, ...]) -> bool:
         )
     if photographed and not own:
         what = f"{reference[0]} was trained on digits" if reference else "no --model is given"
+        known = "them" if photographed[0] in DATA_SETS else "photographs"
         raise LearnpropError(
-            f"scenes {photographed[0]!r} are for nets that know photographs, and {what}: give one such as --model "
+            f"scenes {photographed[0]!r} are for nets that know {known}, and {what}: give one such as --model "
             "torchvision:resnet18 --weights DEFAULT"
         )
     return own
@@ -96,6 +99,8 @@ def source(name: str, plan: Plan) -> SceneSource:
     if missing:
         options = " ".join(f"--{option} {'FILE' if option == 'labels' else 'DIR'}" for option in _NEEDS[name])
         raise LearnpropError(f"--scenes {name} needs {options}; --{missing[0]} is missing")
+    if name in DATA_SETS:
+        return mnist_pairs() if name == "mnist" else FaceSource()
     objects = int(plan.objects)
     if name == "cutouts":
         assert plan.cutouts is not None

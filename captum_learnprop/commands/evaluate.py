@@ -59,7 +59,8 @@ class Family(OneOf):
 @click.option(
     "--scenes", multiple=True, type=OneOf((*SCENES, *OWN_SCENES)),
     help="Scenes of digits, for the reference nets, all by default; or cutouts, photos (of `learnprop data photos`, "
-    "the default for other nets), mosaics (of whole photographs) or masks (a segmentation of your own). Repeatable.",
+    "the default for other nets), mosaics (of whole photographs) or masks (a segmentation of your own); or mnist (two "
+    "digits) or faces (which way one is turned), for nets of your own that know them, with --size 64. Repeatable.",
 )  # fmt: skip
 @click.option("--cutouts", type=DIRECTORY, help="Folder of pictures with an alpha channel, for --scenes cutouts.")
 @click.option(

@@ -126,18 +126,19 @@ def background(count: int, generator: torch.Generator, size: int = SIZE) -> Tens
 
 
 def scatter_fragments(images: Tensor, digits: Tensor, generator: torch.Generator, number: int = FRAGMENTS) -> Tensor:
-    """Returns images with pieces of digits: 4 x 4 windows of random sources, turned by any angle, in digits' colours.
+    """Returns images with pieces of digits: windows of half the sides, turned by any angle, in digits' colours.
 
     Args:
         images: ``(N, 3, size, size)`` in [0, 1]; they stay as they are.
-        digits: Sources ``(M, 8, 8)`` in [0, 1].
+        digits: Sources ``(M, side, side)`` in [0, 1], of at least 8 pixels.
         generator: Draws sources, windows, sizes, places, angles and colours.
         number: Pieces in each image.
     """
     count, size = len(images), images.shape[-1]
+    half, step = digits.shape[-1] // 2, digits.shape[-1] // 8
     for _ in range(number):
         sources = digits[torch.randint(len(digits), (count,), generator=generator)]
-        windows = sources.unfold(1, 4, 1).unfold(2, 4, 1).flatten(1, 2)
+        windows = sources.unfold(1, half, step).unfold(2, half, step)[:, :5, :5].flatten(1, 2)
         # Windows at the empty border of a source would paint nothing: draw among the inner ones.
         row, column = torch.randint(1, 4, (2, count), generator=generator)
         pieces = windows[torch.arange(count), 5 * row + column]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.scenes.scenes import NUM_CLASSES
+from captum_learnprop.scenes.net_form import IMAGES, Form
 from zennit_rules._moved import renamed
 
 FORMAT_VERSION = "2"
@@ -47,25 +47,29 @@ class VggLike(nn.Module):
 
     Args:
         width: factor on the number of channels.
+        form: what it takes and gives; the shapes above are those of the default.
     """
 
-    def __init__(self, width: float = 1.0) -> None:
+    def __init__(self, width: float = 1.0, form: Form = IMAGES) -> None:
         super().__init__()
         a, b, c, d = (round(width * channels) for channels in (16, 32, 64, 96))
         self.normalize = Normalize()
         self.features = nn.Sequential(
-            *_convolution(3, a),
-            nn.MaxPool2d(2),
-            *_convolution(a, b),
-            *_convolution(b, b),
-            nn.MaxPool2d(2),
-            *_convolution(b, c),
-            *_convolution(c, c),
-            nn.MaxPool2d(2),
-            *_convolution(c, d),
-            nn.MaxPool2d(2),
+            *_convolution(form.channels, a, form),
+            form.max_pool(2),
+            *_convolution(a, b, form),
+            *_convolution(b, b, form),
+            form.max_pool(2),
+            *_convolution(b, c, form),
+            *_convolution(c, c, form),
+            form.max_pool(2),
+            *_convolution(c, d, form),
+            form.max_pool(2),
         )
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(d * 4 * 4, d), nn.ReLU(), nn.Linear(d, NUM_CLASSES))
+        positions = (form.size // 16) ** form.dims
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(d * positions, d), nn.ReLU(), nn.Linear(d, form.classes)
+        )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
@@ -81,20 +85,21 @@ class ResNetLike(nn.Module):
 
     Args:
         width: factor on the number of channels.
+        form: what it takes and gives; the shapes above are those of the default.
     """
 
-    def __init__(self, width: float = 1.0) -> None:
+    def __init__(self, width: float = 1.0, form: Form = IMAGES) -> None:
         super().__init__()
         a, b, c = (round(width * channels) for channels in (20, 40, 80))
         self.normalize = Normalize()
-        self.stem = nn.Sequential(*_convolution(3, a), nn.MaxPool2d(2))
+        self.stem = nn.Sequential(*_convolution(form.channels, a, form), form.max_pool(2))
         self.stages = nn.Sequential(
-            BasicBlock(a, a), BasicBlock(a, a),
-            BasicBlock(a, b, stride=2), BasicBlock(b, b),
-            BasicBlock(b, c, stride=2), BasicBlock(c, c),
+            BasicBlock(a, a, form=form), BasicBlock(a, a, form=form),
+            BasicBlock(a, b, stride=2, form=form), BasicBlock(b, b, form=form),
+            BasicBlock(b, c, stride=2, form=form), BasicBlock(c, c, form=form),
         )  # fmt: skip
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(c, NUM_CLASSES)
+        self.pool = form.mean_pool()
+        self.classifier = nn.Linear(c, form.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
@@ -109,20 +114,19 @@ class BasicBlock(nn.Module):
         inputs: channels that come in.
         outputs: channels that leave.
         stride: 1, or 2 with a convolution in the shortcut.
+        form: says how many axes there are.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, form: Form = IMAGES) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv1 = form.conv(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = form.norm(outputs)
         self.relu = nn.ReLU()
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = form.conv(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = form.norm(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )  # fmt: skip
+            self.shortcut = nn.Sequential(form.conv(inputs, outputs, 1, stride, bias=False), form.norm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``(B, outputs, H / stride, W / stride)``, not negative, of ``(B, inputs, H, W)``."""
@@ -140,31 +144,33 @@ class InceptionLike(nn.Module):
 
     Args:
         width: factor on the number of channels.
+        form: what it takes and gives; the shapes above are those of the default.
     """
 
-    def __init__(self, width: float = 1.0) -> None:
+    def __init__(self, width: float = 1.0, form: Form = IMAGES) -> None:
         super().__init__()
         stem, *branches = (round(width * channels) for channels in (16, 20, 24, 32, 40))
+        self.form = form
         self.normalize = Normalize()
-        self.stem = Convolution(3, stem, 3)
-        self.reduce = Convolution(stem, 2 * stem, 3)
+        self.stem = Convolution(form.channels, stem, 3, form)
+        self.reduce = Convolution(stem, 2 * stem, 3, form)
         inputs = 2 * stem
         blocks = []
         for branch in branches:
-            blocks.append(InceptionBlock(inputs, branch))
+            blocks.append(InceptionBlock(inputs, branch, form))
             inputs = 4 * branch
         self.blocks = nn.ModuleList(blocks)
-        self.classifier = nn.Linear(inputs, NUM_CLASSES)
+        self.classifier = nn.Linear(inputs, form.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits ``(B, 10)`` of images ``(B, 3, 64, 64)`` in [0, 1]."""
-        x = F.max_pool2d(self.stem(self.normalize(images)), 2)
-        x = F.max_pool2d(self.reduce(x), 2)
+        x = self.form.max_pooled(self.stem(self.normalize(images)), 2)
+        x = self.form.max_pooled(self.reduce(x), 2)
         for index, block in enumerate(self.blocks):
             if index == 2:
-                x = F.max_pool2d(x, 2)
+                x = self.form.max_pooled(x, 2)
             x = block(x)
-        logits: Tensor = self.classifier(x.mean((2, 3)))
+        logits: Tensor = self.classifier(x.mean(self.form.axes))
         return logits
 
 
@@ -174,17 +180,19 @@ class InceptionBlock(nn.Module):
     Args:
         inputs: channels that come in.
         branch: channels of one branch.
+        form: says how many axes there are.
     """
 
-    def __init__(self, inputs: int, branch: int) -> None:
+    def __init__(self, inputs: int, branch: int, form: Form = IMAGES) -> None:
         super().__init__()
-        self.point = Convolution(inputs, branch, 1)
-        self.single_reduce = Convolution(inputs, branch, 1)
-        self.single = Convolution(branch, branch, 3)
-        self.double_reduce = Convolution(inputs, branch, 1)
-        self.double_first = Convolution(branch, branch, 3)
-        self.double_second = Convolution(branch, branch, 3)
-        self.pool = Convolution(inputs, branch, 1)
+        self.form = form
+        self.point = Convolution(inputs, branch, 1, form)
+        self.single_reduce = Convolution(inputs, branch, 1, form)
+        self.single = Convolution(branch, branch, 3, form)
+        self.double_reduce = Convolution(inputs, branch, 1, form)
+        self.double_first = Convolution(branch, branch, 3, form)
+        self.double_second = Convolution(branch, branch, 3, form)
+        self.pool = Convolution(inputs, branch, 1, form)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``(B, 4 * branch, H, W)``, not negative, of ``(B, inputs, H, W)``."""
@@ -192,7 +200,7 @@ class InceptionBlock(nn.Module):
             self.point(x),
             self.single(self.single_reduce(x)),
             self.double_second(self.double_first(self.double_reduce(x))),
-            self.pool(F.max_pool2d(x, 3, stride=1, padding=1)),
+            self.pool(self.form.max_pooled(x, 3, stride=1, padding=1)),
         ]
         return torch.cat(branches, 1)
 
@@ -204,12 +212,13 @@ class Convolution(nn.Module):
         inputs: channels that come in.
         outputs: channels that leave.
         kernel: side of the window, odd: height and width stay.
+        form: says how many axes there are.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, form: Form = IMAGES) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-        self.bn = nn.BatchNorm2d(outputs)
+        self.conv = form.conv(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        self.bn = form.norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``(B, outputs, H, W)``, not negative, of ``(B, inputs, H, W)``."""
@@ -223,16 +232,19 @@ class ViTLike(nn.Module):
 
     Args:
         width: factor on the number of channels.
+        form: what it takes and gives; the shapes above are those of the default.
     """
 
-    def __init__(self, width: float = 1.0) -> None:
+    def __init__(self, width: float = 1.0, form: Form = IMAGES) -> None:
         super().__init__()
+        if form.dims != 2 or form.channels != 3:
+            raise LearnpropError(f"the vision transformer takes colour images, got {form}")
         dimension = 4 * round(24 * width)
         stem = [ConvStemConfig(dimension // share, kernel_size=3, stride=2) for share in (4, 2, 1)]
         self.normalize = Normalize()
         self.transformer = VisionTransformer(
-            image_size=64, patch_size=8, num_layers=5, num_heads=4, hidden_dim=dimension, mlp_dim=4 * dimension,
-            num_classes=NUM_CLASSES, conv_stem_configs=stem,
+            image_size=form.size, patch_size=8, num_layers=5, num_heads=4, hidden_dim=dimension, mlp_dim=4 * dimension,
+            num_classes=form.classes, conv_stem_configs=stem,
         )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
@@ -241,8 +253,8 @@ class ViTLike(nn.Module):
         return logits
 
 
-def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+def _convolution(inputs: int, outputs: int, form: Form) -> list[nn.Module]:
+    return [form.conv(inputs, outputs, 3, padding=1, bias=False), form.norm(outputs), nn.ReLU()]
 
 
 ARCHITECTURES: dict[str, type[VggLike] | type[ResNetLike] | type[InceptionLike]] = {

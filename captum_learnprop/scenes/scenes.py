@@ -225,10 +225,16 @@ def make_scenes(
     # The split enters the seed: test scenes differ from training scenes in layout and clutter too, not only
     # in digits.
     generator = torch.Generator().manual_seed(3 * seed + list(SPLITS).index(split))
-    return _finish(FAMILIES[family](count, split, generator), counterfactuals)
+    return finished(FAMILIES[family](count, split, generator), counterfactuals)
 
 
-def _finish(drawing: Drawing, counterfactuals: bool) -> Scenes:
+def finished(drawing: Drawing, counterfactuals: bool = False) -> Scenes:
+    """Returns the scenes of a drawing of ten classes.
+
+    Args:
+        drawing: ``N`` scenes with their layers.
+        counterfactuals: Whether each scene is also drawn without each of its objects or parts.
+    """
     masks = drawing.masks()
     others = [index for index in range(len(drawing.layers)) if index not in drawing.objects]
     without = [drawing.render({index}) for index in drawing.objects] if counterfactuals else None
@@ -267,15 +273,24 @@ def source_digits(split: str) -> tuple[Tensor, Tensor]:
         ImportError: scikit-learn is missing.
     """
     images, classes = _load_digits()
+    index = members_of(split, classes)
+    return images[index], classes[index]
+
+
+def members_of(split: str, classes: Tensor) -> Tensor:
+    """Returns the numbers of the samples that a split draws from, class by class: its part of the shuffled samples.
+
+    Args:
+        split: A key of `SPLITS`.
+        classes: ``(S,)`` int64 from 0 on, the class of each sample; all of 0 where there are no classes.
+    """
     low, high = SPLITS[split]
     shuffled = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
-    images, classes = images[shuffled], classes[shuffled]
     chosen = []
-    for label in range(NUM_CLASSES):
-        members = (classes == label).nonzero().flatten()
+    for label in range(int(classes.max()) + 1):
+        members = shuffled[classes[shuffled] == label]
         chosen.append(members[int(low * len(members)) : int(high * len(members))])
-    index = torch.cat(chosen)
-    return images[index], classes[index]
+    return torch.cat(chosen)
 
 
 @lru_cache(maxsize=1)
@@ -294,18 +309,32 @@ def _digits(count: int, split: str, generator: torch.Generator) -> Drawing:
     targets = torch.randint(NUM_CLASSES, (count, 1), generator=generator)
     sizes = uniform((count, 1), *DIGIT_PIXELS, generator)
     centres = sizes[..., None] / 2 + torch.rand(count, 1, 2, generator=generator) * (SIZE - sizes[..., None])
-    return _compose(targets, sizes, centres, split, generator)
+    return _compose(targets, sizes, centres, source_digits(split), generator)
 
 
 def _pairs(count: int, split: str, generator: torch.Generator) -> Drawing:
+    return draw_pairs(count, *source_digits(split), generator)
+
+
+def draw_pairs(count: int, digits: Tensor, classes: Tensor, generator: torch.Generator) -> Drawing:
+    """Returns a drawing of two digits of different classes that do not overlap, over pieces of other digits.
+
+    Args:
+        count: How many scenes, ``N``.
+        digits: Source images ``(S, h, w)`` in [0, 1], at least one of each of ten classes.
+        classes: ``(S,)`` int64, their classes.
+        generator: Draws everything.
+    """
     targets = _two_classes(count, generator)
     sizes = uniform((count, 2), *DIGIT_PIXELS, generator)
-    return _compose(targets, sizes, separate(sizes, generator), split, generator)
+    return _compose(targets, sizes, separate(sizes, generator), (digits, classes), generator)
 
 
-def _compose(targets: Tensor, sizes: Tensor, centres: Tensor, split: str, generator: torch.Generator) -> Drawing:
+def _compose(
+    targets: Tensor, sizes: Tensor, centres: Tensor, source: tuple[Tensor, Tensor], generator: torch.Generator
+) -> Drawing:
     """Draws the clutter, then the digits over it."""
-    digits, classes = source_digits(split)
+    digits, classes = source
     base = scatter_fragments(background(len(targets), generator), digits, generator)
     below, layers = base, []
     for index in range(targets.shape[1]):

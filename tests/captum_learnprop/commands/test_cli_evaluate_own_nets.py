@@ -167,9 +167,27 @@ def test_mosaics_of_ones_own_photographs(tmp_path: Path) -> None:
     assert 0 < rows_found["saliency"]["estimates"]["grid pointing"]["mean"] < 1
 
 
+def test_faces_that_scikit_image_brings(tmp_path: Path) -> None:
+    net = tmp_path / "net.py"
+    net.write_text(OWN_NET.replace("nn.Linear(8, 3)", "nn.Linear(8, 4)"))
+    asked = (
+        "--model", f"{net}:make", "--scenes", "faces", "--questions", 4, "--training-scenes", 4, "--method", "saliency",
+        "--method", "ground truth", "--metric", "average_precision", "--metric", "distractor AUC",
+    )  # fmt: skip
+    result = invoke(*asked, "--size", 64, "--normalization", "none", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    rows = {row["method"]: row for row in json.loads((tmp_path / "out" / "results.json").read_text())["rows"]}
+    assert rows["ground truth"]["estimates"]["average precision"]["mean"] == 1.0
+    assert 0 < rows["saliency"]["estimates"]["distractor AUC"]["mean"] < 1
+    refused = invoke(*asked, "--size", 48, "--out", tmp_path / "other")
+    assert refused.exit_code == 1
+    assert "--size 64" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("--scenes", "mnist"), "are for nets that know them, and no --model is given"),
         (("--model", "resnett"), "unknown model 'resnett'; choose one of vgg"),
         (("--scenes", "cutouts"), "are for nets that know photographs, and no --model is given"),
         (("--model", "vgg", "--scenes", "photos"), "vgg was trained on digits: give one such as"),

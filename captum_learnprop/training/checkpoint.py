@@ -15,7 +15,7 @@ from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import write_bytes
 from zennit_rules import rule_file
 
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "1"
 _KEY = "learnprop-checkpoint"
 
 
@@ -31,9 +31,9 @@ class TrainingState:
         step: Steps done.
         rules: Parameters by name.
         optimizer: State tensors by ``<parameter number>/<name>``.
-        best: The parameters that are kept.
+        best: Parameters with the lowest validation loss.
         best_step: The step when they were met.
-        best_losses: Their losses of the held-out rows; empty before the first validation.
+        best_loss: That loss; infinite before the first validation.
         waited: Validations since then.
         rows: The rows of the log.
     """
@@ -43,7 +43,7 @@ class TrainingState:
     optimizer: dict[str, Tensor]
     best: dict[str, Tensor]
     best_step: int
-    best_losses: list[float]
+    best_loss: float
     waited: int
     rows: list[dict[str, float]] = field(default_factory=list)
 
@@ -66,7 +66,7 @@ def write(path: Path, state: TrainingState, config: Mapping[str, Any]) -> None:
         "config": config,
         "step": state.step,
         "best_step": state.best_step,
-        "best_losses": state.best_losses,
+        "best_loss": state.best_loss,
         "waited": state.waited,
         "rows": state.rows,
     }
@@ -115,7 +115,7 @@ def _state(
     return TrainingState(
         step=_number(document, "step", int),
         best_step=_number(document, "best_step", int),
-        best_losses=[float(loss) for loss in document["best_losses"]],
+        best_loss=_number(document, "best_loss", (int, float)),
         waited=_number(document, "waited", int),
         rows=[dict(row) for row in document["rows"]],
         **groups,

@@ -40,7 +40,7 @@ class TrainingDefaults:
         return OcclusionRegression(density=self.density)
 
 
-_DEFAULTS = {LearnedEpsilonGammaBox: TrainingDefaults("signed", 0.0, 0.01, 1.0)}
+_DEFAULTS = {LearnedEpsilonGammaBox: TrainingDefaults("signed", 0.0)}
 """Relevance says what speaks against a class as well, and is smooth by itself. Average precision on validation scenes
 of the VGG-like net: .88 from positive maps, .90 from signed ones, .92 with density 1; gates diverge at three times the
 learning rate."""

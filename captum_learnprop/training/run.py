@@ -7,7 +7,6 @@ import logging
 import math
 import time
 import warnings
-from statistics import mean
 
 import torch
 from torch import Tensor
@@ -29,25 +28,6 @@ full step."""
 _VALIDATION = 2**31 - 1
 """The number that stands for a step in the random numbers of a validation, which are the same each time."""
 
-CERTAIN = 2.0
-"""The standard errors of the held-out loss by which rules must be better than those that are kept."""
-
-
-def is_better(losses: Tensor, kept: Tensor) -> bool:
-    """Returns whether losses are lower than those of the rules that are kept, by more than `CERTAIN` standard errors.
-
-    Rules that are no better for certain are not taken: on a real net the held-out loss stays where it is from some step
-    on while the maps get worse. After the *one-standard-error rule* of Breiman et al., *Classification and Regression
-    Trees*, 1984, for paired losses.
-
-    Args:
-        losses: Of the held-out rows, ``(R,)``.
-        kept: Of the same rows by the rules that are kept.
-    """
-    gain = kept - losses
-    error = gain.std().item() / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
-    return gain.mean().item() > CERTAIN * error
-
 
 class Run:
     """One training of the rules of a task, from its start or from a checkpoint.
@@ -65,7 +45,7 @@ class Run:
         self.losses = task.losses()
         self.parameters = task.rules.parameters()
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.options.lr, eps=_EPS)
-        self.state = checkpoints.TrainingState(0, {}, {}, self._snapshot(), 0, [], 0)
+        self.state = checkpoints.TrainingState(0, {}, {}, self._snapshot(), 0, math.inf, 0)
         self.log = TrainingLog(None)
         self.seconds = 0.0
         self.stopped: str | None = None
@@ -197,19 +177,19 @@ class Run:
         return self.state.step % every == 0 or self.state.step == self.options.steps
 
     def _validate(self, step: int) -> dict[str, float]:
-        """Returns the loss on the held-out rows, and keeps the state if it is better; without such rows any state."""
+        """Returns the loss on the held-out rows; keeps the state with the lowest, without such rows the last one."""
         held_out = self.task.held_out
         if not len(held_out):
             self._keep(step)
             return {}
-        losses, values = self.losses.each(held_out, torch.arange(len(held_out)), _VALIDATION)
+        values = self.losses.mean(held_out, torch.arange(len(held_out)), _VALIDATION)
         loss = values["loss"]
         _LOG.info("validation loss %.6g after %d of %d steps", loss, step, self.options.steps)
         if not math.isfinite(loss):
             self._stop_at(step + 1, f"the validation loss is not finite at step {step} (loss {loss:g})")
-        elif not self.state.best_losses or is_better(losses, torch.tensor(self.state.best_losses, dtype=losses.dtype)):
+        elif loss < self.state.best_loss:
             self._keep(step)
-            self.state.best_losses = losses.tolist()
+            self.state.best_loss = loss
             self.state.waited = 0
         else:
             self.state.waited += 1
@@ -249,7 +229,7 @@ class Run:
             **self.task.summary(),
             "steps_done": self.state.step,
             "best_step": self.state.best_step,
-            "validation_loss": mean(self.state.best_losses) if self.state.best_losses else None,
+            "validation_loss": self.state.best_loss if math.isfinite(self.state.best_loss) else None,
             "start_validation_loss": self.log.rows[0].get("validation loss"),
             "stopped": self.stopped,
             "processes": self.task.processes.world,

@@ -117,7 +117,7 @@ class RuleTrainer:
         sign: str | None = None,
         smoothing: float | None = None,
         outlines: float | None = None,
-        steps: int = 80,
+        steps: int = 40,
         batch_size: int = 12,
         lr: float | None = None,
         schedule: str = "cosine",
@@ -127,7 +127,7 @@ class RuleTrainer:
         regions: str = "both",
         fill: str = IMAGES,
         validate_every: int = 10,
-        patience: int | None = 3,
+        patience: int | None = None,
         seed: int = 0,
         internal_batch_size: int = 64,
         precision: str | None = None,
@@ -182,10 +182,7 @@ class RuleTrainer:
         show_progress: bool = False,
         on_step: Callable[[dict[str, float]], None] | None = None,
     ) -> RuleSet:
-        """Trains, and returns the first rules with a validation loss that no later ones undercut for certain.
-
-        Rules take the place of earlier ones, the start among them, where the mean loss of the held-out rows is lower by
-        more than two standard errors (see `run.is_better`).
+        """Trains, and returns the rules with the lowest validation loss; the start counts as well.
 
         Args:
             data: Images ``(N, C, *spatial)`` (sequences and volumes too) or a table ``(N, F)``; a pair of those and

@@ -42,7 +42,7 @@ class TrainingOptions:
     sign: str = "absolute"
     smoothing: float = 0.025
     outlines: float = 0.0
-    steps: int = 40
+    steps: int = 80
     batch_size: int = 12
     lr: float = 0.03
     schedule: str = "cosine"
@@ -52,7 +52,7 @@ class TrainingOptions:
     regions: str = "both"
     fill: str = IMAGES
     validate_every: int = 10
-    patience: int | None = None
+    patience: int | None = 3
     seed: int = 0
     internal_batch_size: int = 64
     precision: str | None = None

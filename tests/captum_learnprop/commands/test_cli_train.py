@@ -105,7 +105,7 @@ def images(tmp_path: Path) -> Path:
 
 def arguments(images: Path, out: Path, model: str) -> list[str]:
     fixed = ["train", "--model", model, "--images", str(images), "--out", str(out), "--size", str(SIZE)]
-    quick = ["--threads", "1", "--steps", "4", "--deletions", "5", "--batch-size", "4"]
+    quick = ["--threads", "1", "--steps", "4", "--deletions", "5", "--batch-size", "4", "--fill", "colours"]
     return [*fixed, *quick, "--quantity", "softmax", "--objective", "OcclusionRegression"]
 
 
@@ -253,7 +253,7 @@ class TestOptions:
         given = {
             "quantity": "logit", "sign": "signed", "smoothing": 0.125, "outlines": 0.25, "steps": 7,
             "batch_size": 3, "lr": 0.5,
-            "deletions": 6, "patience": 2, "seed": 5, "internal_batch_size": 8, "precision": "bfloat16",
+            "deletions": 6, "regions": "boxes", "fill": "mixed", "patience": 2, "seed": 5, "internal_batch_size": 8, "precision": "bfloat16",
             "composite": "learned_guided_backprop", "gate": "feature", "start": "deconvnet", "pooling": "exact",
             "targets_per_image": 2, "validation": 0.5, "examples_dir": tmp_path / "e", "log_dir": tmp_path / "l",
         }  # fmt: skip

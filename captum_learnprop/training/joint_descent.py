@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 
 LENGTH = 1.0
-"""The length of a step where none is given."""
+"""The length of a step from a rule of the textbook, where none is given."""
+
+REFINING_LENGTH = 0.3
+"""The length of a step from trained rules: they are near the best that deletions can tell."""
 
 PULL = 0.3
 """The share of the way from the start that each step takes back."""

@@ -21,7 +21,7 @@ from ...forward import output_of
 from ...maps import postprocess
 from ...plugins import know_plugins_of
 from ...training.defaults import FEATURE_OPTIONS, training_defaults
-from ...training.joint_descent import LENGTH, JointDescent
+from ...training.joint_descent import LENGTH, REFINING_LENGTH, JointDescent
 from ...training.masks import Mask, MaxMask
 from ...training.objectives import Agreement, SampleObjective
 from ...training.pass_by_rules import RulePass, in_training_mode, leaves_of, left_as_found, rules_in_place
@@ -47,11 +47,14 @@ DEFAULT_OBJECTIVE = Agreement(baseline="noise")
 class LearnedPropagation(ShownAsCall, GradientAttribution):
     """Gradient attribution whose backward pass uses trainable rules at the non-linear layers.
 
-    Without ``rules`` they are learned for each sample anew: a gate at every activation weighs the backward signal, the
-    resulting map masks the input, and the gates are moved so that the masked input keeps the model's output while the
-    mask stays small. The forward pass of the original input is run once per call. With ``rules`` (a trained `RuleSet`)
-    the attribution takes one backward pass; with ``rules`` and ``n_steps`` they are refined for each sample first, and
-    the given rule set is left as it is.
+    Without ``rules`` they are learned for each sample anew. Random parts of the sample are filled, and what the output
+    loses is kept (`training.sample_occlusion.SampleOcclusion`); then gates at every activation, which weigh the
+    backward signal, are moved until the map's mass in a part goes with that loss. Some of the deletions are held out:
+    they choose among the maps met on the way, the start's included. The forward pass with rules is run once per call.
+    With ``rules`` (a trained `RuleSet`) the attribution takes one backward pass; with ``rules`` and ``n_steps`` they
+    are refined for each sample first, and the given rule set is left as it is. With an objective like
+    `training.objectives.Agreement` the map masks the input instead, and gates are moved so that the masked input keeps
+    the model's output while the mask stays small.
 
     The idea (plug-in modules in the backward pass, learned by double backpropagation, guided by the output for the
     masked input) is that of Yang, Qiu, Song, Tao and Wang, "Learning Propagation Rules for Attribution Map Generation",
@@ -59,8 +62,8 @@ class LearnedPropagation(ShownAsCall, GradientAttribution):
     mask, the objective and the optimiser are our reconstruction, not the paper's.
 
     Warning:
-        Rules learned per sample are optimised against the model they explain. Judge them by other measures than
-        the objective they were learned with.
+        Rules learned per sample are fitted to the model they explain: by default to what deletions of the very sample
+        cost, filled with its blur. Judge them by other measures than the objective they were learned with.
 
     Args:
         model: The model; returned untouched from every call.
@@ -158,11 +161,15 @@ class LearnedPropagation(ShownAsCall, GradientAttribution):
             target: Explained entry of the output, by captum's conventions: class index, list or 1-D tensor of one per
                 sample, tuples for outputs of more dimensions; None for one output per sample.
             additional_forward_args: Further arguments of the model, after ``inputs``; not differentiated.
-            n_steps: Learning steps; 30 without ``rules``, 0 with.
-            objective: What learning minimises; ``Agreement(baseline="noise")`` by default.
-            mask: Turns a map into a mask; ``MaxMask("sum", sigma=0.02, power=0.5)`` by default.
-                ``Agreement()`` with ``MaxMask()`` is the plain LPR-reconstruction.
-            lr: Step size of the gates' raw parameters (root mean square per gate and step); 0.03 by default.
+            n_steps: Learning steps; without ``rules`` 10, and 30 for objectives that judge the masked input; with
+                ``rules`` 0.
+            objective: What learning minimises; `SampleOcclusion` by default, and ``Agreement(baseline="noise")`` where
+                a ``mask`` is given.
+            mask: Turns a map into a mask, for objectives that judge the masked input; ``MaxMask("sum", sigma=0.02,
+                power=0.5)`` by default. ``Agreement()`` with ``MaxMask()`` is the plain LPR-reconstruction.
+            lr: Step size of the gates' raw parameters: the greatest length of a step over all gates of a sample, by
+                default 1, and 0.3 for given rules; for objectives that judge the masked input the root mean square of
+                each gate, 0.03.
             seed: Seeds whatever the objective draws, 0 by default; the caller's random state is untouched.
             show_progress: Draw a progress bar over the steps.
             create_graph: Keep the graph of the result, so that it can be differentiated with respect to the given
@@ -189,9 +196,16 @@ class LearnedPropagation(ShownAsCall, GradientAttribution):
         return _format_output(isinstance(inputs, tuple), maps)
 
     def maps(
-        self, inputs: Tensor, target: Any = None, additional_forward_args: Any = None, *, outlines: float | None = None
+        self,
+        inputs: Tensor,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        outlines: float | None = None,
+        n_steps: int | None = None,
+        seed: int | None = None,
     ) -> Tensor:
-        """Maps by shared rules, finished as in training: with the same sign, smoothing and outlines.
+        """Maps finished as in training: with the same sign, smoothing and outlines.
 
         Args:
             inputs: ``(B, C, *spatial)``, or a table ``(B, F)``.
@@ -199,22 +213,24 @@ class LearnedPropagation(ShownAsCall, GradientAttribution):
             additional_forward_args: Further arguments of the model, after ``inputs``.
             outlines: Radius of a smoothing that follows the outlines in the inputs, as a fraction of the sides (see
                 `captum_learnprop.maps.follow_outlines`); None for that of the training, 0 for none.
+            n_steps: Learning steps, as `attribute` takes them.
+            seed: Seeds the deletions that are learned from.
 
         Returns:
             ``(B, *spatial)``: one value per position; of a table ``(B, F)``. Higher is more relevant.
 
         Raises:
-            LearnpropError: Without rules that a `RuleTrainer` made, or for several inputs.
+            LearnpropError: For rules that no `RuleTrainer` made, or several inputs.
         """
         summary = {} if self.rules is None else self.rules.training
-        if "sign" not in summary or "smoothing" not in summary:
-            raise LearnpropError("maps() needs rules= that RuleTrainer made, which keep how their maps were finished")
+        if self.rules is not None and ("sign" not in summary or "smoothing" not in summary):
+            raise LearnpropError("maps() needs rules that RuleTrainer made, which keep how their maps were finished")
         if not isinstance(inputs, Tensor) or inputs.ndim < 2:
             raise LearnpropError("maps() needs one input (B, C, *spatial) or (B, F); use attribute()")
-        attribution = self.attribute(inputs, target, additional_forward_args)
+        attribution = self.attribute(inputs, target, additional_forward_args, n_steps=n_steps, seed=seed)
         if outlines is None:
             outlines = summary.get("outlines", 0.0)
-        return postprocess(attribution, summary["sign"], summary["smoothing"], outlines, inputs)
+        return postprocess(attribution, *self._finish(SampleOcclusion()), outlines, inputs)
 
     def attribute_future(self) -> None:
         """Not implemented, as in captum's own gradient methods."""
@@ -288,7 +304,8 @@ class LearnedPropagation(ShownAsCall, GradientAttribution):
         together = samples if any(isinstance(one, Tensor) for one in additional) else TOGETHER
         deletions = objective.measured(forward, inputs, target, seed=seed, together=together)
         original = self._kept_pass(leaves, target, additional)
-        joint = JointDescent(LENGTH if lr is None else lr, samples)
+        usual = LENGTH if self.rules is None else REFINING_LENGTH
+        joint = JointDescent(usual if lr is None else lr, samples)
         sign, smoothing = self._finish(objective)
         deletions = deletions if sign == "signed" else deletions.losses()
         step = OcclusionStep(original, deletions, objective, partial(finished, sign=sign, smoothing=smoothing), joint)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-LENGTH = 1.0
-"""The length of a step from a rule of the textbook, where none is given."""
+LENGTH = 2.0
+"""The length of a step from a rule of the textbook, where none is given. On validation photographs .6 and 1 were worse,
+on 64-pixel digits 1 was as good."""
 
 REFINING_LENGTH = 0.3
 """The length of a step from trained rules: they are near the best that deletions can tell."""

@@ -62,13 +62,17 @@ class SampleOcclusion:
         if not self.certainty >= 0 or not (self.smoothing or 0) >= 0:
             raise LearnpropError(f"certainty={self.certainty} and smoothing={self.smoothing} must not be negative")
 
+    @property
+    def total(self) -> int:
+        """Number of deletions of each sample, held out or not."""
+        return self.deletions + self.held_out
+
     def measured(
         self, forward: Callable[[tuple[Tensor, ...]], Tensor], inputs: tuple[Tensor, ...], target: Any, **options: Any
     ) -> SampleDeletions:
         """Returns all deletions of some samples, see `measure_deletions`."""
         baselines = (self.baselines,) if isinstance(self.baselines, Tensor) else self.baselines
-        total = self.deletions + self.held_out
-        return measure_deletions(forward, inputs, target, total, baselines=baselines, **options)
+        return measure_deletions(forward, inputs, target, self.total, baselines=baselines, **options)
 
 
 class OcclusionStep:

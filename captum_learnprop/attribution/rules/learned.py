@@ -35,7 +35,7 @@ from .neuron_gradient import maps_of_neuron
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 
-DEFAULT_STEPS = 10
+DEFAULT_STEPS = 8
 MASKING_STEPS = 30
 """The steps for objectives that judge the masked input."""
 DEFAULT_LR = 0.03
@@ -161,14 +161,14 @@ class LearnedPropagation(ShownAsCall, GradientAttribution):
             target: Explained entry of the output, by captum's conventions: class index, list or 1-D tensor of one per
                 sample, tuples for outputs of more dimensions; None for one output per sample.
             additional_forward_args: Further arguments of the model, after ``inputs``; not differentiated.
-            n_steps: Learning steps; without ``rules`` 10, and 30 for objectives that judge the masked input; with
+            n_steps: Learning steps; without ``rules`` 8, and 30 for objectives that judge the masked input; with
                 ``rules`` 0.
             objective: What learning minimises; `SampleOcclusion` by default, and ``Agreement(baseline="noise")`` where
                 a ``mask`` is given.
             mask: Turns a map into a mask, for objectives that judge the masked input; ``MaxMask("sum", sigma=0.02,
                 power=0.5)`` by default. ``Agreement()`` with ``MaxMask()`` is the plain LPR-reconstruction.
             lr: Step size of the gates' raw parameters: the greatest length of a step over all gates of a sample, by
-                default 1, and 0.3 for given rules; for objectives that judge the masked input the root mean square of
+                default 2, and 0.3 for given rules; for objectives that judge the masked input the root mean square of
                 each gate, 0.03.
             seed: Seeds whatever the objective draws, 0 by default; the caller's random state is untouched.
             show_progress: Draw a progress bar over the steps.

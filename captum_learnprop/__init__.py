@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .training.masks import AreaMask as AreaMask
     from .training.masks import MaxMask as MaxMask
     from .training.objectives import Agreement as Agreement
+    from .training.sample_occlusion import SampleOcclusion as SampleOcclusion
     from .training.terms import Area as Area
     from .training.terms import ClassContrast as ClassContrast
     from .training.terms import Necessity as Necessity
@@ -77,6 +78,7 @@ _HOMES = {
     "RandomizationContrast": "training.terms",
     "RectGrad": "attribution.rules.rect_grad",
     "RuleTrainer": "training.trainer",
+    "SampleOcclusion": "training.sample_occlusion",
     "SmoothCDAM": "attribution.tokens.averaged_cdam",
     "Sufficiency": "training.terms",
     "TokenAblation": "attribution.tokens.ablation",
@@ -115,6 +117,7 @@ __all__ = [
     "RandomizationContrast",
     "RectGrad",
     "RuleTrainer",
+    "SampleOcclusion",
     "SmoothCDAM",
     "Sufficiency",
     "TokenAblation",

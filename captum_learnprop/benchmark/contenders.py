@@ -21,6 +21,7 @@ from captum_learnprop.benchmark.rule_families import DEEP_LIFT, GATES
 from captum_learnprop.benchmark.settings import TRANSFORMER_VARIANTS, Settings, composite_of
 from captum_learnprop.benchmark.summary import LEARNED
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.training.sample_occlusion import SampleOcclusion
 from zennit_rules import RuleSet
 from zennit_rules.core import fingerprint
 
@@ -45,6 +46,9 @@ GIVEN = "rules "
 ONE_PASS, CONTRAST_PASS, REFERENCE_PASS, STEP_PASSES = 2, 1, 1, 4
 """Passes through the net of an explanation by given rules, those that a contrast stream and a reference input add, and
 those of each learning step."""
+
+DELETION_PASSES = SampleOcclusion().total
+"""Passes of a sample's deletions."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,7 @@ def _adaptive(settings: Settings) -> list[Contender]:
     def per_sample(subject: Subject, net: nn.Module, seed: int) -> Explain:
         return _by_learning(subject, LearnedPropagation(net), settings.sample_steps, seed)
 
-    passes = ONE_PASS + STEP_PASSES * settings.sample_steps
+    passes = ONE_PASS + DELETION_PASSES + STEP_PASSES * settings.sample_steps
     found = [
         Contender(
             PER_SAMPLE,
@@ -218,7 +222,7 @@ def _adaptive(settings: Settings) -> list[Contender]:
             passes,
             per_sample,
             seeded=True,
-            options=f"{settings.sample_steps} steps",
+            options=f"{settings.sample_steps} steps, occlusion",
         )
     ]
     first = next((name for name, options in settings.variants.items() if composite_of(options) == GATES), None)
@@ -229,7 +233,7 @@ def _adaptive(settings: Settings) -> list[Contender]:
         method = LearnedPropagation(net, rules=subject.trained(first, seed))
         return _by_learning(subject, method, REFINEMENT_STEPS, seed)
 
-    refining_passes = _passes(settings.variants[first]) + STEP_PASSES * REFINEMENT_STEPS
+    refining_passes = _passes(settings.variants[first]) + DELETION_PASSES + STEP_PASSES * REFINEMENT_STEPS
     refining = Contender(
         REFINED,
         LEARNED,
@@ -237,7 +241,7 @@ def _adaptive(settings: Settings) -> list[Contender]:
         refined,
         seeded=True,
         variant=first,
-        options=f"{REFINEMENT_STEPS} steps",
+        options=f"{REFINEMENT_STEPS} steps, occlusion",
         **_trained_rules(first),
     )
     return [*found, refining]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -220,18 +220,25 @@ class Step:
             loss = self.objective(MaskedPass(self.output, masked, self.selected, selected, self.target, masks))
             v = torch.autograd.grad(loss.sum(), live, materialize_grads=True) if update else ()
         if update:
-            self.descent.noise = _rounding(maps, v)
+            self.descent.noise = rounding_of(maps, v)
             self.original.rule_gradients(maps, v, self.descent.step)
         return maps, loss.detach()
 
 
-def _rounding(maps: tuple[Tensor, ...], v: tuple[Tensor, ...]) -> Tensor:
+def rounding_of(maps: tuple[Tensor, ...], v: tuple[Tensor, ...]) -> Tensor:
     """Bound of the rounding error in the gradient of a gate, ``(B,)``: a few eps of ``sum |v r|``, which it adds up."""
     terms = [(a * b).abs().reshape(len(a), -1).sum(dim=1) for a, b in zip(maps, v, strict=True)]
     return torch.stack(terms).sum(dim=0) * min(_NOISE * torch.finfo(maps[0].dtype).eps, _NOISE_MOST)
 
 
-def learn(step: Step, n_steps: int, *, show_progress: bool = False) -> tuple[Tensor, ...]:
+class Repeated(Protocol):
+    """What `learn` repeats."""
+
+    def run(self, *, update: bool) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Maps, and how bad each sample's are, ``(B,)``; with ``update``, the rules move after that."""
+
+
+def learn(step: Repeated, n_steps: int, *, show_progress: bool = False) -> tuple[Tensor, ...]:
     """Learn the rules of one batch and return, per sample, the map with the lowest loss met on the way.
 
     Args:

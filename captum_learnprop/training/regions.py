@@ -47,7 +47,14 @@ def random_regions(image: Tensor, count: int, generator: torch.Generator, kind: 
     spatial = tuple(image.shape[1:])
     follow = {"boxes": 0, "both": count // 2, "superpixels": count}[kind] if len(spatial) == 2 else 0
     boxes = box_regions(random_boxes(count - follow, spatial, generator), spatial)
-    return torch.cat([boxes, random_superpixels(image, follow, generator)]) if follow else boxes
+    if not follow:
+        return boxes
+    regions = random_superpixels(image, follow, generator)
+    if kind == "both":  # by turns: the first ones of them are of both kinds as well
+        every = boxes.new_empty(count, *spatial)
+        every[::2], every[1::2] = boxes, regions
+        return every
+    return regions
 
 
 def random_boxes(count: int, spatial: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -210,10 +210,18 @@ class OcclusionRegression(Term):
             regions: The deletions of each image, ``(B, D, *spatial)`` bool.
             drops: What the target lost by each, ``(B, D)``.
         """
+        return self.of_masses(*self.masses(maps, regions, drops))
+
+    def masses(self, maps: Tensor, regions: Tensor, drops: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what is compared, the mass inside each region and the drop, ``(B, D)`` both; see `of_maps`."""
         mass, drops = region_mass(maps, regions), drops.to(maps.dtype)
-        if self.density:
-            scale = regions.flatten(2).sum(2).to(mass.dtype) ** -self.density
-            mass, drops = mass * scale, drops * scale
+        if not self.density:
+            return mass, drops
+        scale = regions.flatten(2).sum(2).to(mass.dtype) ** -self.density
+        return mass * scale, drops * scale
+
+    def of_masses(self, mass: Tensor, drops: Tensor) -> Tensor:
+        """Returns the value of what `masses` gave, ``(B,)`` in [0, 2]."""
         return 1 - SIMILARITIES[self.distance](mass, drops)
 
 

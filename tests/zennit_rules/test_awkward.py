@@ -254,7 +254,7 @@ class TestOneCompositeOnSeveralModels:
 def test_options_beside_a_rule_set_must_be_its_own() -> None:
     model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.randn(2, 3)
     rules = zr.RuleSet.build(model, x, gate="quadrant")
-    for options in ({"gate": "feature"}, {"start": "deconvnet"}, {"composite": "learned_guided_backprop"}):
+    for options in ({"gate": "channel"}, {"start": "deconvnet"}, {"composite": "learned_guided_backprop"}):
         with pytest.raises(zr.RuleError, match=r"leave .* out"):
             LearnedPropagation(model, rules=rules, **options)
     with pytest.raises(zr.RuleError, match="leave it out"):

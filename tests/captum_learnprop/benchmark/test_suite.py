@@ -362,17 +362,17 @@ def test_all_methods_run_on_every_family(tmp_path: Path) -> None:
     for one in cells:
         assert all(0 <= value <= 1 for value in one["scores"]["randomisation"])
     assert {one["method"]: one["passes"] for one in cells} == {
-        "saliency": 2, "contrast, learned": 3, PER_SAMPLE: 10, REFINED: 22,
+        "saliency": 2, "contrast, learned": 3, PER_SAMPLE: 202, REFINED: 214,
     }  # fmt: skip
     for one in cells:
         if one["method"] == REFINED:
             assert one["treatment"] == {"sign": "absolute", "sigma": pytest.approx(1.6)}  # of the shared rules
-            assert one["settings"]["method options"] == "5 steps"
+            assert one["settings"]["method options"] == "5 steps, occlusion"
             assert one["settings"]["training options"]["deletions"] == 4
             assert one["training seconds"] >= 0
     (first,) = [one for one in contenders(replace(suite, variants={"contrast": suite.variants["contrast"]}))
                 if one.name == REFINED]  # fmt: skip
-    assert first.passes == 23
+    assert first.passes == 215
 
 
 def test_given_rules_are_a_method_on_the_net_that_they_fit(

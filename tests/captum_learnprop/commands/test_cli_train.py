@@ -253,7 +253,8 @@ class TestOptions:
         given = {
             "quantity": "logit", "sign": "signed", "smoothing": 0.125, "outlines": 0.25, "steps": 7,
             "batch_size": 3, "lr": 0.5,
-            "deletions": 6, "regions": "boxes", "fill": "mixed", "patience": 2, "seed": 5, "internal_batch_size": 8, "precision": "bfloat16",
+            "deletions": 6, "regions": "boxes", "fill": "mixed", "patience": 2,
+            "seed": 5, "internal_batch_size": 8, "precision": "bfloat16",
             "composite": "learned_guided_backprop", "gate": "feature", "start": "deconvnet", "pooling": "exact",
             "targets_per_image": 2, "validation": 0.5, "examples_dir": tmp_path / "e", "log_dir": tmp_path / "l",
         }  # fmt: skip

@@ -81,14 +81,14 @@ class TestRegions:
 
 class TestKinds:
     def test_half_of_each(self) -> None:
-        """The first half are the boxes that would be drawn alone; the others follow a picture of two halves."""
+        """By turns: boxes that would be drawn alone, and regions that follow a picture of two halves."""
         image = torch.zeros(3, 40, 40)
         image[:, :, 17:] = 1.0
         regions = random_regions(image, 21, generator(4))
         assert regions.shape == (21, 40, 40)
-        assert torch.equal(regions[:11], regions_of(11, (40, 40), 4))
-        edges = regions[11:, :, 16] != regions[11:, :, 17]
-        others = regions[11:, :, 1:] != regions[11:, :, :-1]
+        assert torch.equal(regions[::2], regions_of(11, (40, 40), 4))
+        edges = regions[1::2, :, 16] != regions[1::2, :, 17]
+        others = regions[1::2, :, 1:] != regions[1::2, :, :-1]
         assert edges.float().mean() > 3 * others.float().mean()
 
     def test_alone(self) -> None:

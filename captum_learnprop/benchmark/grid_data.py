@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from captum_learnprop.benchmark.net_training import Lesson, Schedule, lesson_of, score, train
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.scenes import reference_nets
-from captum_learnprop.scenes.digit_pairs import digit_pairs, mnist_pairs
 from captum_learnprop.scenes.faces import TURNS, FaceSource
 from captum_learnprop.scenes.grid_nets import (
     ARCHITECTURES,
@@ -30,6 +29,7 @@ from captum_learnprop.scenes.grid_nets import (
     write_net,
 )
 from captum_learnprop.scenes.net_form import IMAGES, Form
+from captum_learnprop.scenes.pair_source import digit_pairs, mnist_pairs
 from captum_learnprop.scenes.scenes import Scenes
 from captum_learnprop.scenes.shapelets import CLASSES, LENGTH, ShapeletSource
 from captum_learnprop.scenes.source import SceneSource

@@ -10,9 +10,9 @@ from captum_learnprop.commands._suite_choices import DATA_SETS, MODELS, OWN_SCEN
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.plugins import get_manager
 from captum_learnprop.scenes.cutouts import CutoutSource
-from captum_learnprop.scenes.digit_pairs import mnist_pairs
 from captum_learnprop.scenes.faces import FaceSource
 from captum_learnprop.scenes.mosaics import MosaicSource
+from captum_learnprop.scenes.pair_source import mnist_pairs
 from captum_learnprop.scenes.photographs import photograph_source
 from captum_learnprop.scenes.segmented import SegmentedSource
 from captum_learnprop.scenes.source import SceneSource

@@ -7,12 +7,12 @@ from captum_learnprop.errors import LearnpropError as LearnpropError
 from captum_learnprop.scenes import digits_net, reference_nets
 from captum_learnprop.scenes.conv_next import ConvNeXtLike
 from captum_learnprop.scenes.cutouts import CutoutSource, make_cutout_scenes
-from captum_learnprop.scenes.digit_pairs import PairSource, digit_pairs, mnist_pairs
 from captum_learnprop.scenes.digits_net import DigitsNet
 from captum_learnprop.scenes.faces import FaceSource
 from captum_learnprop.scenes.marks import MarkedSource, plant_mark
 from captum_learnprop.scenes.mobile_net import MobileNetLike
 from captum_learnprop.scenes.mosaics import MosaicSource, make_mosaics
+from captum_learnprop.scenes.pair_source import PairSource, digit_pairs, mnist_pairs
 from captum_learnprop.scenes.reference_nets import InceptionLike, ResNetLike, VggLike, ViTLike
 from captum_learnprop.scenes.scenes import Questions, Scenes, make_scenes
 from captum_learnprop.scenes.seen import asked_of, seen_by

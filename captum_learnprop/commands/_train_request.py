@@ -29,7 +29,7 @@ class Request(ModelRequest):
     quantity: str
     target: str
     targets_per_image: int
-    steps: int
+    steps: int | None
     batch_size: int
     lr: float | None
     smoothing: float | None

@@ -70,7 +70,6 @@ def run(request: Request) -> Result:
     labels = _labels(request, images, classifier_of(request, module, preprocessing))
     _check_memory(request, len(images), preprocessing)
     options = {name: getattr(request, name) for name in _TRAINED_WITH}
-    options["patience"] = request.patience or None
     trainer = RuleTrainer(
         module, objective=objective, gate_options=_gate_options(request), rule_options=request.rule_option, **options
     )

@@ -83,7 +83,9 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 @size_option
 @normalization_option
-@click.option("--steps", type=POSITIVE, default=80, help="Optimiser steps.")
+@click.option(
+    "--steps", type=POSITIVE, help="Optimiser steps.  [default: 4.5 times over the rows, 20 at least and 80 at most]"
+)
 @click.option("--batch-size", type=POSITIVE, default=12, help="Images times targets per step, over all processes.")
 @click.option("--lr", type=float, help="First learning rate.  [default: 0.03, for LRP 0.01]")
 @click.option(
@@ -110,12 +112,7 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
     help="What replaces them: parts of other images, random colours, or one of them by chance.",
 )
 @click.option("--validation", type=float, default=0.2, help="Share of the images that is held out; 0 for none.")
-@click.option(
-    "--patience",
-    type=click.IntRange(min=0),
-    default=3,
-    help="Stop after so many validations without a better one; 0 never.",
-)
+@click.option("--patience", type=POSITIVE, help="Stop after this many validations without a better one.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="For random weights, deletions and batches.")
 @click.option("--precision", type=OneOf(["float32", "bfloat16"]), help="Of autocast.  [default: that of the model]")
 @click.option("--internal-batch-size", type=POSITIVE, default=64, help="Rows at a time; less takes less memory.")

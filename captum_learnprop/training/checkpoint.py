@@ -15,7 +15,7 @@ from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import write_bytes
 from zennit_rules import rule_file
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 _KEY = "learnprop-checkpoint"
 
 
@@ -31,10 +31,11 @@ class TrainingState:
         step: Steps done.
         rules: Parameters by name.
         optimizer: State tensors by ``<parameter number>/<name>``.
-        best: Parameters with the lowest validation loss.
+        best: The parameters that are kept.
         best_step: The step when they were met.
-        best_loss: That loss; infinite before the first validation.
-        waited: Validations since then.
+        lowest: The lowest losses of the held-out rows; empty before the first validation.
+        lowest_step: The step when they were met.
+        waited: Validations since then, without lower ones.
         rows: The rows of the log.
     """
 
@@ -43,9 +44,10 @@ class TrainingState:
     optimizer: dict[str, Tensor]
     best: dict[str, Tensor]
     best_step: int
-    best_loss: float
+    lowest: list[float]
     waited: int
     rows: list[dict[str, float]] = field(default_factory=list)
+    lowest_step: int = 0
 
 
 def write(path: Path, state: TrainingState, config: Mapping[str, Any]) -> None:
@@ -66,7 +68,8 @@ def write(path: Path, state: TrainingState, config: Mapping[str, Any]) -> None:
         "config": config,
         "step": state.step,
         "best_step": state.best_step,
-        "best_loss": state.best_loss,
+        "lowest": state.lowest,
+        "lowest_step": state.lowest_step,
         "waited": state.waited,
         "rows": state.rows,
     }
@@ -115,7 +118,8 @@ def _state(
     return TrainingState(
         step=_number(document, "step", int),
         best_step=_number(document, "best_step", int),
-        best_loss=_number(document, "best_loss", (int, float)),
+        lowest=[float(loss) for loss in document["lowest"]],
+        lowest_step=_number(document, "lowest_step", int),
         waited=_number(document, "waited", int),
         rows=[dict(row) for row in document["rows"]],
         **groups,

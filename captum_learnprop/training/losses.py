@@ -44,8 +44,10 @@ class Losses:
 
     def chunks(
         self, part: Part, positions: Tensor, step: int, *, create_graph: bool
-    ) -> Iterator[tuple[Tensor, dict[str, float]]]:
-        """Yields the loss of each chunk of this process's share of some rows, summed, and its parts as numbers.
+    ) -> Iterator[tuple[Tensor, Tensor, dict[str, float]]]:
+        """Yields the rows of each chunk of this process's share of some rows, their losses, and the parts' sums.
+
+        Rows are places in ``positions``, ``(B,)`` int64; losses are ``(B,)``.
 
         Args:
             part: Holds the rows.
@@ -61,16 +63,23 @@ class Losses:
             batch = self._batch(part.rows(positions[chunk]), step, chunk.tolist(), create_graph)
             with torch.set_grad_enabled(create_graph):
                 values = self.objective.values(batch)
-                loss = self.objective.combine(values).sum()
-            yield loss, {"loss": loss.item(), **{name: value.sum().item() for name, value in values.items()}}
-            del batch, values, loss  # the graph of one chunk must be gone before that of the next is recorded
+                losses = self.objective.combine(values)
+            sums = {"loss": losses.sum().item(), **{name: value.sum().item() for name, value in values.items()}}
+            yield chunk, losses, sums
+            del batch, values, losses  # the graph of one chunk must be gone before that of the next is recorded
 
-    def mean(self, part: Part, positions: Tensor, step: int) -> dict[str, float]:
-        """Returns the mean loss of some rows over all processes, and its parts, without a graph."""
+    def each(self, part: Part, positions: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Returns the loss of each of some rows, ``(R,)`` float64, their mean and those of its parts, without a graph.
+
+        All processes get the same.
+        """
         values: dict[str, float] = {}
-        for _, parts in self.chunks(part, positions, step, create_graph=False):
-            _add(values, parts, len(positions))
-        return self._over_processes([torch.zeros(0, device=self.device)], values)[1]
+        every = torch.zeros(len(positions), dtype=torch.float64, device=self.device)
+        for rows, losses, sums in self.chunks(part, positions, step, create_graph=False):
+            every[rows.to(self.device)] = losses.double()
+            _add(values, sums, len(positions))
+        (every,), values = self._over_processes([every], values)
+        return every.cpu(), values
 
     def gradients(
         self, part: Part, positions: Tensor, step: int, parameters: list[torch.nn.Parameter]
@@ -81,13 +90,13 @@ class Losses:
         """
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
         values: dict[str, float] = {}
-        for loss, parts in self.chunks(part, positions, step, create_graph=True):
-            found = torch.autograd.grad(loss / len(positions), parameters, allow_unused=True)
-            del loss
+        for _, losses, sums in self.chunks(part, positions, step, create_graph=True):
+            found = torch.autograd.grad(losses.sum() / len(positions), parameters, allow_unused=True)
+            del losses
             for total, gradient in zip(gradients, found, strict=True):
                 if gradient is not None:
                     total += gradient
-            _add(values, parts, len(positions))
+            _add(values, sums, len(positions))
         return self._over_processes(gradients, values)
 
     def _batch(self, rows: dict[str, Tensor], step: int, places: list[int], create_graph: bool) -> Batch:
@@ -129,6 +138,6 @@ class Losses:
         return summed, dict(zip(names, total[: len(names)].tolist(), strict=True))
 
 
-def _add(values: dict[str, float], parts: dict[str, float], count: int) -> None:
-    for name, value in parts.items():
+def _add(values: dict[str, float], sums: dict[str, float], count: int) -> None:
+    for name, value in sums.items():
         values[name] = values.get(name, 0.0) + value / count

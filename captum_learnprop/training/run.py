@@ -29,6 +29,17 @@ _VALIDATION = 2**31 - 1
 """The number that stands for a step in the random numbers of a validation, which are the same each time."""
 
 
+CERTAIN = 2.0
+"""The standard errors from which on a difference of held-out losses is certain."""
+
+
+def is_above(losses: Tensor, lowest: Tensor) -> bool:
+    """Returns whether the mean of losses ``(R,)`` is certainly above that of others of the same rows."""
+    excess = losses - lowest
+    error = excess.std().item() / math.sqrt(len(excess)) if len(excess) > 1 else 0.0
+    return excess.mean().item() > CERTAIN * error
+
+
 class Run:
     """One training of the rules of a task, from its start or from a checkpoint.
 
@@ -42,10 +53,12 @@ class Run:
 
     def __init__(self, task: TrainingTask, fit_options: FitOptions) -> None:
         self.task, self.options, self.fit_options = task, task.options, fit_options
+        assert self.options.steps is not None
+        self.steps = self.options.steps
         self.losses = task.losses()
         self.parameters = task.rules.parameters()
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.options.lr, eps=_EPS)
-        self.state = checkpoints.TrainingState(0, {}, {}, self._snapshot(), 0, math.inf, 0)
+        self.state = checkpoints.TrainingState(0, {}, {}, self._snapshot(), 0, [], 0)
         self.log = TrainingLog(None)
         self.seconds = 0.0
         self.stopped: str | None = None
@@ -116,10 +129,8 @@ class Run:
             if self.state.step == 0 and not self.log.rows:
                 self._validate_start()
             shown = self.fit_options.show_progress and main
-            with tqdm(
-                total=self.options.steps, initial=self.state.step, desc="training rules", disable=not shown
-            ) as bar:
-                while self.state.step < self.options.steps and self.stopped is None:
+            with tqdm(total=self.steps, initial=self.state.step, desc="training rules", disable=not shown) as bar:
+                while self.state.step < self.steps and self.stopped is None:
                     row = self._step(self.state.step)
                     bar.update()
                     bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
@@ -174,34 +185,45 @@ class Run:
 
     def _is_due(self, every: int) -> bool:
         """Returns whether what is done every so many steps, and after the last one, is due now."""
-        return self.state.step % every == 0 or self.state.step == self.options.steps
+        return self.state.step % every == 0 or self.state.step == self.steps
 
     def _validate(self, step: int) -> dict[str, float]:
-        """Returns the loss on the held-out rows; keeps the state with the lowest, without such rows the last one."""
+        """Returns the loss on the held-out rows, and keeps the state if that is low; without such rows any state."""
         held_out = self.task.held_out
         if not len(held_out):
             self._keep(step)
             return {}
-        values = self.losses.mean(held_out, torch.arange(len(held_out)), _VALIDATION)
+        losses, values = self.losses.each(held_out, torch.arange(len(held_out)), _VALIDATION)
         loss = values["loss"]
-        _LOG.info("validation loss %.6g after %d of %d steps", loss, step, self.options.steps)
+        _LOG.info("validation loss %.6g after %d of %d steps", loss, step, self.steps)
         if not math.isfinite(loss):
             self._stop_at(step + 1, f"the validation loss is not finite at step {step} (loss {loss:g})")
-        elif loss < self.state.best_loss:
-            self._keep(step)
-            self.state.best_loss = loss
-            self.state.waited = 0
         else:
+            self._judge(step, losses)
+        return {f"validation {name}": value for name, value in values.items()}
+
+    def _judge(self, step: int, losses: Tensor) -> None:
+        """Keeps the state of a step if its held-out losses are not certainly above the lowest ones.
+
+        On a real net held-out losses stay where they are from some step on, and which step has the lowest is chance;
+        the last one has learned with the smallest steps. The start is given up for lower losses only.
+        """
+        lowest = torch.tensor(self.state.lowest, dtype=losses.dtype)
+        lower = not len(lowest) or bool(losses.mean() < lowest.mean())
+        if lower:
+            self.state.lowest, self.state.waited, self.state.lowest_step = losses.tolist(), 0, step
+        if lower or (self.state.lowest_step and not is_above(losses, lowest)):
+            self._keep(step)
+        if not lower:
             self.state.waited += 1
             self._stop_if_waited()
-        return {f"validation {name}": value for name, value in values.items()}
 
     def _keep(self, step: int) -> None:
         self.state.best, self.state.best_step = self._snapshot(), step
 
     def _stop_if_waited(self) -> None:
         if self.options.patience is not None and self.state.waited >= self.options.patience:
-            self.stopped = f"no better validation since step {self.state.best_step}"
+            self.stopped = f"no lower validation loss since step {self.state.lowest_step}"
             _LOG.info("stops: %s", self.stopped)
 
     def _stop_at(self, step: int, reason: str) -> None:
@@ -217,6 +239,10 @@ class Run:
             stacklevel=4,
         )
 
+    def _kept_loss(self) -> float | None:
+        rows = [row for row in self.log.rows if row["step"] == self.state.best_step and "validation loss" in row]
+        return rows[-1]["validation loss"] if rows else None
+
     def finish(self, measuring_seconds: float) -> RuleSet:
         """Returns the best rules, with a summary of how they were made in their ``training``.
 
@@ -229,7 +255,7 @@ class Run:
             **self.task.summary(),
             "steps_done": self.state.step,
             "best_step": self.state.best_step,
-            "validation_loss": self.state.best_loss if math.isfinite(self.state.best_loss) else None,
+            "validation_loss": self._kept_loss(),
             "start_validation_loss": self.log.rows[0].get("validation loss"),
             "stopped": self.stopped,
             "processes": self.task.processes.world,

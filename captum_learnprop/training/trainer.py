@@ -78,7 +78,7 @@ class RuleTrainer:
             0.025, and none for LRP; none for tables. Use the rules with the same; ``rules.training`` keeps it.
         outlines: Radius of the smoothing that follows the outlines of what the images show, as a fraction of the sides
             (see `maps.follow_outlines`); 0 for none. Maps are learned and finished with it.
-        steps: Optimiser steps (Adam).
+        steps: Optimiser steps (Adam); None for as many as go 4.5 times over the rows, 20 at least and 80 at most.
         batch_size: Rows per step, over all processes; a row is one image with one target.
         lr: First learning rate, by default 0.03, and 0.01 for LRP.
         schedule: ``"cosine"``, ``"linear"`` or ``"constant"``.
@@ -117,7 +117,7 @@ class RuleTrainer:
         sign: str | None = None,
         smoothing: float | None = None,
         outlines: float | None = None,
-        steps: int = 80,
+        steps: int | None = None,
         batch_size: int = 12,
         lr: float | None = None,
         schedule: str = "cosine",
@@ -127,7 +127,7 @@ class RuleTrainer:
         regions: str = "both",
         fill: str = IMAGES,
         validate_every: int = 10,
-        patience: int | None = 3,
+        patience: int | None = None,
         seed: int = 0,
         internal_batch_size: int = 64,
         precision: str | None = None,
@@ -182,7 +182,10 @@ class RuleTrainer:
         show_progress: bool = False,
         on_step: Callable[[dict[str, float]], None] | None = None,
     ) -> RuleSet:
-        """Trains, and returns the rules with the lowest validation loss; the start counts as well.
+        """Trains, and returns the last rules with a validation loss that is not certainly above the lowest.
+
+        It must be below that of the start, or the start is returned. Certain is more than two standard errors of the
+        held-out rows.
 
         Args:
             data: Images ``(N, C, *spatial)`` (sequences and volumes too) or a table ``(N, F)``; a pair of those and
@@ -317,7 +320,7 @@ class RuleTrainer:
             rules=starting_rules(self.model, shown.to(self._device), self.build_options),
             build_options=self.build_options,
             objective=self.objective,
-            options=self.options,
+            options=self.options.for_rows(len(training)),
             what=what,
             training=training,
             held_out=held_out,

@@ -218,7 +218,7 @@ class TestCheckpoints:
             {"0/exp_avg": torch.ones(2)},
             {"a::raw": torch.zeros(2)},
             2,
-            0.5,
+            [0.5],
             1,
             [{"a": 1.0}],
         )
@@ -235,7 +235,7 @@ class TestCheckpoints:
                 found = checkpoint.read(path, {"lr": 0.1})
             except checkpoint.CheckpointError:
                 continue
-            assert (found.step, found.rows, found.best_loss) == (expected.step, expected.rows, expected.best_loss)
+            assert (found.step, found.rows, found.best_losses) == (expected.step, expected.rows, expected.best_losses)
             assert torch.equal(found.rules["a::raw"], expected.rules["a::raw"])
 
     def test_rubbish(self, path: Path) -> None:

@@ -23,7 +23,7 @@ def state() -> TrainingState:
     rules = {"features.0::raw": torch.randn(2, 3), "a|b::raw": torch.randn(4, dtype=torch.float64)}
     return TrainingState(
         step=7, rules=rules, optimizer={"0/step": torch.tensor(7.0), "0/exp_avg": torch.randn(2, 3)},
-        best={name: tensor + 1 for name, tensor in rules.items()}, best_step=4, best_loss=0.1 + 0.2, waited=3,
+        best={name: tensor + 1 for name, tensor in rules.items()}, best_step=4, best_losses=[0.1 + 0.2, 1.0], waited=3,
         rows=[{"step": 1.0, "loss": 1 / 3}, {"step": 2.0, "loss": 1e-300, "validation loss": 0.5}],
     )  # fmt: skip
 
@@ -44,8 +44,8 @@ class TestFile:
 
     def test_before_the_first_validation(self, tmp_path: Path) -> None:
         path = tmp_path / "run.safetensors"
-        checkpoint.write(path, TrainingState(0, {}, {}, {}, 0, float("inf"), 0), {})
-        assert checkpoint.read(path, {}).best_loss == float("inf")
+        checkpoint.write(path, TrainingState(0, {}, {}, {}, 0, [], 0), {})
+        assert checkpoint.read(path, {}).best_losses == []
 
     def test_a_failing_write_keeps_the_old_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "run.safetensors"
@@ -57,7 +57,7 @@ class TestFile:
 
         monkeypatch.setattr("os.replace", full)
         with pytest.raises(OSError, match="No space left"):
-            checkpoint.write(path, TrainingState(9, {}, {}, {}, 0, 0.0, 0), CONFIG)
+            checkpoint.write(path, TrainingState(9, {}, {}, {}, 0, [0.0], 0), CONFIG)
         assert path.read_bytes() == before
         assert [file.name for file in tmp_path.iterdir()] == ["run.safetensors"]
 
@@ -79,9 +79,9 @@ class TestFile:
             checkpoint.read(tmp_path / "rules.safetensors", CONFIG)
 
     def test_another_format(self, tmp_path: Path) -> None:
-        document = json.dumps({"format_version": "2"})
+        document = json.dumps({"format_version": "3"})
         save_file({"a": torch.zeros(1)}, tmp_path / "run.safetensors", {"learnprop-checkpoint": document})
-        with pytest.raises(CheckpointError, match="has format 2, this version reads 1"):
+        with pytest.raises(CheckpointError, match="has format 3, this version reads 2"):
             checkpoint.read(tmp_path / "run.safetensors", CONFIG)
 
     @pytest.mark.parametrize(
@@ -145,7 +145,8 @@ class TestResume:
     """Runs that stop in any pass of the model, within a step or a validation, end as if they had not."""
 
     OPTIONS: dict[str, Any] = {  # noqa: RUF012
-        "steps": 4, "batch_size": 4, "deletions": 4, "validate_every": 1, "smoothing": 0.05, "fill": "colours",
+        "steps": 4, "batch_size": 4, "deletions": 4, "validate_every": 1, "smoothing": 0.05, "patience": None,
+        "fill": "colours",
     }  # fmt: skip
 
     def fit(self, model: Stopping, folder: Path, every: int = 2, **options: Any) -> RuleTrainer:

@@ -29,15 +29,15 @@ _VALIDATION = 2**31 - 1
 """The number that stands for a step in the random numbers of a validation, which are the same each time."""
 
 
-CERTAIN = 2.0
-"""The standard errors from which on a difference of held-out losses is certain."""
-
-
 def is_above(losses: Tensor, lowest: Tensor) -> bool:
-    """Returns whether the mean of losses ``(R,)`` is certainly above that of others of the same rows."""
+    """Returns whether the mean of losses ``(R,)`` is above that of others of the same rows by a standard error.
+
+    That is the *one-standard-error rule* of Breiman et al., *Classification and Regression Trees*, 1984, for paired
+    losses.
+    """
     excess = losses - lowest
     error = excess.std().item() / math.sqrt(len(excess)) if len(excess) > 1 else 0.0
-    return excess.mean().item() > CERTAIN * error
+    return excess.mean().item() > error
 
 
 class Run:
@@ -203,7 +203,7 @@ class Run:
         return {f"validation {name}": value for name, value in values.items()}
 
     def _judge(self, step: int, losses: Tensor) -> None:
-        """Keeps the state of a step if its held-out losses are not certainly above the lowest ones.
+        """Keeps the state of a step if its held-out losses are not above the lowest ones by a standard error.
 
         On a real net held-out losses stay where they are from some step on, and which step has the lowest is chance;
         the last one has learned with the smallest steps. The start is given up for lower losses only.

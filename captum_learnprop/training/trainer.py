@@ -182,10 +182,9 @@ class RuleTrainer:
         show_progress: bool = False,
         on_step: Callable[[dict[str, float]], None] | None = None,
     ) -> RuleSet:
-        """Trains, and returns the last rules with a validation loss that is not certainly above the lowest.
+        """Trains, and returns the last rules with a validation loss that is not above the lowest by a standard error.
 
-        It must be below that of the start, or the start is returned. Certain is more than two standard errors of the
-        held-out rows.
+        Where none is below that of the start, the start is returned.
 
         Args:
             data: Images ``(N, C, *spatial)`` (sequences and volumes too) or a table ``(N, F)``; a pair of those and

@@ -35,11 +35,11 @@ def test_no_pass_of_a_training_is_larger(monkeypatch: pytest.MonkeyPatch) -> Non
 
     images = torch.rand(10, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     handle = model.register_forward_pre_hook(watch)
-    whole = RuleTrainer(model, steps=2, deletions=4, batch_size=6).fit(images)
+    whole = RuleTrainer(model, steps=2, deletions=12, batch_size=6, fill="colours").fit(images)
     handle.remove()
     assert [count for count in passed if count > 3] == [8]  # what rules are built on, once and without gradients
     monkeypatch.undo()
-    other = RuleTrainer(model, steps=2, deletions=4, batch_size=6).fit(images)
+    other = RuleTrainer(model, steps=2, deletions=12, batch_size=6, fill="colours").fit(images)
     for (name, first), (_, second) in zip(whole.named_parameters(), other.named_parameters(), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5, msg=name)
 

@@ -235,7 +235,7 @@ class TestCheckpoints:
                 found = checkpoint.read(path, {"lr": 0.1})
             except checkpoint.CheckpointError:
                 continue
-            assert (found.step, found.rows, found.best_losses) == (expected.step, expected.rows, expected.best_losses)
+            assert (found.step, found.rows, found.lowest) == (expected.step, expected.rows, expected.lowest)
             assert torch.equal(found.rules["a::raw"], expected.rules["a::raw"])
 
     def test_rubbish(self, path: Path) -> None:

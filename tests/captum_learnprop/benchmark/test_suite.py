@@ -517,7 +517,7 @@ def test_a_gamma_grid_has_the_examples_and_the_budget_of_the_training(grid: Grid
     (folder,) = (tmp_path / "examples").iterdir()
     assert len(list((folder / "training").iterdir())) == 1  # measured once for both
     again = gamma_grid.search(subject.model, grid, examples, budget=budget)
-    assert [one.score for one in again.trace] == pytest.approx([one.score for one in found.trace], abs=1e-6)
+    assert [one.score for one in again.trace] == pytest.approx([one.score for one in found.trace], abs=2e-6)
     questions = subject.questions("pairs", "test")
     maps = Treatment(**cell["treatment"])(
         found.best.setting.lrp()(subject.model, EXAMPLE)(questions.images, questions.targets)
@@ -602,8 +602,8 @@ def test_rules_of_other_scenes_are_learned_anew(whole: tuple[Path, list[dict[str
     names = sorted(path.name for path in (tmp_path / "rules").iterdir())
     assert names[-1] == "vgg_digits_gates_scenes5_seed0.safetensors"
     assert [path.name for path in (tmp_path / "examples").iterdir()] == ["vgg_digits_scenes5_seed0"]
-    old, new = (RuleSet.load(tmp_path / "rules" / name).state_dict() for name in (names[0], names[-1]))
-    assert any(not torch.equal(old[name], new[name]) for name in old)
+    old, new = (RuleSet.load(tmp_path / "rules" / name).training for name in (names[0], names[-1]))
+    assert old["start_validation_loss"] != new["start_validation_loss"]
 
 
 def test_a_damaged_cell_is_named(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def state() -> TrainingState:
     rules = {"features.0::raw": torch.randn(2, 3), "a|b::raw": torch.randn(4, dtype=torch.float64)}
     return TrainingState(
         step=7, rules=rules, optimizer={"0/step": torch.tensor(7.0), "0/exp_avg": torch.randn(2, 3)},
-        best={name: tensor + 1 for name, tensor in rules.items()}, best_step=4, best_losses=[0.1 + 0.2, 1.0], waited=3,
+        best={name: tensor + 1 for name, tensor in rules.items()}, best_step=4, lowest=[0.1 + 0.2, 1.0], waited=3,
         rows=[{"step": 1.0, "loss": 1 / 3}, {"step": 2.0, "loss": 1e-300, "validation loss": 0.5}],
     )  # fmt: skip
 
@@ -45,7 +45,7 @@ class TestFile:
     def test_before_the_first_validation(self, tmp_path: Path) -> None:
         path = tmp_path / "run.safetensors"
         checkpoint.write(path, TrainingState(0, {}, {}, {}, 0, [], 0), {})
-        assert checkpoint.read(path, {}).best_losses == []
+        assert checkpoint.read(path, {}).lowest == []
 
     def test_a_failing_write_keeps_the_old_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "run.safetensors"

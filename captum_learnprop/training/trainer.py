@@ -85,7 +85,8 @@ class RuleTrainer:
         warmup: Steps until the first learning rate is reached.
         clip: Largest norm of a gradient.
         deletions: Regions removed from each image.
-        regions: What they are unions of: ``"boxes"``, ``"superpixels"`` or ``"both"``.
+        regions: What they are unions of: ``"boxes"``, ``"superpixels"`` or ``"both"`` by turns, which is boxes alone in
+            images with a side below 96 pixels.
         fill: What replaces them: ``"images"``, what another training image shows there; ``"colours"``, a random colour
             with noise; or ``"mixed"``, one of them by chance.
         validate_every: Steps between validations.

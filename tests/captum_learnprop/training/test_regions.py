@@ -82,11 +82,11 @@ class TestRegions:
 class TestKinds:
     def test_half_of_each(self) -> None:
         """By turns: boxes that would be drawn alone, and regions that follow a picture of two halves."""
-        image = torch.zeros(3, 40, 40)
+        image = torch.zeros(3, 96, 100)
         image[:, :, 17:] = 1.0
         regions = random_regions(image, 21, generator(4))
-        assert regions.shape == (21, 40, 40)
-        assert torch.equal(regions[::2], regions_of(11, (40, 40), 4))
+        assert regions.shape == (21, 96, 100)
+        assert torch.equal(regions[::2], regions_of(11, (96, 100), 4))
         edges = regions[1::2, :, 16] != regions[1::2, :, 17]
         others = regions[1::2, :, 1:] != regions[1::2, :, :-1]
         assert edges.float().mean() > 3 * others.float().mean()
@@ -95,6 +95,10 @@ class TestKinds:
         image = torch.rand(3, 24, 24, generator=generator())
         assert torch.equal(random_regions(image, 9, generator(4), "boxes"), regions_of(9, (24, 24), 4))
         assert random_regions(image, 9, generator(4), "superpixels").shape == (9, 24, 24)
+
+    def test_boxes_of_small_pictures(self) -> None:
+        image = torch.rand(3, 95, 200, generator=generator())
+        assert torch.equal(random_regions(image, 9, generator(4)), regions_of(9, (95, 200), 4))
 
     @pytest.mark.parametrize("shape", [(2, 30), (1, 6, 7, 8)], ids=str)
     def test_boxes_of_anything_but_pictures(self, shape: tuple[int, ...]) -> None:

@@ -89,8 +89,8 @@ def test_targets_of_captum(target: Any) -> None:
 
 
 def test_half_of_the_parts_of_an_image_follow_it() -> None:
-    image = torch.zeros(1, 40, 40)
-    image[:, :, 20:] = 1
+    image = torch.zeros(1, 96, 96)
+    image[:, :, 48:] = 1
     labels = superpixels(image)
     parts = random_parts(image, 40, generator_of(0, 0))
     assert all(any(_is_union(part, label) for label in labels) for part in parts[1::2])

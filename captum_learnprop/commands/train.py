@@ -87,7 +87,7 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
     "--steps", type=POSITIVE, help="Optimiser steps.  [default: 4.5 times over the rows, 20 at least and 80 at most]"
 )
 @click.option("--batch-size", type=POSITIVE, default=12, help="Images times targets per step, over all processes.")
-@click.option("--lr", type=float, help="First learning rate.  [default: 0.03, for LRP 0.01]")
+@click.option("--lr", type=float, help="First learning rate.  [default: 0.03]")
 @click.option(
     "--smoothing", type=float, help="Of maps, as a share of the image's shorter side.  [default: 0.025, for LRP 0]"
 )

@@ -80,7 +80,7 @@ class RuleTrainer:
             (see `maps.follow_outlines`); 0 for none. Maps are learned and finished with it.
         steps: Optimiser steps (Adam); None for as many as go 4.5 times over the rows, 20 at least and 80 at most.
         batch_size: Rows per step, over all processes; a row is one image with one target.
-        lr: First learning rate, by default 0.03, and 0.01 for LRP.
+        lr: First learning rate, by default 0.03.
         schedule: ``"cosine"``, ``"linear"`` or ``"constant"``.
         warmup: Steps until the first learning rate is reached.
         clip: Largest norm of a gradient.

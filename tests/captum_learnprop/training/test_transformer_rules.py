@@ -23,7 +23,9 @@ def images(count: int = 3) -> Tensor:
 @pytest.mark.parametrize("composite", ["learned_transformer", "learned_attnlrp"])
 def test_trainer_improves_on_the_start(composite: str) -> None:
     model, x = vit(), images(8)
-    trainer = cl.RuleTrainer(model, composite, "channel", steps=12, batch_size=6, deletions=16, validate_every=4)
+    trainer = cl.RuleTrainer(
+        model, composite, "channel", steps=12, batch_size=6, deletions=16, validate_every=4, fill="colours"
+    )
     rules = trainer.fit(x, validation=x)
     losses = [row["validation loss"] for row in trainer.log if "validation loss" in row]
     assert min(losses[1:]) < losses[0]

@@ -206,13 +206,13 @@ class Run:
         """Keeps the state of a step if its held-out losses are not above the lowest ones by a standard error.
 
         On a real net held-out losses stay where they are from some step on, and which step has the lowest is chance;
-        the last one has learned with the smallest steps. The start is given up for lower losses only.
+        the last one has learned with the smallest steps. No state is kept whose losses are above those of the start.
         """
         lowest = torch.tensor(self.state.lowest, dtype=losses.dtype)
         lower = not len(lowest) or bool(losses.mean() < lowest.mean())
         if lower:
             self.state.lowest, self.state.waited, self.state.lowest_step = losses.tolist(), 0, step
-        if lower or (self.state.lowest_step and not is_above(losses, lowest)):
+        if lower or (losses.mean().item() < self._start_loss() and not is_above(losses, lowest)):
             self._keep(step)
         if not lower:
             self.state.waited += 1
@@ -238,6 +238,9 @@ class Run:
             TrainingWarning,
             stacklevel=4,
         )
+
+    def _start_loss(self) -> float:
+        return self.log.rows[0]["validation loss"]
 
     def _kept_loss(self) -> float | None:
         rows = [row for row in self.log.rows if row["step"] == self.state.best_step and "validation loss" in row]

@@ -408,6 +408,11 @@ class TestStopping:
         assert rules.training["best_step"] == 3  # .1 above the lowest, of step 1, with an error of .3
         assert rules.training["validation_loss"] == pytest.approx(1.3)
 
+    def test_nothing_above_the_start_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = iter(map(judged, [[2.0, 2.0], [1.9, 1.9], [1.0, 3.1]]))  # the last is within an error of the lowest
+        monkeypatch.setattr(Losses, "each", lambda *_: next(found))
+        assert fit(steps=2, validate_every=1, fitting={"validation": 0.3}).training["best_step"] == 1
+
     def test_the_start_is_kept_where_nothing_is_lower(self, monkeypatch: pytest.MonkeyPatch) -> None:
         found = iter(map(judged, [[2.0, 1.0], [1.0, 2.0], [3.0, 0.5]]))
         monkeypatch.setattr(Losses, "each", lambda *_: next(found))

@@ -1,6 +1,6 @@
 """Train the small nets of ``examples/benchmarks/grid.py``: six architectures for MNIST, digits, faces and series.
 
-    python examples/train_grid_nets.py                              # all that are missing: an hour on a core
+    python examples/train_grid_nets.py                              # all that are missing
     python examples/train_grid_nets.py --data faces --net convnext  # one of them
 
 Nets are written to the cache (``$LEARNPROP_CACHE/nets``, by default below ~/.cache/captum-learnprop) as safetensors

@@ -22,7 +22,6 @@ from captum_learnprop.evaluation.randomization import randomized
 from captum_learnprop.files import write_text
 from captum_learnprop.scenes import reference_nets
 from captum_learnprop.scenes.scenes import QUESTIONS_PER_SCENE, SIZE, Questions, make_scenes
-from captum_learnprop.training.options import TrainingOptions
 from captum_learnprop.training.trainer import HELD_OUT, SHOWN, RuleTrainer, held_out_images
 from zennit_rules import RuleSet
 from zennit_rules.core import fingerprint
@@ -169,7 +168,7 @@ class Subject(ABC):
     def _load(self, variant: str, seed: int, path: Path) -> RuleSet:
         rules = RuleSet.load(path, self.net)
         options = self.settings.training_options(variant)
-        steps = self._options(self.settings.trainer(variant, self.net)).steps
+        steps = self._steps(self.settings.trainer(variant, self.net))
         wanted = {**options, "images": len(self.training_images), "seed": seed, "steps": steps}
         require_same(rules.training, {name: wanted[name] for name in rules.training if name in wanted}, path)
         require_same(_form(rules), _form(self.untrained(variant)), path)
@@ -179,7 +178,7 @@ class Subject(ABC):
         self.progress(f"learning {variant}, seed {seed}")
         trainer = self.settings.trainer(variant, self.net, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        steps = self._options(trainer).steps
+        steps = self._steps(trainer)
         rules = trainer.fit(
             self.inputs(self.training_images),
             checkpoint=path.with_suffix(".checkpoint"),
@@ -190,10 +189,10 @@ class Subject(ABC):
         path.with_suffix(".checkpoint").unlink(missing_ok=True)
         return rules
 
-    def _options(self, trainer: RuleTrainer) -> TrainingOptions:
-        """Returns the options that a trainer has on the training images, which decide its steps."""
+    def _steps(self, trainer: RuleTrainer) -> int:
+        """Returns the steps that a trainer makes on the training images."""
         images = len(self.training_images)
-        return trainer.options.for_rows((images - held_out_images(images, HELD_OUT)) * self.targets_per_image)
+        return trainer.options.steps_for((images - held_out_images(images, HELD_OUT)) * self.targets_per_image)
 
     def examples(self, seed: int) -> dict[str, Any]:
         """Returns what is explained in training and where it is kept, as options of `RuleTrainer.fit`.

@@ -174,16 +174,14 @@ def hand_made_methods(candidate: Candidate, tuning: Questions) -> list[TreatedMe
             attribution,
             lambda maps: SCORES[SHARE].rate(case, maps) + SCORES[CLASS_AUC].rate(case, maps),
         )
-        found.append(TreatedMethod(name, explain, treatment, candidate.preprocessing.normalize))
+        found.append(TreatedMethod(name, explain, treatment, candidate.inputs))
     return found
 
 
 def ready_methods(candidate: Candidate) -> list[TreatedMethod]:
     """Returns the rules that the package ships for this net; they know how their maps are made."""
     return [
-        TreatedMethod(
-            name, _by_rules(candidate, rules), treatment_of(rules, candidate.side), candidate.preprocessing.normalize
-        )
+        TreatedMethod(name, _by_rules(candidate, rules), treatment_of(rules, candidate.side), candidate.inputs)
         for name, ready in READY.items()
         for rules in [RuleSet.load(ready, candidate.net)]
     ]
@@ -191,7 +189,7 @@ def ready_methods(candidate: Candidate) -> list[TreatedMethod]:
 
 def _by_rules(candidate: Candidate, rules: RuleSet) -> Explain:
     method = LearnedPropagation(candidate.net, rules=rules)
-    return lambda images, targets: method.attribute(candidate.preprocessing.normalize(images), targets)
+    return lambda images, targets: method.attribute(candidate.inputs(images), targets)
 
 
 def answer(candidate: Candidate, method: TreatedMethod, questions: Questions) -> Result:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import pi, radians
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_learnprop.errors import LearnpropError
 from captum_learnprop.scenes.drawing import SIZE, Layer, background, draw_noise, uniform
-from captum_learnprop.scenes.in_chunks import draw_in_chunks
+from captum_learnprop.scenes.in_chunks import ChunkedSource
+from captum_learnprop.scenes.photographs import file_of_skimage
 from captum_learnprop.scenes.scenes import Scenes, label_rows, members_of
 
 TURNS = ("upright", "turned right", "upside down", "turned left")
@@ -45,12 +44,14 @@ DRAWING = 1
 
 
 @dataclass(frozen=True)
-class FaceSource:
+class FaceSource(ChunkedSource):
     """Scenes of 64 pixels with a face and three crops of something else, on a coloured ground.
 
     The class is one of `TURNS`; the ground truth is the ellipse of the face, and the other crops are what may tempt a
     map. Splits share no crop.
     """
+
+    size = SIZE
 
     @property
     def name(self) -> str:
@@ -67,29 +68,13 @@ class FaceSource:
         """One, about the face."""
         return 1
 
-    def draw(self, count: int, *, split: str = "train", seed: int = 0, size: int = SIZE) -> Scenes:
-        """Returns ``count`` scenes; `SceneSource.draw` says what the arguments are.
+    def chunk(self, count: int, split: str, generator: torch.Generator) -> Scenes:
+        """Returns ``count`` scenes with crops of a split.
 
         Raises:
-            LearnpropError: An argument is out of range, or scikit-image is missing.
+            LearnpropError: The installed scikit-image has no such crops.
         """
-
-        def chunk(number: int, generator: torch.Generator) -> Scenes:
-            return _draw(number, *face_crops(split), generator)
-
-        return draw_in_chunks(chunk, count, split, seed, size, SIZE)
-
-    def check(self, size: int) -> None:
-        """Draws a scene.
-
-        Raises:
-            LearnpropError: As of `draw`.
-        """
-        self.draw(1, size=size)
-
-    def caveats(self, size: int) -> tuple[str, ...]:
-        """Returns nothing: splits share no crop."""
-        return ()
+        return _draw(count, *face_crops(split), generator)
 
     def identity(self) -> dict[str, Any]:
         """Returns a digest of the crops."""
@@ -105,7 +90,7 @@ def face_crops(split: str) -> tuple[Tensor, Tensor]:
     """Returns the faces ``(S, 25, 25)`` and the other crops ``(S, 25, 25)`` of a split, in [0, 1].
 
     Raises:
-        LearnpropError: scikit-image is missing, or has no such file.
+        LearnpropError: The installed scikit-image has no such file.
     """
     crops = _load_crops()
     faces, others = crops[: len(crops) // 2], crops[len(crops) // 2 :]
@@ -115,16 +100,7 @@ def face_crops(split: str) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=1)
 def _load_crops() -> Tensor:
-    try:
-        from skimage import data
-    except ImportError as error:
-        raise LearnpropError(
-            "the scenes of faces need scikit-image, which brings them: pip install 'captum-learnprop[grid]'"
-        ) from error
-    path = Path(str(data.__file__)).parent / "lfw_subset.npy"
-    if not path.is_file():  # scikit-image itself would fetch it
-        raise LearnpropError(f"this scikit-image has no {path.name}: pip install --upgrade 'captum-learnprop[grid]'")
-    return torch.from_numpy(np.load(path)).float()
+    return torch.from_numpy(np.load(file_of_skimage("lfw_subset.npy"))).float()
 
 
 def _draw(count: int, faces: Tensor, others: Tensor, generator: torch.Generator) -> Scenes:

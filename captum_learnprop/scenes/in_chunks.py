@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,27 +17,46 @@ CHUNK = 32
 """Scenes that are drawn together. Another number gives other scenes."""
 
 
-def draw_in_chunks(
-    draw: Callable[[int, torch.Generator], Scenes], count: int, split: str, seed: int, size: int, own: int
-) -> Scenes:
-    """Returns ``count`` scenes, of whole chunks that are cut.
+class ChunkedSource(ABC):
+    """A `SceneSource` whose scenes have one size, whose splits share nothing they are made of."""
 
-    Args:
-        draw: A function ``(number, generator) -> scenes``; all its random numbers come from the generator.
-        count: How many scenes, at least 1.
-        split: A key of `scenes.SPLITS`.
-        seed: Seed of the draw.
-        size: The size that is asked for.
-        own: The only size that there is.
+    size: ClassVar[int]
+    """The height and width of its images in pixels, of series the number of samples."""
 
-    Raises:
-        LearnpropError: An argument is out of range, or another size is asked for.
-    """
-    check_draw(count, split, size)
-    if size != own:
-        raise LearnpropError(f"these scenes have the size {own}, got size={size}: on the command line, --size {own}")
-    chunks = [draw(CHUNK, scene_generator(seed, split, number)) for number in range(-(-count // CHUNK))]
-    return _joined(chunks)[:count]
+    @abstractmethod
+    def chunk(self, count: int, split: str, generator: torch.Generator) -> Scenes:
+        """Returns ``count`` scenes, which are made together; all random numbers come from the generator.
+
+        Raises:
+            LearnpropError: What they are made of is missing.
+        """
+
+    def draw(self, count: int, *, split: str = "train", seed: int = 0, size: int | None = None) -> Scenes:
+        """Returns ``count`` scenes, of whole chunks that are cut; `SceneSource.draw` says what the arguments are.
+
+        Raises:
+            LearnpropError: An argument is out of range, another size is asked for, or a package is missing.
+        """
+        size = self.size if size is None else size
+        check_draw(count, split, size)
+        if size != self.size:
+            raise LearnpropError(
+                f"these scenes have the size {self.size}, got size={size}: on the command line, --size {self.size}"
+            )
+        numbers = range(-(-count // CHUNK))
+        return _joined([self.chunk(CHUNK, split, scene_generator(seed, split, number)) for number in numbers])[:count]
+
+    def check(self, size: int) -> None:
+        """Draws a scene.
+
+        Raises:
+            LearnpropError: As of `draw`.
+        """
+        self.draw(1, size=size)
+
+    def caveats(self, size: int) -> tuple[str, ...]:
+        """Returns nothing: splits share nothing."""
+        return ()
 
 
 def _joined(chunks: list[Scenes]) -> Scenes:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.scenes.drawing import SIZE
-from captum_learnprop.scenes.in_chunks import draw_in_chunks
+from captum_learnprop.scenes.in_chunks import ChunkedSource
 from captum_learnprop.scenes.scenes import NUM_CLASSES, Scenes, draw_pairs, finished, members_of, source_digits
 
 Digits = tuple[Tensor, Tensor]
@@ -31,7 +31,7 @@ DRAWING = 1
 
 
 @dataclass(frozen=True)
-class PairSource:
+class PairSource(ChunkedSource):
     """Scenes of 64 pixels with two digits of different classes, in colours, over pieces of other digits.
 
     Splits share no digit. See `digit_pairs` and `mnist_pairs`.
@@ -40,6 +40,8 @@ class PairSource:
         name: The source in one word.
         digits: A function ``split -> (images, classes)``.
     """
+
+    size = SIZE
 
     name: str
     digits: Callable[[str], Digits]
@@ -54,29 +56,13 @@ class PairSource:
         """Two, one for each digit."""
         return 2
 
-    def draw(self, count: int, *, split: str = "train", seed: int = 0, size: int = SIZE) -> Scenes:
-        """Returns ``count`` scenes; `SceneSource.draw` says what the arguments are.
+    def chunk(self, count: int, split: str, generator: torch.Generator) -> Scenes:
+        """Returns ``count`` scenes of digits of a split.
 
         Raises:
-            LearnpropError: An argument is out of range, or the package that brings the digits is missing.
+            LearnpropError: The package that brings the digits is missing.
         """
-
-        def chunk(number: int, generator: torch.Generator) -> Scenes:
-            return finished(draw_pairs(number, *self.digits(split), generator))
-
-        return draw_in_chunks(chunk, count, split, seed, size, SIZE)
-
-    def check(self, size: int) -> None:
-        """Draws a scene.
-
-        Raises:
-            LearnpropError: As of `draw`.
-        """
-        self.draw(1, size=size)
-
-    def caveats(self, size: int) -> tuple[str, ...]:
-        """Returns nothing: splits share no digit."""
-        return ()
+        return finished(draw_pairs(count, *self.digits(split), generator))
 
     def identity(self) -> dict[str, Any]:
         """Returns a digest of the test digits."""

@@ -139,11 +139,18 @@ def whole() -> list[Photograph]:
     Raises:
         LearnpropError: A photograph is not in the installed scikit-image.
     """
+    return [Photograph(Path(name).stem, file_of_skimage(name), target) for name, target in _WHOLE.items()]
+
+
+def file_of_skimage(name: str) -> Path:
+    """Returns a file in the wheel of scikit-image, which itself would download what is missing.
+
+    Raises:
+        LearnpropError: It is not there.
+    """
     from skimage import data
 
-    folder = Path(str(data.__file__)).parent
-    for name in _WHOLE:
-        # scikit-image itself would fetch it.
-        if not (folder / name).is_file():
-            raise LearnpropError(f"this scikit-image has no {name} in {folder}: pip install --upgrade scikit-image")
-    return [Photograph(Path(name).stem, folder / name, target) for name, target in _WHOLE.items()]
+    path = Path(str(data.__file__)).parent / name
+    if not path.is_file():
+        raise LearnpropError(f"this scikit-image has no {name} in {path.parent}: pip install --upgrade scikit-image")
+    return path

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.scenes.drawing import uniform
-from captum_learnprop.scenes.in_chunks import draw_in_chunks
+from captum_learnprop.scenes.in_chunks import ChunkedSource
 from captum_learnprop.scenes.scenes import Scenes, label_rows, members_of
 
 LENGTH = 128
@@ -63,11 +63,13 @@ CLASSES = tuple(_WAVES)
 
 
 @dataclass(frozen=True)
-class ShapeletSource:
+class ShapeletSource(ChunkedSource):
     """Series of 128 samples as images ``(1, 1, 128)``: two shapelets of different classes, on a ground with clutter.
 
     The ground truth is where the asked shapelet lies. Splits share no record of the ground.
     """
+
+    size = LENGTH
 
     @property
     def name(self) -> str:
@@ -84,29 +86,13 @@ class ShapeletSource:
         """Two, one for each shapelet."""
         return 2
 
-    def draw(self, count: int, *, split: str = "train", seed: int = 0, size: int = LENGTH) -> Scenes:
-        """Returns scenes with images ``(count, 1, 1, 128)``; `SceneSource.draw` says what the arguments are.
+    def chunk(self, count: int, split: str, generator: torch.Generator) -> Scenes:
+        """Returns ``count`` series on records of a split.
 
         Raises:
-            LearnpropError: An argument is out of range, or aeon is missing.
+            LearnpropError: aeon is missing, or has no such file.
         """
-
-        def chunk(number: int, generator: torch.Generator) -> Scenes:
-            return _draw(number, records(split), generator)
-
-        return draw_in_chunks(chunk, count, split, seed, size, LENGTH)
-
-    def check(self, size: int) -> None:
-        """Draws a series.
-
-        Raises:
-            LearnpropError: As of `draw`.
-        """
-        self.draw(1, size=size)
-
-    def caveats(self, size: int) -> tuple[str, ...]:
-        """Returns nothing: splits share no record."""
-        return ()
+        return _draw(count, records(split), generator)
 
     def identity(self) -> dict[str, Any]:
         """Returns a digest of the records."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from captum_learnprop.training.per_sample import Momentum
+
 LENGTH = 2.0
 """The length of a step from a rule of the textbook, where none is given. On validation photographs .6 and 1 were worse,
 on 64-pixel digits 1 was as good."""
@@ -42,9 +44,9 @@ class JointDescent:
     """
 
     def __init__(self, lr: float, samples: int, momentum: float = 0.8, pull: float = PULL) -> None:
-        self.lr, self.samples, self.momentum, self.pull = lr, samples, momentum, pull
+        self.lr, self.samples, self.pull = lr, samples, pull
         self.noise = torch.zeros(samples)
-        self._moving: dict[tuple[str, str], Tensor] = {}
+        self._moving = Momentum(momentum)
         self._starts: dict[tuple[str, str], Tensor] = {}
         self._due: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
@@ -52,13 +54,7 @@ class JointDescent:
     def note(self, site: str, gate: nn.Module, gradients: dict[str, Tensor]) -> None:
         """Take down the gradients of a gate's parameters, for the next `step`."""
         for name, gradient in gradients.items():
-            moving = self._moving.get((site, name))
-            if moving is None:
-                moving = self._moving[site, name] = gradient
-            else:
-                torch.add(gradient, moving, alpha=self.momentum, out=moving)
-            dims = [d for d in range(moving.ndim) if d != getattr(gate, "sample_dim", 0)]
-            size = torch.linalg.vector_norm(moving, dim=dims, keepdim=True) if dims else moving.abs()
+            moving, size = self._moving.add((site, name), gradient, getattr(gate, "sample_dim", 0))
             parameter = gate.get_parameter(name)
             if (site, name) not in self._starts:
                 self._starts[site, name] = parameter.detach().clone()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ class DeletionFills:
         found[coloured] = random_fills(count, shape, *self.range, generator)[coloured].to(found)
         return found
 
-    @property
+    @cached_property
     def range(self) -> tuple[Tensor, Tensor]:
         """The lowest and the highest value of each channel, ``(C,)``, or feature."""
         over = (0, *range(2, self.images.dim()))

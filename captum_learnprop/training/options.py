@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,7 +27,8 @@ PRECISIONS: dict[str | None, torch.dtype | None] = {None: None, "float32": None,
 
 EPOCHS = 4.5
 """How often training goes over its rows where no steps are given. On photographs the maps of gates get worse after five
-times, and those of DeepLIFT better until four; the maps of digits get better until five at least."""
+times, and those of DeepLIFT better until four; the maps of digits get better until five at least (validation scenes,
+one or two seeds, `docs/concepts/objective.md`)."""
 
 STEPS = (20, 80)
 """The least and the most steps of that."""
@@ -83,19 +84,19 @@ class TrainingOptions:
         if self.patience is not None and self.patience < 1:
             raise LearnpropError(f"patience must be at least 1 validation, got {self.patience}")
 
-    def for_rows(self, training_rows: int) -> TrainingOptions:
-        """Returns the options with a number of steps: as many as go `EPOCHS` times over the rows, within `STEPS`.
+    def steps_for(self, training_rows: int) -> int:
+        """Returns the number of steps; where none is given as many as go `EPOCHS` times over the rows, within `STEPS`.
 
         Args:
             training_rows: Rows that are trained on; a row is one image with one target.
         """
         if self.steps is not None:
-            return self
+            return self.steps
         least, most = STEPS
-        return replace(self, steps=min(max(round(EPOCHS * training_rows / self.batch_size), least), most))
+        return min(max(round(EPOCHS * training_rows / self.batch_size), least), most)
 
     def rate(self, step: int) -> float:
-        """Returns the learning rate of a step, counted from 0, of options `for_rows`."""
+        """Returns the learning rate of a step, counted from 0, of options whose steps are a number."""
         assert self.steps is not None
         if step < self.warmup:
             return self.lr * (step + 1) / (self.warmup + 1)
@@ -110,8 +111,7 @@ class TrainingOptions:
             training_rows: Rows that are trained on; a row is one image with one target.
             validation_rows: Rows that are held out.
         """
-        steps = self.for_rows(training_rows).steps
-        assert steps is not None
+        steps = self.steps_for(training_rows)
         validations = 1 + math.ceil(steps / self.validate_every)  # before the first step, and after the last
         return 2 * steps * min(self.batch_size, training_rows) + validations * validation_rows
 

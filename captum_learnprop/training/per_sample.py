@@ -140,6 +140,34 @@ def _warn_of_mixed_samples(rules: RuleSet, samples: int) -> None:
         )
 
 
+class Momentum:
+    """Sums of the gradients of parameters so far, the past with a weight below 1.
+
+    Args:
+        weight: Weight of the past.
+    """
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+        self._sums: dict[tuple[str, str], Tensor] = {}
+
+    def add(self, key: tuple[str, str], gradient: Tensor, sample_dim: int) -> tuple[Tensor, Tensor]:
+        """Returns the sum with a gradient added, and the length of each of its rows, with dimensions of size 1 kept.
+
+        Args:
+            key: Site and name of the parameter.
+            gradient: Its gradient, which is kept and changed.
+            sample_dim: The dimension of the rows, that of the samples.
+        """
+        moving = self._sums.get(key)
+        if moving is None:
+            moving = self._sums[key] = gradient
+        else:
+            torch.add(gradient, moving, alpha=self.weight, out=moving)
+        dims = [d for d in range(moving.ndim) if d != sample_dim]
+        return moving, torch.linalg.vector_norm(moving, dim=dims, keepdim=True) if dims else moving.abs()
+
+
 class Descent:
     """Momentum with steps of unit size per sample and gate: blind to the scale of the loss, and to the other samples.
 
@@ -156,22 +184,16 @@ class Descent:
     """
 
     def __init__(self, lr: float, momentum: float = 0.8) -> None:
-        self.lr, self.momentum = lr, momentum
+        self.lr = lr
         self.noise = torch.zeros(1)
-        self._moving: dict[tuple[str, str], Tensor] = {}
+        self._moving = Momentum(momentum)
 
     @torch.no_grad()
     def step(self, site: str, gate: nn.Module, gradients: dict[str, Tensor]) -> None:
         """Move the gate's parameters against their gradients."""
         for name, gradient in gradients.items():
             parameter = gate.get_parameter(name)
-            moving = self._moving.get((site, name))
-            if moving is None:
-                moving = self._moving[site, name] = gradient
-            else:
-                torch.add(gradient, moving, alpha=self.momentum, out=moving)
-            dims = [d for d in range(moving.ndim) if d != getattr(gate, "sample_dim", 0)]
-            size = torch.linalg.vector_norm(moving, dim=dims, keepdim=True) if dims else moving.abs()
+            moving, size = self._moving.add((site, name), gradient, getattr(gate, "sample_dim", 0))
             count = moving.numel() // max(size.numel(), 1)
             heard = size > self._noise_of(size)
             scale = torch.where(heard, self.lr * count**0.5 / size, torch.zeros_like(size))

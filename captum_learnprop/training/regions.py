@@ -28,7 +28,8 @@ KINDS = ("both", "boxes", "superpixels")
 
 FOLLOWED_SIDE = 96
 """The shorter side from which on ``"both"`` has superpixels. In smaller images they are no finer than what is to be
-found: with them gates find the strokes of digits of 64 pixels with an average precision of .86, without of .89."""
+found: with 48 regions, filled with other images, gates find the strokes of digits of 64 pixels with an average
+precision of .84, with as many boxes of .87 (validation, one seed)."""
 
 _BITS = 8
 

@@ -53,8 +53,7 @@ class Run:
 
     def __init__(self, task: TrainingTask, fit_options: FitOptions) -> None:
         self.task, self.options, self.fit_options = task, task.options, fit_options
-        assert self.options.steps is not None
-        self.steps = self.options.steps
+        self.steps = self.options.steps_for(len(task.training))
         self.losses = task.losses()
         self.parameters = task.rules.parameters()
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.options.lr, eps=_EPS)

@@ -320,7 +320,7 @@ class RuleTrainer:
             rules=starting_rules(self.model, shown.to(self._device), self.build_options),
             build_options=self.build_options,
             objective=self.objective,
-            options=self.options.for_rows(len(training)),
+            options=replace(self.options, steps=self.options.steps_for(len(training))),
             what=what,
             training=training,
             held_out=held_out,

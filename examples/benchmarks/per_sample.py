@@ -4,8 +4,8 @@
     python examples/benchmarks/per_sample.py --model efficientnet_lite:0
     python examples/benchmarks/per_sample.py --model efficientnet_lite:0 --rules efficientnet_lite0/gates --steps 4
 
-Scenes and questions are those of ``learnprop evaluate``. Maps before and after are finished alike, with the sign and
-smoothing they are learned with; differences are paired, their errors those over scenes of two questions each.
+Scenes and questions are those of ``learnprop evaluate``. Maps before and after are finished alike, with the sign that
+they are learned with; differences are paired, their errors those over scenes of two questions each.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from captum_learnprop.benchmark.comparison import standard_error
 from captum_learnprop.evaluation import average_precision, class_auc, pointing_game
 from captum_learnprop.maps import postprocess
 from captum_learnprop.scenes.scenes import Questions
+from captum_learnprop.training.defaults import training_defaults
 from zennit_rules import RuleSet
 
 
@@ -50,6 +51,7 @@ def main() -> None:
     rules = None if given.rules is None else RuleSet.load(given.rules, subject.net)
     composite = given.composite if rules is None else rules.composite_name
     method = LearnedPropagation(subject.net, composite, rules)
+    sign = training_defaults(composite).sign if rules is None else rules.training["sign"]
     found = {}
     for name, steps in (("start", 0), ("learned", given.steps)):
         began = time.perf_counter()
@@ -57,7 +59,7 @@ def main() -> None:
             lambda images, targets, n=steps: method.attribute(subject.inputs(images), targets, n_steps=n), questions
         )
         seconds = (time.perf_counter() - began) / len(questions.targets)
-        found[name] = scores(postprocess(attribution, "absolute", given.smoothing), questions)
+        found[name] = scores(postprocess(attribution, sign, given.smoothing), questions)
         print(f"{name}: {seconds:.1f} s a question")
     for score, before in found["start"].items():
         after = found["learned"][score]

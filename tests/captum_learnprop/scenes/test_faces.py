@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from captum_learnprop.errors import LearnpropError
-from captum_learnprop.scenes import SceneSource
+from captum_learnprop.scenes import SceneSource, faces
 from captum_learnprop.scenes.faces import CROP_PIXELS, CROPS, ELLIPSE, TURNS, FaceSource, _draw, face_crops
 from captum_learnprop.scenes.scenes import SPLITS
 
@@ -55,7 +55,7 @@ def test_the_face_stands_on_its_turn() -> None:
 
 def test_splits_share_no_crop() -> None:
     shares = [face_crops(split) for split in SPLITS]
-    assert [len(faces) for faces, _ in shares] == [70, 15, 15]
+    assert [len(own) for own, _ in shares] == [70, 15, 15]
     rows = [tuple(crop.flatten().tolist()) for pair in shares for crops in pair for crop in crops]
     assert len(set(rows)) == len(rows) == 200
 
@@ -65,10 +65,8 @@ def test_a_scene_does_not_depend_on_how_many_are_drawn() -> None:
     assert torch.equal(many.images[:2], few.images)
 
 
-def test_names_the_extra_where_scikit_image_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from captum_learnprop.scenes import faces
-
-    monkeypatch.setitem(sys.modules, "skimage", None)
+def test_a_scikit_image_without_the_crops_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skimage.data.__file__", str(tmp_path / "__init__.py"))
     faces._load_crops.cache_clear()
-    with pytest.raises(LearnpropError, match=r"scikit-image.*captum-learnprop\[grid\]"):
-        FaceSource().check(64)
+    with pytest.raises(LearnpropError, match=r"this scikit-image has no lfw_subset\.npy in .*: pip install --upgrade"):
+        FaceSource().draw(1)

@@ -422,8 +422,8 @@ class TestStopping:
     def test_steps_go_with_the_rows(self, rows: int, steps: int) -> None:
         options = RuleTrainer(net()).options
         assert options.steps is None
-        assert options.for_rows(rows).steps == steps
-        assert RuleTrainer(net(), steps=3).options.for_rows(rows).steps == 3
+        assert options.steps_for(rows) == steps
+        assert RuleTrainer(net(), steps=3).options.steps_for(rows) == 3
 
     def test_a_loss_that_is_not_finite_keeps_the_best(self) -> None:
         class Breaks(OcclusionRegression):

@@ -49,6 +49,7 @@ class TrainingOptions:
     quantity: str = "logit"
     sign: str = "absolute"
     smoothing: float = 0.025
+    chooses_smoothing: bool = False
     outlines: float = 0.0
     steps: int | None = None
     batch_size: int = 12

@@ -76,6 +76,11 @@ class TrainingTask:
         precision = PRECISIONS[options.precision]
         return RuleMaps(model, self.rules, options.sign, options.smoothing, precision, options.outlines)
 
+    @property
+    def has_held_out_images(self) -> bool:
+        """Whether rows of images, not of a table, are held out."""
+        return len(self.held_out) > 0 and self.held_out.rows(torch.arange(1))["inputs"].dim() > 2
+
     def config(self) -> dict[str, Any]:
         """Returns what a checkpoint must share with this training, ready for JSON but for the objective's options."""
         build_options = {**self.build_options, "gate": self.rules.config["gate"]}
@@ -94,6 +99,7 @@ class TrainingTask:
         return {
             "objective": self.objective.config(),
             **vars(self.options),
+            "smoothing_in_training": self.options.smoothing,
             "targets": self.what.targets,
             "targets_per_image": self.what.targets_per_image,
             "images": self.training.examples.images,

@@ -27,6 +27,7 @@ from captum_learnprop.training.options import PRECISIONS, FitOptions, TrainingOp
 from captum_learnprop.training.parts import Part, held_out_images, split
 from captum_learnprop.training.quantities import quantity as quantity_named
 from captum_learnprop.training.run import Run
+from captum_learnprop.training.smoothing_choice import chosen_smoothing
 from captum_learnprop.training.starting_rules import SHOWN, shown_images, starting_rules
 from captum_learnprop.training.task import TrainingTask
 from captum_learnprop.training.terms import Objective, Term
@@ -74,8 +75,9 @@ class RuleTrainer:
             ``"logit"``, ``"log_probability"``, ``"log_sigmoid"``, ``"contrastive_logit"``.
         sign: How an attribution becomes a map, see `maps.reduce_channels`; by default ``"absolute"``, and
             ``"signed"`` for LRP.
-        smoothing: Gaussian smoothing of maps, as a fraction of the sides (see `maps.per_axis`), by default
-            0.025, and none for LRP; none for tables. Use the rules with the same; ``rules.training`` keeps it.
+        smoothing: Gaussian smoothing of maps, as a fraction of the sides (see `maps.per_axis`); none for tables. None
+            learns with 0.025, LRP with none, and finishes maps with the one of `smoothing_choice.SMOOTHINGS` that
+            predicts small deletions of the held-out images best. ``rules.training`` keeps it: use the rules with it.
         outlines: Radius of the smoothing that follows the outlines of what the images show, as a fraction of the sides
             (see `maps.follow_outlines`); 0 for none. Maps are learned and finished with it.
         steps: Optimiser steps (Adam); None for as many as go 4.5 times over the rows, 20 at least and 80 at most.
@@ -149,15 +151,15 @@ class RuleTrainer:
         }  # fmt: skip
         defaults = training_defaults(composite)
         sign, lr = defaults.sign if sign is None else sign, defaults.lr if lr is None else lr
-        smoothing = defaults.smoothing if smoothing is None else smoothing
         outlines = defaults.outlines if outlines is None else outlines
         self.objective = _objective(objective, mask, defaults.term)
         self.quantity = quantity_named(quantity)
         self.options = TrainingOptions(
-            quantity=quantity, sign=sign, smoothing=smoothing, outlines=outlines, steps=steps, batch_size=batch_size,
-            lr=lr, schedule=schedule, warmup=warmup, clip=clip, deletions=deletions, regions=regions, fill=fill,
-            validate_every=validate_every, patience=patience, seed=seed, internal_batch_size=internal_batch_size,
-            precision=precision,
+            quantity=quantity, sign=sign, smoothing=defaults.smoothing if smoothing is None else smoothing,
+            chooses_smoothing=smoothing is None and self.objective.needs_deletions, outlines=outlines, steps=steps,
+            batch_size=batch_size, lr=lr, schedule=schedule, warmup=warmup, clip=clip, deletions=deletions,
+            regions=regions, fill=fill, validate_every=validate_every, patience=patience, seed=seed,
+            internal_batch_size=internal_batch_size, precision=precision,
         )  # fmt: skip
         self.log: list[dict[str, float]] = []
 
@@ -237,7 +239,10 @@ class RuleTrainer:
         run.resume()
         run.train()
         self.log = run.log.rows
-        return run.finish(measuring_seconds)
+        rules = run.finish(measuring_seconds)
+        if task.options.chooses_smoothing and task.has_held_out_images:
+            rules.training["smoothing"] = chosen_smoothing(task, show_progress=show_progress)
+        return rules
 
     def measure(
         self,

@@ -116,7 +116,8 @@ def missing_scores(cell: Mapping[str, Any] | None, wanted: Sequence[str], judges
 def require_same_settings(kept: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
     """Checks that a cell was computed with the settings of this run.
 
-    Options that the trainer got after the cell was written were at their defaults then.
+    Options that the trainer got after the cell was written were at their defaults then, but for the choice of the
+    smoothing, which was not made.
 
     Args:
         kept: Settings of the cell.
@@ -128,7 +129,7 @@ def require_same_settings(kept: Mapping[str, Any], wanted: Mapping[str, Any], pa
     """
     require_same(kept, {name: value for name, value in wanted.items() if name != "training options"}, path)
     if "training options" in wanted:
-        defaults = Settings().training_options(None)
+        defaults = {**Settings().training_options(None), "chooses_smoothing": False}
         require_same({**defaults, **kept.get("training options", {})}, wanted["training options"], path)
 
 

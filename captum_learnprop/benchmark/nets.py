@@ -170,7 +170,9 @@ class Subject(ABC):
         options = self.settings.training_options(variant)
         steps = self._steps(self.settings.trainer(variant, self.net))
         wanted = {**options, "images": len(self.training_images), "seed": seed, "steps": steps}
-        require_same(rules.training, {name: wanted[name] for name in rules.training if name in wanted}, path)
+        # What was asked for: the smoothing of finished maps may have been chosen.
+        asked = {**rules.training, "smoothing": rules.training.get("smoothing_in_training", options["smoothing"])}
+        require_same(asked, {name: wanted[name] for name in asked if name in wanted}, path)
         require_same(_form(rules), _form(self.untrained(variant)), path)
         return rules
 

@@ -57,7 +57,8 @@ def summary(request: Request, result: Result) -> Iterator[str]:
     smoothed = f"smoothed by {smoothing:g} of the shorter side" if smoothing else "not smoothed"
     outlines = training["outlines"]
     followed, images = (", following outlines,", f", {outlines:g}, images") if outlines else ("", "")
-    yield f"maps were {sign} and {smoothed}{followed} in training: make yours alike, by"
+    chosen = ", chosen on held-out images" if training["chooses_smoothing"] else ""
+    yield f"maps are {sign} and {smoothed}{followed}{chosen}: make yours alike, by"
     yield f"  captum_learnprop.maps.postprocess(attribution, {sign!r}, {smoothing:g}{images})"
 
 

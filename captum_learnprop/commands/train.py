@@ -89,7 +89,9 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 @click.option("--batch-size", type=POSITIVE, default=12, help="Images times targets per step, over all processes.")
 @click.option("--lr", type=float, help="First learning rate.  [default: 0.03]")
 @click.option(
-    "--smoothing", type=float, help="Of maps, as a share of the image's shorter side.  [default: chosen on held-out images]"
+    "--smoothing",
+    type=float,
+    help="Of maps, as a share of the image's shorter side.  [default: chosen on held-out images]",
 )
 @click.option(
     "--outlines",

@@ -26,10 +26,10 @@ SMOOTHINGS = (0.0, 0.0125, 0.025, 0.05, 0.075, 0.1)
 """What is chosen from, as fractions of the sides."""
 
 USUAL = 0.025
-"""The smoothing that others have to be better than: what one can say of small boxes in few large photographs is little."""
+"""The smoothing that is kept where others are not better: of few large photographs small boxes say little."""
 
 CERTAINTY = 2.0
-"""By how many standard errors over the images another smoothing has to be better."""
+"""By how many standard errors over the images the best smoothing has to be better than one that is passed over."""
 
 SIDES = (1 / 32, 1 / 16)
 """The sides of the boxes that are removed one at a time, as fractions of those of the image. Correlations for these
@@ -49,17 +49,18 @@ def chosen_smoothing(task: TrainingTask, *, show_progress: bool = False) -> floa
     """Returns the smoothing, one of `SMOOTHINGS`, whose maps of the held-out rows predict small deletions best.
 
     It is judged by the mean, over rows and `SIDES`, of the correlation between the mass of a map in a box and what the
-    target loses when that is removed. `USUAL` is returned where the best one is not better by `CERTAINTY`.
+    target loses when that is removed. Of those that the best one does not surpass by `CERTAINTY`, the nearest to
+    `USUAL` is taken.
 
     Args:
         task: The training, with the rules that maps are made by, and with held-out rows of images.
         show_progress: Whether a progress bar is drawn.
     """
-    gains = torch.stack([rows.mean(0) for rows in _correlations(task, show_progress)])
-    gains = gains - gains[:, SMOOTHINGS.index(USUAL), None]
-    best = int(gains.mean(0).argmax())
-    error = gains[:, best].std().item() / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
-    chosen = SMOOTHINGS[best] if gains[:, best].mean().item() > CERTAINTY * error else USUAL
+    found = torch.stack([rows.mean(0) for rows in _correlations(task, show_progress)])
+    short = found[:, found.mean(0).argmax(), None] - found
+    errors = short.std(0) / math.sqrt(len(short)) if len(short) > 1 else torch.full((len(SMOOTHINGS),), math.inf)
+    good = (short.mean(0) <= CERTAINTY * errors).tolist()
+    chosen = min((one for one, fits in zip(SMOOTHINGS, good, strict=True) if fits), key=lambda one: abs(one - USUAL))
     # Every process came to the same but for rounding, which must not decide.
     return float(task.processes.sum(torch.tensor(chosen if task.processes.main else 0.0, dtype=torch.float64)))
 

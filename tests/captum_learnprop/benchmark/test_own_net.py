@@ -226,6 +226,19 @@ def test_maps_that_were_trained_to_follow_outlines_are_scored_so(source: CutoutS
     torch.testing.assert_close(kept.float(), expected, rtol=0.0, atol=2e-3)
 
 
+def test_maps_are_scored_with_the_smoothing_that_training_chose(
+    source: CutoutSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captum_learnprop.training.trainer.chosen_smoothing", lambda task, **options: 0.1)
+    wanted = suite(source, variants={"gates": {"deletions": 4, "batch_size": 4}}, methods=("gates, learned",))
+    (cell,) = run(wanted, tmp_path)
+    assert cell["treatment"]["sigma"] == pytest.approx(0.1 * SIDE)
+    (path,) = (tmp_path / "cells").iterdir()
+    path.unlink()
+    (again,) = run(wanted, tmp_path)  # by the rules that were kept
+    assert (again["error"], again["scores"]) == (None, cell["scores"])
+
+
 def test_images_in_pixels_are_normalised_for_the_net() -> None:
     net, images = Coloured().eval(), torch.rand(2, 3, SIDE, SIDE)
     on_pixels = OnPixels(net, PREPROCESSING)

@@ -310,9 +310,10 @@ class TestOptions:
         rules = RuleSet.load(out)
         assert rules.composite_name == composite
         defaults = trainer.training_defaults(composite)
-        assert f"maps were {defaults.sign} and " in result.stdout
-        assert ("not smoothed in training" in result.stdout) == (defaults.smoothing == 0)
-        assert f"postprocess(attribution, {defaults.sign!r}, {defaults.smoothing:g})" in result.stdout
+        assert f"maps are {defaults.sign} and " in result.stdout
+        smoothing = rules.training["smoothing"]
+        assert ("and not smoothed, chosen on held-out images" in result.stdout) == (smoothing == 0)
+        assert f"postprocess(attribution, {defaults.sign!r}, {smoothing:g})" in result.stdout
         assert (rules.config.get("rule_options") or {}).items() >= (expected or {}).items()
         assert expected is not None or "rule_options" not in rules.config
         (usage,) = [line.split() for line in result.stdout.splitlines() if line.startswith("  learnprop")]
@@ -438,7 +439,8 @@ class TestResume:
         TinyNet.passes = 0
         train(images, expected, *run)
         total = TinyNet.passes
-        assert total == 3 + 1 + 4 + 1  # size and sites, first validation, steps, last validation
+        # size and sites, first validation, steps, last validation, choice of the smoothing
+        assert total == 3 + 1 + 4 + 1 + 8
         for at in (4, 5, 7, total):
             checkpoint, log, out = (tmp_path / f"{name}-{at}" for name in ("run", "log", "rules"))
             options = [*run, "--resume", str(checkpoint), "--log-dir", str(log)]

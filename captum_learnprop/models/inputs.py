@@ -13,7 +13,9 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.forward import first_layer
 from captum_learnprop.images import Preprocessing, torchvision_weights
+from captum_learnprop.models.hugging_face import preprocessing_beside
 from captum_learnprop.models.own_file import is_file
 
 _LOG = logging.getLogger(__name__)
@@ -27,7 +29,8 @@ def preprocessing_of(
     """Returns how images become inputs of a model.
 
     A module says it by an attribute ``preprocessing``, timm by ``pretrained_cfg``, Hugging Face by the files of its
-    folder, torchvision by the weights. Any other model is given images of 224 pixels in [0, 1].
+    folder, torchvision by the weights. Any other model is given whole images, squeezed into squares of 224 pixels in
+    [0, 1], which are grey where its first layer takes one channel.
 
     Args:
         spec: What ``--model`` named.
@@ -39,14 +42,14 @@ def preprocessing_of(
     Raises:
         LearnpropError: The attribute is something else, or there are no such weights.
     """
-    found = _told(spec, module, weights)
+    found = told(spec, module, weights)
     if found is None and is_file(spec) and normalization == "auto":
         _LOG.warning(
             "%s does not say how images are normalised: pixels stay in [0, 1]; give the module an attribute "
             "'preprocessing', or choose --normalization imagenet or none", spec,
         )  # fmt: skip
     # What a plugin makes normalises its input itself, as a rule.
-    preprocessing = Preprocessing().without_normalization() if found is None else found
+    preprocessing = assumed_for(module) if found is None else found
     if size is not None:
         preprocessing = preprocessing.at_size(size)
     if normalization == "none":
@@ -54,6 +57,13 @@ def preprocessing_of(
     if normalization == "imagenet":
         return replace(preprocessing, mean=Preprocessing.mean, std=Preprocessing.std)
     return preprocessing
+
+
+def assumed_for(module: nn.Module) -> Preprocessing:
+    """Returns how images become inputs of a model that says nothing of it: squeezed, in [0, 1], grey where it asks."""
+    preprocessing = Preprocessing(squeeze=True).without_normalization()
+    grey = getattr(first_layer(module)[1], "in_channels", None) == 1
+    return replace(preprocessing, mean=(0.0,), std=(1.0,)) if grey else preprocessing
 
 
 def class_names_of(spec: str, module: nn.Module, weights: str | None = None) -> tuple[str, ...] | None:
@@ -87,7 +97,17 @@ def imagenet_names() -> tuple[str, ...]:
     return tuple(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def _told(spec: str, module: nn.Module, weights: str | None) -> Preprocessing | None:
+def told(spec: str, module: nn.Module, weights: str | None = None) -> Preprocessing | None:
+    """Returns how a model, or where it comes from, says that images become its inputs; None where nothing says so.
+
+    Args:
+        spec: What ``--model`` named; empty for a module that was made in Python.
+        module: The model.
+        weights: Name of its weights, for torchvision's models.
+
+    Raises:
+        LearnpropError: Its attribute ``preprocessing`` is something else, or there are no such weights.
+    """
     found = getattr(module, "preprocessing", None)
     # A layer of that name does it in the forward pass, and tells nothing.
     if found is not None and not isinstance(found, nn.Module):
@@ -103,12 +123,17 @@ def _told(spec: str, module: nn.Module, weights: str | None) -> Preprocessing | 
     configuration = _timm_configuration(module)
     if configuration is not None:
         return _of_timm(configuration)
+    if _hugging_face_configuration(module) is None:
+        return None
+    beside = preprocessing_beside(module)
+    if beside is not None:
+        return beside
     side = getattr(_hugging_face_configuration(module), "image_size", None)
     if isinstance(side, (tuple, list)):
         side = side[0]
-    if isinstance(side, int):
-        return Preprocessing(side, side)
-    return None if _hugging_face_configuration(module) is None else Preprocessing()
+    # What their processors do, but for the mean and the deviation, which differ between models.
+    side = side if isinstance(side, int) else Preprocessing.crop
+    return Preprocessing(side, side, squeeze=True)
 
 
 def _timm_configuration(module: nn.Module) -> Mapping[str, Any] | None:
@@ -126,6 +151,7 @@ def _of_timm(configuration: Mapping[str, Any]) -> Preprocessing:
         tuple(configuration["mean"]),
         tuple(configuration["std"]),
         interpolation if interpolation in known else "bilinear",
+        configuration.get("crop_mode") == "squash",
     )
 
 

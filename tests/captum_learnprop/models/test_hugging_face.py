@@ -112,7 +112,7 @@ def test_no_classifier(folder: Path, bare: nn.Module, tmp_path: Path) -> None:
 def test_unusable_requests(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(LearnpropError, match="huggingface:path/to/folder"):
         load_model("huggingface")
-    with pytest.raises(LearnpropError, match="there is no folder or file google/vit: 'huggingface:' takes a local"):
+    with pytest.raises(LearnpropError, match="no model of that name in the local cache"):
         load_model("huggingface:google/vit")
     with pytest.raises(LearnpropError, match=r"has no config\.json"):
         load_model(f"huggingface:{tmp_path}")
@@ -152,4 +152,4 @@ def test_processors_that_do_something_else_are_refused(odd: dict[str, Any], tmp_
 
 def test_without_a_mean_nothing_is_normalised(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 32}))
-    assert hugging_face._preprocessing(tmp_path) == Preprocessing(32, 32).without_normalization()
+    assert hugging_face._preprocessing(tmp_path) == Preprocessing(32, 32, squeeze=True).without_normalization()

@@ -6,7 +6,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 from torchvision.transforms._presets import SemanticSegmentation
 
-from captum_learnprop.errors import InputWarning, LearnpropError, did_you_mean
+from captum_learnprop.errors import InputWarning, LearnpropError
 from captum_learnprop.forward import training_mode
 from captum_learnprop.images import Preprocessing
-from captum_learnprop.models import class_names_of, imagenet_names, load_model, preprocessing_of
-from captum_learnprop.models.inputs import assumed_for, told
+from captum_learnprop.models import class_names_of, imagenet_names, load_model, names_in, preprocessing_of
+from captum_learnprop.models.inputs import assumed_for, changed, told
 
 Prepare: TypeAlias = Preprocessing | Callable[..., Any]
 """How a picture becomes an input ``(C, H, W)``."""
@@ -182,29 +182,7 @@ def _changed(prepare: Prepare, assumed: str, size: Any, mean: Any, std: Any) -> 
         return prepare, assumed
     if not isinstance(prepare, Preprocessing):
         raise LearnpropError("size=, mean= and std= change a Preprocessing; a function decides all of it by itself")
-    if size is not None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise LearnpropError(f"size must be a number of pixels, the side of the input, got {size!r}")
-        prepare = prepare.at_size(size)
-    if mean is not None:
-        prepare = replace(prepare, mean=_per_channel("mean", mean, len(prepare.mean)))
-    if std is not None:
-        prepare = replace(prepare, std=_per_channel("std", std, len(prepare.mean)))
-    return prepare, assumed if mean is None and std is None else ""
-
-
-def _per_channel(name: str, value: Any, channels: int) -> tuple[float, ...]:
-    try:
-        values = (float(value),) * channels if isinstance(value, (int, float)) else tuple(map(float, value))
-    except (TypeError, ValueError) as error:
-        raise LearnpropError(f"{name} must be a number or one for each channel, got {value!r}") from error
-    if len(values) not in (1, 3):
-        raise LearnpropError(f"{name} needs a number for each of 3 channels, or 1 for grey pictures, got {len(values)}")
-    if max(map(abs, values)) > 1:
-        raise LearnpropError(f"{name}={value!r} is not in units of pixels in [0, 1]: divide by 255")
-    if name == "std" and min(values) <= 0:
-        raise LearnpropError(f"std must be above 0, got {value!r}")
-    return values
+    return changed(prepare, size, mean, std), assumed if mean is None and std is None else ""
 
 
 def _names(classes: Sequence[str] | str | Path | None) -> tuple[str, ...] | None:
@@ -213,11 +191,7 @@ def _names(classes: Sequence[str] | str | Path | None) -> tuple[str, ...] | None
     if classes == "imagenet":
         return imagenet_names()
     if isinstance(classes, (str, os.PathLike)):
-        path = Path(classes)
-        if not path.is_file():
-            raise LearnpropError(f"there is no file of classes {str(path)!r}{did_you_mean(str(path), ['imagenet'])}")
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return tuple(line.strip() for line in lines if line.strip())
+        return names_in(classes)
     return tuple(str(name) for name in classes)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torchvision
@@ -16,7 +17,7 @@ from captum_learnprop.errors import LearnpropError
 from captum_learnprop.forward import first_layer
 from captum_learnprop.images import Preprocessing, torchvision_weights
 from captum_learnprop.models.hugging_face import preprocessing_beside
-from captum_learnprop.models.own_file import is_file
+from captum_learnprop.models.own_file import is_file, is_module
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,7 +25,13 @@ _TORCHVISION = "torchvision:"
 
 
 def preprocessing_of(
-    spec: str, module: nn.Module, weights: str | None = None, size: int | None = None, normalization: str = "auto"
+    spec: str,
+    module: nn.Module,
+    weights: str | None = None,
+    size: int | None = None,
+    normalization: str = "auto",
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
 ) -> Preprocessing:
     """Returns how images become inputs of a model.
 
@@ -38,25 +45,86 @@ def preprocessing_of(
         weights: Name of its weights, for torchvision's models.
         size: Side of the input, in place of what the model says.
         normalization: ``"auto"``, ``"imagenet"`` or ``"none"``.
+        mean: Mean of the normalisation, of pixels in [0, 1], in place of any other; one number for all channels, or one
+            for each.
+        std: Its deviation.
 
     Raises:
-        LearnpropError: The attribute is something else, or there are no such weights.
+        LearnpropError: The attribute is something else, there are no such weights, or numbers do not fit.
     """
     found = told(spec, module, weights)
-    if found is None and is_file(spec) and normalization == "auto":
+    silent = normalization == "auto" and mean is None and std is None
+    if found is None and (is_file(spec) or is_module(spec)) and silent:
         _LOG.warning(
             "%s does not say how images are normalised: pixels stay in [0, 1]; give the module an attribute "
-            "'preprocessing', or choose --normalization imagenet or none", spec,
+            "'preprocessing', or choose --normalization imagenet or none, or --mean and --std", spec,
         )  # fmt: skip
     # What a plugin makes normalises its input itself, as a rule.
     preprocessing = assumed_for(module) if found is None else found
-    if size is not None:
-        preprocessing = preprocessing.at_size(size)
     if normalization == "none":
-        return preprocessing.without_normalization()
+        preprocessing = preprocessing.without_normalization()
     if normalization == "imagenet":
-        return replace(preprocessing, mean=Preprocessing.mean, std=Preprocessing.std)
+        preprocessing = replace(preprocessing, mean=Preprocessing.mean, std=Preprocessing.std)
+    return changed(preprocessing, size, mean, std)
+
+
+def changed(
+    preprocessing: Preprocessing,
+    size: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> Preprocessing:
+    """Returns a preprocessing with what was given in place of its own.
+
+    Args:
+        preprocessing: It.
+        size: Side of the input in pixels.
+        mean: Mean of the normalisation, of pixels in [0, 1]; one number for all channels, or one for each.
+        std: Its deviation.
+
+    Raises:
+        LearnpropError: Something is no such number.
+    """
+    if size is not None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise LearnpropError(f"size must be a number of pixels, the side of the input, got {size!r}")
+        preprocessing = preprocessing.at_size(size)
+    channels = len(preprocessing.mean)
+    if mean is not None:
+        preprocessing = replace(preprocessing, mean=_per_channel("mean", mean, channels))
+    if std is not None:
+        preprocessing = replace(preprocessing, std=_per_channel("std", std, channels))
+    if len(preprocessing.mean) != len(preprocessing.std):
+        raise LearnpropError(f"mean has {len(preprocessing.mean)} channels, std {len(preprocessing.std)}: give both")
     return preprocessing
+
+
+def _per_channel(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
+    try:
+        values = (float(value),) if isinstance(value, (int, float)) else tuple(map(float, value))
+    except (TypeError, ValueError) as error:
+        raise LearnpropError(f"{name} must be a number or one for each channel, got {value!r}") from error
+    values = values * channels if len(values) == 1 else values
+    if len(values) not in (1, 3):
+        raise LearnpropError(f"{name} needs a number for each of 3 channels, or 1 for grey pictures, got {len(values)}")
+    if max(map(abs, values)) > 1:
+        raise LearnpropError(f"{name} {value!r} is not in units of pixels in [0, 1]: divide by 255")
+    if name == "std" and min(values) <= 0:
+        raise LearnpropError(f"std must be above 0, got {value!r}")
+    return values
+
+
+def names_in(path: str | Path) -> tuple[str, ...]:
+    """Returns the names of classes in a file, one on each line, in the order of the model's outputs.
+
+    Raises:
+        LearnpropError: There is no such file, or it holds no text.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LearnpropError(f"the names of classes in {path} cannot be read: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def assumed_for(module: nn.Module) -> Preprocessing:

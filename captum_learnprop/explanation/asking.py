@@ -12,7 +12,7 @@ from captum_learnprop.errors import LearnpropError, TargetError
 from captum_learnprop.explanation.known_model import KnownModel, require_names_fit
 from captum_learnprop.explanation.result import Guess
 from captum_learnprop.forward import shapes_told, tensor_of, with_batch
-from captum_learnprop.targets import TargetFunction, label_number
+from captum_learnprop.targets import Called, TargetFunction, label_number
 
 _GUESSES = 5
 
@@ -53,8 +53,7 @@ def said_of(known: KnownModel, inputs: Tensor) -> Said:
     Raises:
         LearnpropError: It does not take such an input, its output is not finite, or names do not fit.
     """
-    size = f"give size=, or preprocessing= ({known.assumed})" if known.assumed else "give size= or preprocessing="
-    with torch.no_grad(), shapes_told(known.net, (inputs,), size):
+    with torch.no_grad(), shapes_told(known.net, (inputs,), "give size=, or preprocessing="):
         output = known.net(inputs)
     rows = _rows_of(output)
     if rows is None:
@@ -95,7 +94,8 @@ def asked_of(known: KnownModel, said: Said, target: Any) -> list[Asked]:
     Args:
         known: The model.
         said: What it returned for the picture.
-        target: A number or a name of a class, a `TargetFunction`, None for the highest class; or a list of these.
+        target: A number or a name of a class, a `TargetFunction` or any function of the output, None for the highest
+            class; or a list of these.
 
     Raises:
         TargetError: There is no such class, or the model's output is none that a target is of.
@@ -107,6 +107,8 @@ def asked_of(known: KnownModel, said: Said, target: Any) -> list[Asked]:
 
 
 def _asked(known: KnownModel, said: Said, target: Any) -> Asked:
+    if callable(target) and not isinstance(target, TargetFunction):
+        target = Called(target)
     if isinstance(target, TargetFunction):
         function = target.with_names(known.class_names).at(said.output)
         function(said.output)  # what does not fit raises here
@@ -130,5 +132,5 @@ def _described(output: Any) -> str:
     if isinstance(output, Tensor):
         return str(tuple(output.shape))
     if isinstance(output, dict):
-        return f"a {type(output).__name__} with {', '.join(map(repr, output))}"
+        return f"{type(output).__name__} with {', '.join(map(repr, output))}"
     return f"a {type(output).__name__}"

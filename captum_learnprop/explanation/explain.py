@@ -60,8 +60,8 @@ def explain(
             structured outputs the logits are taken.
         image: A path, an image of PIL, an array, a tensor of bytes; or a floating-point tensor ``(C, H, W)`` or
             ``(B, C, H, W)``, which the model takes as it is. Or a list of these.
-        target: What is explained: the number or the name of a class, a function of `captum_learnprop.targets`, or None
-            for the class that is highest; or a list, each of which is explained for each picture.
+        target: What is explained: the number or the name of a class, a function of `captum_learnprop.targets` or one
+            of your own, or None for the class that is highest; or a list, each of which is explained for each picture.
         method: A name, such as ``"grad_cam"``; a trained rule set, its file, or the name of one that ships; or a list.
         rules: Trained rules, which come before other methods.
         weights: Of a named model the name of its weights, such as ``"DEFAULT"``; of torchvision's modules their entry,
@@ -69,7 +69,8 @@ def explain(
         checkpoint: File of parameters for a named model.
         preprocessing: How a picture becomes an input: a `captum_learnprop.images.Preprocessing`, torchvision's
             ``weights.transforms()``, an image processor of Hugging Face, or any function of a picture of PIL that
-            resizes, crops and normalises. By default what the model says.
+            resizes, crops and normalises. By default what the model says; where it says nothing, what trained rules
+            say, and else an assumption that a warning names.
         size: Side of the input in pixels, in place of what the model says.
         mean: Mean of the normalisation, of pixels in [0, 1].
         std: Its deviation.
@@ -99,6 +100,7 @@ def explain(
         classes=classes,
     )  # fmt: skip
     methods = find_methods(method, rules, known.net)
+    known = _as_trained(known, methods)
     treated = {name: value for name, value in (("sign", sign), ("smoothing", smoothing)) if value is not None}
     pictures, many = several(image)
     found: list[Explanation] = []
@@ -107,6 +109,12 @@ def explain(
         found += _explained(known, picture, target, methods, treated)
     together = many or any(isinstance(one, (list, tuple)) for one in (target, method, rules)) or len(found) > 1
     return Explanations(tuple(found)) if together else found[0]
+
+
+def _as_trained(known: KnownModel, methods: list[Method] | None) -> KnownModel:
+    """Returns the model with the preprocessing that rules were trained with, where the model itself says nothing."""
+    told = next((one.preprocessing for one in methods or () if one.preprocessing is not None), None)
+    return known if not known.assumed or told is None else replace(known, prepare=told, assumed="")
 
 
 @dataclass(frozen=True)

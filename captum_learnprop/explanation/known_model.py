@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 from torchvision.transforms._presets import SemanticSegmentation
 
+from captum_learnprop.attribution.tokens.concepts import Embedding
 from captum_learnprop.errors import InputWarning, LearnpropError
 from captum_learnprop.forward import training_mode
 from captum_learnprop.images import Preprocessing
@@ -107,6 +108,8 @@ def known_model(
     prepare, assumed = _prepare(model, net, chosen, preprocessing)
     prepare, assumed = _changed(prepare, assumed, size, mean, std)
     names = _names(classes)
+    if isinstance(net, Embedding):
+        return KnownModel(net, name, prepare, names, False, assumed)
     if names is None and entry is not None:
         names = tuple(entry.meta.get("categories", ())) or None
     if names is None:
@@ -153,6 +156,7 @@ def _prepare(model: Any, net: nn.Module, weights: Any, given: Prepare | None) ->
         return given, ""
     if isinstance(model, str):
         return preprocessing_of(model, net, weights), ""  # which says itself what it assumes
+    net = net.model if isinstance(net, Embedding) else net
     found = told("", net)
     home = type(net).__module__
     if found is not None and not (hasattr(net, "config") and found.squeeze and found.mean == Preprocessing.mean):

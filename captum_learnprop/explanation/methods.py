@@ -101,12 +101,14 @@ class Method:
         build: Makes it for a question: a function without arguments that gives the attribution ``(1, C, h, w)``. It
             raises a `LearnpropError` with the reason where it cannot.
         passes: Number of forward and backward passes through the net, None where it is not known.
+        preprocessing: Of trained rules, how images became inputs in the training, where they say so.
     """
 
     name: str
     treatment: MapTreatment
     build: Callable[[Question], Callable[[], Tensor]]
     passes: Callable[[Question], int | None] = lambda question: None
+    preprocessing: Preprocessing | None = None
 
 
 def find_methods(
@@ -235,7 +237,19 @@ def rules_method(given: Rules, net: nn.Module) -> Method:
         method = _asking(LearnedPropagation(question.net, rules=rules), question)
         return lambda: method.attribute(question.input, question.targets)
 
-    return Method(name, treatment, build, lambda question: passes_of(rules.composite_name, rules.contrast))
+    def passes(question: Question) -> int:
+        return passes_of(rules.composite_name, rules.contrast)
+
+    return Method(name, treatment, build, passes, _preprocessing_of(rules))
+
+
+def _preprocessing_of(rules: RuleSet) -> Preprocessing | None:
+    """Returns how images became inputs in the training, as ``learnprop train`` writes it into the file."""
+    kept = rules.training.get("preprocessing")
+    if not isinstance(kept, dict) or not {"resize", "crop", "mean", "std"} <= set(kept):
+        return None
+    known = {name: value for name, value in kept.items() if name in Preprocessing.__dataclass_fields__}
+    return Preprocessing(**{**known, "mean": tuple(known["mean"]), "std": tuple(known["std"])})
 
 
 def _asking(method: LearnedPropagation, question: Question) -> LearnedPropagation:

@@ -54,6 +54,8 @@ def picture_of(given: Given) -> Image.Image | Tensor:
         return _of_tensor(given)
     if isinstance(given, np.ndarray):
         return _of_array(given)
+    if hasattr(given, "pixel_values"):
+        raise LearnpropError('this is what an image processor returned: pass its "pixel_values", or the picture itself')
     raise LearnpropError(
         f"an image is a path, an image of PIL, an array or a tensor, or a list of them; got {type(given).__name__}"
     )

@@ -36,8 +36,8 @@ def preprocessing_of(
     """Returns how images become inputs of a model.
 
     A module says it by an attribute ``preprocessing``, timm by ``pretrained_cfg``, Hugging Face by the files of its
-    folder, torchvision by the weights. Any other model is given whole images, squeezed into squares of 224 pixels in
-    [0, 1], which are grey where its first layer takes one channel.
+    folder, torchvision by the weights. Any other model is given images of 224 pixels in [0, 1]: a plugin's their
+    middle square, one's own whole images, squeezed, which are grey where its first layer takes one channel.
 
     Args:
         spec: What ``--model`` named.
@@ -54,13 +54,16 @@ def preprocessing_of(
     """
     found = told(spec, module, weights)
     silent = normalization == "auto" and mean is None and std is None
-    if found is None and (is_file(spec) or is_module(spec)) and silent:
+    own = is_file(spec) or is_module(spec)
+    if found is None and own and silent:
         _LOG.warning(
             "%s does not say how images are normalised: pixels stay in [0, 1]; give the module an attribute "
             "'preprocessing', or choose --normalization imagenet or none, or --mean and --std", spec,
         )  # fmt: skip
     # What a plugin makes normalises its input itself, as a rule.
-    preprocessing = assumed_for(module) if found is None else found
+    if found is None:
+        found = assumed_for(module) if own else Preprocessing().without_normalization()
+    preprocessing = found
     if normalization == "none":
         preprocessing = preprocessing.without_normalization()
     if normalization == "imagenet":

@@ -6,13 +6,13 @@ takes one as ``target=``; `Asking` puts one behind a model, as a module that any
 """
 
 from captum_learnprop.targets.asking import Asking
-from captum_learnprop.targets.functions import Detection, Labels, Region, Similarity, TargetFunction, Value
+from captum_learnprop.targets.functions import Called, Detection, Labels, Region, Similarity, TargetFunction, Value
 from captum_learnprop.targets.naming import label_number
 from captum_learnprop.targets.selecting import require_finite, select_target
 from zennit_rules._moved import renamed
 
 __all__ = [
-    "Asking", "Detection", "Labels", "Region", "Similarity", "TargetFunction", "Value", "label_number",
+    "Asking", "Called", "Detection", "Labels", "Region", "Similarity", "TargetFunction", "Value", "label_number",
     "require_finite", "select_target",
 ]  # fmt: skip
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from captum_learnprop.targets.functions import TargetFunction
+from captum_learnprop.targets.functions import Called, TargetFunction
 
 
 class Asking(nn.Module):
@@ -16,7 +17,7 @@ class Asking(nn.Module):
 
     Args:
         net: Any model.
-        function: What is explained of its output.
+        function: What is explained of its output, one value per sample.
 
     Example:
         >>> import torch
@@ -28,9 +29,10 @@ class Asking(nn.Module):
         True
     """
 
-    def __init__(self, net: nn.Module, function: TargetFunction) -> None:
+    def __init__(self, net: nn.Module, function: TargetFunction | Callable[[Any], Tensor]) -> None:
         super().__init__()
-        self.net, self.function = net, function
+        self.net = net
+        self.function = function if isinstance(function, TargetFunction) else Called(function)
         # A module in training mode around a net that is not would be taken for one that draws random numbers.
         self.training = net.training
 

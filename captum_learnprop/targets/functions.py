@@ -6,7 +6,7 @@ They are differentiable in the output, and do not mix samples.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -295,6 +295,35 @@ class Value(TargetFunction):
             return values
         except IndexError as error:
             raise TargetError(f"value {self.index} is out of range: outputs are {tuple(values.shape)}") from error
+
+
+@dataclass(frozen=True)
+class Called(TargetFunction):
+    """A function of one's own, such as a `Concept`.
+
+    Attributes:
+        function: It takes what the model returns and gives one value per sample, ``(B,)``.
+
+    Example:
+        >>> Called(lambda output: output.square().sum(1))(torch.tensor([[1.0, 2.0]]))
+        tensor([5.])
+    """
+
+    function: Callable[[Any], Tensor]
+
+    @property
+    def name(self) -> str:
+        """The function's own name, or that of its class."""
+        own = str(getattr(self.function, "__name__", type(self.function).__name__))
+        return own if own.isidentifier() else "function"
+
+    def __call__(self, output: Any) -> Tensor:
+        """Returns what the function gives, if it is one value per sample."""
+        value = self.function(output)
+        if not isinstance(value, Tensor) or value.ndim != 1:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise TargetError(f"target(output) must give one value per sample, (B,), and gave {found}")
+        return value
 
 
 def _rows(output: Any, what: str) -> Tensor:

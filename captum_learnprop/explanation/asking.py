@@ -12,7 +12,7 @@ from captum_learnprop.errors import LearnpropError, TargetError
 from captum_learnprop.explanation.known_model import KnownModel, require_names_fit
 from captum_learnprop.explanation.result import Guess
 from captum_learnprop.forward import shapes_told, tensor_of, with_batch
-from captum_learnprop.targets import Called, TargetFunction, label_number
+from captum_learnprop.targets import Called, TargetFunction, Value, label_number
 
 _GUESSES = 5
 
@@ -125,6 +125,8 @@ def _asked(known: KnownModel, said: Said, target: Any) -> Asked:
     classes = said.rows.shape[1]
     if not 0 <= index < classes:
         raise TargetError(f"target {index} is out of range: {known.name} has {classes} classes, 0 to {classes - 1}")
+    if isinstance(said.output, Tensor) and said.output.ndim < 2:  # one number per sample has no column to choose
+        return Asked("output", index, Value())
     return Asked(name_of_class(known, index) if classes > 1 else "output", index)
 
 

@@ -180,7 +180,8 @@ def _explained(
     found = []
     for asked in asked_of(known, said, target):
         one = picture.framed
-        question = Question(known.net, one.input, one.mean, one.std, asked.index, asked.function)
+        structured = not isinstance(said.output, Tensor)
+        question = Question(known.net, one.input, one.mean, one.std, asked.index, asked.function, structured)
         choices = [usual_methods(question)] if methods is None else [[method] for method in methods]
         for choice in choices:
             chosen, run = built(choice, question)

@@ -16,6 +16,7 @@ from captum.attr import GradientAttribution
 from torch import Tensor, nn
 
 from captum_learnprop.attribution.rules.learned import LearnedPropagation
+from captum_learnprop.attribution.tokens.layout import TensorOutput
 from captum_learnprop.benchmark.candidate import OnPixels
 from captum_learnprop.benchmark.contenders import passes_of
 from captum_learnprop.benchmark.hand_made import HAND_MADE, HandMade
@@ -60,6 +61,7 @@ class Question:
         std: Its deviation.
         target: Number of the explained output; 0 where there is a function.
         function: What is explained in place of one output, or None.
+        structured: Whether the model returns a structure with logits, which captum's classes do not know.
     """
 
     net: nn.Module
@@ -68,11 +70,14 @@ class Question:
     std: tuple[float, ...]
     target: int
     function: TargetFunction | None = None
+    structured: bool = False
 
     @property
     def asked(self) -> nn.Module:
-        """The model, with the function behind it where there is one."""
-        return self.net if self.function is None else Asking(self.net, self.function)
+        """The model, with the function behind it where there is one; it returns a tensor."""
+        if self.function is not None:
+            return Asking(self.net, self.function)
+        return TensorOutput(self.net) if self.structured else self.net
 
     @property
     def on_pixels(self) -> nn.Module:

@@ -73,7 +73,7 @@ class Candidate:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of an image ``(C, H, W)``."""
-        return (3, self.side, self.side)
+        return (len(self.preprocessing.mean), self.side, self.side)
 
     def inputs(self, images: Tensor) -> Tensor:
         """Returns images in [0, 1], ``(B, C, H, W)``, as the net takes them."""

@@ -85,3 +85,17 @@ def test_mistakes(folder: Path, arguments: list[str], message: str) -> None:
     assert result.exit_code != 0
     assert message in " ".join(f"{result.output} {result.exception}".split())
     assert not (folder / "explanation.png").exists()
+
+
+def test_grey_nets_go_with_every_command(folder: Path) -> None:
+    (folder / "grey.py").write_text(NET.replace("Conv2d(3,", "Conv2d(1,"))
+    options = ["--model", "grey.py:make", "--size", "16", "--mean", "0.5", "--std", "0.2"]
+    trained = CliRunner().invoke(
+        cli, ["train", *options, "--images", ".", "--out", "rules.safetensors", "--steps", "1"]
+    )
+    assert trained.exit_code == 0, trained.output
+    assert "--size 16 --mean 0.5 --std 0.2 --method learned_propagation" in trained.output
+    written = CliRunner().invoke(cli, ["attribute", *options, "--images", ".", "--method", "saliency", "--out", "out"])
+    assert written.exit_code == 0, written.output
+    shown = run("photo0.png", *options, "--rules", "rules.safetensors")
+    assert "by rules: " in shown.output, shown.output

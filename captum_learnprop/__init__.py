@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from . import evaluation as evaluation
     from . import plugins as plugins
     from . import scenes as scenes
+    from . import targets as targets
     from . import training as training
     from .attribution.extremal.inputs import ExtremalArea as ExtremalArea
     from .attribution.extremal.inputs import ExtremalPerturbation as ExtremalPerturbation
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from .attribution.tokens.concepts import Embedding as Embedding
     from .attribution.tokens.token_attribution import PatchReadingWarning as PatchReadingWarning
     from .errors import LearnpropError as LearnpropError
+    from .explanation.explain import explain as explain
+    from .explanation.result import Explanation as Explanation
     from .training.masks import AreaMask as AreaMask
     from .training.masks import MaxMask as MaxMask
     from .training.objectives import Agreement as Agreement
@@ -59,6 +62,7 @@ _HOMES = {
     "ClassContrast": "training.terms",
     "Concept": "attribution.tokens.concepts",
     "Embedding": "attribution.tokens.concepts",
+    "Explanation": "explanation.result",
     "ExtremalArea": "attribution.extremal.inputs",
     "ExtremalMasks": "attribution.extremal.rows",
     "ExtremalPerturbation": "attribution.extremal.inputs",
@@ -85,8 +89,9 @@ _HOMES = {
     "TotalVariation": "training.terms",
     "attach_rules": "attribution.rules.attach",
     "detach_rules": "attribution.rules.attach",
+    "explain": "explanation.explain",
 }
-_ROOMS = ("evaluation", "plugins", "scenes", "training")
+_ROOMS = ("evaluation", "plugins", "scenes", "targets", "training")
 
 __all__ = [
     "CDAM",
@@ -98,6 +103,7 @@ __all__ = [
     "ClassContrast",
     "Concept",
     "Embedding",
+    "Explanation",
     "ExtremalArea",
     "ExtremalMasks",
     "ExtremalPerturbation",
@@ -125,8 +131,10 @@ __all__ = [
     "attach_rules",
     "detach_rules",
     "evaluation",
+    "explain",
     "plugins",
     "scenes",
+    "targets",
     "training",
 ]
 

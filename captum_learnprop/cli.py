@@ -26,6 +26,7 @@ __all__ = ["LazyGroup", "cli", "main"]
 #: Short help by command; the module ``captum_learnprop.commands.<name>`` holds the click command ``command``.
 COMMANDS: dict[str, str] = {
     "demo": "Explain a real net on photographs by rules trained before.",
+    "explain": "Explain a picture: prediction, map and cost.",
     "attribute": "Write attributions of a model for a folder of images.",
     "train": "Learn the rules of a model from a folder of images.",
     "analyse": "Say what maps depend on: weights, class or image.",

@@ -117,7 +117,7 @@ def _hints(model: Any, x: Tensor, took: Shapes | None) -> Iterator[str]:
     """What is known of the shape that a model takes."""
     if took is not None:
         yield "it took " + ", ".join(f"(B, {', '.join(map(str, shape))})" for shape in took) + " last"
-    name, layer = _first_layer(model)
+    name, layer = first_layer(model)
     wanted = getattr(layer, "in_channels", None)
     if not isinstance(wanted, int):
         features = getattr(layer, "in_features", None)
@@ -133,7 +133,8 @@ def _hints(model: Any, x: Tensor, took: Shapes | None) -> Iterator[str]:
             yield "the inputs look channels-last, (B, ..., C): pass inputs.movedim(-1, 1)"
 
 
-def _first_layer(model: Any) -> tuple[str, nn.Module | None]:
+def first_layer(model: Any) -> tuple[str, nn.Module | None]:
+    """Returns the first module of a model with a number of input channels or features, and its name; None without."""
     if isinstance(model, nn.Module):
         for name, module in model.named_modules():
             if isinstance(getattr(module, "in_channels", getattr(module, "in_features", None)), int):

@@ -308,6 +308,18 @@ def _read(path: Path, take: Callable[[Image.Image], T], *, whole: bool = True) -
         raise _unreadable(path, error) from error
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Returns an image of PIL as upright 8-bit RGB, in the way that `read_image` reads one.
+
+    Raises:
+        UnreadableImageError: It is closed, damaged, or of grey values out of range.
+    """
+    try:
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # whatever PIL's decoders meet, if the file is only read now
+        raise UnreadableImageError(f"cannot use the image: {error or type(error).__name__}") from error
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _grey(image, 65535.0)
@@ -334,15 +346,18 @@ class Preprocessing:
     Attributes:
         resize: The shorter side after resizing, in pixels.
         crop: Side of the central square that is kept, in pixels.
-        mean, std: Per-channel statistics of the normalisation, for pixels in [0, 1].
+        mean, std: Per-channel statistics of the normalisation, for pixels in [0, 1]; one of each for a net that takes
+            grey pictures.
         interpolation: Name of a ``torchvision.transforms.InterpolationMode`` value.
+        squeeze: Whether both sides are brought to `resize`, so that a picture of any shape becomes a square as a whole.
     """
 
     resize: int = 224
     crop: int = 224
-    mean: tuple[float, float, float] = _IMAGENET_MEAN
-    std: tuple[float, float, float] = _IMAGENET_STD
+    mean: tuple[float, ...] = _IMAGENET_MEAN
+    std: tuple[float, ...] = _IMAGENET_STD
     interpolation: str = "bilinear"
+    squeeze: bool = False
 
     @classmethod
     def of_weights(cls, model: str, weights: str) -> Preprocessing:
@@ -372,27 +387,60 @@ class Preprocessing:
 
     def without_normalization(self) -> Preprocessing:
         """Returns the same geometry for a model that takes pixels in [0, 1]."""
-        return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        return replace(self, mean=(0.0,) * len(self.mean), std=(1.0,) * len(self.std))
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """Returns what the model gets to see, before normalisation: (3, crop, crop), float32 in [0, 1]."""
+        """Returns what the model gets to see, before normalisation: (C, crop, crop), float32 in [0, 1].
+
+        C is 3, and 1 for a net that takes grey pictures.
+        """
         mode = InterpolationMode(self.interpolation)
-        resized = transforms.resize(_trimmed(image), [self.resize], interpolation=mode)
+        image = image.convert("L") if len(self.mean) == 1 else image
+        sides = [self.resize, self.resize] if self.squeeze else [self.resize]
+        resized = transforms.resize(image if self.squeeze else _trimmed(image), sides, interpolation=mode)
         square = transforms.center_crop(resized, [self.crop])
         pixels: torch.Tensor = transforms.convert_image_dtype(transforms.pil_to_tensor(square), torch.float)
         return pixels
 
+    def covered(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Returns which part of a picture the model gets to see: top, left, height and width, in the picture's pixels.
+
+        Args:
+            width: The picture's width in pixels.
+            height: Its height.
+        """
+        seen = (width, height) if self.squeeze else _trimmed_size(width, height)
+        resized = (self.resize, self.resize) if self.squeeze else _resized(*seen, self.resize)
+        # torchvision rounds where the square is cut out.
+        cut = [round((side - self.crop) / 2) for side in resized]
+        left, top = (
+            (whole - part) // 2 + at * part / side
+            for whole, part, at, side in zip((width, height), seen, cut, resized, strict=True)
+        )
+        return top, left, self.crop * seen[1] / resized[1], self.crop * seen[0] / resized[0]
+
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Returns pixels (..., 3, H, W) in [0, 1], normalised per channel."""
+        """Returns pixels (..., C, H, W) in [0, 1], normalised per channel."""
         normalized: torch.Tensor = transforms.normalize(pixels, list(self.mean), list(self.std))
         return normalized
 
 
+def _trimmed_size(width: int, height: int) -> tuple[int, int]:
+    limit = MAX_ASPECT * min(width, height)
+    return min(width, limit), min(height, limit)
+
+
+def _resized(width: int, height: int, shorter: int) -> tuple[int, int]:
+    """Returns width and height after torchvision has brought the shorter side to a length."""
+    if width <= height:
+        return shorter, int(shorter * height / width)
+    return int(shorter * width / height), shorter
+
+
 def _trimmed(image: Image.Image) -> Image.Image:
-    limit = MAX_ASPECT * min(image.size)
-    if max(image.size) <= limit:
+    width, height = _trimmed_size(*image.size)
+    if (width, height) == image.size:
         return image
-    width, height = min(image.width, limit), min(image.height, limit)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 

@@ -468,6 +468,24 @@ def _draw_column(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, **s
         axes.plot(*zip(*points, strict=True), label=name, **style)
 
 
+def check_figure_path(path: str | Path) -> Path:
+    """Returns the path, whose suffix says in which format a figure is written.
+
+    Raises:
+        LearnpropError: It has no suffix, or one of no known format.
+    """
+    path = Path(path)
+    known = [f".{name}" for name in Figure().canvas.get_supported_filetypes()]
+    if not path.suffix:
+        raise LearnpropError(f"{str(path)!r} has no suffix to take the format from; write e.g. {path.name + '.png'!r}")
+    if path.suffix.lower() not in known:
+        raise LearnpropError(
+            f"{str(path)!r}: unknown format {path.suffix!r}, known: {', '.join(known)}"
+            f"{did_you_mean(path.suffix, known)}"
+        )
+    return path
+
+
 def save_figure(figure: Figure, path: str | Path, *, dpi: int = 120) -> Path:
     """Writes a figure as a whole: an interrupted run leaves no half file.
 
@@ -477,15 +495,7 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 120) -> Path:
         LearnpropError: the path has no suffix, or one of no known format.
         WriteError: the disk is full, or the folder is read-only.
     """
-    path = Path(path)
-    known = [f".{name}" for name in figure.canvas.get_supported_filetypes()]
-    if not path.suffix:
-        raise LearnpropError(f"{str(path)!r} has no suffix to take the format from; write e.g. {path.name + '.png'!r}")
-    if path.suffix.lower() not in known:
-        raise LearnpropError(
-            f"{str(path)!r}: unknown format {path.suffix!r}, known: {', '.join(known)}"
-            f"{did_you_mean(path.suffix, known)}"
-        )
+    path = check_figure_path(path)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)
     return path

@@ -85,6 +85,9 @@ def check_command(words: list[str]) -> None:
     known = {name: option for option in command.params for name in (*option.opts, *option.secondary_opts)}
     while rest:
         word = rest.pop(0)
+        takes_words = any(isinstance(one, click.Argument) for one in command.params) and command.name != "run"
+        if not word.startswith("-") and takes_words:
+            continue
         if not word.startswith("-"):
             assert command.name == "run", f"{shlex.join(words)}: {word!r} belongs to no option"
             return  # what follows are the script's own arguments

@@ -38,6 +38,7 @@ FLOORS = {
         ["evaluation"],
         ["benchmark"],
         ["models"],
+        ["explanation"],
         ["commands"],
         ["cli"],
         ["__init__"],
@@ -61,7 +62,7 @@ WORK = "captum_learnprop.commands._"
 #: Packages that are extras, or slow to import.
 OPTIONAL = (
     "efficientnet_lite_pytorch", "h5py", "mlxtend", "skimage", "sklearn", "timm", "torch.utils.tensorboard",
-    "transformers",
+    "transformers", "huggingface_hub",
 )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ LOOKED_FOR = {
     "a new metric": "how-to/own-metric",
     "new scenes": "how-to/own-scenes",
     "a new method": "how-to/own-method",
+    "any model in one line": "how-to/explain",
+    "outputs that are no classes": "how-to/explain-other-outputs",
     "a plugin": "how-to/plugins",
     "one's own model on the command line": "how-to/own-model",
     "which method is right about one's own model": "how-to/evaluate-your-model",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.forward import tensor_of
 from captum_learnprop.images import Preprocessing
 from zennit_rules.core import fingerprint
 
@@ -34,14 +35,13 @@ class OnPixels(nn.Module):
         for name in ("mean", "std"):
             values = torch.tensor(getattr(preprocessing, name), dtype=like.dtype, device=like.device)
             self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
-        self.train(net.training)
+        self.training = net.training  # train() would set it for the user's modules too
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the net's outputs ``(B, classes)`` for images ``(B, 3, H, W)`` in [0, 1]."""
+        """Returns outputs ``(B, classes)``, of a structure the logits, for images ``(B, 3, H, W)`` in [0, 1]."""
         if self.side is not None and images.shape[-1] != self.side:
             images = F.interpolate(images, (self.side, self.side), mode="bilinear", align_corners=False)
-        output: Tensor = self.net((images - self.mean) / self.std)
-        return output
+        return tensor_of(self.net((images - self.mean) / self.std), self.net)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Candidate:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of an image ``(C, H, W)``."""
-        return (3, self.side, self.side)
+        return (len(self.preprocessing.mean), self.side, self.side)
 
     def inputs(self, images: Tensor) -> Tensor:
         """Returns images in [0, 1], ``(B, C, H, W)``, as the net takes them."""

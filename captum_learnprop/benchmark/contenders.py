@@ -201,10 +201,16 @@ def _training_seconds(rules: RuleSet) -> float | None:
 
 def _passes(options: Mapping[str, Any]) -> int:
     """Returns the passes of an explanation by rules of a variant's options."""
-    return _passes_of(composite_of(options), bool((options.get("gate_options") or {}).get("contrast")))
+    return passes_of(composite_of(options), bool((options.get("gate_options") or {}).get("contrast")))
 
 
-def _passes_of(composite: str, contrast: bool) -> int:
+def passes_of(composite: str, contrast: bool) -> int:
+    """Returns the passes through the net of an explanation by rules.
+
+    Args:
+        composite: Name of their composite.
+        contrast: Whether their gates have a contrast stream.
+    """
     return ONE_PASS + CONTRAST_PASS * contrast + REFERENCE_PASS * (composite == DEEP_LIFT)
 
 
@@ -261,7 +267,7 @@ def _given(path: Path) -> Contender:
     return Contender(
         given_name(path),
         LEARNED,
-        _passes_of(rules.composite_name, rules.contrast),
+        passes_of(rules.composite_name, rules.contrast),
         lambda subject, net, seed: _by_rules(subject, net, load(subject)),
         options=hashlib.sha256(path.read_bytes()).hexdigest(),
         rules=lambda subject, seed: load(subject),

@@ -23,6 +23,9 @@ class Plan:
     seen_among: int
     size: int | None
     normalization: str
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    classes: Path | None
     composite: tuple[str, ...]
     method: tuple[str, ...]
     metric: tuple[str, ...]

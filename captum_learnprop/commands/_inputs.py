@@ -62,7 +62,9 @@ def load(request: ModelRequest) -> nn.Module:
 
 def preprocessing_of(request: ModelRequest, module: nn.Module) -> Preprocessing:
     """Returns how images become inputs of the model."""
-    return models.preprocessing_of(request.model, module, request.weights, request.size, request.normalization)
+    return models.preprocessing_of(
+        request.model, module, request.weights, request.size, request.normalization, request.mean, request.std
+    )
 
 
 def classifier_of(request: ModelRequest, module: nn.Module, preprocessing: Preprocessing) -> Classifier:
@@ -72,10 +74,17 @@ def classifier_of(request: ModelRequest, module: nn.Module, preprocessing: Prepr
         LearnpropError: It does not take such images, or is no classifier, or names another number of classes.
     """
     classes = Candidate(request.model, module, preprocessing).classes
-    names = models.class_names_of(request.model, module, request.weights)
+    names = class_names_of(request, module)
     if names is not None and len(names) != classes:
         raise LearnpropError(f"{request.model} has {classes} classes and names {len(names)}")
     return Classifier(module, request.model, classes, names)
+
+
+def class_names_of(request: ModelRequest, module: nn.Module) -> tuple[str, ...] | None:
+    """Returns the names of the model's classes: those of the file that was given, else what the model says."""
+    if request.classes is not None:
+        return models.names_in(request.classes)
+    return models.class_names_of(request.model, module, request.weights)
 
 
 def weights_name(request: ModelRequest) -> str | None:

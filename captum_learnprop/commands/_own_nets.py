@@ -8,6 +8,7 @@ from captum_learnprop.commands._inputs import classifier_of, load, model_digest,
 from captum_learnprop.commands._request import ModelRequest
 from captum_learnprop.commands._suite_choices import DATA_SETS, MODELS, OWN_SCENES, SCENES
 from captum_learnprop.errors import LearnpropError, did_you_mean
+from captum_learnprop.models.own_file import is_module
 from captum_learnprop.plugins import get_manager
 from captum_learnprop.scenes.cutouts import CutoutSource
 from captum_learnprop.scenes.faces import FaceSource
@@ -64,10 +65,11 @@ def _require_known(models: tuple[str, ...]) -> None:
     records = get_manager().available("model")
     for spec in models:
         record = spec.partition(":")[0]
-        if spec not in MODELS and not record.endswith(".py") and record not in records:
+        if spec not in MODELS and not record.endswith(".py") and record not in records and not is_module(spec):
             known = [*MODELS, *records]
             raise LearnpropError(
-                f"unknown model {spec!r}; choose one of {', '.join(MODELS)}, FILE.py:FUNCTION, or "
+                f"unknown model {spec!r}; choose one of {', '.join(MODELS)}, FILE.py:FUNCTION, "
+                "package.module:FUNCTION, or "
                 f"{', '.join(f'{name}:...' for name in records)}{did_you_mean(spec, known)}"
             )
 
@@ -81,7 +83,10 @@ def candidate(spec: str, plan: Plan) -> Candidate:
     """
     if plan.checkpoint is not None and len(plan.model) > 1:
         raise LearnpropError(f"--checkpoint is one file, and {len(plan.model)} models are given: run them one by one")
-    request = ModelRequest(spec, plan.weights, plan.checkpoint, plan.size, plan.normalization, "cpu", plan.seed)
+    request = ModelRequest(
+        spec, plan.weights, plan.checkpoint, plan.size, plan.normalization, "cpu", plan.seed,
+        mean=plan.mean, std=plan.std, classes=plan.classes,
+    )  # fmt: skip
     request.warn_of_random_weights()
     module = load(request)
     preprocessing = preprocessing_of(request, module)

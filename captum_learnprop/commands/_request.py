@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _LOG = logging.getLogger(__name__)
@@ -29,6 +29,9 @@ class ModelRequest:
     normalization: str
     device: str
     seed: int
+    mean: tuple[float, ...] | None = field(default=None, kw_only=True)
+    std: tuple[float, ...] | None = field(default=None, kw_only=True)
+    classes: Path | None = field(default=None, kw_only=True)
 
     @property
     def torchvision_name(self) -> str | None:

@@ -63,9 +63,19 @@ def summary(request: Request, result: Result) -> Iterator[str]:
 
 
 def _usage(request: Request) -> list[str]:
-    given = {"--weights": request.weights, "--checkpoint": request.checkpoint, "--size": request.size}
+    given: dict[str, object] = {
+        "--weights": request.weights,
+        "--checkpoint": request.checkpoint,
+        "--size": request.size,
+    }
     if request.normalization != "auto":
         given["--normalization"] = request.normalization
+    for name in ("mean", "std"):
+        values = getattr(request, name)
+        if values is not None:
+            given[f"--{name}"] = ",".join(f"{value:g}" for value in values)
+    if request.classes is not None:
+        given["--classes"] = str(request.classes)
     options = [str(part) for option, value in given.items() if value is not None for part in (option, value)]
     return ["learnprop", "attribute", "--model", request.model, *options, "--method", "learned_propagation",
             "--rules", str(request.out)]  # fmt: skip

@@ -13,9 +13,8 @@ from captum_learnprop.commands._options import (
     POSITIVE,
     checkpoint_option,
     debug_option,
-    normalization_option,
+    input_options,
     recursive_option,
-    size_option,
     threads_option,
     weights_option,
 )
@@ -40,8 +39,7 @@ RULES = ("gradient", "guided_backprop", "rect_grad", "lrp", "deep_taylor")
 @click.option("--target", type=int, help="Class to explain.  [default: the predicted one]")
 @click.option("--out", required=True, type=PATH, help="Folder for the report.")
 @click.option("--batch-size", type=POSITIVE, default=8, help="Images propagated at a time; bounds the memory.")
-@size_option
-@normalization_option
+@input_options
 @threads_option
 @click.option("--device", default="cpu", metavar="NAME", help="Where to compute.")
 @click.option("--seed", type=int, default=0, help="For random weights and scenes.")

@@ -16,9 +16,8 @@ from captum_learnprop.commands._options import (
     POSITIVE,
     checkpoint_option,
     debug_option,
-    normalization_option,
+    input_options,
     recursive_option,
-    size_option,
     threads_option,
     weights_option,
 )
@@ -98,8 +97,7 @@ class _Target(click.ParamType):
 @click.option("--hdf5/--no-hdf5", default=True, help="Gather all maps in one HDF5 file (needs h5py).")
 @click.option("--dataset-file", is_flag=True, help="Also write the other files that ViRelAy needs.")
 @click.option("--batch-size", type=POSITIVE, default=8, help="Images explained at a time.")
-@size_option
-@normalization_option
+@input_options
 @threads_option
 @click.option("--device", default="cpu", metavar="NAME", help="Where to compute.")
 @click.option("--seed", type=int, default=0, help="For random weights and methods that draw at random.")

@@ -13,8 +13,7 @@ from captum_learnprop.commands._options import (
     DIRECTORY,
     FILE,
     checkpoint_option,
-    normalization_option,
-    size_option,
+    input_options,
     weights_option,
 )
 from captum_learnprop.commands._suite_choices import COMPOSITES, OWN_SCENES, SCENES, TRANSFORMER_COMPOSITES
@@ -79,8 +78,7 @@ class Family(OneOf):
     "--seen-among", type=click.IntRange(0), default=10, show_default=True,
     help="Ask about scenes whose classes are among so many highest ones of the net; 0 for all scenes.",
 )  # fmt: skip
-@size_option
-@normalization_option
+@input_options
 @click.option(
     "--composite", multiple=True, type=Family((*COMPOSITES, *TRANSFORMER_COMPOSITES)),
     help="Family of trained rules; all by default. Repeatable.",

@@ -15,9 +15,8 @@ from captum_learnprop.commands._options import (
     POSITIVE,
     checkpoint_option,
     debug_option,
-    normalization_option,
+    input_options,
     recursive_option,
-    size_option,
     threads_option,
     weights_option,
 )
@@ -81,8 +80,7 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 @click.option("--targets-per-image", type=POSITIVE, default=1, help="The highest predictions that are explained.")
 @click.option("--out", required=True, type=PATH, metavar="FILE", help="Where the rules go, e.g. rules.safetensors.")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
-@size_option
-@normalization_option
+@input_options
 @click.option(
     "--steps", type=POSITIVE, help="Optimiser steps.  [default: 4.5 times over the rows, 20 at least and 80 at most]"
 )

@@ -24,6 +24,9 @@ _PREPROCESSOR = "preprocessor_config.json"
 _RESCALE = 1 / 255
 """Factor that brings bytes to [0, 1]."""
 
+_SQUEEZED_FROM = 384
+"""The side from which on processors with ``crop_pct`` squeeze pictures instead of cropping them."""
+
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """What numbers of PIL's filters are called."""
 
@@ -37,7 +40,7 @@ def hugging_face_model(
 
     Args:
         path: A folder with ``config.json`` and, unless its weights shall be random, ``model.safetensors``; or the file
-            ``config.json`` itself, for random weights.
+            ``config.json`` itself, for random weights; or the name of a model on the hub that is in the local cache.
         weights: Nothing; the folder has them.
         checkpoint: A ``.safetensors``, ``.pt`` or ``.pth`` file in their place.
 
@@ -50,7 +53,7 @@ def hugging_face_model(
         raise LearnpropError("which model? Name a local folder, as in 'huggingface:path/to/folder'")
     if weights is not None:
         raise LearnpropError(f"the weights of huggingface:{path} lie in that folder; leave out {weights!r}")
-    config, folder = _configuration(transformers, Path(path))
+    config, folder = _configuration(transformers, _located(path))
     model: nn.Module
     if checkpoint is not None or folder is None or not _has_weights(folder):
         model = _random(transformers, config, path)
@@ -65,6 +68,20 @@ def hugging_face_model(
     if preprocessing is not None:
         model.preprocessing = preprocessing  # type: ignore[assignment]
     return model.eval()
+
+
+def _located(path: str) -> Path:
+    """Returns a local folder or file: one of that path, or a model of that name in the local cache of the hub."""
+    given = Path(path)
+    if given.exists():
+        return given
+    folder = cached(path, "config.json")
+    if folder is None and path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        raise LearnpropError(
+            f"there is no folder {path}, and no model of that name in the local cache of Hugging Face's hub; nothing "
+            f"is downloaded here: get it with 'hf download {path}'"
+        )
+    return given if folder is None else folder
 
 
 def _configuration(transformers: Any, path: Path) -> tuple[Any, Path | None]:
@@ -146,24 +163,68 @@ def _give_logits(model: nn.Module) -> None:
     model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
+def preprocessing_beside(model: nn.Module) -> Preprocessing | None:
+    """Returns what the image processor says that lies beside the files a model of transformers was loaded from.
+
+    Args:
+        model: A model of transformers, from a folder or from the local cache of the hub; nothing is downloaded.
+
+    Returns:
+        None where there is no such file.
+    """
+    origin = getattr(model, "name_or_path", "") or getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not isinstance(origin, str) or not origin:
+        return None
+    folder = Path(origin) if Path(origin).is_dir() else cached(origin)
+    return None if folder is None else _preprocessing(folder)
+
+
+def cached(name: str, file: str = _PREPROCESSOR) -> Path | None:
+    """Returns the folder of a model in the local cache of Hugging Face's hub; None where a file of it is not there.
+
+    Args:
+        name: Name on the hub, such as ``"google/vit-base-patch16-224"``.
+        file: A file that the folder must have.
+    """
+    with package("huggingface_hub", extra="vit"):
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    try:
+        found = try_to_load_from_cache(name, file)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def _preprocessing(folder: Path) -> Preprocessing | None:
     """Returns what the image processor beside a model says; None where there is none."""
     if not (folder / _PREPROCESSOR).is_file():
         return None
     content = _json(folder / _PREPROCESSOR)
     _require_usual(folder / _PREPROCESSOR, content)
-    cropped = content.get("do_center_crop") and content.get("crop_size")
-    crop = _side(content.get("crop_size") if cropped else content.get("size")) or 224
-    usual = Preprocessing()
-    if not content.get("do_normalize", "image_mean" in content):
-        return Preprocessing(crop, crop).without_normalization()
-    return Preprocessing(
-        max(crop, _side(content.get("size")) or crop),
+    usual, (resize, crop, squeeze) = Preprocessing(), _geometry(content)
+    preprocessing = Preprocessing(
+        resize,
         crop,
         tuple(content.get("image_mean") or usual.mean),
         tuple(content.get("image_std") or usual.std),
         _INTERPOLATIONS.get(content.get("resample", 2), "bilinear"),
+        squeeze,
     )
+    normalized = content.get("do_normalize", "image_mean" in content)
+    return preprocessing if normalized else preprocessing.without_normalization()
+
+
+def _geometry(content: dict[str, Any]) -> tuple[int, int, bool]:
+    """Returns resize, crop and whether the picture is squeezed into the square, from how processors write it."""
+    size = content.get("size")
+    cropped = bool(content.get("do_center_crop") and content.get("crop_size"))
+    crop = _side(content.get("crop_size") if cropped else size) or 224
+    share = content.get("crop_pct")
+    if share and not cropped:  # ConvNeXT's: a crop of small inputs, none of large ones
+        return (crop, crop, True) if crop >= _SQUEEZED_FROM else (int(crop / share), crop, False)
+    squeeze = "height" in size if isinstance(size, dict) else not cropped
+    return max(crop, _side(size) or crop), crop, squeeze
 
 
 def _require_usual(path: Path, content: dict[str, Any]) -> None:

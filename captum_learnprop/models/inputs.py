@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torchvision
@@ -13,8 +14,10 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.forward import first_layer
 from captum_learnprop.images import Preprocessing, torchvision_weights
-from captum_learnprop.models.own_file import is_file
+from captum_learnprop.models.hugging_face import preprocessing_beside
+from captum_learnprop.models.own_file import is_file, is_module
 
 _LOG = logging.getLogger(__name__)
 
@@ -22,12 +25,19 @@ _TORCHVISION = "torchvision:"
 
 
 def preprocessing_of(
-    spec: str, module: nn.Module, weights: str | None = None, size: int | None = None, normalization: str = "auto"
+    spec: str,
+    module: nn.Module,
+    weights: str | None = None,
+    size: int | None = None,
+    normalization: str = "auto",
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
 ) -> Preprocessing:
     """Returns how images become inputs of a model.
 
     A module says it by an attribute ``preprocessing``, timm by ``pretrained_cfg``, Hugging Face by the files of its
-    folder, torchvision by the weights. Any other model is given images of 224 pixels in [0, 1].
+    folder, torchvision by the weights. Any other model is given images of 224 pixels in [0, 1]: a plugin's their
+    middle square, one's own whole images, squeezed, which are grey where its first layer takes one channel.
 
     Args:
         spec: What ``--model`` named.
@@ -35,25 +45,96 @@ def preprocessing_of(
         weights: Name of its weights, for torchvision's models.
         size: Side of the input, in place of what the model says.
         normalization: ``"auto"``, ``"imagenet"`` or ``"none"``.
+        mean: Mean of the normalisation, of pixels in [0, 1], in place of any other; one number for all channels, or one
+            for each.
+        std: Its deviation.
 
     Raises:
-        LearnpropError: The attribute is something else, or there are no such weights.
+        LearnpropError: The attribute is something else, there are no such weights, or numbers do not fit.
     """
-    found = _told(spec, module, weights)
-    if found is None and is_file(spec) and normalization == "auto":
+    found = told(spec, module, weights)
+    silent = normalization == "auto" and mean is None and std is None
+    own = is_file(spec) or is_module(spec)
+    if found is None and own and silent:
         _LOG.warning(
             "%s does not say how images are normalised: pixels stay in [0, 1]; give the module an attribute "
-            "'preprocessing', or choose --normalization imagenet or none", spec,
+            "'preprocessing', or choose --normalization imagenet or none, or --mean and --std", spec,
         )  # fmt: skip
     # What a plugin makes normalises its input itself, as a rule.
-    preprocessing = Preprocessing().without_normalization() if found is None else found
-    if size is not None:
-        preprocessing = preprocessing.at_size(size)
+    if found is None:
+        found = assumed_for(module) if own else Preprocessing().without_normalization()
+    preprocessing = found
     if normalization == "none":
-        return preprocessing.without_normalization()
+        preprocessing = preprocessing.without_normalization()
     if normalization == "imagenet":
-        return replace(preprocessing, mean=Preprocessing.mean, std=Preprocessing.std)
+        preprocessing = replace(preprocessing, mean=Preprocessing.mean, std=Preprocessing.std)
+    return changed(preprocessing, size, mean, std)
+
+
+def changed(
+    preprocessing: Preprocessing,
+    size: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> Preprocessing:
+    """Returns a preprocessing with what was given in place of its own.
+
+    Args:
+        preprocessing: It.
+        size: Side of the input in pixels.
+        mean: Mean of the normalisation, of pixels in [0, 1]; one number for all channels, or one for each.
+        std: Its deviation.
+
+    Raises:
+        LearnpropError: Something is no such number.
+    """
+    if size is not None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise LearnpropError(f"size must be a number of pixels, the side of the input, got {size!r}")
+        preprocessing = preprocessing.at_size(size)
+    channels = len(preprocessing.mean)
+    if mean is not None:
+        preprocessing = replace(preprocessing, mean=_per_channel("mean", mean, channels))
+    if std is not None:
+        preprocessing = replace(preprocessing, std=_per_channel("std", std, channels))
+    if len(preprocessing.mean) != len(preprocessing.std):
+        raise LearnpropError(f"mean has {len(preprocessing.mean)} channels, std {len(preprocessing.std)}: give both")
     return preprocessing
+
+
+def _per_channel(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
+    try:
+        values = (float(value),) if isinstance(value, (int, float)) else tuple(map(float, value))
+    except (TypeError, ValueError) as error:
+        raise LearnpropError(f"{name} must be a number or one for each channel, got {value!r}") from error
+    values = values * channels if len(values) == 1 else values
+    if len(values) not in (1, 3):
+        raise LearnpropError(f"{name} needs a number for each of 3 channels, or 1 for grey pictures, got {len(values)}")
+    if max(map(abs, values)) > 1:
+        raise LearnpropError(f"{name} {value!r} is not in units of pixels in [0, 1]: divide by 255")
+    if name == "std" and min(values) <= 0:
+        raise LearnpropError(f"std must be above 0, got {value!r}")
+    return values
+
+
+def names_in(path: str | Path) -> tuple[str, ...]:
+    """Returns the names of classes in a file, one on each line, in the order of the model's outputs.
+
+    Raises:
+        LearnpropError: There is no such file, or it holds no text.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LearnpropError(f"the names of classes in {path} cannot be read: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def assumed_for(module: nn.Module) -> Preprocessing:
+    """Returns how images become inputs of a model that says nothing of it: squeezed, in [0, 1], grey where it asks."""
+    preprocessing = Preprocessing(squeeze=True).without_normalization()
+    grey = getattr(first_layer(module)[1], "in_channels", None) == 1
+    return replace(preprocessing, mean=(0.0,), std=(1.0,)) if grey else preprocessing
 
 
 def class_names_of(spec: str, module: nn.Module, weights: str | None = None) -> tuple[str, ...] | None:
@@ -87,7 +168,17 @@ def imagenet_names() -> tuple[str, ...]:
     return tuple(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def _told(spec: str, module: nn.Module, weights: str | None) -> Preprocessing | None:
+def told(spec: str, module: nn.Module, weights: str | None = None) -> Preprocessing | None:
+    """Returns how a model, or where it comes from, says that images become its inputs; None where nothing says so.
+
+    Args:
+        spec: What ``--model`` named; empty for a module that was made in Python.
+        module: The model.
+        weights: Name of its weights, for torchvision's models.
+
+    Raises:
+        LearnpropError: Its attribute ``preprocessing`` is something else, or there are no such weights.
+    """
     found = getattr(module, "preprocessing", None)
     # A layer of that name does it in the forward pass, and tells nothing.
     if found is not None and not isinstance(found, nn.Module):
@@ -103,12 +194,17 @@ def _told(spec: str, module: nn.Module, weights: str | None) -> Preprocessing | 
     configuration = _timm_configuration(module)
     if configuration is not None:
         return _of_timm(configuration)
+    if _hugging_face_configuration(module) is None:
+        return None
+    beside = preprocessing_beside(module)
+    if beside is not None:
+        return beside
     side = getattr(_hugging_face_configuration(module), "image_size", None)
     if isinstance(side, (tuple, list)):
         side = side[0]
-    if isinstance(side, int):
-        return Preprocessing(side, side)
-    return None if _hugging_face_configuration(module) is None else Preprocessing()
+    # What their processors do, but for the mean and the deviation, which differ between models.
+    side = side if isinstance(side, int) else Preprocessing.crop
+    return Preprocessing(side, side, squeeze=True)
 
 
 def _timm_configuration(module: nn.Module) -> Mapping[str, Any] | None:
@@ -126,6 +222,7 @@ def _of_timm(configuration: Mapping[str, Any]) -> Preprocessing:
         tuple(configuration["mean"]),
         tuple(configuration["std"]),
         interpolation if interpolation in known else "bilinear",
+        configuration.get("crop_mode") == "squash",
     )
 
 

@@ -1,4 +1,4 @@
-"""A model from a Python file of one's own, as ``FILE.py:FUNCTION``."""
+"""A model from a Python file of one's own, as ``FILE.py:FUNCTION``, or a module, ``package.module:FUNCTION``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,45 @@ def is_file(spec: str) -> bool:
     return spec.rpartition(":")[0].endswith(".py") or spec.endswith(".py")
 
 
+def is_module(spec: str) -> bool:
+    """Returns whether ``--model`` names a function in a module that Python finds, also in the current folder."""
+    name, colon, function = spec.partition(":")
+    if not colon or not function.isidentifier() or not all(part.isidentifier() for part in name.split(".")):
+        return False
+    with _folder_on_path(Path()):
+        try:
+            return find_spec(name) is not None
+        except (ImportError, ValueError):
+            return False
+
+
+def model_of_module(spec: str, weights: str | None = None, checkpoint: str | Path | None = None) -> nn.Module:
+    """Returns the model that a function in an installed module, or one in the current folder, makes.
+
+    Args:
+        spec: ``"package.module:FUNCTION"``; what is called is as for `model_of_file`.
+        weights: Whatever the function means by it.
+        checkpoint: A file of parameters; loaded into the model where the function does not take it.
+
+    Raises:
+        LearnpropError: The module or the function fails, or gives no module; the error names the line.
+    """
+    name, _, function = spec.partition(":")
+    with _folder_on_path(Path()):
+        path = file_of_module(spec)
+        with _told(path, f"{name} cannot be imported"):
+            module = import_module(name)
+        return _made(module, path, function, weights, checkpoint)
+
+
+def file_of_module(spec: str) -> Path:
+    """Returns the file of the module in ``package.module:FUNCTION``."""
+    name = spec.partition(":")[0]
+    with _folder_on_path(Path()):
+        found = find_spec(name)
+    return Path(found.origin if found is not None and found.origin else name)
+
+
 def model_of_file(spec: str, weights: str | None = None, checkpoint: str | Path | None = None) -> nn.Module:
     """Returns the model that a function in a Python file makes.
 
@@ -42,9 +82,13 @@ def model_of_file(spec: str, weights: str | None = None, checkpoint: str | Path 
     """
     path, name = _split(spec)
     with _folder_on_path(path.parent):
-        module = _run(path)
-        maker = _find(module, name, path)
-        model = maker if isinstance(maker, nn.Module) else _call(maker, path, name, weights, checkpoint)
+        return _made(_run(path), path, name, weights, checkpoint)
+
+
+def _made(module: ModuleType, path: Path, name: str, weights: str | None, checkpoint: str | Path | None) -> nn.Module:
+    """Returns what a function of a module makes, with the parameters of a checkpoint where it does not load them."""
+    maker = _find(module, name, path)
+    model = maker if isinstance(maker, nn.Module) else _call(maker, path, name, weights, checkpoint)
     if not isinstance(model, nn.Module):
         raise LearnpropError(f"{name} in {path} must return a torch.nn.Module, not {type(model).__name__}")
     if checkpoint is not None and "checkpoint" not in _asked_for(maker):

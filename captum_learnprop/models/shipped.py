@@ -26,7 +26,7 @@ def digits_cnn(
     if argument is not None or weights is not None:
         raise LearnpropError(f"digits_cnn is one model with its own weights; leave out {argument or weights!r}")
     try:
-        return digits_net.load(checkpoint)
+        return _several_at_once(digits_net.load(checkpoint))
     except (ValueError, OSError) as error:
         raise LearnpropError(f"digits_cnn: {error}") from error
 
@@ -55,7 +55,16 @@ def reference_net(
         )
     if weights is not None:
         raise LearnpropError(f"reference nets have their own weights; leave out {weights!r}")
+    kind, task = argument.split("-")
+    exclusive = reference_nets.OUTPUT_OF_TASK.get(task) == "softmax"
     try:
-        return reference_nets.load(*argument.split("-"), path=checkpoint)
+        net = reference_nets.load(kind, task, path=checkpoint)
+        return net if exclusive else _several_at_once(net)
     except (ValueError, OSError) as error:
         raise LearnpropError(f"reference net {argument}: {error}") from error
+
+
+def _several_at_once(net: nn.Module) -> nn.Module:
+    """Returns the net, which says that its classes do not exclude each other."""
+    net.multi_label = True  # type: ignore[assignment]
+    return net

@@ -258,6 +258,7 @@ def learnprop_models() -> Iterable[ModelRecord]:
         f"{where}:hugging_face_model",
         "image classifiers of transformers, as huggingface:<folder with config.json>",
     )
+    yield ModelRecord("hf", f"{where}:hugging_face_model", "the same, as hf:<folder or name in the hub's cache>")
     yield ModelRecord(
         "efficientnet_lite",
         f"{where}:efficientnet_lite",

@@ -228,8 +228,22 @@ class LearnedPropagation(ShownAsCall, GradientAttribution):
         if not isinstance(inputs, Tensor) or inputs.ndim < 2:
             raise LearnpropError("maps() needs one input (B, C, *spatial) or (B, F); use attribute()")
         attribution = self.attribute(inputs, target, additional_forward_args, n_steps=n_steps, seed=seed)
+        return self.postprocess(attribution, inputs, outlines=outlines)
+
+    def postprocess(self, attribution: Tensor, inputs: Tensor, *, outlines: float | None = None) -> Tensor:
+        """Finishes attributions of this method as `maps` does, with the sign, smoothing and outlines of the training.
+
+        Args:
+            attribution: What `attribute` gave for one input, ``(B, C, *spatial)`` or ``(B, F)``.
+            inputs: What was explained, in the same shape.
+            outlines: As `maps` takes it.
+
+        Returns:
+            ``(B, *spatial)``, or ``(B, F)``: what `captum_learnprop.maps.postprocess` makes of it. Of rules that no
+            `RuleTrainer` made, with the sign and smoothing that training on their composite has by default.
+        """
         if outlines is None:
-            outlines = summary.get("outlines", 0.0)
+            outlines = 0.0 if self.rules is None else self.rules.training.get("outlines", 0.0)
         return postprocess(attribution, *self._finish(SampleOcclusion()), outlines, inputs)
 
     def attribute_future(self) -> None:

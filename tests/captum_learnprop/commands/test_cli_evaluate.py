@@ -176,7 +176,7 @@ def test_a_given_rule_set_is_one_more_row(
         (
             ("--model", "alexnet"),
             1,
-            "unknown model 'alexnet'; choose one of vgg, resnet, inception, FILE.py:FUNCTION, or",
+            "unknown model 'alexnet'; choose one of vgg, resnet, inception, FILE.py:FUNCTION, ",
         ),
         (("--scenes", "dogs"), 2, "dogs"),
         (("--composite", "learned"), 2, "'learned' is not one of 'learned_gradient'"),

@@ -9,9 +9,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor, nn
 
 from captum_learnprop.errors import LearnpropError
@@ -112,7 +114,7 @@ def test_no_classifier(folder: Path, bare: nn.Module, tmp_path: Path) -> None:
 def test_unusable_requests(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(LearnpropError, match="huggingface:path/to/folder"):
         load_model("huggingface")
-    with pytest.raises(LearnpropError, match="there is no folder or file google/vit: 'huggingface:' takes a local"):
+    with pytest.raises(LearnpropError, match="no model of that name in the local cache"):
         load_model("huggingface:google/vit")
     with pytest.raises(LearnpropError, match=r"has no config\.json"):
         load_model(f"huggingface:{tmp_path}")
@@ -152,4 +154,42 @@ def test_processors_that_do_something_else_are_refused(odd: dict[str, Any], tmp_
 
 def test_without_a_mean_nothing_is_normalised(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 32}))
-    assert hugging_face._preprocessing(tmp_path) == Preprocessing(32, 32).without_normalization()
+    assert hugging_face._preprocessing(tmp_path) == Preprocessing(32, 32, squeeze=True).without_normalization()
+
+
+def test_hf_is_a_short_name(folder: Path, images: Tensor) -> None:
+    assert torch.equal(load_model(f"hf:{folder}")(images), load_model(f"huggingface:{folder}")(images))
+    assert files_of(f"hf:{folder}") == files_of(f"huggingface:{folder}") != []
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        transformers.ViTImageProcessor(size={"height": 32, "width": 32}),
+        transformers.CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
+        transformers.ConvNextImageProcessor(size={"shortest_edge": 56}),
+    ],
+    ids=["squeezed", "cropped", "crop_pct"],
+)
+def test_images_become_what_the_processor_makes_of_them(processor: Any, tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 70, 3), dtype=np.uint8))
+    processor.save_pretrained(tmp_path)
+    ours = hugging_face._preprocessing(tmp_path)
+    assert ours is not None
+    theirs = processor(images=image, return_tensors="pt")["pixel_values"][0]
+    # Theirs resizes tensors, ours images of PIL: bytes are rounded in other places.
+    torch.testing.assert_close(ours.normalize(ours.pixels(image)), theirs, atol=0.03, rtol=0)
+
+
+def test_a_model_knows_the_processor_beside_its_files(folder: Path) -> None:
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3]).save_pretrained(folder)
+    model = transformers.ViTForImageClassification.from_pretrained(folder)
+    found = hugging_face.preprocessing_beside(model)
+    assert found is not None
+    assert (found.crop, found.mean, found.squeeze) == (32, (0.1, 0.2, 0.3), True)
+    assert preprocessing_of("", model) == found
+
+
+def test_a_name_that_is_not_in_the_cache() -> None:
+    with pytest.raises(LearnpropError, match="nothing is downloaded here: get it with 'hf download nobody/nothing'"):
+        load_model("hf:nobody/nothing")

@@ -168,3 +168,21 @@ def test_attributes_of_another_kind(file: Path) -> None:
     layer = load_model(spec)
     layer.preprocessing = nn.Identity()  # a layer of that name tells nothing
     assert preprocessing_of(spec, layer, normalization="none").crop == 224
+
+
+def test_a_function_in_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "own_package_of_models"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "nets.py").write_text("from torch import nn\n\n\ndef make():\n    return nn.Linear(2, 3)\n")
+    monkeypatch.chdir(tmp_path)
+    model = load_model("own_package_of_models.nets:make")
+    assert (model.out_features, model.training) == (3, False)
+    assert files_of("own_package_of_models.nets:make") == [package / "nets.py"]
+    with pytest.raises(LearnpropError, match="has no function 'mak'; did you mean 'make'"):
+        load_model("own_package_of_models.nets:mak")
+    with pytest.raises(LearnpropError, match=r"own_package_of_models\.net"):
+        load_model("own_package_of_models.net:make")
+    (package / "broken.py").write_text("import nothing_of_that_name\n")
+    with pytest.raises(LearnpropError, match=r"own_package_of_models\.broken cannot be imported at line 1"):
+        load_model("own_package_of_models.broken:make")

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zennit_rules._moved import renamed
+from captum_learnprop._compat import _select_targets
+from captum_learnprop.errors import LearnpropError, TargetError
+from captum_learnprop.forward import tensor_of
 from zennit_rules.core.scalars import plain
-
-from ._compat import _select_targets
-from .errors import LearnpropError, TargetError
-from .forward import tensor_of
 
 
 def select_target(output: Any, target: Any) -> Tensor:
@@ -53,6 +51,3 @@ def require_finite(selected: Tensor) -> Tensor:
             f"the model's output is NaN or infinite for samples {bad[:8]}: check its weights and the input's range"
         )
     return selected
-
-
-__getattr__ = renamed(__name__, {"select": "select_target", "finite": "require_finite"})

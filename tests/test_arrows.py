@@ -31,7 +31,10 @@ FLOORS = {
     "captum_learnprop": [
         ["_compat", "errors"],
         ["chunks", "files", "forward", "tables", "wording"],
-        ["targets", "maps", "reparametrized", "reinitialization", "images", "plot", "plugins", "attribution_store"],
+        [
+            "targets", "maps", "reparametrized", "reinitialization", "images", "image_lists", "plot", "plugins",
+            "attribution_store", "attribution_predictions", "attribution_index", "attribution_shards", "claims",
+        ],
         ["scenes"],
         ["training"],
         ["attribution"],

@@ -4,9 +4,11 @@ The raw maps are the truth: one safetensors file per image, complete as soon as 
 made from them at the end, so that an interrupted run loses nothing::
 
     manifest.json             the options of the run; a resumed run must have the same
-    maps/<id>.safetensors     attribution (C, H, W), prediction (classes,), target ()
-    overlays/<id>.png         the attribution laid over the image
+    maps/<id>.safetensors     attribution (C, H, W), prediction (classes,), target (), thumbnail (bytes of a JPEG,)
+    overlays/<id>.png         the map laid over the image
     attributions.h5           attribution, prediction, label and index of all images
+    predictions.csv           what the model said of each image
+    index.html, pages/        thumbnails of all overlays
     report.json               what was done, resumed and skipped
     dataset.h5, label_map.json, project.yaml     on request: what ViRelAy needs beside it
 
@@ -29,7 +31,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +42,13 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from captum_learnprop.attribution_index import INDEX, PAGES, Card, write_index
+from captum_learnprop.attribution_predictions import PREDICTIONS, prediction_of, write_predictions
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import WriteError, replacing, write_bytes, write_text
 from captum_learnprop.images import ImageFile, UnreadableImageError
 
-FORMAT = 1
+FORMAT = 2
 
 MAPS, OVERLAYS = "maps", "overlays"
 MANIFEST, REPORT, HDF5 = "manifest.json", "report.json", "attributions.h5"
@@ -71,11 +75,13 @@ class StoredMap:
         attribution: The attribution, (C, H, W), float32.
         prediction: The model's output, (classes,), float32.
         target: The class that was explained.
+        thumbnail: A small JPEG of the overlay; empty for none.
     """
 
     attribution: torch.Tensor
     prediction: torch.Tensor
     target: int
+    thumbnail: bytes = b""
 
 
 def require_h5py() -> Any:
@@ -121,20 +127,33 @@ class AttributionStore:
         elif folder.exists() and not _is_empty(folder):
             raise LearnpropError(f"{folder} exists and was not written by `learnprop attribute`; choose another --out")
 
-    def has(self, image: ImageFile) -> bool:
-        """Returns whether the map of this image, with the content it has now, is there."""
+    def has(self, image: ImageFile, sha256: str | None = None) -> bool:
+        """Returns whether the map of this image, with the content it has now, is there.
+
+        Args:
+            image: The image.
+            sha256: The digest of its content, where it was read already.
+        """
         stem = self._stem(image.id)
         try:
             return (
                 stem is not None
-                and self._metadata(stem).get("image_sha256") == image.sha256()
+                and self._metadata(stem).get("image_sha256") == (sha256 or image.sha256())
                 and self._path(OVERLAYS, stem).is_file()
             )
         except UnreadableImageError:
             return False
 
-    def save(self, image: ImageFile, stored: StoredMap, overlay: npt.NDArray[np.uint8]) -> None:
+    def save(
+        self, image: ImageFile, stored: StoredMap, overlay: npt.NDArray[np.uint8], sha256: str | None = None
+    ) -> None:
         """Writes the overlay (H, W, 3) and, last because it marks the image as done, the map.
+
+        Args:
+            image: The image.
+            stored: Its results.
+            overlay: The picture of them.
+            sha256: The digest of the image's content, where it was read already.
 
         Raises:
             NonFiniteError: The attribution holds NaN or infinite values.
@@ -149,8 +168,9 @@ class AttributionStore:
             "attribution": stored.attribution.detach().to("cpu", torch.float32).contiguous(),
             "prediction": stored.prediction.detach().to("cpu", torch.float32).contiguous(),
             "target": torch.tensor(stored.target),
+            "thumbnail": torch.from_numpy(np.frombuffer(stored.thumbnail, np.uint8).copy()),
         }
-        metadata = {"format": str(FORMAT), "id": image.id, "image_sha256": image.sha256()}
+        metadata = {"format": str(FORMAT), "id": image.id, "image_sha256": sha256 or image.sha256()}
         files = {OVERLAYS: _png(overlay), MAPS: save(tensors, metadata=metadata)}
         known = self._stem(image.id)
         name, digest = _stems(image.id)
@@ -173,13 +193,32 @@ class AttributionStore:
         Raises:
             LearnpropError: There is none, or its file is damaged.
         """
+        tensors = self._read(image, "attribution", "prediction", "target", "thumbnail")
+        thumbnail = tensors["thumbnail"].numpy().tobytes()
+        return StoredMap(tensors["attribution"], tensors["prediction"], int(tensors["target"]), thumbnail)
+
+    def card(self, image: ImageFile, class_names: Sequence[str]) -> Card:
+        """Returns what the pages show of an image, without reading its attribution.
+
+        Args:
+            image: An image whose map is there.
+            class_names: A name for each class.
+
+        Raises:
+            LearnpropError: There is no map, or its file is damaged.
+        """
+        tensors = self._read(image, "prediction", "target", "thumbnail")
+        prediction = prediction_of(tensors["prediction"], int(tensors["target"]), class_names)
+        link = f"{OVERLAYS}/{self._stem(image.id)}{_SUFFIXES[OVERLAYS]}"
+        return Card(image.id, prediction, tensors["thumbnail"].numpy().tobytes(), link)
+
+    def _read(self, image: ImageFile, *names: str) -> dict[str, torch.Tensor]:
         path = self._path(MAPS, self._stem(image.id) or image.id)
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in ("attribution", "prediction", "target")}
+                return {name: file.get_tensor(name) for name in names}
         except (OSError, SafetensorError) as error:
             raise LearnpropError(f"cannot read the map {path}: {error}") from error
-        return StoredMap(tensors["attribution"], tensors["prediction"], int(tensors["target"]))
 
     def write_hdf5(self, images: Sequence[ImageFile]) -> Path:
         """Gathers the maps of these images, one at a time, into ``attributions.h5``.
@@ -251,6 +290,24 @@ class AttributionStore:
         self._write_manifest()
         return self._write_text(REPORT, json.dumps({"format": FORMAT, **report}, indent=1))
 
+    def write_cards(self, images: Sequence[ImageFile], class_names: Sequence[str], *, about: str = "") -> list[Card]:
+        """Writes ``predictions.csv`` and the pages of thumbnails, and returns what is on them without thumbnails.
+
+        Args:
+            images: Images whose maps are there.
+            class_names: A name for each class.
+            about: A sentence for the pages.
+
+        Raises:
+            WriteError: The disk is full, or the folder is read-only.
+        """
+        cards = [replace(self.card(image, class_names), thumbnail=b"") for image in images]
+        write_predictions(self.folder, ((card.id, card.prediction) for card in cards))
+        title = f"{self.options.get('method')} on {self.options.get('model')}"
+        shown = (self.card(image, class_names) for image in images)
+        write_index(self.folder, shown, len(cards), title=title, about=about)
+        return cards
+
     def _project(self, height: int, width: int) -> dict[str, Any]:
         by_prediction = self.options.get("target") == "predicted"
         return {
@@ -314,7 +371,7 @@ def _stems(identifier: str) -> tuple[str, str]:
 def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
     # PIL's own errors do not say that the disk is full.
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)  # the default takes five times as long
     return buffer.getvalue()
 
 
@@ -415,9 +472,9 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
 
 def _delete_run(folder: Path) -> None:
     """Deletes what a run writes, and nothing else that lies in the folder; the manifest goes last."""
-    for name in (MAPS, OVERLAYS):
+    for name in (MAPS, OVERLAYS, PAGES):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (HDF5, DATASET, LABEL_MAP, PROJECT, REPORT, MANIFEST):
+    for name in (HDF5, DATASET, LABEL_MAP, PROJECT, REPORT, PREDICTIONS, INDEX, MANIFEST):
         (folder / name).unlink(missing_ok=True)
 
 

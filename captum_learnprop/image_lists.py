@@ -195,7 +195,7 @@ def _tar_members(path: Path, left_out: dict[str, str]) -> Iterator[tuple[tarfile
             while (member := archive.next()) is not None:
                 count += 1
                 yield member, archive
-                archive.members.clear()  # it would keep all of them
+                archive.members = []  # type: ignore[attr-defined]  # it would keep all of them
             if not _ends(archive, path):
                 left_out[identifier(path.name)] = f"is damaged after {count} members"
     # Whatever damaged headers make of it: the members before are good.
@@ -240,5 +240,3 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file()  # of most files known from the folder itself, without a look at each
     except OSError:
         return False
-
-

@@ -27,10 +27,16 @@ class Request(ModelRequest):
     target: int | str
     out: Path
     overwrite: bool
-    hdf5: bool
+    hdf5: bool | None
     dataset_file: bool
     batch_size: int
     threads: int | None
+    sign: str | None
+    smoothing: float | None
+    outlines: float | None
+    workers: int | None
+    layout: str | None
+    shard_size: int | None
 
 
 @dataclass

@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ def readers() -> int:
 def read_ahead(
     batches: Iterable[Batch], items: Callable[[Batch], list[Item]], read: Callable[[Item], Read], *, threads: int,
     ahead: int,
-) -> Iterator[tuple[Batch, list[Read]]]:  # fmt: skip
+) -> Generator[tuple[Batch, list[Read]], None, None]:  # fmt: skip
     """Yields batches with what was read for them, in order.
 
     Args:

@@ -114,14 +114,15 @@ class TestList:
             list_images(folder / "some.txt")
 
 
-class TestTar:
-    MEMBERS = {
-        "n1/0001.cls": b"7\n", "n1/0001.png": png("red"), "0002.jpg": png("lime"), "0002.cls": b"tabby", "0002.json": b"{}",
-        "0003.png": png("blue"), "0004.cls": b"1",
-    }  # fmt: skip
+MEMBERS = {
+    "n1/0001.cls": b"7\n", "n1/0001.png": png("red"), "0002.jpg": png("lime"), "0002.cls": b"tabby",
+    "0002.json": b"{}", "0003.png": png("blue"), "0004.cls": b"1",
+}  # fmt: skip
 
+
+class TestTar:
     def test_images_with_their_labels(self, tmp_path: Path) -> None:
-        found = list_images(tar_of(tmp_path / "a.tar", self.MEMBERS))
+        found = list_images(tar_of(tmp_path / "a.tar", MEMBERS))
         assert {image.id: image.label for image in found} == {"0002.jpg": "tabby", "0003.png": None, "n1/0001.png": "7"}
         colours = {image.id: image.image().getpixel((0, 0)) for image in found}
         assert colours == {"0002.jpg": (0, 255, 0), "0003.png": (0, 0, 255), "n1/0001.png": (255, 0, 0)}
@@ -131,7 +132,7 @@ class TestTar:
             assert ImageFile("copy.png", copy).sha256() == image.sha256()
 
     def test_in_a_list(self, tmp_path: Path) -> None:
-        tar_of(tmp_path / "a.tar", self.MEMBERS)
+        tar_of(tmp_path / "a.tar", MEMBERS)
         tar_of(tmp_path / "b.tar", {"0002.jpg": png()})
         (tmp_path / "all.txt").write_text("a.tar\nb.tar\n")
         assert ids(list_images(tmp_path / "all.txt")) == ["a/0002.jpg", "a/0003.png", "a/n1/0001.png", "b/0002.jpg"]

@@ -54,6 +54,9 @@ MAPS, OVERLAYS = "maps", "overlays"
 MANIFEST, REPORT, HDF5 = "manifest.json", "report.json", "attributions.h5"
 DATASET, LABEL_MAP, PROJECT = "dataset.h5", "label_map.json", "project.yaml"
 
+LISTING, SHARDS = "images.jsonl", "shards"
+"""What a run in shards has beside these, see `captum_learnprop.attribution_shards`."""
+
 MAX_CLASSES = 2**16  # ViRelAy's labels are uint16
 
 # What a disk says of a name that it does not take: too long, odd characters, or taken by a folder or a file where the
@@ -119,11 +122,9 @@ class AttributionStore:
         self.folder = folder
         # A round trip makes tuples lists, as they will be when read back for the comparison.
         self.options: dict[str, Any] = json.loads(json.dumps(dict(options)))
-        manifest = _read_manifest(folder)
-        if manifest is not None and overwrite:
-            _delete_run(folder)
-        elif manifest is not None:
-            _check_same(folder, manifest, self.options)
+        manifest = None if overwrite and delete_run(folder) else _read_manifest(folder)
+        if manifest is not None:
+            check_same(folder, manifest, self.options)
         elif folder.exists() and not _is_empty(folder):
             raise LearnpropError(f"{folder} exists and was not written by `learnprop attribute`; choose another --out")
 
@@ -233,7 +234,7 @@ class AttributionStore:
         """
         first = self.load(images[0])
         path = self.folder / HDF5
-        with _hdf5(path) as (file, disk):
+        with hdf5_file(path) as (file, disk):
             file.attrs["options"] = json.dumps(self.options)
             count = len(images)
             file.create_dataset("attribution", (count, *first.attribution.shape), dtype=np.float32)
@@ -272,7 +273,7 @@ class AttributionStore:
             class_names: Name of each class.
         """
         first = pixels(images[0])
-        with _hdf5(self.folder / DATASET) as (file, disk):
+        with hdf5_file(self.folder / DATASET) as (file, disk):
             file.create_dataset("data", (len(images), *first.shape), dtype=np.float32)
             file.create_dataset("label", (len(images),), dtype=np.uint16)
             for row, image in enumerate(images):
@@ -334,7 +335,9 @@ class AttributionStore:
 
     def _write_manifest(self) -> None:
         if not (self.folder / MANIFEST).exists():
-            self._write_text(MANIFEST, json.dumps({"format": FORMAT, "options": self.options}, indent=1))
+            self._write_text(
+                MANIFEST, json.dumps({"format": FORMAT, "layout": "files", "options": self.options}, indent=1)
+            )
 
     def _write_text(self, name: str, text: str) -> Path:
         return write_text(self.folder / name, text + "\n")
@@ -376,7 +379,7 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 @contextmanager
-def _hdf5(path: Path) -> Iterator[tuple[Any, _Disk]]:
+def hdf5_file(path: Path) -> Iterator[tuple[Any, _Disk]]:
     """Gives an HDF5 file to fill, which gets its name when it is whole; ask the disk now and then if it is full."""
     h5py = require_h5py()
     with replacing(path) as temporary, _Disk(temporary, "w+") as disk:
@@ -437,21 +440,30 @@ class _Disk(io.FileIO):
             return size or 0
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
+def _manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        options, version = manifest["options"], manifest["format"]
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest["options"], manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise LearnpropError(f"{path} is damaged or of another program; choose another --out") from error
-    if version != FORMAT:
+    return manifest
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    manifest = _manifest(folder)
+    if manifest is None:
+        return None
+    if manifest["format"] != FORMAT:
         raise LearnpropError(
-            f"{folder} was written in format {version}, this version writes {FORMAT}: "
+            f"{folder} was written in format {manifest['format']}, this version writes {FORMAT}: "
             "choose another --out or add --overwrite"
         )
-    return dict(options)
+    if manifest.get("layout", "files") != "files":
+        raise LearnpropError(f"{folder} holds a run in shards: choose another --out, or leave out --layout files")
+    return dict(manifest["options"])
 
 
 def _is_empty(folder: Path) -> bool:
@@ -459,7 +471,12 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and all(entry.name.startswith(".") for entry in folder.iterdir())
 
 
-def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses options that differ from those of the run in a folder.
+
+    Raises:
+        LearnpropError: They do; the error names each with both values.
+    """
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if not changed:
         return
@@ -470,12 +487,21 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
     )
 
 
-def _delete_run(folder: Path) -> None:
-    """Deletes what a run writes, and nothing else that lies in the folder; the manifest goes last."""
-    for name in (MAPS, OVERLAYS, PAGES):
+def delete_run(folder: Path) -> bool:
+    """Deletes what a run wrote, and nothing else that lies in the folder; returns whether there was one.
+
+    The manifest goes last.
+
+    Raises:
+        LearnpropError: The manifest is of another program.
+    """
+    if _manifest(folder) is None:
+        return False
+    for name in (MAPS, OVERLAYS, PAGES, SHARDS):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (HDF5, DATASET, LABEL_MAP, PROJECT, REPORT, PREDICTIONS, INDEX, MANIFEST):
+    for name in (HDF5, DATASET, LABEL_MAP, PROJECT, REPORT, PREDICTIONS, INDEX, LISTING, MANIFEST):
         (folder / name).unlink(missing_ok=True)
+    return True
 
 
 def _yaml(value: Mapping[str, Any], indent: str = "") -> str:

@@ -27,6 +27,7 @@ __all__ = ["LazyGroup", "cli", "main"]
 COMMANDS: dict[str, str] = {
     "demo": "Explain a real net on photographs by rules trained before.",
     "attribute": "Write attributions of a model for a folder of images.",
+    "merge": "Gather what several processes of `attribute` wrote.",
     "train": "Learn the rules of a model from a folder of images.",
     "analyse": "Say what maps depend on: weights, class or image.",
     "evaluate": "Compare methods on scenes with known ground truth.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,12 @@ class Report:
         if self.resumed:
             counts += f" ({len(self.resumed)} from an earlier run)"
         return counts + (f", {len(self.skipped)} skipped" if self.skipped else "")
+
+
+def layout_of(folder: Path) -> str | None:
+    """Returns the layout of the run in a folder, ``"files"`` or ``"shards"``; None where none is known."""
+    try:
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return str(found.get("layout", "files"))
+    except (OSError, ValueError, AttributeError):
+        return None

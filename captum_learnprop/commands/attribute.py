@@ -6,11 +6,10 @@ from typing import Any
 
 import click
 
-from captum_learnprop.commands._attribute_request import Report, Request
+from captum_learnprop.commands._attribute_request import Report, Request, layout_of
 from captum_learnprop.commands._key_value import KeyValue, as_dict
 from captum_learnprop.commands._mistakes import users_mistakes
 from captum_learnprop.commands._one_of import OneOf
-from captum_learnprop.commands._one_process import one_process
 from captum_learnprop.commands._options import (
     PATH,
     POSITIVE,
@@ -23,6 +22,7 @@ from captum_learnprop.commands._options import (
     weights_option,
 )
 from captum_learnprop.commands._own_options import FLAGS, OWN
+from captum_learnprop.commands._processes import Process
 from captum_learnprop.commands._request import FROM_FOLDER, LABEL, PREDICTED
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.files import WriteError, printable
@@ -145,21 +145,48 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     were trained; index.html shows all of them, predictions.csv says what the model saw. attributions.h5 gathers
     all maps in the layout that ViRelAy reads, report.json says what was skipped. The same command again
     resumes an interrupted run.
+
+    Under torchrun the processes share out the images, and write many images to a file (shards/*.safetensors); it
+    resumes with any number of processes.
     """
     if debug:
         ctx.ensure_object(dict)["debug"] = True
-    one_process(ctx)
     if options["method"] is None:
         if options["rules"] is None:
             raise click.UsageError("Missing option '--method'", ctx)
         options["method"] = "learned_propagation"
-    request = Request(**options)
+    request, process = Request(**options), Process.of_environment()
     if request.dataset_file and request.hdf5 is False:
         raise click.UsageError("--dataset-file describes the HDF5 file: leave out --no-hdf5", ctx)
+    if process.rank == 0:
+        request.warn_of_random_weights()
+    if _layout(request, process) == "shards":
+        ctx.exit(_in_shards(request, process))
+    ctx.exit(_in_files(request))
+
+
+def _layout(request: Request, process: Process) -> str:
+    """Returns the layout of the output folder: what was asked for, what is there, or what suits the processes."""
+    several = process.world > 1
+    there = None if request.overwrite else layout_of(request.out)
+    layout = request.layout or there or ("shards" if several else "files")
+    if several and layout == "files":
+        raise LearnpropError(f"{process.world} processes write shards, and not one file an image: leave out --layout")
+    if several and request.overwrite:
+        raise LearnpropError(
+            f"--overwrite in {process.world} processes: each would delete what others wrote; leave it out"
+        )
+    if layout == "shards" and request.dataset_file:
+        raise LearnpropError("--dataset-file is for one file an image, and this run writes shards: leave it out")
+    if layout == "files" and request.shard_size is not None:
+        raise LearnpropError("--shard-size means nothing for one file an image: add --layout shards, or leave it out")
+    return layout
+
+
+def _in_files(request: Request) -> int:
     from captum_learnprop.commands import _attribute_images
 
     report = Report()
-    request.warn_of_random_weights()
     try:
         with users_mistakes():
             _attribute_images.run(request, report)
@@ -172,4 +199,23 @@ def command(ctx: click.Context, debug: bool, **options: Any) -> None:
     for name, reason in report.skipped.items():
         click.echo(f"skipped {printable(name)}: {reason}", err=True)
     click.echo(f"{report} in {request.out}")
-    ctx.exit(0 if report.done else 1)
+    return 0 if report.done else 1
+
+
+def _in_shards(request: Request, process: Process) -> int:
+    from captum_learnprop.commands import _attribute_shards
+
+    counts = _attribute_shards.Counts()
+    try:
+        with users_mistakes():
+            total = _attribute_shards.run(request, process, counts)
+    except KeyboardInterrupt:
+        click.echo(f"stopped after {counts.computed} images; the same command resumes", err=True)
+        raise
+    except WriteError as error:
+        raise LearnpropError(f"{error}; make room, the same command resumes") from error
+    if total is None:
+        click.echo(f"process {process.rank}: {counts.computed} images explained; others are still at work")
+        return 0
+    click.echo(f"{total} in {request.out}; `learnprop merge {request.out}` gathers all maps in one HDF5 file")
+    return 0 if total.done else 1

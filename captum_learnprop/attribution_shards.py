@@ -255,7 +255,7 @@ class ShardStore:
 
     @cached_property
     def _offsets(self) -> list[int]:
-        """Where the lines of each part begin in the list: the list itself may not fit into memory."""
+        """The places in the list where the lines of each part begin: the list may not fit into memory."""
         offsets, position, number = [], 0, -1
         with (self.folder / LISTING).open("rb") as file:
             for number, line in enumerate(file):

@@ -53,7 +53,7 @@ FLOORS = {
         ["benchmark"],
         ["models"],
         ["commands"],
-        ["cli"],
+        ["cli", "batches"],
         ["__init__"],
     ],
 }

@@ -82,7 +82,7 @@ class Outcome:
 
 
 class Keeper(Protocol):
-    """Where results go."""
+    """A place that results go to."""
 
     def has(self, image: ImageFile, sha256: str) -> bool:
         """Returns whether the results of an image with this content are there; called in threads."""

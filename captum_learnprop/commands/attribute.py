@@ -217,5 +217,5 @@ def _in_shards(request: Request, process: Process) -> int:
     if total is None:
         click.echo(f"process {process.rank}: {counts.computed} images explained; others are still at work")
         return 0
-    click.echo(f"{total} in {request.out}; `learnprop merge {request.out}` gathers all maps in one HDF5 file")
+    click.echo(f"{total} in {request.out}; `learnprop merge --out {request.out}` gathers all maps in one HDF5 file")
     return 0 if total.done else 1

@@ -170,7 +170,8 @@ class TestSeveralProcesses:
         for victim in victims:
             victim.join()
         left = len(contents(tmp_path / "out"))
-        launch(["-m", *command(tmp_path, "out")], 3, tmp_path)
+        resumed = CliRunner().invoke(cli, command(tmp_path, "out")[1:])
+        assert resumed.exit_code == 0, resumed.output
         assert contents(tmp_path / "out") == contents(tmp_path / "whole")
         assert left < 12  # they were killed in the middle
         numbers = [

@@ -481,8 +481,8 @@ def _stacked(results: Sequence[Result]) -> dict[str, Tensor]:
         return {}
     pictures = [one.stored.thumbnail for one in results]
     return {
-        "attribution": torch.stack([one.stored.attribution for one in results]).contiguous(),
-        "prediction": torch.stack([one.stored.prediction for one in results]).contiguous(),
+        "attribution": torch.stack([one.stored.attribution.float() for one in results]),
+        "prediction": torch.stack([one.stored.prediction.float() for one in results]),
         "target": torch.tensor([one.stored.target for one in results]),
         "number": torch.tensor([one.number for one in results]),
         **_packed(pictures),

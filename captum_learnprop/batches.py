@@ -94,6 +94,10 @@ class ExplainBatches:
         column = next((name for name in (BYTES, IMAGE) if name in batch), None)
         if column is None:
             raise LearnpropError(f"a batch needs a column {BYTES!r} or {IMAGE!r}; it has {', '.join(batch) or 'none'}")
+        with torch.random.fork_rng():  # what draws is seeded for each batch, and the caller's numbers stay
+            return self._explained(batch, column)
+
+    def _explained(self, batch: Mapping[str, npt.NDArray[Any]], column: str) -> dict[str, npt.NDArray[Any]]:
         engine, names = self._engine, self._subject.classifier.names()
         count = len(batch[column])
         paths = batch.get(PATH, np.arange(count))

@@ -26,7 +26,7 @@ AHEAD = 2
 TargetOf = Callable[[ImageFile], int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """An image that was read.
 
@@ -43,7 +43,7 @@ class Prepared:
     fault: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explained:
     """An image with its results.
 

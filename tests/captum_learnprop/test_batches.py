@@ -37,7 +37,9 @@ def batch_of(contents: list[bytes]) -> dict[str, np.ndarray]:
 
 def test_gives_the_maps_of_captum() -> None:
     explain = ExplainBatches("digits_cnn", "saliency", **FIXED)
+    before = torch.random.get_rng_state()
     found = explain(batch_of([png(each) for each in arrays()]))
+    assert torch.equal(torch.random.get_rng_state(), before)
     preprocessing = Preprocessing(64, 64).without_normalization()
     pixels = torch.stack([preprocessing.pixels(Image.fromarray(each)) for each in arrays()])
     model = load_model("digits_cnn")

@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -141,7 +140,9 @@ def _peak(images: Path, out: Path, arguments: argparse.Namespace, layout: str, c
         _attribute_images.run(request, Report())
     else:
         _attribute_shards.run(request, Process(), _attribute_shards.Counts())
-    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # Not that of getrusage, which begins with what the parent had.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    connection.send(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 
 
 def peak_megabytes(images: Path, out: Path, arguments: argparse.Namespace, layout: str) -> int:

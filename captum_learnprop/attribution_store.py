@@ -4,9 +4,11 @@ The raw maps are the truth: one safetensors file per image, complete as soon as 
 made from them at the end, so that an interrupted run loses nothing::
 
     manifest.json             the options of the run; a resumed run must have the same
-    maps/<id>.safetensors     attribution (C, H, W), prediction (classes,), target ()
-    overlays/<id>.png         the attribution laid over the image
+    maps/<id>.safetensors     attribution (C, H, W), prediction (classes,), target (), thumbnail (bytes of a JPEG,)
+    overlays/<id>.png         the map laid over the image
     attributions.h5           attribution, prediction, label and index of all images
+    predictions.csv           what the model said of each image
+    index.html, pages/        thumbnails of all overlays
     report.json               what was done, resumed and skipped
     dataset.h5, label_map.json, project.yaml     on request: what ViRelAy needs beside it
 
@@ -29,7 +31,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +42,20 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from captum_learnprop.attribution_index import INDEX, PAGES, Card, write_index
+from captum_learnprop.attribution_predictions import PREDICTIONS, prediction_of, write_predictions
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import WriteError, replacing, write_bytes, write_text
 from captum_learnprop.images import ImageFile, UnreadableImageError
 
-FORMAT = 1
+FORMAT = 2
 
 MAPS, OVERLAYS = "maps", "overlays"
 MANIFEST, REPORT, HDF5 = "manifest.json", "report.json", "attributions.h5"
 DATASET, LABEL_MAP, PROJECT = "dataset.h5", "label_map.json", "project.yaml"
+
+LISTING, SHARDS = "images.jsonl", "shards"
+"""What a run in shards has beside these, see `captum_learnprop.attribution_shards`."""
 
 MAX_CLASSES = 2**16  # ViRelAy's labels are uint16
 
@@ -71,11 +78,13 @@ class StoredMap:
         attribution: The attribution, (C, H, W), float32.
         prediction: The model's output, (classes,), float32.
         target: The class that was explained.
+        thumbnail: A small JPEG of the overlay; empty for none.
     """
 
     attribution: torch.Tensor
     prediction: torch.Tensor
     target: int
+    thumbnail: bytes = b""
 
 
 def require_h5py() -> Any:
@@ -113,28 +122,39 @@ class AttributionStore:
         self.folder = folder
         # A round trip makes tuples lists, as they will be when read back for the comparison.
         self.options: dict[str, Any] = json.loads(json.dumps(dict(options)))
-        manifest = _read_manifest(folder)
-        if manifest is not None and overwrite:
-            _delete_run(folder)
-        elif manifest is not None:
-            _check_same(folder, manifest, self.options)
+        manifest = None if overwrite and delete_run(folder) else _read_manifest(folder)
+        if manifest is not None:
+            check_same(folder, manifest, self.options)
         elif folder.exists() and not _is_empty(folder):
             raise LearnpropError(f"{folder} exists and was not written by `learnprop attribute`; choose another --out")
 
-    def has(self, image: ImageFile) -> bool:
-        """Returns whether the map of this image, with the content it has now, is there."""
+    def has(self, image: ImageFile, sha256: str | None = None) -> bool:
+        """Returns whether the map of this image, with the content it has now, is there.
+
+        Args:
+            image: The image.
+            sha256: The digest of its content, where it was read already.
+        """
         stem = self._stem(image.id)
         try:
             return (
                 stem is not None
-                and self._metadata(stem).get("image_sha256") == image.sha256()
+                and self._metadata(stem).get("image_sha256") == (sha256 or image.sha256())
                 and self._path(OVERLAYS, stem).is_file()
             )
         except UnreadableImageError:
             return False
 
-    def save(self, image: ImageFile, stored: StoredMap, overlay: npt.NDArray[np.uint8]) -> None:
+    def save(
+        self, image: ImageFile, stored: StoredMap, overlay: npt.NDArray[np.uint8], sha256: str | None = None
+    ) -> None:
         """Writes the overlay (H, W, 3) and, last because it marks the image as done, the map.
+
+        Args:
+            image: The image.
+            stored: Its results.
+            overlay: The picture of them.
+            sha256: The digest of the image's content, where it was read already.
 
         Raises:
             NonFiniteError: The attribution holds NaN or infinite values.
@@ -149,8 +169,9 @@ class AttributionStore:
             "attribution": stored.attribution.detach().to("cpu", torch.float32).contiguous(),
             "prediction": stored.prediction.detach().to("cpu", torch.float32).contiguous(),
             "target": torch.tensor(stored.target),
+            "thumbnail": torch.from_numpy(np.frombuffer(stored.thumbnail, np.uint8).copy()),
         }
-        metadata = {"format": str(FORMAT), "id": image.id, "image_sha256": image.sha256()}
+        metadata = {"format": str(FORMAT), "id": image.id, "image_sha256": sha256 or image.sha256()}
         files = {OVERLAYS: _png(overlay), MAPS: save(tensors, metadata=metadata)}
         known = self._stem(image.id)
         name, digest = _stems(image.id)
@@ -173,13 +194,32 @@ class AttributionStore:
         Raises:
             LearnpropError: There is none, or its file is damaged.
         """
+        tensors = self._read(image, "attribution", "prediction", "target", "thumbnail")
+        thumbnail = tensors["thumbnail"].numpy().tobytes()
+        return StoredMap(tensors["attribution"], tensors["prediction"], int(tensors["target"]), thumbnail)
+
+    def card(self, image: ImageFile, class_names: Sequence[str]) -> Card:
+        """Returns what the pages show of an image, without reading its attribution.
+
+        Args:
+            image: An image whose map is there.
+            class_names: A name for each class.
+
+        Raises:
+            LearnpropError: There is no map, or its file is damaged.
+        """
+        tensors = self._read(image, "prediction", "target", "thumbnail")
+        prediction = prediction_of(tensors["prediction"], int(tensors["target"]), class_names)
+        link = f"{OVERLAYS}/{self._stem(image.id)}{_SUFFIXES[OVERLAYS]}"
+        return Card(image.id, prediction, tensors["thumbnail"].numpy().tobytes(), link)
+
+    def _read(self, image: ImageFile, *names: str) -> dict[str, torch.Tensor]:
         path = self._path(MAPS, self._stem(image.id) or image.id)
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in ("attribution", "prediction", "target")}
+                return {name: file.get_tensor(name) for name in names}
         except (OSError, SafetensorError) as error:
             raise LearnpropError(f"cannot read the map {path}: {error}") from error
-        return StoredMap(tensors["attribution"], tensors["prediction"], int(tensors["target"]))
 
     def write_hdf5(self, images: Sequence[ImageFile]) -> Path:
         """Gathers the maps of these images, one at a time, into ``attributions.h5``.
@@ -194,7 +234,7 @@ class AttributionStore:
         """
         first = self.load(images[0])
         path = self.folder / HDF5
-        with _hdf5(path) as (file, disk):
+        with hdf5_file(path) as (file, disk):
             file.attrs["options"] = json.dumps(self.options)
             count = len(images)
             file.create_dataset("attribution", (count, *first.attribution.shape), dtype=np.float32)
@@ -233,7 +273,7 @@ class AttributionStore:
             class_names: Name of each class.
         """
         first = pixels(images[0])
-        with _hdf5(self.folder / DATASET) as (file, disk):
+        with hdf5_file(self.folder / DATASET) as (file, disk):
             file.create_dataset("data", (len(images), *first.shape), dtype=np.float32)
             file.create_dataset("label", (len(images),), dtype=np.uint16)
             for row, image in enumerate(images):
@@ -250,6 +290,24 @@ class AttributionStore:
         """Writes ``report.json``."""
         self._write_manifest()
         return self._write_text(REPORT, json.dumps({"format": FORMAT, **report}, indent=1))
+
+    def write_cards(self, images: Sequence[ImageFile], class_names: Sequence[str], *, about: str = "") -> list[Card]:
+        """Writes ``predictions.csv`` and the pages of thumbnails, and returns what is on them without thumbnails.
+
+        Args:
+            images: Images whose maps are there.
+            class_names: A name for each class.
+            about: A sentence for the pages.
+
+        Raises:
+            WriteError: The disk is full, or the folder is read-only.
+        """
+        cards = [replace(self.card(image, class_names), thumbnail=b"") for image in images]
+        write_predictions(self.folder, ((card.id, card.prediction) for card in cards))
+        title = f"{self.options.get('method')} on {self.options.get('model')}"
+        shown = (self.card(image, class_names) for image in images)
+        write_index(self.folder, shown, len(cards), title=title, about=about)
+        return cards
 
     def _project(self, height: int, width: int) -> dict[str, Any]:
         by_prediction = self.options.get("target") == "predicted"
@@ -277,7 +335,9 @@ class AttributionStore:
 
     def _write_manifest(self) -> None:
         if not (self.folder / MANIFEST).exists():
-            self._write_text(MANIFEST, json.dumps({"format": FORMAT, "options": self.options}, indent=1))
+            self._write_text(
+                MANIFEST, json.dumps({"format": FORMAT, "layout": "files", "options": self.options}, indent=1)
+            )
 
     def _write_text(self, name: str, text: str) -> Path:
         return write_text(self.folder / name, text + "\n")
@@ -314,12 +374,12 @@ def _stems(identifier: str) -> tuple[str, str]:
 def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
     # PIL's own errors do not say that the disk is full.
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)  # the default takes five times as long
     return buffer.getvalue()
 
 
 @contextmanager
-def _hdf5(path: Path) -> Iterator[tuple[Any, _Disk]]:
+def hdf5_file(path: Path) -> Iterator[tuple[Any, _Disk]]:
     """Gives an HDF5 file to fill, which gets its name when it is whole; ask the disk now and then if it is full."""
     h5py = require_h5py()
     with replacing(path) as temporary, _Disk(temporary, "w+") as disk:
@@ -380,21 +440,30 @@ class _Disk(io.FileIO):
             return size or 0
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
+def _manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        options, version = manifest["options"], manifest["format"]
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest["options"], manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise LearnpropError(f"{path} is damaged or of another program; choose another --out") from error
-    if version != FORMAT:
+    return manifest
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    manifest = _manifest(folder)
+    if manifest is None:
+        return None
+    if manifest["format"] != FORMAT:
         raise LearnpropError(
-            f"{folder} was written in format {version}, this version writes {FORMAT}: "
+            f"{folder} was written in format {manifest['format']}, this version writes {FORMAT}: "
             "choose another --out or add --overwrite"
         )
-    return dict(options)
+    if manifest.get("layout", "files") != "files":
+        raise LearnpropError(f"{folder} holds a run in shards: choose another --out, or leave out --layout files")
+    return dict(manifest["options"])
 
 
 def _is_empty(folder: Path) -> bool:
@@ -402,7 +471,12 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and all(entry.name.startswith(".") for entry in folder.iterdir())
 
 
-def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses options that differ from those of the run in a folder.
+
+    Raises:
+        LearnpropError: They do; the error names each with both values.
+    """
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if not changed:
         return
@@ -413,12 +487,21 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
     )
 
 
-def _delete_run(folder: Path) -> None:
-    """Deletes what a run writes, and nothing else that lies in the folder; the manifest goes last."""
-    for name in (MAPS, OVERLAYS):
+def delete_run(folder: Path) -> bool:
+    """Deletes what a run wrote, and nothing else that lies in the folder; returns whether there was one.
+
+    The manifest goes last.
+
+    Raises:
+        LearnpropError: The manifest is of another program.
+    """
+    if _manifest(folder) is None:
+        return False
+    for name in (MAPS, OVERLAYS, PAGES, SHARDS):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (HDF5, DATASET, LABEL_MAP, PROJECT, REPORT, MANIFEST):
+    for name in (HDF5, DATASET, LABEL_MAP, PROJECT, REPORT, PREDICTIONS, INDEX, LISTING, MANIFEST):
         (folder / name).unlink(missing_ok=True)
+    return True
 
 
 def _yaml(value: Mapping[str, Any], indent: str = "") -> str:

@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "demo": "Explain a real net on photographs by rules trained before.",
     "explain": "Explain a picture: prediction, map and cost.",
     "attribute": "Write attributions of a model for a folder of images.",
+    "merge": "Gather what several processes of `attribute` wrote.",
     "train": "Learn the rules of a model from a folder of images.",
     "analyse": "Say what maps depend on: weights, class or image.",
     "evaluate": "Compare methods on scenes with known ground truth.",

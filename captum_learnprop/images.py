@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -33,22 +34,32 @@ _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+MAX_BYTES = 2**30
+"""The largest file or member of an archive that is read as one image."""
+
+
 class UnreadableImageError(LearnpropError):
     """A file that looks like an image by its name and cannot be read as one."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image file below a folder.
+    """One image file: below a folder, named in a list, or a member of an archive.
 
     Attributes:
         id: Path relative to the folder, with ``/`` between its parts and the suffix kept (``cats/a.png``):
             unique, and the same whatever else lies in the folder. Bytes that are no UTF-8 are written as ``\\xff``.
-        path: Where the file is.
+        path: Where the file is, or the archive.
+        offset: Where its bytes begin in an archive; 0 in a file of its own.
+        size: Number of its bytes in an archive; None in a file of its own.
+        label: What the list or archive says of its class, a number or a name; None where it says nothing.
     """
 
     id: str
     path: Path
+    offset: int = 0
+    size: int | None = None
+    label: str | None = None
 
     @property
     def folder(self) -> str | None:
@@ -65,11 +76,51 @@ class ImageFile:
         digest = hashlib.sha256()
         try:
             with _opened(self.path) as file:
-                while block := file.read(1 << 20):
+                file.seek(self.offset)
+                left = self.size
+                while block := file.read(1 << 20 if left is None else min(left, 1 << 20)):
                     digest.update(block)
+                    left = None if left is None else left - len(block)
         except OSError as error:
-            raise _unreadable(self.path, error) from error
+            raise _unreadable(self.path.name, error) from error
         return digest.hexdigest()
+
+    def content(self) -> bytes:
+        """Returns the bytes of the file.
+
+        Raises:
+            UnreadableImageError: The file is gone, may not be read, is no longer a file, is cut short, or has more than
+                `MAX_BYTES`.
+        """
+        try:
+            with _opened(self.path) as file:
+                size = os.fstat(file.fileno()).st_size if self.size is None else self.size
+                if size > MAX_BYTES:
+                    raise OSError(None, f"has {size:,} bytes, more than {MAX_BYTES:,}")
+                file.seek(self.offset)
+                found = file.read(size)
+        except OSError as error:
+            raise _unreadable(self._name, error) from error
+        if self.size is not None and len(found) < self.size:
+            raise _unreadable(self._name, OSError(None, f"{printable(self.path.name)} ends inside of it"))
+        return found
+
+    @property
+    def _name(self) -> str:
+        """The name that errors call it by."""
+        return self.path.name if self.size is None else self.id.rpartition("/")[2]
+
+    def image(self, content: bytes | None = None) -> Image.Image:
+        """Returns the image, as `read_image` does.
+
+        Args:
+            content: The bytes of the file, where they were read already.
+
+        Raises:
+            UnreadableImageError: As of `content` and of `read_image`.
+        """
+        found = self.content() if content is None else content
+        return _decoded(io.BytesIO(found), self._name, lambda file: _to_rgb(ImageOps.exif_transpose(file)))
 
 
 def find_images(
@@ -88,9 +139,9 @@ def find_images(
         LearnpropError: The folder is missing or holds no image.
     """
     if folder.is_file():
-        return [ImageFile(_identifier(folder.name), folder)]
+        return [ImageFile(identifier(folder.name), folder)]
     if not folder.is_dir():
-        reason = _why_no_file(folder)
+        reason = why_no_file(folder)
         raise LearnpropError(
             f"no such folder or file: {folder}" if reason is None or not os.path.lexists(folder) else
             f"{folder} {reason}: name a folder of images, or one image"
@@ -112,8 +163,8 @@ def _searched(folder: Path, excluded: Path | None, recursive: bool) -> tuple[lis
     found: list[ImageFile] = []
     faults: dict[str, str] = {}
     for path in _walk(folder, excluded, recursive, unread):
-        image = ImageFile(_identifier(path.relative_to(folder).as_posix()), path)
-        reason = _why_no_file(path)
+        image = ImageFile(identifier(path.relative_to(folder).as_posix()), path)
+        reason = why_no_file(path)
         if reason is None:
             found.append(image)
         elif recursive or image.folder is None:
@@ -123,7 +174,7 @@ def _searched(folder: Path, excluded: Path | None, recursive: bool) -> tuple[lis
         if path == folder:
             raise LearnpropError(f"cannot look into {folder}: {error.strerror}") from error
         if recursive:
-            faults[_identifier(path.relative_to(folder).as_posix())] = f"cannot look into it: {error.strerror}"
+            faults[identifier(path.relative_to(folder).as_posix())] = f"cannot look into it: {error.strerror}"
     return found, faults
 
 
@@ -143,7 +194,7 @@ _KINDS = {
 }  # fmt: skip
 
 
-def _why_no_file(path: Path) -> str | None:
+def why_no_file(path: Path) -> str | None:
     """Returns why a path cannot be read as a file; None for a regular file. Opens nothing: a pipe would wait."""
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
@@ -159,7 +210,7 @@ def _opened(path: Path) -> BinaryIO:
     Raises:
         OSError: It is no regular file, or may not be read.
     """
-    reason = _why_no_file(path)
+    reason = why_no_file(path)
     if reason is not None:
         raise OSError(None, reason)
     # Not to wait even if the file is replaced by a pipe just now; Windows knows neither flag.
@@ -170,8 +221,8 @@ def _opened(path: Path) -> BinaryIO:
     return os.fdopen(found, "rb")
 
 
-def _unreadable(path: Path, error: Exception) -> UnreadableImageError:
-    name = printable(path.name)
+def _unreadable(name: str, error: Exception) -> UnreadableImageError:
+    name = printable(name)
     if isinstance(error, UnidentifiedImageError):  # PIL's text holds the number of the open file
         reason = "cannot identify image file"
     else:
@@ -179,7 +230,7 @@ def _unreadable(path: Path, error: Exception) -> UnreadableImageError:
     return UnreadableImageError(f"cannot read image {name}: {printable(reason)}")
 
 
-def _identifier(relative: str) -> str:
+def identifier(relative: str) -> str:
     """Returns the path as text, which JSON, HDF5 and PNG names need; each path gives another.
 
     A byte that is no UTF-8 is written as ``\\xff``, so a backslash that begins such a text itself is written ``\\x5c``.
@@ -203,16 +254,29 @@ def folder_labels(
     outside = [image.id for image in images if image.folder is None]
     if outside:
         raise LearnpropError(f"{outside[0]} lies in no sub-folder that could name its class")
-    folders = sorted({str(image.folder) for image in images})
-    numbers = _class_numbers(folders, classes, class_names or ())
+    numbers = class_numbers({str(image.folder) for image in images}, classes, class_names)
     return {image.id: numbers[str(image.folder)] for image in images}
 
 
-def _class_numbers(folders: list[str], classes: int, class_names: Sequence[str]) -> dict[str, int]:
+def class_numbers(
+    names: Iterable[str], classes: int, class_names: Sequence[str] | None = None, *, what: str = "folder"
+) -> dict[str, int]:
+    """Returns the class that each name stands for, as `folder_labels` reads them.
+
+    Args:
+        names: Names of folders, or labels of a list.
+        classes: Number of the model's classes.
+        class_names: Their names, where they are known.
+        what: What the names are of, for errors.
+
+    Raises:
+        LearnpropError: A number is out of range, or the names mean nothing.
+    """
+    folders, class_names = sorted(set(names)), class_names or ()
     if all(name.isdecimal() for name in folders):
         for name in folders:
             if int(name) >= classes:
-                raise LearnpropError(f"folder {name} is out of range: the classes are 0 to {classes - 1}")
+                raise LearnpropError(f"{what} {name} is out of range: the classes are 0 to {classes - 1}")
         return {name: int(name) for name in folders}
     spelled = [name.casefold() for name in class_names]
     # ImageNet has two cranes: a name that two classes share tells nothing.
@@ -224,7 +288,7 @@ def _class_numbers(folders: list[str], classes: int, class_names: Sequence[str])
         return {name: number for number, name in enumerate(folders)}
     some = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
     raise LearnpropError(
-        f"folders {some} are neither class numbers nor known class names, and {len(folders)} folders cannot "
+        f"{what}s {some} are neither class numbers nor known class names, and {len(folders)} {what}s cannot "
         f"stand for {classes} classes in alphabetical order"
     )
 
@@ -299,13 +363,21 @@ def _transparent(file: Image.Image) -> bool:
 
 def _read(path: Path, take: Callable[[Image.Image], T], *, whole: bool = True) -> T:
     try:
-        with _opened(path) as content, Image.open(content) as file:
+        with _opened(path) as content:
+            return _decoded(content, path.name, take, whole=whole)
+    except OSError as error:
+        raise _unreadable(path.name, error) from error
+
+
+def _decoded(content: BinaryIO, name: str, take: Callable[[Image.Image], T], *, whole: bool = True) -> T:
+    try:
+        with Image.open(content) as file:
             if whole:
                 file.load()
             return take(file)
     # PIL's decoders raise whatever they meet in damaged bytes: OSError, SyntaxError, struct.error and more.
     except Exception as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(name, error) from error
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

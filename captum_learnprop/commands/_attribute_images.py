@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-from tqdm import tqdm
 
-from captum_learnprop.attribution_store import MAX_CLASSES, AttributionStore, NonFiniteError, StoredMap, require_h5py
+from captum_learnprop.attribution_predictions import as_entry
+from captum_learnprop.attribution_store import MAX_CLASSES, AttributionStore, require_h5py
+from captum_learnprop.benchmark.candidate import Candidate
 from captum_learnprop.commands._attribute_request import Report, Request
+from captum_learnprop.commands._drawing import Drawing
+from captum_learnprop.commands._explain_batches import Batch, Engine, Outcome, TargetOf, explain_all
 from captum_learnprop.commands._explainer import Explainer, explainer
 from captum_learnprop.commands._inputs import (
     Classifier,
@@ -26,18 +26,13 @@ from captum_learnprop.commands._inputs import (
     preprocessing_of,
     weights_name,
 )
-from captum_learnprop.commands._request import FROM_FOLDER, PREDICTED
+from captum_learnprop.commands._pipeline import readers
+from captum_learnprop.commands._progress import Progress
+from captum_learnprop.commands._request import FROM_FOLDER, LABEL
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import check_folder
-from captum_learnprop.images import (
-    ImageFile,
-    Preprocessing,
-    UnreadableImageError,
-    find_images,
-    folder_labels,
-    read_image,
-)
-from captum_learnprop.plot import overlay
+from captum_learnprop.image_lists import list_images
+from captum_learnprop.images import ImageFile, Preprocessing, class_numbers, folder_labels
 from zennit_rules.ready import located
 
 
@@ -52,153 +47,199 @@ def run(request: Request, report: Report) -> None:
         LearnpropError: The request cannot be carried out as given.
     """
     started = time.monotonic()
+    request = replace(request, hdf5=request.hdf5 is not False)
+    ready = prepared(request)
+    images = list_images(
+        request.images, recursive=searches_folders(request), exclude=request.out, left_out=report.skipped
+    )
+    report.found = len(images) + len(report.skipped)
+    subject = Subject.of(ready)
+    images = _with_targets(request, images, report)
+    targets = _targets(request.target, images, subject.classifier)
+    store = AttributionStore(request.out, subject.options, overwrite=request.overwrite)
+    keeper = _Files(store, report)
+    engine = subject.engine(None if targets is None else lambda image: targets[image.id])
+
+    with Progress(len(images), str(request.method)) as progress, memory_errors(request):
+
+        def told(outcome: Outcome) -> None:
+            report.resumed += [image.id for image in outcome.done]
+            report.skipped.update({image.id: reason for image, reason in outcome.skipped.items()})
+            progress.advance(len(outcome.done), worked=False)
+            progress.advance(len(outcome.explained) + len(outcome.skipped))
+
+        batches = _batches(images, request.batch_size, keeper)
+        threads = request.workers or readers()
+        explain_all(batches, engine, batch_size=request.batch_size, threads=threads, told=told)
+    _gather(request, subject, store, images, report, started)
+
+
+def prepared(request: Request) -> Request:
+    """Returns a request with ready rules by their path, after what can be checked before a model is loaded."""
     if request.hdf5:
         require_h5py()  # now, not after hours of work
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     check_folder(request.out)
-    if request.rules is not None:
-        request = replace(request, rules=located(request.rules))
-    images = find_images(
-        request.images, recursive=_searches_folders(request), exclude=request.out, left_out=report.skipped
-    )
-    report.found = len(images) + len(report.skipped)
-    module = load(request)
-    preprocessing = preprocessing_of(request, module)
-    classifier = classifier_of(request, module, preprocessing)
-    if request.hdf5 and classifier.classes > MAX_CLASSES:
-        raise LearnpropError(
-            f"{request.model} has {classifier.classes} classes, the HDF5 layout ends at {MAX_CLASSES}: add --no-hdf5"
-        )
-    targets = _targets(request.target, images, classifier)
-    explain = explainer(request, classifier.module)
-    store = AttributionStore(request.out, _options(request, preprocessing), overwrite=request.overwrite)
-    job = Job(request, images, preprocessing, classifier, targets, explain, store, report)
+    return request if request.rules is None else replace(request, rules=located(request.rules))
+
+
+@contextmanager
+def memory_errors(request: Request) -> Iterator[None]:
+    """Says what to do where a GPU has too little memory."""
     try:
-        job.explain_all()
+        yield
     except torch.cuda.OutOfMemoryError as error:
         raise LearnpropError(
             f"out of memory with --batch-size {request.batch_size}; a smaller one resumes the run"
         ) from error
-    job.gather(time.monotonic() - started)
 
 
 @dataclass(frozen=True)
-class Job:
-    """A checked request at work."""
+class Subject:
+    """A model and a method that were loaded.
+
+    Attributes:
+        request: What was asked for.
+        classifier: The model.
+        preprocessing: How images become its input.
+        explainer: The method.
+    """
 
     request: Request
-    images: list[ImageFile]
-    preprocessing: Preprocessing
     classifier: Classifier
-    targets: dict[str, int] | None
-    explain: Explainer
+    preprocessing: Preprocessing
+    explainer: Explainer
+
+    @classmethod
+    def of(cls, request: Request) -> Subject:
+        """Loads what was asked for.
+
+        Raises:
+            LearnpropError: There is no such model or method, or they do not go together.
+        """
+        module = load(request)
+        preprocessing = preprocessing_of(request, module)
+        classifier = classifier_of(request, module, preprocessing)
+        if request.hdf5 and classifier.classes > MAX_CLASSES:
+            raise LearnpropError(
+                f"{request.model} has {classifier.classes} classes, the HDF5 layout ends at {MAX_CLASSES}: "
+                "add --no-hdf5"
+            )
+        if isinstance(request.target, int):
+            classifier.check(request.target)
+        candidate = Candidate(request.model, module, preprocessing)
+        return cls(request, classifier, preprocessing, explainer(request, candidate))
+
+    def engine(self, target_of: TargetOf | None) -> Engine:
+        """Returns what explains batches.
+
+        Args:
+            target_of: Gives the class to explain; None for the predicted one.
+        """
+        request = self.request
+        return Engine(self.classifier, self.preprocessing, self.explainer, request.device, request.seed, target_of)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything that decides over what is written; see `_options`."""
+        return _options(self.request, self.preprocessing, self.explainer.drawing)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """One file an image, as users of a few thousand images know it."""
+
     store: AttributionStore
     report: Report
 
-    def explain_all(self) -> None:
-        """Explains, in fixed batches, what the store does not hold yet."""
-        size = self.request.batch_size
-        with tqdm(total=len(self.images), desc=self.request.method, unit="image", disable=None) as progress:
-            for start in range(0, len(self.images), size):
-                self._resume(self.images[start : start + size])
-                progress.update(min(size, len(self.images) - start))
+    def has(self, image: ImageFile, sha256: str) -> bool:
+        """Returns whether the map of an image with this content is there."""
+        return self.store.has(image, sha256)
 
-    def _resume(self, batch: list[ImageFile]) -> None:
-        done = {image for image in batch if self.store.has(image)}
-        self.report.resumed += [image.id for image in batch if image in done]
-        pixels = {image: self._read(image) for image in batch if image not in done}
-        if all(value is None for value in pixels.values()):
-            return
-        # The finished images join once more: a method that draws random numbers must draw them for the same
-        # batch as in a run that was never interrupted.
-        pixels |= {image: self._read(image) for image in done}
-        readable = {image: value for image in batch if (value := pixels[image]) is not None}
-        self._explain(readable, done)
+    def write(self, outcome: Outcome) -> None:
+        """Draws and writes what became of a batch."""
+        for one in outcome.explained:
+            picture, small = one.picture()
+            self.store.save(one.source.image, one.stored(small), picture, one.source.sha256)
+            self.report.computed.append(one.source.image.id)
 
-    def _read(self, image: ImageFile) -> Tensor | None:
-        try:
-            return self.preprocessing.pixels(read_image(image.path))
-        except UnreadableImageError as error:
-            self.report.skipped[image.id] = str(error)
-            return None
-
-    def _explain(self, pixels: dict[ImageFile, Tensor], done: set[ImageFile]) -> None:
-        images = list(pixels)
-        torch.manual_seed(self.request.seed)
-        inputs = self.preprocessing.normalize(torch.stack(list(pixels.values()))).to(self.request.device)
-        with torch.no_grad():
-            predictions = self.classifier.module(inputs)
-        finite = predictions.isfinite().all(1)
-        if not finite.all():
-            self._refuse(pixels, finite, done)
-            return
-        targets = self._targets_of(images, predictions)
-        attributions = self.explain(inputs, targets)
-        for row, image in enumerate(images):
-            if image in done:
-                continue
-            stored = StoredMap(attributions[row], predictions[row], int(targets[row]))
-            try:
-                self.store.save(image, stored, _overlay(pixels[image], stored.attribution))
-                self.report.computed.append(image.id)
-            except NonFiniteError as error:
-                self.report.skipped[image.id] = f"refused: {error}"
-            except UnreadableImageError as error:
-                self.report.skipped[image.id] = str(error)
-
-    def _refuse(self, pixels: dict[ImageFile, Tensor], finite: Tensor, done: set[ImageFile]) -> None:
-        """Leaves out the images whose output is not finite, and explains the others."""
-        kept = {image: pixels[image] for image, good in zip(pixels, finite.tolist(), strict=True) if good}
-        for image in pixels:
-            if image not in kept:
-                self.report.skipped[image.id] = "refused: the model's output for it is not finite"
-        if kept.keys() - done:
-            self._explain(kept, done)
-
-    def _targets_of(self, images: list[ImageFile], predictions: Tensor) -> Tensor:
-        if self.targets is None:
-            return predictions.argmax(1)
-        return torch.tensor([self.targets[image.id] for image in images], device=predictions.device)
-
-    def gather(self, seconds: float) -> None:
-        """Makes the files that cover all images, and the report."""
-        report = self.report
-        complete = {*report.computed, *report.resumed}
-        images = [image for image in self.images if image.id in complete]
-        if images and self.request.hdf5:
-            self.store.write_hdf5(images)
-        if images and self.request.dataset_file:
-            self.store.write_dataset(images, self._pixels, self.classifier.names())
-        self.store.write_report(
-            {
-                "found": report.found,
-                "computed": report.computed,
-                "resumed": report.resumed,
-                "skipped": [{"id": name, "reason": reason} for name, reason in report.skipped.items()],
-                "seconds": round(seconds, 3),
-            }
-        )
-
-    def _pixels(self, image: ImageFile) -> Tensor:
-        return self.preprocessing.pixels(read_image(image.path))
+    def close(self) -> None:
+        """Does nothing: each file is whole."""
 
 
-def _searches_folders(request: Request) -> bool:
+def _batches(images: Sequence[ImageFile], size: int, keeper: _Files) -> Iterator[Batch]:
+    for start in range(0, len(images), size):
+        yield Batch(list(images[start : start + size]), keeper)
+
+
+def _gather(
+    request: Request, subject: Subject, store: AttributionStore, images: list[ImageFile], report: Report, started: float
+) -> None:
+    """Makes the files that cover all images, and the report."""
+    complete = {*report.computed, *report.resumed}
+    images = [image for image in images if image.id in complete]
+    names = subject.classifier.names()
+    if images and request.hdf5:
+        store.write_hdf5(images)
+    if images and request.dataset_file:
+        store.write_dataset(images, lambda image: subject.preprocessing.pixels(image.image()), names)
+    cards = store.write_cards(images, names, about=about(subject)) if images else []
+    store.write_report(
+        {
+            "found": report.found,
+            "computed": report.computed,
+            "resumed": report.resumed,
+            "skipped": [{"id": name, "reason": reason} for name, reason in report.skipped.items()],
+            "images": [as_entry(card.id, card.prediction) for card in cards],
+            "seconds": round(time.monotonic() - started, 3),
+        }
+    )
+
+
+def about(subject: Subject) -> str:
+    """Returns what the pages say of the maps on them."""
+    drawing, colours = subject.explainer.drawing, "red speaks for the class, blue against it"
+    if drawing.sign != "signed":
+        colours = "the redder, the more relevant"
+    outlines = f", following outlines within {drawing.outlines:g}" if drawing.outlines else ""
+    return f"Maps are {drawing.sign}, smoothed by {drawing.smoothing:g} of the sides{outlines}: {colours}."
+
+
+def searches_folders(request: Request) -> bool:
+    """Returns whether sub-folders count."""
     return request.recursive or request.target == FROM_FOLDER
+
+
+def _with_targets(request: Request, images: list[ImageFile], report: Report) -> list[ImageFile]:
+    """Returns the images that have a label, where labels are explained."""
+    if request.target != LABEL:
+        return images
+    kept = [image for image in images if image.label is not None]
+    if not kept:
+        raise LearnpropError(f"{request.images} names no class: --target {LABEL} needs {NO_LABELS}")
+    report.skipped.update({image.id: "has no label" for image in images if image.label is None})
+    return kept
+
+
+NO_LABELS = "a CSV with a second column, or a .tar with .cls members"
 
 
 def _targets(target: int | str, images: Sequence[ImageFile], classifier: Classifier) -> dict[str, int] | None:
     """Returns the class to explain for each image id; None for the predicted one."""
-    if target == PREDICTED:
-        return None
     if isinstance(target, int):
-        return dict.fromkeys((image.id for image in images), classifier.check(target))
-    return folder_labels(images, classifier.classes, classifier.class_names)
+        return dict.fromkeys((image.id for image in images), target)
+    if target == FROM_FOLDER:
+        return folder_labels(images, classifier.classes, classifier.class_names)
+    if target == LABEL:
+        labels = {image.id: str(image.label) for image in images}
+        numbers = class_numbers(labels.values(), classifier.classes, classifier.class_names, what="label")
+        return {name: numbers[label] for name, label in labels.items()}
+    return None
 
 
-def _options(request: Request, preprocessing: Preprocessing) -> dict[str, Any]:
-    """Returns everything that decides over the values of the maps; files by content, because paths move."""
+def _options(request: Request, preprocessing: Preprocessing, drawing: Drawing) -> dict[str, Any]:
+    """Returns everything that decides over what is written of an image; files by content, because paths move."""
     pixels = asdict(preprocessing)
     return {
         "model": request.model,
@@ -218,12 +259,5 @@ def _options(request: Request, preprocessing: Preprocessing) -> dict[str, Any]:
         "seed": request.seed,
         "size": pixels.pop("crop"),  # the name of its option
         **pixels,
+        **asdict(drawing),
     }
-
-
-def _overlay(pixels: Tensor, attribution: Tensor) -> npt.NDArray[np.uint8]:
-    """Returns the attribution (C, H', W') laid over the image (3, H, W): (H, W, 3)."""
-    values = torch.nan_to_num(attribution.float().cpu())  # the store refuses what is not finite
-    if values.shape[-2:] != pixels.shape[-2:]:
-        values = F.interpolate(values[None], pixels.shape[-2:], mode="bilinear")[0]
-    return np.rint(np.clip(overlay(pixels, values), 0, 1) * 255).astype(np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,16 @@ class Request(ModelRequest):
     target: int | str
     out: Path
     overwrite: bool
-    hdf5: bool
+    hdf5: bool | None
     dataset_file: bool
     batch_size: int
     threads: int | None
+    sign: str | None
+    smoothing: float | None
+    outlines: float | None
+    workers: int | None
+    layout: str | None
+    shard_size: int | None
 
 
 @dataclass
@@ -52,3 +59,12 @@ class Report:
         if self.resumed:
             counts += f" ({len(self.resumed)} from an earlier run)"
         return counts + (f", {len(self.skipped)} skipped" if self.skipped else "")
+
+
+def layout_of(folder: Path) -> str | None:
+    """Returns the layout of the run in a folder, ``"files"`` or ``"shards"``; None where none is known."""
+    try:
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return str(found.get("layout", "files"))
+    except (OSError, ValueError, AttributeError):
+        return None

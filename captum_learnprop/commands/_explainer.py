@@ -6,13 +6,18 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from captum.attr import LRP, Deconvolution, DeepLift, GradientAttribution, GuidedBackprop
 from torch import Tensor, nn
 
+from captum_learnprop.benchmark.candidate import Candidate
+from captum_learnprop.benchmark.hand_made import GREY, HAND_MADE, hand_made_for
+from captum_learnprop.benchmark.hand_made_tokens import TOKEN_METHODS
 from captum_learnprop.commands._attribute_request import Request
+from captum_learnprop.commands._drawing import Drawing, drawing_of
 from captum_learnprop.commands._own_options import FLAGS, OWN
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.plugins import get_manager
@@ -20,12 +25,67 @@ from zennit_rules import RuleSet, composite_class
 
 _LOG = logging.getLogger(__name__)
 
-Explainer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Maps of inputs ``(B, 3, H, W)`` and targets ``(B,)``: ``(B, C, H', W')``."""
+Attribute: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attributions ``(B, C, H', W')`` of images ``(B, 3, H, W)`` in [0, 1], the same as inputs, and targets ``(B,)``."""
 
 
-def explainer(request: Request, model: nn.Module) -> Explainer:
-    """Builds the method; the result maps inputs (B, 3, H, W) and targets (B,) to (B, C, H', W')."""
+@dataclass(frozen=True)
+class Explainer:
+    """A method that is made for a model.
+
+    Attributes:
+        attribute: Gives attributions of images in [0, 1], of the same images as inputs of the model, and of targets.
+        drawing: How they are drawn.
+    """
+
+    attribute: Attribute
+    drawing: Drawing
+
+
+def explainer(request: Request, candidate: Candidate) -> Explainer:
+    """Builds the method of a request for a model.
+
+    Raises:
+        LearnpropError: There is no such method, it cannot explain the model, or an option means nothing to it.
+    """
+    known = get_manager().available("method")
+    name = request.method
+    if name not in known and (name in HAND_MADE or name in TOKEN_METHODS):
+        attribute, method, rules = _by_hand(request, candidate)
+    elif name not in known:
+        names = [*sorted(known), *HAND_MADE, *TOKEN_METHODS]
+        raise LearnpropError(f"unknown method {name!r}{did_you_mean(name, names) or ';'} available: {', '.join(names)}")
+    else:
+        attribute, method, rules = _registered(request, candidate.net)
+    usual = drawing_of(name, method, rules)
+    asked = {each: getattr(request, each) for each in ("sign", "smoothing", "outlines")}
+    return Explainer(attribute, replace(usual, **{each: value for each, value in asked.items() if value is not None}))
+
+
+def _by_hand(request: Request, candidate: Candidate) -> tuple[Attribute, None, None]:
+    """Returns a hand-made method of `learnprop evaluate`; it takes no options."""
+    given = [FLAGS.get(name, f"--{name}") for name in _built(request)]
+    given += ["--steps"] * (request.steps is not None)
+    given += [f"--method-option {name}" for name in request.method_option]
+    if given:
+        raise LearnpropError(f"{given[0]} means nothing to the method {request.method}; leave it out")
+    if request.rules is not None:
+        raise LearnpropError(f"--rules needs a gradient-based method, {request.method} is none")
+    model = candidate.on_pixels()
+    example = torch.full((1, *candidate.shape), GREY, device=next(model.parameters(), torch.zeros(0)).device)
+    methods = HAND_MADE if request.method in HAND_MADE else hand_made_for(model, example)
+    if request.method not in methods:
+        raise LearnpropError(f"{request.method} is for transformers, and {candidate.name} is none that is known")
+    explain = methods[request.method].build(model, example)
+
+    def attribute(pixels: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        return _checked(explain(pixels, targets), inputs, request.method, "").detach()
+
+    return attribute, None, None
+
+
+def _registered(request: Request, model: nn.Module) -> tuple[Attribute, Any, RuleSet | None]:
+    """Returns a method that a plugin, or ours, has registered, with what it made and the rules it goes by."""
     entry = get_manager().get("method", request.method)
     factory = entry.resolve()
     built = _built(request)
@@ -48,7 +108,7 @@ def explainer(request: Request, model: nn.Module) -> Explainer:
         def around() -> AbstractContextManager[Any]:
             return rules.applied(model)
 
-    def explain(inputs: Tensor, targets: Tensor) -> Tensor:
+    def attribute(pixels: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         with around():
             # Captum warns at every call when it must ask for the gradient itself.
             inputs = inputs.detach().requires_grad_(wants_gradient)
@@ -56,7 +116,7 @@ def explainer(request: Request, model: nn.Module) -> Explainer:
                 attribution: Tensor = method.attribute(inputs, target=targets, **options)
         return _checked(attribution, inputs, request.method, entry.label if entry.home else "").detach()
 
-    return explain
+    return attribute, method, rules
 
 
 def _built(request: Request) -> dict[str, Any]:

@@ -12,6 +12,8 @@ PREDICTED = "predicted"
 
 FROM_FOLDER = "label-from-folder"
 
+LABEL = "label"
+
 TORCHVISION = "torchvision:"
 
 # Hugging Face's folders may hold weights, which only shows when they are opened.

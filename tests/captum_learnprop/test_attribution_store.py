@@ -163,7 +163,7 @@ class TestManifest:
     def test_newer_format(self, tmp_path: Path) -> None:
         folder = self.filled(tmp_path)
         (folder / "manifest.json").write_text(json.dumps({"format": 99, "options": {}}))
-        with pytest.raises(LearnpropError, match="written in format 99, this version writes 1"):
+        with pytest.raises(LearnpropError, match="written in format 99, this version writes 2"):
             AttributionStore(folder, OPTIONS)
 
 

@@ -14,7 +14,6 @@ from captum_learnprop.attribution_predictions import as_entry
 from captum_learnprop.attribution_store import MAX_CLASSES, AttributionStore, require_h5py
 from captum_learnprop.benchmark.candidate import Candidate
 from captum_learnprop.commands._attribute_request import Report, Request
-from captum_learnprop.commands._drawing import Drawing
 from captum_learnprop.commands._explain_batches import Batch, Engine, Outcome, TargetOf, explain_all
 from captum_learnprop.commands._explainer import Explainer, explainer
 from captum_learnprop.commands._inputs import (
@@ -30,6 +29,7 @@ from captum_learnprop.commands._pipeline import readers
 from captum_learnprop.commands._progress import Progress
 from captum_learnprop.commands._request import FROM_FOLDER, LABEL
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.explanation.treatments import MapTreatment
 from captum_learnprop.files import check_folder
 from captum_learnprop.image_lists import list_images
 from captum_learnprop.images import ImageFile, Preprocessing, class_numbers, folder_labels
@@ -238,7 +238,7 @@ def _targets(target: int | str, images: Sequence[ImageFile], classifier: Classif
     return None
 
 
-def _options(request: Request, preprocessing: Preprocessing, drawing: Drawing) -> dict[str, Any]:
+def _options(request: Request, preprocessing: Preprocessing, drawing: MapTreatment) -> dict[str, Any]:
     """Returns everything that decides over what is written of an image; files by content, because paths move."""
     pixels = asdict(preprocessing)
     return {

@@ -17,9 +17,10 @@ from captum_learnprop.benchmark.candidate import Candidate
 from captum_learnprop.benchmark.hand_made import GREY, HAND_MADE, hand_made_for
 from captum_learnprop.benchmark.hand_made_tokens import TOKEN_METHODS
 from captum_learnprop.commands._attribute_request import Request
-from captum_learnprop.commands._drawing import Drawing, drawing_of
+from captum_learnprop.commands._drawing import drawing_of
 from captum_learnprop.commands._own_options import FLAGS, OWN
 from captum_learnprop.errors import LearnpropError, did_you_mean
+from captum_learnprop.explanation.treatments import MapTreatment
 from captum_learnprop.plugins import get_manager
 from zennit_rules import RuleSet, composite_class
 
@@ -39,7 +40,7 @@ class Explainer:
     """
 
     attribute: Attribute
-    drawing: Drawing
+    drawing: MapTreatment
 
 
 def explainer(request: Request, candidate: Candidate) -> Explainer:

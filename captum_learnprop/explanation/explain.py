@@ -20,10 +20,8 @@ from captum_learnprop.explanation.known_model import KnownModel, Prepare, known_
 from captum_learnprop.explanation.methods import Method, Question, Rules, built, find_methods, usual_methods
 from captum_learnprop.explanation.pictures import named, picture_of, pixels_of, several
 from captum_learnprop.explanation.result import Cost, Explanation, Explanations
-from captum_learnprop.explanation.treatments import MapTreatment
 from captum_learnprop.forward import warn_of_bytes
 from captum_learnprop.images import Preprocessing
-from captum_learnprop.maps import postprocess
 
 
 def explain(
@@ -196,7 +194,7 @@ def _explanation(
     start = time.perf_counter()
     with torch.enable_grad():
         attribution = run().detach()
-    maps = finished(attribution, method.treatment, question.input)
+    maps = method.treatment.maps(attribution, question.input)
     seconds = time.perf_counter() - start
     if not bool(maps.isfinite().all()):
         raise LearnpropError(f"{method.name} gave values that are NaN or infinite for {asked.name!r}")
@@ -215,14 +213,3 @@ def _explanation(
         sign=method.treatment.sign,
         smoothing=method.treatment.smoothing,
     )
-
-
-def finished(attribution: Tensor, treatment: MapTreatment, inputs: Tensor) -> Tensor:
-    """Returns the map ``(B, h, w)`` of an attribution ``(B, C, h, w)``.
-
-    Args:
-        attribution: What the method gave.
-        treatment: How it becomes a map.
-        inputs: What the model took, whose outlines the map may follow.
-    """
-    return postprocess(attribution, treatment.sign, treatment.smoothing, treatment.outlines, inputs)

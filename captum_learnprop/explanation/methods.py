@@ -27,7 +27,6 @@ from captum_learnprop.images import Preprocessing
 from captum_learnprop.plugins import get_manager
 from captum_learnprop.plugins.entry import Entry
 from captum_learnprop.targets import Asking, TargetFunction
-from captum_learnprop.training.defaults import training_defaults
 from zennit_rules import RuleError, RuleSet, ready_rules
 from zennit_rules.core import fingerprint
 
@@ -42,12 +41,6 @@ FOR_OTHERS = ("LRP gamma x Grad-CAM", "guided Grad-CAM", "Grad-CAM", "integrated
 """What explains any other net for which no rules are known, the first that can: in ``docs/evaluation/photographs.md``
 the first has the highest average precision over three nets among hand-made methods (.795, .788, .810; guided Grad-CAM
 .798, .770, .773). The control that draws the picture is left out."""
-
-PLUGIN_TREATMENTS = {
-    "learned_lrp": "LRP epsilon plus", "learned_deeplift": "DeepLift", "learned_guided_backprop": "guided backprop",
-    "deconvolution": "Deconvnet", "integrated_cdam": "IntegratedCDAM",
-}  # fmt: skip
-"""Methods of plugins whose maps are treated as those of a hand-made one."""
 
 
 @dataclass(frozen=True)
@@ -232,11 +225,6 @@ def rules_method(given: Rules, net: nn.Module) -> Method:
     else:
         rules = RuleSet.load(given, net)
         name = str(given) if str(given) in ready_rules() else Path(given).stem
-    usual = training_defaults(rules.composite_name)
-    kept = rules.training
-    treatment = MapTreatment(
-        kept.get("sign", usual.sign), kept.get("smoothing", usual.smoothing), kept.get("outlines", 0.0)
-    )
 
     def build(question: Question) -> Callable[[], Tensor]:
         method = _asking(LearnedPropagation(question.net, rules=rules), question)
@@ -245,7 +233,7 @@ def rules_method(given: Rules, net: nn.Module) -> Method:
     def passes(question: Question) -> int:
         return passes_of(rules.composite_name, rules.contrast)
 
-    return Method(name, treatment, build, passes, _preprocessing_of(rules))
+    return Method(name, MapTreatment.of_rules(rules), build, passes, _preprocessing_of(rules))
 
 
 def _preprocessing_of(rules: RuleSet) -> Preprocessing | None:
@@ -289,7 +277,7 @@ def _of_plugin(entry: Entry) -> Method:
 
         return explain
 
-    return Method(name, _plugin_treatment(name), build)
+    return Method(name, treatment_for(name), build)
 
 
 def issubclass_of_learned(factory: Any) -> bool:
@@ -299,13 +287,6 @@ def issubclass_of_learned(factory: Any) -> bool:
 
 def _over_patches(parameters: Any) -> bool:
     return "output" in parameters and parameters["output"].default == "patches"
-
-
-def _plugin_treatment(name: str) -> MapTreatment:
-    if name == "learned_propagation":
-        usual = training_defaults("learned_gradient")
-        return MapTreatment(usual.sign, usual.smoothing)
-    return treatment_for(PLUGIN_TREATMENTS.get(name, name))
 
 
 def _checked(found: Any, inputs: Tensor, name: str) -> Tensor:

@@ -10,6 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+from torch.nn import functional as F
+
+from captum_learnprop.maps import postprocess
+from captum_learnprop.training.defaults import training_defaults
+from zennit_rules import RuleSet
+
 
 @dataclass(frozen=True)
 class MapTreatment:
@@ -25,6 +32,29 @@ class MapTreatment:
     smoothing: float = 0.0
     outlines: float = 0.0
 
+    @classmethod
+    def of_rules(cls, rules: RuleSet) -> MapTreatment:
+        """Returns that of the training of rules, or what trainings of their composite have by default."""
+        usual, kept = training_defaults(rules.composite_name), rules.training
+        return cls(kept.get("sign", usual.sign), kept.get("smoothing", usual.smoothing), kept.get("outlines", 0.0))
+
+    def maps(self, attribution: Tensor, inputs: Tensor) -> Tensor:
+        """Returns the maps ``(B, h, w)`` of attributions ``(B, C, h', w')``, as `LearnedPropagation.maps` gives them.
+
+        Args:
+            attribution: What the method gave; a coarse one is brought to the size of the inputs first.
+            inputs: What the model took, ``(B, C, h, w)``, whose outlines the maps may follow.
+        """
+        if attribution.shape[-2:] != inputs.shape[-2:]:
+            attribution = F.interpolate(attribution, inputs.shape[-2:], mode="bilinear")
+        return postprocess(attribution, self.sign, self.smoothing, self.outlines, inputs)
+
+
+PLUGIN_TREATMENTS = {
+    "learned_lrp": "LRP epsilon plus", "learned_deeplift": "DeepLift", "learned_guided_backprop": "guided backprop",
+    "deconvolution": "Deconvnet", "guided_backprop": "guided backprop", "integrated_cdam": "IntegratedCDAM",
+}  # fmt: skip
+"""Methods of plugins whose maps are treated as those of a hand-made one."""
 
 TREATMENTS: dict[str, MapTreatment] = {
     name: MapTreatment(sign, smoothing)
@@ -71,6 +101,9 @@ def treatment_for(name: str) -> MapTreatment:
     """Returns the treatment of a method's maps.
 
     Args:
-        name: As in the tables.
+        name: As in the tables, or that of a plugin's method.
     """
-    return TREATMENTS.get(name, MapTreatment())
+    if name == "learned_propagation":
+        usual = training_defaults("learned_gradient")
+        return MapTreatment(usual.sign, usual.smoothing)
+    return TREATMENTS.get(PLUGIN_TREATMENTS.get(name, name), MapTreatment())

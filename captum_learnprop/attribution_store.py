@@ -122,7 +122,9 @@ class AttributionStore:
         self.folder = folder
         # A round trip makes tuples lists, as they will be when read back for the comparison.
         self.options: dict[str, Any] = json.loads(json.dumps(dict(options)))
-        manifest = None if overwrite and delete_run(folder) else _read_manifest(folder)
+        if overwrite and delete_run(folder):
+            return
+        manifest = _read_manifest(folder)
         if manifest is not None:
             check_same(folder, manifest, self.options)
         elif folder.exists() and not _is_empty(folder):

@@ -343,7 +343,7 @@ class TestNoImages:
             ImageFile(name, folder / name).sha256()
 
     def test_a_file_that_becomes_a_pipe_just_then(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(images, "_why_no_file", lambda path: None)
+        monkeypatch.setattr(images, "why_no_file", lambda path: None)
         with pytest.raises(UnreadableImageError, match="is no regular file"):
             read_image(folder / "pipe.png")
 

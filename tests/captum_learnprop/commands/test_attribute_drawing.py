@@ -68,7 +68,7 @@ class TestTrainedRules:
         shown = LearnedPropagation(model, rules=RuleSet.load(file, model)).maps(pixels, model(pixels).argmax(1))
         np.testing.assert_array_equal(overlays(tmp_path / "out"), expected_overlays(pixels, shown))
         plain = postprocess(attributions(tmp_path / "out"), "signed", 0.0)
-        assert (composite == "learned_epsilon_gamma_box") == torch.allclose(shown, plain, rtol=1e-4)
+        assert not torch.allclose(shown, plain, rtol=1e-4)
 
     def test_rules_need_no_method(self, images: Path, tmp_path: Path, pixels: Tensor) -> None:
         model = ReluNet().eval()
@@ -94,7 +94,7 @@ class TestTrainedRules:
 
     def test_a_plain_gradient_is_drawn_without_its_sign(self, images: Path, tmp_path: Path, pixels: Tensor) -> None:
         assert attribute(images, tmp_path / "out").exit_code == 0
-        shown = postprocess(attributions(tmp_path / "out"), "absolute", 0.025)
+        shown = postprocess(attributions(tmp_path / "out"), "absolute", 8 / 64)
         np.testing.assert_array_equal(overlays(tmp_path / "out"), expected_overlays(pixels, shown))
 
     def test_the_picture_is_that_of_the_library(self, pixels: Tensor) -> None:

@@ -115,12 +115,15 @@ class ActivationCall(SiteCall):
 
     def factor(self, saved: tuple[Tensor, ...], index: Index) -> Any:
         """What `through` multiplies the signal of a piece of the layer by, a tensor without a graph; None for 1."""
-        piece = saved[0][index].detach()
-        if self.is_relu:
-            return torch.ops.aten.threshold_backward(torch.ones_like(piece), piece, 0)
+        return self.slope_at(saved[0][index].detach())
+
+    def slope_at(self, z: Tensor) -> Tensor:
+        """Returns ``f'(z)`` without a graph, for some elements of a layer."""
+        if (backward := IN_ONE_GO.get(self.fn)) is not None:
+            return backward(torch.ones_like(z), z)
         with torch.enable_grad():
-            piece.requires_grad_()
-            return torch.autograd.grad(self.fn(piece).sum(), piece)[0]
+            z = z.detach().requires_grad_()
+            return torch.autograd.grad(self.fn(z).sum(), z)[0]
 
     def times(self, saved: tuple[Tensor, ...], index: Index, values: Tensor) -> Tensor:
         """Returns the values of a piece times `factor`, written into them."""

@@ -181,7 +181,7 @@ class _Pass:
             zs, gs, half, beside = room
             for v, size, scaled in zip((z, g), self.sizes, (zs, gs), strict=True):
                 torch.abs(v, out=scaled)
-                torch.div(v, scaled.add_(_part(size, index)), out=scaled)
+                torch.div(v, scaled.add_(part_of(size, index)), out=scaled)
             c = [self._cut_both(one, index) for one in constants]
             # Both deviations at a time; two operands at a time, since only then torch broadcasts at full speed.
             torch.mul(zs, c[3], out=half).add_(c[2]).mul_(gs)
@@ -190,7 +190,7 @@ class _Pass:
             if twice is None:
                 torch.mul(weight.mul_(2), g, out=passed)
             else:
-                torch.mul(weight.mul_(g), _part(twice, index), out=passed)
+                torch.mul(weight.mul_(g), part_of(twice, index), out=passed)
         return out
 
     def _half_weight(self, index: Index, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -219,8 +219,8 @@ class _Pass:
             weight, a, b, factor = self._weight(index, zs, gs)
             g, v = self.g[index], towards[index]
             if position is not None and by_position is not None:
-                _part(by_position, index).add_((v * g).mul_(weight).sum(self.gate.channel_dim, keepdim=True))
-                v = v * _part(position, index)
+                part_of(by_position, index).add_((v * g).mul_(weight).sum(self.gate.channel_dim, keepdim=True))
+                v = v * part_of(position, index)
             direct = weight.mul_(v)
             v = v * g
             to_b = b.square_().neg_().add_(1).mul_(v)
@@ -234,7 +234,7 @@ class _Pass:
                 towards_gs = to * gs
                 self._add(raw[one, 2], index, towards_gs)
                 self._add(raw[one, 3], index, towards_gs.mul_(zs))
-                part = (zs * _part(c[3], index)).add_(_part(c[2], index)).mul_(to)
+                part = (zs * part_of(c[3], index)).add_(part_of(c[2], index)).mul_(to)
                 to_gs = part if to_gs is None else to_gs.add_(part)
             assert to_gs is not None
             to_gs.mul_(0.5)  # the coefficients are doubled
@@ -253,7 +253,7 @@ class _Pass:
         for index in self._pieces():
             part = onwards[index].addcmul_(self.g[index], around[index[0]])
             if to_relevance is not None:
-                part.addcmul_(self.z[index].clamp(min=0), _part(to_relevance, index))
+                part.addcmul_(self.z[index].clamp(min=0), part_of(to_relevance, index))
         return onwards, *gradients
 
     # -- pieces ------------------------------------------------------------------------------------------------------
@@ -285,13 +285,13 @@ class _Pass:
         return weight.add_(b).add_(of_signal), a, b, factor
 
     def _deviation(self, coefficients: Tensor, index: Index, zs: Tensor, gs: Tensor) -> Tensor:
-        c = [_part(one, index) for one in coefficients]
+        c = [part_of(one, index) for one in coefficients]
         # Two operands at a time: only then does torch broadcast at full speed.
         value = (zs * c[3]).add_(c[2]).mul_(gs).add_(zs * c[1]).add_(c[0])
         return value.sigmoid_().mul_(2).sub_(1)
 
     def _add(self, total: Tensor, index: Index, values: Tensor) -> None:
-        place = _part(total, index)
+        place = part_of(total, index)
         place.add_(values.sum_to_size(place.shape))
 
     def _cut(self, v: Tensor, index: Index) -> Tensor:
@@ -317,7 +317,7 @@ class _Pass:
         relevance = self.g.new_zeros(shape)
         for index in self._pieces():
             part = self._cut(self.z, index).clamp(min=0).mul_(self._cut(self.g, index))
-            _part(relevance, index).add_(part.sum(gate.channel_dim, keepdim=True))
+            part_of(relevance, index).add_(part.sum(gate.channel_dim, keepdim=True))
         return relevance
 
     def _position(self) -> tuple[Tensor | None, Tensor | None]:
@@ -346,7 +346,7 @@ class _Pass:
         return found[0], found[1]
 
 
-def _part(values: Tensor, index: Index) -> Tensor:
+def part_of(values: Tensor, index: Index) -> Tensor:
     """Returns what belongs to a piece, of values that may be shared over samples or the next dimension."""
     rows, part = (one if size > 1 else slice(None) for one, size in zip(index, values.shape, strict=False))
     return values[rows, part]
@@ -359,7 +359,7 @@ def _root_mean_squares(*values: Tensor) -> tuple[Tensor, ...]:
     sizes = torch.stack([torch.linalg.vector_norm(v, dim=dims, keepdim=True) for v in values]).div_(count)
     information = torch.finfo(sizes.dtype)
     low, high = (float(v) for v in sizes.aminmax())
-    if information.tiny**0.25 < low and high < information.max**0.25:
+    if information.tiny**0.4 < low and high < information.max**0.4:
         return sizes.unbind()
     return tuple(_guarded_size(v, dims, count) for v in values)
 

@@ -25,7 +25,7 @@ from ..core.interpose import has_own_forward
 from ..errors import RuleError
 from ..gates import PlainGate
 from .activation import ActivationCall, GatedSite, LearnedActivation
-from .feature_pass import Index
+from .feature_pass import Index, part_of
 from .pooling import LearnedMaxPool, PoolCall, PoolGate
 
 EPS = 1e-10
@@ -62,13 +62,22 @@ def in_reference_pass() -> bool:
     return _pass.get() is not None
 
 
+class NotByRows(RuleError):
+    """What a pass of one row of the baseline tells is not what one of all rows would."""
+
+
 class References:
     """The pre-activations of the last reference pass.
 
     Args:
         name_call: Names the call of a module that is being made; None for the references of a single module.
         eps: Differences up to this count as none.
+
+    Attributes:
+        one_row: Whether the reference pass had one row, which stands for as many as the input has.
     """
+
+    one_row = False
 
     def __init__(self, name_call: Callable[[nn.Module], str] | None = None, eps: float = EPS) -> None:
         self.eps = eps
@@ -119,6 +128,7 @@ class References:
         """
         found = self._seen.get(name if self._name_call is not None else "")
         if found is not None and (found.shape[1:] != z.shape[1:] or found.shape[:1] not in ((1,), z.shape[:1])):
+            self._refuse_one_row()
             raise RuleError(
                 f"at site {name!r} the input has shape {tuple(z.shape)}, the baseline {tuple(found.shape)}: "
                 "give a baseline that takes the same way through the model"
@@ -139,15 +149,23 @@ class References:
         found = self._operands.get(name)
         if found is None:
             return None
+        if self.one_row and len(found) == len(tensors):
+            found = tuple(map(_as_many_rows, found, tensors))
         shapes, shapes0 = ([tuple(x.shape) for x in some if x is not None] for some in (
             [x for x, x0 in zip(tensors, found, strict=False) if x0 is not None], found
         ))  # fmt: skip
         if len(found) != len(tensors) or shapes != shapes0:
+            self._refuse_one_row()
             raise RuleError(
                 f"at {name!r} the function is called with tensors of shapes {shapes} for the input, {shapes0} for the "
                 "baseline: give a baseline that takes the same way through the model"
             )
         return found
+
+    def _refuse_one_row(self) -> None:
+        """Says that one row did not do, where there was one."""
+        if self.one_row:
+            raise NotByRows("the model merges rows")
 
     @staticmethod
     def missing(name: str) -> RuleError:
@@ -158,6 +176,13 @@ class References:
             "attribute baselines is set; a rule that stands on its own needs "
             "`with reference_pass(): model(baseline)` inside the composite's context"
         )
+
+
+def _as_many_rows(x0: Tensor | None, x: Tensor) -> Tensor | None:
+    """A reference of one row for all rows of a tensor; as it is where that does not fit."""
+    if x0 is None or x0.ndim != x.ndim or x0.shape[:1] != (1,) or x0.shape[1:] != x.shape[1:]:
+        return x0
+    return x0.expand(x.shape)
 
 
 class ReferenceCall(SiteCall):
@@ -232,12 +257,31 @@ class RescaleCall(ActivationCall, ReferenceCall):
     def through(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """Returns ``g * (f(z) - f(z0)) / (z - z0)``, and ``g * f'(z)`` where ``z`` is at its reference."""
         (z,) = saved
-        return g * self._chord(z, self.reference_of(z), self._slope(z))
+        if torch.is_grad_enabled() or not self.in_pieces:
+            return g * self._chord(z, self.reference_of(z), self._slope(z))
+        reference = self.reference_of(z) if self.reference is None else self.reference
+        return self._plain_chord(z.detach(), reference.detach()).mul_(g)
 
     def factor(self, saved: tuple[Tensor, ...], index: Index) -> Tensor:
         """Returns the slope of the chord for a piece of the layer."""
-        (z,) = saved
-        return self._chord(z[index].detach(), self.reference_of(z)[index].detach(), super().factor(saved, index))
+        z, reference = saved[0].detach(), self.reference_of(saved[0]) if self.reference is None else self.reference
+        return self._plain_chord(z[index], part_of(reference.detach(), index))
+
+    def _plain_chord(self, z: Tensor, z0: Tensor) -> Tensor:
+        """The slope of the chord without a derivative, its exception made only where there is one.
+
+        Args:
+            z: Pre-activations.
+            z0: Those of the reference, with as many rows or one.
+        """
+        difference = z - z0
+        chord = self.fn(z) - self.fn(z0)
+        if difference.numel() == 0 or not bool(difference.abs().amin() <= self.eps):
+            return chord.div_(difference)
+        near = difference.abs() <= self.eps
+        chord.div_(difference.masked_fill_(near, 1.0))
+        chord[near] = self.slope_at(z[near])
+        return chord
 
     def _chord(self, z: Tensor, z0: Tensor, slope: Tensor) -> Tensor:
         near, apart = self.difference(z, z0)
@@ -273,12 +317,28 @@ class RescalePoolCall(PoolCall, ReferenceCall):
         the input, ``o - t`` to the winner of the reference.
         """
         z = saved[0]
+        if not torch.is_grad_enabled() and self.reference is not None and z.numel() > 0:
+            return self._plain_shares(saved, g, self.reference.detach())
         z0 = self.reference_of(z)
         (o, index), (o0, index0) = self.pool(z), self.pool(z0)
         top = torch.maximum(o, o0)
         shares = self.true_gradient((z, index), g * (top - o0)) + self.true_gradient((z, index0), g * (o - top))
         near, apart = self.difference(z, z0)
         return torch.where(near, self.true_gradient(saved, g), shares / apart)
+
+    def _plain_shares(self, saved: tuple[Tensor, ...], g: Tensor, z0: Tensor) -> Tensor:
+        """The same without a derivative: winners are known, and a reference of one row is pooled once."""
+        z, index = saved[0].detach(), saved[1]
+        dims = self.dims
+        o = z.flatten(-dims).gather(-1, index.flatten(-dims)).reshape(index.shape)
+        o0, index0 = (v.expand(index.shape) for v in self.pool(z0))
+        top = torch.maximum(o, o0)
+        shares = self.true_gradient((z, index), g * (top - o0)).add_(self.true_gradient((z, index0), g * (o - top)))
+        difference = z - z0
+        if not bool(difference.abs().amin() <= self.eps):
+            return shares.div_(difference)
+        near = difference.abs() <= self.eps
+        return torch.where(near, self.true_gradient(saved, g), shares.div_(difference.masked_fill_(near, 1.0)))
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """The above, softened if the gate is a `PoolGate`."""

@@ -20,6 +20,7 @@ from ..core.coverage import Coverage
 from ..core.dependence import Inputs, tensors_in
 from ..core.draws import Draws
 from ..core.interpose import Interposed, interpose
+from ..core.modules import modules_of
 from ..core.registry import register_composite
 from ..core.site_functions import ACTIVATION_TYPES, POOLING_TYPES
 from ..core.sites import Site
@@ -212,7 +213,7 @@ class LearnedDeepLift(LearnedComposite):
         rows = {x.shape[:1] for x in tensors}
         if not alike or len(rows) != 1 or rows <= {torch.Size(), torch.Size((1,))} or root in _WHOLE_BATCHES:
             return None
-        if any(map(operator.is_, tensors, references)) or any(module.training for module in root.modules()):
+        if any(map(operator.is_, tensors, references)) or any(module.training for module in modules_of(root)):
             return None
         args, kwargs = baseline
         return list(map(_first_row, args)), {name: _first_row(value) for name, value in kwargs.items()}

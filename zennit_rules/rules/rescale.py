@@ -140,6 +140,10 @@ class References:
         self._begin()
         self._operands[name] = tuple(None if isinstance(x, nn.Parameter) else x.detach().clone() for x in tensors)
 
+    def has_call(self, name: str) -> bool:
+        """Whether the reference pass noted the tensors of a call."""
+        return name in self._operands
+
     def find_call(self, name: str, tensors: tuple[Tensor, ...]) -> tuple[Tensor | None, ...] | None:
         """Returns the references of the tensors of a function's call; None if there are none.
 

@@ -13,6 +13,7 @@ from .._compat import one_gradient_at_a_time
 from ..core.hook import MARKER, GateProvider, SiteCall, SiteHook
 from ..core.site_functions import POOLING_TYPES, is_pooling
 from ..errors import RuleError
+from .feature_pass import PIECE
 
 
 class PoolGate(nn.Module):
@@ -141,6 +142,11 @@ def _spread(z: Tensor) -> Tensor:
     return torch.where(flat, torch.ones_like(top), top * torch.where(flat, 1.0, variance).sqrt())
 
 
+def _of_rows(values: Tensor, row: int) -> Tensor:
+    """Returns what belongs to a sample, of values per sample or one for all."""
+    return values[row : row + 1] if len(values) > 1 else values
+
+
 class PoolCall(SiteCall):
     """A call of a max-pool."""
 
@@ -181,11 +187,19 @@ class PoolCall(SiteCall):
         z = saved[0].to(g.dtype)
         scale = _spread(z).reshape(shape)
         windows = Windows(self.module, z.shape, g.shape)
-        seen = windows.unfold(z / (gate.temperature.to(g.dtype).reshape(shape) * scale), float("-inf"))
+        unit = gate.temperature.to(g.dtype).reshape(shape) * scale
         if torch.is_grad_enabled():
+            seen = windows.unfold(z / unit, float("-inf"))
             return exact + m * (windows.fold(seen.softmax(dim=0) * g) - exact)
-        softened = windows.fold(torch.softmax(seen, dim=0, out=seen).mul_(g))
-        return torch.add(exact, softened.sub_(exact).mul_(m), out=softened)
+        # A part at a time: all windows of a layer are several times as large as the layer.
+        out = torch.empty_like(exact)
+        step = max(1, PIECE * g.shape[0] * g.shape[1] // (g.numel() * len(windows.offsets)))
+        for row, first in product(range(g.shape[0]), range(0, g.shape[1], step)):
+            part = slice(row, row + 1), slice(first, first + step)
+            seen = windows.unfold(z[part] / _of_rows(unit, row), float("-inf"))
+            softened = windows.fold(torch.softmax(seen, dim=0, out=seen).mul_(g[part]))
+            torch.add(exact[part], softened.sub_(exact[part]).mul_(_of_rows(m, row)), out=out[part])
+        return out
 
 
 class LearnedMaxPool(SiteHook):

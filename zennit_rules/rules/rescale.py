@@ -278,13 +278,14 @@ class RescaleCall(ActivationCall, ReferenceCall):
             z: Pre-activations.
             z0: Those of the reference, with as many rows or one.
         """
-        difference = z - z0
-        chord = self.fn(z) - self.fn(z0)
+        difference = (z - z0).contiguous()
+        chord = (self.fn(z) - self.fn(z0)).contiguous()
         if difference.numel() == 0 or not bool(difference.abs().amin() <= self.eps):
             return chord.div_(difference)
-        near = difference.abs() <= self.eps
-        chord.div_(difference.masked_fill_(near, 1.0))
-        chord[near] = self.slope_at(z[near])
+        near = (difference.abs() <= self.eps).flatten().nonzero().squeeze(1)
+        difference.view(-1)[near] = 1.0
+        chord.div_(difference)
+        chord.view(-1)[near] = self.slope_at(z.reshape(-1)[near])
         return chord
 
     def _chord(self, z: Tensor, z0: Tensor, slope: Tensor) -> Tensor:

@@ -131,9 +131,10 @@ class ConvolutionMap(LinearMap):
         groups = self.options.get("groups", 1)
         if weight.device.type != "cpu" or groups == 1 or weight.shape[:2] != (groups, 1) or len(size) != self.dims + 2:
             return None
+        usual = (("stride", 1), ("padding", 0), ("dilation", 1))
         stride, padding, dilation = (
             (given,) * self.dims if isinstance(given, int) else given
-            for given in (self.options.get(name, usual) for name, usual in (("stride", 1), ("padding", 0), ("dilation", 1)))
+            for given in (self.options.get(name, otherwise) for name, otherwise in usual)
         )
         if isinstance(padding, str) or any(step != 1 for step in stride):
             return None

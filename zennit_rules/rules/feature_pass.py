@@ -52,9 +52,7 @@ def rules_alone() -> Iterator[None]:
         _alone.reset(token)
 
 
-def feature_signal(
-    gate: nn.Module, z: Tensor, g: Tensor, factor: Factor, times: Times | None = None
-) -> Tensor | None:
+def feature_signal(gate: nn.Module, z: Tensor, g: Tensor, factor: Factor, times: Times | None = None) -> Tensor | None:
     """Returns the signal that a site with a feature gate passes on; None where the formula has to say it.
 
     Args:
@@ -156,7 +154,7 @@ class _Pass:
     factor: Factor
     times: Times | None
     coefficients: Tensor
-    sizes: tuple[Tensor, Tensor]
+    sizes: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, gate: FeatureGate, z: Tensor, g: Tensor, factor: Factor, times: Times | None = None) -> _Pass:

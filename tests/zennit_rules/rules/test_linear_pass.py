@@ -109,14 +109,18 @@ def test_weights_are_never_those_of_an_earlier_call() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3))
     x = torch.rand(2, 3, 8, 8, requires_grad=True)
-    rules = zr.RuleSet.build(model, x, composite="learned_epsilon_gamma_box", gate="none", rule_options={"low": -1.0, "high": 2.0})
+    rules = zr.RuleSet.build(
+        model, x, composite="learned_epsilon_gamma_box", gate="none", rule_options={"low": -1.0, "high": 2.0}
+    )
 
     def map_of(rules: zr.RuleSet) -> Tensor:
         with rules.applied(model):
             return torch.autograd.grad(model(x)[:, 1].sum(), x)[0]
 
     for _ in range(2):
-        again = zr.RuleSet.build(model, x, composite="learned_epsilon_gamma_box", gate="none", rule_options={"low": -1.0, "high": 2.0})
+        again = zr.RuleSet.build(
+            model, x, composite="learned_epsilon_gamma_box", gate="none", rule_options={"low": -1.0, "high": 2.0}
+        )
         torch.testing.assert_close(map_of(rules), map_of(again), rtol=0, atol=0)
         model[2].weight.data.mul_(-1)
 
@@ -139,3 +143,16 @@ def test_the_box_rule_in_one_convolution(norm: bool, strength: float) -> None:
 
 class _Other(ConvolutionMap):
     """A convolution of another class."""
+
+
+@crossed(padding=[0, 1, 2], dilation=[1, 2], stride=[1, 2], dims=[1, 2, 3])
+def test_the_transposed_map_of_a_kernel_for_each_channel(padding: int, dilation: int, stride: int, dims: int) -> None:
+    torch.manual_seed(0)
+    options = {"padding": padding, "dilation": dilation, "stride": stride, "groups": 4}
+    linear = ConvolutionMap(dims, options)
+    x = torch.randn(2, 4, *(9,) * dims, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 1, *(3,) * dims, dtype=torch.float64)
+    out = linear.apply(x, weight)
+    signal = torch.randn_like(out)
+    (expected,) = torch.autograd.grad(out, x, signal)
+    torch.testing.assert_close(linear.apply_transposed(x.shape, weight, signal), expected, rtol=1e-12, atol=1e-12)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .._compat import DisableTorchFunction
+from .._compat import DisableTorchFunction, one_gradient_at_a_time
 from .._moved import renamed
 from ..core.dependence import Dependence, forward_pass
 from ..core.hook import MARKER, SiteCall, SiteHook
@@ -44,6 +44,7 @@ class GatedLinear(torch.autograd.Function):
         return out
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         """The rule's relevance."""
         return ctx.call.propagate(ctx.saved_tensors[:-1], g), None

@@ -48,7 +48,7 @@ Arguments = tuple[list[Any], dict[str, Any]]
 """What a model is called with."""
 
 _WHOLE_BATCHES: WeakSet[nn.Module] = WeakSet()
-"""Models for which one row of the baseline did not do: they merge rows with others, or want so many of them."""
+"""Models for which one row of the baseline did not do: they have curves or products, or merge rows with others."""
 
 _SOFTMAX: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.softmax: (nn.Softmax, ("input", "dim", "_stacklevel", "dtype")),
@@ -67,11 +67,11 @@ class LearnedDeepLift(LearnedComposite):
     """DeepLIFT's rescale rule with gates that start there; "learned_deeplift" in ``COMPOSITES``.
 
     Before each forward pass of the model on an input, it runs it on the baseline, without gradient and with the other
-    arguments unchanged, so that each site knows its reference. Where all rows of the baseline are alike, it runs one.
-    Activations get a `LearnedRescale`, max-pools a `RescaleMaxPool`, softmax and log-softmax a `RescaleSoftmax`;
-    functional, reused and in-place calls count like any. Products of signals, attention, norms, maxima and other
-    functions follow `rescale_functions`; where no complete rule exists, `RuleSet.build` warns and the coverage names
-    it.
+    arguments unchanged, so that each site knows its reference. Where all rows of the baseline are alike, it runs one,
+    if all that is compared is made of lines. Activations get a `LearnedRescale`, max-pools a `RescaleMaxPool`, softmax
+    and log-softmax a `RescaleSoftmax`; functional, reused and in-place calls count like any. Products of signals,
+    attention, norms, maxima and other functions follow `rescale_functions`; where no complete rule exists,
+    `RuleSet.build` warns and the coverage names it.
 
     `zennit_rules.attribute`, and what builds on it, yields contributions: multipliers times ``input - baseline``. At
     the start they add up to the difference of the outputs, but for functions without a complete rule. A plain

@@ -128,7 +128,7 @@ class References:
         """
         found = self._seen.get(name if self._name_call is not None else "")
         if found is not None and (found.shape[1:] != z.shape[1:] or found.shape[:1] not in ((1,), z.shape[:1])):
-            self._refuse_one_row()
+            self.refuse_one_row()
             raise RuleError(
                 f"at site {name!r} the input has shape {tuple(z.shape)}, the baseline {tuple(found.shape)}: "
                 "give a baseline that takes the same way through the model"
@@ -153,23 +153,25 @@ class References:
         found = self._operands.get(name)
         if found is None:
             return None
-        if self.one_row and len(found) == len(tensors):
-            found = tuple(map(_as_many_rows, found, tensors))
+        self.refuse_one_row()
         shapes, shapes0 = ([tuple(x.shape) for x in some if x is not None] for some in (
             [x for x, x0 in zip(tensors, found, strict=False) if x0 is not None], found
         ))  # fmt: skip
         if len(found) != len(tensors) or shapes != shapes0:
-            self._refuse_one_row()
             raise RuleError(
                 f"at {name!r} the function is called with tensors of shapes {shapes} for the input, {shapes0} for the "
                 "baseline: give a baseline that takes the same way through the model"
             )
         return found
 
-    def _refuse_one_row(self) -> None:
-        """Says that one row did not do, where there was one."""
+    def refuse_one_row(self) -> None:
+        """Says that one row does not do, where there is one.
+
+        Raises:
+            NotByRows: For the composite, which then runs all rows.
+        """
         if self.one_row:
-            raise NotByRows("the model merges rows")
+            raise NotByRows("one row of the baseline does not do for this model")
 
     @staticmethod
     def missing(name: str) -> RuleError:
@@ -182,18 +184,20 @@ class References:
         )
 
 
-def _as_many_rows(x0: Tensor | None, x: Tensor) -> Tensor | None:
-    """A reference of one row for all rows of a tensor; as it is where that does not fit."""
-    if x0 is None or x0.ndim != x.ndim or x0.shape[:1] != (1,) or x0.shape[1:] != x.shape[1:]:
-        return x0
-    return x0.expand(x.shape)
-
-
 class ReferenceCall(SiteCall):
     """A call that is compared with that of the baseline."""
 
     reference: Tensor | None = None
     eps: float = EPS
+
+    @property
+    def takes_one_row(self) -> bool:
+        """Whether a reference that differs by rounding, as one row's may from those of many, changes nothing else.
+
+        Where input and reference are nearly equal, chords of curves are quotients of nothing but rounding, unless both
+        were rounded alike; those of lines are exact.
+        """
+        return False
 
     def reference_of(self, z: Tensor) -> Tensor:
         """The reference, in the shape of ``z``.
@@ -238,6 +242,8 @@ class ReferenceHook(SiteHook):
         """Runs the activation beside its reference."""
         call, out = super().run(module, name, gate, input)
         assert isinstance(call, ReferenceCall)
+        if not call.takes_one_row:
+            self.references.refuse_one_row()
         call.reference, call.eps = self.references.find(name, input), self.references.eps
         return call, out
 
@@ -257,6 +263,11 @@ class RescaleCall(ActivationCall, ReferenceCall):
     def __init__(self, hook: SiteHook, name: str, gate: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
         super().__init__(hook, name, gate, fn)
         self.from_output = False  # the chord needs z itself
+
+    @property
+    def takes_one_row(self) -> bool:
+        """Whether the activation is made of lines."""
+        return self.piecewise_linear
 
     def through(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """Returns ``g * (f(z) - f(z0)) / (z - z0)``, and ``g * f'(z)`` where ``z`` is at its reference."""
@@ -314,6 +325,8 @@ class LearnedRescale(ReferenceHook, LearnedActivation):
 
 class RescalePoolCall(PoolCall, ReferenceCall):
     """A call of a max-pool that shares its change out to two winners."""
+
+    takes_one_row = True
 
     def through(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """What winners gained or lost between reference and input, per unit of their own difference.

@@ -11,8 +11,6 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .core.modules import named_modules
-
 try:
     from zennit.canonizers import Canonizer, NamedMergeBatchNorm
     from zennit.composites import COMPOSITES, LayerMapComposite
@@ -108,7 +106,7 @@ def unsupported_model(model: torch.nn.Module) -> str | None:
     """Tell why hooks cannot work on ``model``, or None if they can."""
     if hasattr(model, "_orig_mod"):
         return "it was made by torch.compile, which bypasses hooks: pass the original, `model._orig_mod`"
-    for name, module in named_modules(model):
+    for name, module in model.named_modules():
         where = f"its module {name!r}" if name else "it"
         if isinstance(module, torch.jit.ScriptModule):
             return f"{where} is a scripted or traced module, which hooks cannot reach: pass the eager model"

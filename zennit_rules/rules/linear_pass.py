@@ -26,7 +26,7 @@ from ..core.linear_map import ConvolutionMap, DenseMap, LinearMap
 from .contributions import GammaGate, reflected
 
 MANY_INPUTS = 64
-"""From so many contributions to an output on, some of each sign are expected among them."""
+"""The number of contributions to an output from which on some of each sign are expected among them."""
 
 LEAST_SHARE = 1 / 16
 """The least share of positive contributions in all, in absolute terms, at which half a difference keeps its digits."""

@@ -305,10 +305,10 @@ class FeatureGate(Gate):
         for index, one in ((1, relevance), (3, contrast)):
             if one is not None:
                 scaled = _squash(one)
-                total = total + raw[index] * scaled + raw[index + 1] * self._around(scaled)
+                total = total + raw[index] * scaled + raw[index + 1] * self.around(scaled)
         return 1 + torch.tanh(total)
 
-    def _around(self, relevance: Tensor) -> Tensor:
+    def around(self, relevance: Tensor) -> Tensor:
         """Returns the mean over the neighbourhood of each position, for layers ``(B, C, *spatial)``."""
         dims = relevance.ndim - 2
         if self.channel_dim != 1 or not 1 <= dims <= 3:
@@ -317,6 +317,10 @@ class FeatureGate(Gate):
         if dims == 3 and min(relevance.shape[2:]) < 5:  # torch refuses a kernel that is larger than a volume
             sums, counts = (pool(F.pad(v, (2,) * 6), 5, stride=1) for v in (relevance, torch.ones_like(relevance)))
             return sums / counts
+        if dims == 2:  # the mean over a rectangle is that over rows of those over columns
+            along = pool(relevance, (5, 1), stride=1, padding=(2, 0), count_include_pad=False)
+            across: Tensor = pool(along, (1, 5), stride=1, padding=(0, 2), count_include_pad=False)
+            return across
         around: Tensor = pool(relevance, 5, stride=1, padding=2, count_include_pad=False)
         return around
 

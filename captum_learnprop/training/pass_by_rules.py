@@ -24,6 +24,7 @@ from captum_learnprop.forward import output_of
 from captum_learnprop.targets import require_finite, select_target
 from zennit_rules import explaining
 from zennit_rules.core.buffers import buffers_kept
+from zennit_rules.core.modules import modules_of
 from zennit_rules.core.protocols import TrainableComposite
 
 
@@ -50,7 +51,7 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 def in_training_mode(model: Any) -> bool:
     """Whether some module of a model is in training mode, where it may draw random numbers."""
-    return isinstance(model, nn.Module) and any(module.training for module in model.modules())
+    return isinstance(model, nn.Module) and any(module.training for module in modules_of(model))
 
 
 @contextmanager

@@ -319,7 +319,7 @@ def test_positions_of_volumes_smaller_than_their_neighbourhood(size: tuple[int, 
     gate = zr.FeatureGate((2, 3, *size), position=True).double()
     randomise(gate.parameters())
     relevance = torch.randn(2, 1, *size).double()
-    around = gate._around(relevance)
+    around = gate.around(relevance)
     for at in torch.ones(size).nonzero().tolist():
         window = relevance[(0, 0, *(slice(max(0, i - 2), i + 3) for i in at))]
         torch.testing.assert_close(around[(0, 0, *at)], window.mean())

@@ -17,6 +17,7 @@ from .._compat import Canonizer, Hook, LayerMapComposite, RemovableHandle, Remov
 from ..core import fingerprint
 from ..core.coverage import Coverage, LinearWork, unreached_nodes, why_unreached
 from ..core.dependence import Inputs
+from ..core.modules import modules_of
 from ..core.names import did_you_mean
 from ..core.plain_copies import plain_copies
 from ..core.scalars import plain_options
@@ -398,5 +399,5 @@ class _FunctionalSwitch(Hook):
         """Register on the model and return the handles."""
         hooked = module.register_forward_pre_hook(self.pre_forward)
         # All modules: a layer map may put rules of zennit where none of ours are.
-        copies = [plain_copies(each) for each in module.modules()]
+        copies = [plain_copies(each) for each in modules_of(module)]
         return RemovableHandleList([RemovableHandle(self), hooked, *copies])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +17,10 @@ from torch import Tensor, nn
 from .._compat import Canonizer, Hook
 from ..core.buffers import buffers_kept
 from ..core.coverage import Coverage
-from ..core.dependence import Inputs
+from ..core.dependence import Inputs, tensors_in
 from ..core.draws import Draws
 from ..core.interpose import Interposed, interpose
+from ..core.modules import modules_of
 from ..core.registry import register_composite
 from ..core.site_functions import ACTIVATION_TYPES, POOLING_TYPES
 from ..core.sites import Site
@@ -28,6 +31,7 @@ from ..rules.rescale import (
     EPS,
     SOFTMAX_TYPES,
     LearnedRescale,
+    NotByRows,
     References,
     RescaleMaxPool,
     RescaleSoftmax,
@@ -39,6 +43,12 @@ from ..rules.written_attention import ATTENTION, attention_of
 from .base import LearnedComposite
 
 Baseline = Tensor | float
+
+Arguments = tuple[list[Any], dict[str, Any]]
+"""What a model is called with."""
+
+_WHOLE_BATCHES: WeakSet[nn.Module] = WeakSet()
+"""Models for which one row of the baseline did not do: they have curves or products, or merge rows with others."""
 
 _SOFTMAX: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.softmax: (nn.Softmax, ("input", "dim", "_stacklevel", "dtype")),
@@ -57,10 +67,11 @@ class LearnedDeepLift(LearnedComposite):
     """DeepLIFT's rescale rule with gates that start there; "learned_deeplift" in ``COMPOSITES``.
 
     Before each forward pass of the model on an input, it runs it on the baseline, without gradient and with the other
-    arguments unchanged, so that each site knows its reference. Activations get a `LearnedRescale`, max-pools a
-    `RescaleMaxPool`, softmax and log-softmax a `RescaleSoftmax`; functional, reused and in-place calls count like any.
-    Products of signals, attention, norms, maxima and other functions follow `rescale_functions`; where no complete rule
-    exists, `RuleSet.build` warns and the coverage names it.
+    arguments unchanged, so that each site knows its reference. Where all rows of the baseline are alike, it runs one,
+    if all that is compared is made of lines. Activations get a `LearnedRescale`, max-pools a `RescaleMaxPool`, softmax
+    and log-softmax a `RescaleSoftmax`; functional, reused and in-place calls count like any. Products of signals,
+    attention, norms, maxima and other functions follow `rescale_functions`; where no complete rule exists,
+    `RuleSet.build` warns and the coverage names it.
 
     `zennit_rules.attribute`, and what builds on it, yields contributions: multipliers times ``input - baseline``. At
     the start they add up to the difference of the outputs, but for functions without a complete rule. A plain
@@ -170,7 +181,7 @@ class LearnedDeepLift(LearnedComposite):
             self.references.keep(name, self.baselines_of((z,))[0])
         return name, gate
 
-    def at_baseline(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]] | None:
+    def at_baseline(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments | None:
         """Returns the arguments of the reference pass; None if no argument asks for a gradient, so that none is needed.
 
         Raises:
@@ -191,6 +202,22 @@ class LearnedDeepLift(LearnedComposite):
                 f"arguments are: {kinds}"
             )
         return [*self.baselines_of(inputs), *args[count:]], dict(kwargs)
+
+    def one_row(self, root: nn.Module, given: Any, baseline: Arguments) -> Arguments | None:
+        """Returns the arguments of a reference pass of one row; None where that would not stand for all rows.
+
+        It does for baselines whose rows are alike, on a model in evaluation mode that is given nothing else.
+        """
+        told = self.baselines if isinstance(self.baselines, tuple) else (self.baselines,)
+        alike = all(not isinstance(one, Tensor) or one.shape[:1] == (1,) for one in told)
+        tensors, references = tensors_in(given), tensors_in(baseline)
+        rows = {x.shape[:1] for x in tensors}
+        if not alike or len(rows) != 1 or rows <= {torch.Size(), torch.Size((1,))} or root in _WHOLE_BATCHES:
+            return None
+        if any(map(operator.is_, tensors, references)) or any(module.training for module in modules_of(root)):
+            return None
+        args, kwargs = baseline
+        return list(map(_first_row, args)), {name: _first_row(value) for name, value in kwargs.items()}
 
     @classmethod
     def unreached(cls, output: Any, inputs: Inputs = None) -> dict[str, int]:
@@ -253,6 +280,10 @@ def _differentiable(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.requires_grad
 
 
+def _first_row(value: Any) -> Any:
+    return value[:1] if isinstance(value, Tensor) else value
+
+
 def _filled(value: Any, fill: float) -> Any:
     return torch.full_like(value.detach(), fill) if _differentiable(value) else value
 
@@ -306,16 +337,42 @@ class _ReferenceRun(Canonizer):
             return call_next(*args, **kwargs)
         self._running = True
         try:
-            self.composite.references.clear()
-            baseline = self.composite.at_baseline(args, kwargs) if torch.is_grad_enabled() else None
-            if baseline is not None:
-                with reference_pass(), buffers_kept(root), Draws().again():
-                    call_next(*baseline[0], **baseline[1])
-            out = call_next(*args, **kwargs)
-            self._check_same_calls()
-            return out
+            composite = self.composite
+            baseline = composite.at_baseline(args, kwargs) if torch.is_grad_enabled() else None
+            row = None if baseline is None else composite.one_row(root, (args, kwargs), baseline)
+            composite.references.one_row = row is not None
+            if row is not None:
+                try:
+                    return self._compared(root, call_next, row, args, kwargs)
+                except NotByRows:
+                    _WHOLE_BATCHES.add(root)
+                    composite.references.one_row = False
+            return self._compared(root, call_next, baseline, args, kwargs)
         finally:
             self._running = False
+
+    def _compared(
+        self,
+        root: nn.Module,
+        call_next: Callable[..., Any],
+        baseline: Arguments | None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Run the model on the input, after the baseline if there is one."""
+        references = self.composite.references
+        references.clear()
+        if baseline is not None:
+            try:
+                with reference_pass(), buffers_kept(root), Draws().again():
+                    call_next(*baseline[0], **baseline[1])
+            except Exception as error:
+                if not references.one_row:
+                    raise
+                raise NotByRows("the model does not take one row") from error
+        out = call_next(*args, **kwargs)
+        self._check_same_calls()
+        return out
 
     def _check_same_calls(self) -> None:
         """Refuse a baseline that made calls which the input did not: those of others may have got their references."""

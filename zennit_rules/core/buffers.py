@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from .modules import modules_of
+
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
@@ -15,11 +17,13 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 
     In evaluation mode buffers are not copied, so what a forward pass writes *into* one there stays.
     """
-    training = any(module.training for module in model.modules())
+    modules = modules_of(model)
+    training = any(module.training for module in modules)
     kept = [
         (module, name, buffer, buffer.detach().clone() if training else None)
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
     ]
     try:
         yield

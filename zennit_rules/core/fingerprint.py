@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch import nn
 
+from .modules import named_modules
+
 
 def architecture(model: nn.Module) -> str:
     """Returns a digest of module types and of the names and shapes of parameters and buffers (16 hex digits).
@@ -14,7 +16,7 @@ def architecture(model: nn.Module) -> str:
     Biases do not count: zennit 1.0.0's canonizers leave a bias of zeros in the ``state_dict`` of layers without one.
     """
     digest = hashlib.sha256()
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         digest.update(f"{name}:{type(module).__name__};".encode())
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, torch.Tensor) and not name.endswith("bias"):

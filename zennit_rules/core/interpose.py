@@ -38,8 +38,7 @@ class _Dispatcher:
         self.copies = plain_copies(module, self._undo)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        layers = self.layers
-        return self._run(tuple(layer for layer in layers if layer.serves()), args, kwargs)
+        return self._run(tuple([layer for layer in self.layers if layer.serves()]), args, kwargs)
 
     def _undo(self, state: dict[str, Any]) -> None:
         """Attributes of a plain copy: nobody could take the layers off it again."""

@@ -40,6 +40,7 @@ from .dependence import current, depends_on_input, forward_pass
 from .interpose import Interposed, has_own_forward, interpose, warn_of_other_threads
 from .linear_calls import CONVOLUTION_FUNCTIONS, is_linear_function, linear_operands
 from .linear_map import DenseMap
+from .modules import named_modules
 from .site_functions import as_module, is_site, is_site_function
 
 
@@ -218,7 +219,7 @@ class SiteTracker(Canonizer):
         if reason is not None:
             raise RuleError(f"rules cannot be applied to {type(root).__name__}: {reason}")
         self.root = weakref.ref(root)
-        for path, module in root.named_modules():
+        for path, module in named_modules(root):
             self.paths[id(module)] = path
             site = is_site(module)
             if site or self.on_call is not None or _is_tracked(module):
@@ -388,8 +389,12 @@ class SiteTracker(Canonizer):
             if self.on_call is not None and in_backward() and torch.is_grad_enabled():
                 return self._run_again(frame, call_next, args, kwargs)
             return call_next(*args, **kwargs)
-        with self._frame(frame):
+        self._stack.append(frame)
+        try:
             out = call_next(*args, **kwargs)
+        finally:
+            if self._stack:
+                self._stack.pop()
         if other:
             current().cover(out, (args, kwargs))
         # Subclasses of LayerNorm exist that put channels first (torchvision's LayerNorm2d).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,6 +15,27 @@ from ..core.hook import MARKER, SiteCall, SiteHook
 from ..core.site_functions import PIECEWISE_LINEAR, ElementWise, activation_function
 from ..gates import ScaledGate
 from .feature_pass import Index, feature_signal, feature_transpose
+
+
+def _through_relu(values: Tensor, z: Tensor) -> Tensor:
+    out: Tensor = torch.ops.aten.threshold_backward.grad_input(values, z, 0, grad_input=values)
+    return out
+
+
+def _through_silu(values: Tensor, z: Tensor) -> Tensor:
+    out: Tensor = torch.ops.aten.silu_backward.grad_input(values, z, grad_input=values)
+    return out
+
+
+def _through_sigmoid(values: Tensor, z: Tensor) -> Tensor:
+    out: Tensor = torch.ops.aten.sigmoid_backward.grad_input(values, torch.sigmoid(z), grad_input=values)
+    return out
+
+
+IN_ONE_GO: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
+    torch.relu: _through_relu, F.silu: _through_silu, torch.sigmoid: _through_sigmoid,
+}  # fmt: skip
+"""Activations whose gradient torch writes in place, by function."""
 
 
 class GatedSite(torch.autograd.Function):
@@ -89,16 +111,28 @@ class ActivationCall(SiteCall):
         """Returns what `signal` does where a feature gate can say it in one pass; else None."""
         if not self.in_pieces:
             return None
-        return feature_signal(self.gate, saved[0], g, partial(self.factor, saved))
+        return feature_signal(self.gate, saved[0], g, partial(self.factor, saved), partial(self.times, saved))
 
     def factor(self, saved: tuple[Tensor, ...], index: Index) -> Any:
         """What `through` multiplies the signal of a piece of the layer by, a tensor without a graph; None for 1."""
-        piece = saved[0][index].detach()
-        if self.is_relu:
-            return torch.ops.aten.threshold_backward(torch.ones_like(piece), piece, 0)
+        return self.slope_at(saved[0][index].detach())
+
+    def slope_at(self, z: Tensor) -> Tensor:
+        """Returns ``f'(z)`` without a graph, for some elements of a layer."""
+        if (backward := IN_ONE_GO.get(self.fn)) is not None:
+            return backward(torch.ones_like(z), z)
         with torch.enable_grad():
-            piece.requires_grad_()
-            return torch.autograd.grad(self.fn(piece).sum(), piece)[0]
+            z = z.detach().requires_grad_()
+            return torch.autograd.grad(self.fn(z).sum(), z)[0]
+
+    def times(self, saved: tuple[Tensor, ...], index: Index, values: Tensor) -> Tensor:
+        """Returns the values of a piece times `factor`, written into them."""
+        backward = IN_ONE_GO.get(self.fn) if type(self).factor is ActivationCall.factor else None
+        if backward is not None:
+            passed: Tensor = backward(values, saved[0][index].detach())
+            return passed
+        factor = self.factor(saved, index)
+        return values if factor is None else values.mul_(factor)
 
     def _slope(self, z: Tensor) -> Tensor:
         """Returns ``f'(z)``, with its own derivative where a second-order pass may ask for it."""

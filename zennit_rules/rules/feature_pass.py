@@ -27,11 +27,17 @@ from ..gates import FeatureGate, start_weights
 PIECE = 131_072
 """Elements of a piece: a few of them fit a processor's cache, and calling torch costs little beside the work."""
 
+SMALL = 16_384
+"""Up to so many elements, looking whether anything arrived at all is cheaper than the pass."""
+
 Index = tuple[slice, slice]
 """Samples, and entries of the next dimension."""
 
 Factor = Callable[[Index], Tensor | None]
 """What the layer multiplies the signal of a piece by; None for 1."""
+
+Times = Callable[[Index, Tensor], Tensor]
+"""The values of a piece times what the layer multiplies a signal by; it may write into them."""
 
 _alone: ContextVar[bool] = ContextVar("_alone", default=False)
 
@@ -46,7 +52,7 @@ def rules_alone() -> Iterator[None]:
         _alone.reset(token)
 
 
-def feature_signal(gate: nn.Module, z: Tensor, g: Tensor, factor: Factor) -> Tensor | None:
+def feature_signal(gate: nn.Module, z: Tensor, g: Tensor, factor: Factor, times: Times | None = None) -> Tensor | None:
     """Returns the signal that a site with a feature gate passes on; None where the formula has to say it.
 
     Args:
@@ -54,6 +60,7 @@ def feature_signal(gate: nn.Module, z: Tensor, g: Tensor, factor: Factor) -> Ten
         z: The pre-activation, ``(B, ...)``.
         g: The signal that arrived, in its shape.
         factor: What the layer multiplies the signal by.
+        times: Values times that factor, where a layer has something faster than the product.
     """
     recorded = torch.is_grad_enabled() and (
         g.requires_grad or z.requires_grad or any(p.requires_grad for p in gate.parameters())
@@ -63,9 +70,11 @@ def feature_signal(gate: nn.Module, z: Tensor, g: Tensor, factor: Factor) -> Ten
     assert isinstance(gate, FeatureGate)
     parameters = (gate.raw, gate.raw_position) if gate.uses_position else (gate.raw,)
     if recorded:
-        found: Tensor = _Recorded.apply(g, gate, z.detach(), factor, *parameters)
+        found: Tensor = _Recorded.apply(g, gate, z.detach(), factor, times, *parameters)
         return found
-    return _Pass.of(gate, z, g, factor).signal()
+    if g.numel() <= SMALL and not g.any():
+        return torch.zeros_like(g)
+    return _Pass.of(gate, z, g, factor, times).signal()
 
 
 def feature_transpose(
@@ -103,13 +112,15 @@ class _Recorded(torch.autograd.Function):
     """The signal, differentiable in ``g`` and the parameters: computed again in the backward pass, not kept."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, gate: FeatureGate, z: Tensor, factor: Factor, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, g: Tensor, gate: FeatureGate, z: Tensor, factor: Factor, times: Times | None, *parameters: Tensor
+    ) -> Tensor:
         """What the site passes on."""
         ctx.gate, ctx.factor = gate, factor
         ctx.save_for_backward(g, z)
         ctx.versions = [parameter._version for parameter in parameters]
         ctx.parameters = parameters
-        return _Pass.of(gate, z, g, factor).signal()
+        return _Pass.of(gate, z, g, factor, times).signal()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -119,7 +130,7 @@ class _Recorded(torch.autograd.Function):
         if [parameter._version for parameter in ctx.parameters] != ctx.versions:
             raise RuntimeError("the parameters of a gate were changed in place between a pass and its gradient")
         onwards, *gradients = _Pass.of(ctx.gate, z, g, ctx.factor).transpose(towards)
-        return onwards, None, None, None, *gradients
+        return onwards, None, None, None, None, *gradients
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,7 @@ class _Pass:
         z: The pre-activation, without a graph.
         g: The signal that arrived, without a graph.
         factor: What the layer multiplies the signal by.
+        times: Values times that, in one go; None for the product.
         coefficients: Twice the parameters, ``(2, 4, ...)``: ``1 + tanh(x)`` is ``2 sigmoid(2 x)``, which processors
             compute ten times as fast.
         sizes: The root mean squares of ``z`` and ``g`` over each sample.
@@ -140,24 +152,57 @@ class _Pass:
     z: Tensor
     g: Tensor
     factor: Factor
+    times: Times | None
     coefficients: Tensor
-    sizes: tuple[Tensor, Tensor]
+    sizes: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, gate: FeatureGate, z: Tensor, g: Tensor, factor: Factor) -> _Pass:
+    def of(cls, gate: FeatureGate, z: Tensor, g: Tensor, factor: Factor, times: Times | None = None) -> _Pass:
         z, g = z.detach().to(g.dtype), g.detach()
-        return cls(gate, z, g, factor, 2 * gate.raw.detach().to(g.dtype), (_root_mean_square(z), _root_mean_square(g)))
+        return cls(gate, z, g, factor, times, 2 * gate.raw.detach().to(g.dtype), _root_mean_squares(z, g))
 
     @torch.no_grad()
     def signal(self) -> Tensor:
-        """Returns what the site passes on."""
-        position = self._position()[0]
+        """Returns what the site passes on.
+
+        Each operation is a trip to the cache, so there are few: all write where they read, and the constants of
+        ``tanh`` in terms of ``sigmoid`` are left to the weight of the position.
+        """
+        twice = self._twice_position()
+        constants = self.coefficients.unbind(1)
         out = torch.empty_like(self.g)
+        room: tuple[Tensor, ...] = ()
         for index in self._pieces():
-            weight = self._weight(index, *self._features(index))[0]
-            passed = weight.mul_(self.g[index])
-            out[index] = passed if position is None else passed.mul_(_part(position, index))
+            z, g, passed = (self._cut(v, index) for v in (self.z, self.g, out))
+            if not room or room[0].shape != g.shape:
+                room = (*(torch.empty_like(g) for _ in range(2)), *(g.new_empty((2, *g.shape)) for _ in range(2)))
+            zs, gs, half, beside = room
+            for v, size, scaled in zip((z, g), self.sizes, (zs, gs), strict=True):
+                torch.abs(v, out=scaled)
+                torch.div(v, scaled.add_(part_of(size, index)), out=scaled)
+            c = [self._cut_both(one, index) for one in constants]
+            # Both deviations at a time; two operands at a time, since only then torch broadcasts at full speed.
+            torch.mul(zs, c[3], out=half).add_(c[2]).mul_(gs)
+            half.add_(torch.mul(zs, c[1], out=beside)).add_(c[0]).sigmoid_()
+            weight = self._half_weight(index, g, half[0], half[1])
+            if twice is None:
+                torch.mul(weight.mul_(2), g, out=passed)
+            else:
+                torch.mul(weight.mul_(g), part_of(twice, index), out=passed)
         return out
+
+    def _half_weight(self, index: Index, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Returns half the weight of the signal of a piece, from ``(1 + tanh) / 2`` of both deviations."""
+        start = self.gate.start
+        if start != "gradient":
+            by_sign = (g > 0).to(g.dtype).sub_(1).mul_(0.5)
+            a = a.add_(by_sign) if start == "guided_backprop" else a.sub_(0.5)
+            b = b.add_(by_sign).add_(0.5) if start == "deconvnet" else b
+        if self.times is not None:
+            a = self.times(index, a)
+        elif (factor := self.factor(index)) is not None:
+            a.mul_(factor)
+        return a.add_(b).sub_(0.5)
 
     @torch.no_grad()
     def transpose(self, towards: Tensor) -> tuple[Tensor, ...]:
@@ -172,8 +217,8 @@ class _Pass:
             weight, a, b, factor = self._weight(index, zs, gs)
             g, v = self.g[index], towards[index]
             if position is not None and by_position is not None:
-                _part(by_position, index).add_((v * g).mul_(weight).sum(self.gate.channel_dim, keepdim=True))
-                v = v * _part(position, index)
+                part_of(by_position, index).add_((v * g).mul_(weight).sum(self.gate.channel_dim, keepdim=True))
+                v = v * part_of(position, index)
             direct = weight.mul_(v)
             v = v * g
             to_b = b.square_().neg_().add_(1).mul_(v)
@@ -187,7 +232,7 @@ class _Pass:
                 towards_gs = to * gs
                 self._add(raw[one, 2], index, towards_gs)
                 self._add(raw[one, 3], index, towards_gs.mul_(zs))
-                part = (zs * _part(c[3], index)).add_(_part(c[2], index)).mul_(to)
+                part = (zs * part_of(c[3], index)).add_(part_of(c[2], index)).mul_(to)
                 to_gs = part if to_gs is None else to_gs.add_(part)
             assert to_gs is not None
             to_gs.mul_(0.5)  # the coefficients are doubled
@@ -206,7 +251,7 @@ class _Pass:
         for index in self._pieces():
             part = onwards[index].addcmul_(self.g[index], around[index[0]])
             if to_relevance is not None:
-                part.addcmul_(self.z[index].clamp(min=0), _part(to_relevance, index))
+                part.addcmul_(self.z[index].clamp(min=0), part_of(to_relevance, index))
         return onwards, *gradients
 
     # -- pieces ------------------------------------------------------------------------------------------------------
@@ -238,29 +283,57 @@ class _Pass:
         return weight.add_(b).add_(of_signal), a, b, factor
 
     def _deviation(self, coefficients: Tensor, index: Index, zs: Tensor, gs: Tensor) -> Tensor:
-        c = [_part(one, index) for one in coefficients]
+        c = [part_of(one, index) for one in coefficients]
         # Two operands at a time: only then does torch broadcast at full speed.
         value = (zs * c[3]).add_(c[2]).mul_(gs).add_(zs * c[1]).add_(c[0])
         return value.sigmoid_().mul_(2).sub_(1)
 
     def _add(self, total: Tensor, index: Index, values: Tensor) -> None:
-        place = _part(total, index)
+        place = part_of(total, index)
         place.add_(values.sum_to_size(place.shape))
+
+    def _cut(self, v: Tensor, index: Index) -> Tensor:
+        """Returns a piece; all there is, if that is one."""
+        return v if self.g.numel() <= PIECE else v[index]
+
+    def _cut_both(self, values: Tensor, index: Index) -> Tensor:
+        """Returns what belongs to a piece, of parameters of both deviations ``(2, ...)``."""
+        if self.g.numel() <= PIECE:
+            return values
+        rows, part = (one if size > 1 else slice(None) for one, size in zip(index, values.shape[1:], strict=False))
+        return values[:, rows, part]
 
     # -- positions ---------------------------------------------------------------------------------------------------
 
-    def _position(self) -> tuple[Tensor | None, Tensor | None]:
-        """Returns the weight of each position and its relevance; None for gates without."""
+    def _relevance(self) -> Tensor | None:
+        """Returns the relevance of each position; None for gates without."""
         gate = self.gate
         if not gate.uses_position:
-            return None, None
+            return None
         shape = list(self.g.shape)
         shape[gate.channel_dim] = 1
         relevance = self.g.new_zeros(shape)
         for index in self._pieces():
-            part = self.z[index].clamp(min=0).mul_(self.g[index])
-            _part(relevance, index).add_(part.sum(gate.channel_dim, keepdim=True))
-        return gate.position_weight(relevance), relevance
+            part = self._cut(self.z, index).clamp(min=0).mul_(self._cut(self.g, index))
+            part_of(relevance, index).add_(part.sum(gate.channel_dim, keepdim=True))
+        return relevance
+
+    def _position(self) -> tuple[Tensor | None, Tensor | None]:
+        """Returns the weight of each position and its relevance; None for gates without."""
+        relevance = self._relevance()
+        return (None, None) if relevance is None else (self.gate.position_weight(relevance), relevance)
+
+    def _twice_position(self) -> Tensor | None:
+        """Returns twice the weight of each position, see `FeatureGate.position_weight`; None for gates without."""
+        relevance = self._relevance()
+        if relevance is None:
+            return None
+        gate: Any = self.gate
+        (size,) = _root_mean_squares(relevance)
+        scaled = relevance.div_(relevance.abs().add_(size))
+        own = 2 * gate.raw_position.detach()[0].to(scaled.dtype)
+        total = (scaled * own[1]).add_(own[0]).add_(gate.around(scaled) * own[2])
+        return total.sigmoid_().mul_(4)
 
     def _by_position(self, relevance: Tensor, by_weight: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the gradients to the relevance of positions and to the parameters for them: small, by autograd."""
@@ -271,21 +344,27 @@ class _Pass:
         return found[0], found[1]
 
 
-def _part(values: Tensor, index: Index) -> Tensor:
+def part_of(values: Tensor, index: Index) -> Tensor:
     """Returns what belongs to a piece, of values that may be shared over samples or the next dimension."""
     rows, part = (one if size > 1 else slice(None) for one, size in zip(index, values.shape, strict=False))
     return values[rows, part]
 
 
-def _root_mean_square(v: Tensor) -> Tensor:
-    """Returns the root mean square over each sample, ``(B, 1, ...)``; 1 for silent ones."""
-    dims = tuple(range(1, v.ndim))
-    count = math.sqrt(v.numel() // len(v))
-    size = torch.linalg.vector_norm(v, dim=dims, keepdim=True) / count
-    information = torch.finfo(v.dtype)
-    if not bool(((size > information.tiny**0.25) & (size < information.max**0.25)).all()):
-        # Squares of tiny signals would underflow, and those of huge ones overflow.
-        top = v.abs().amax(dims, keepdim=True)
-        top = torch.where(top > 0, top, 1.0)
-        size = torch.linalg.vector_norm(v / top, dim=dims, keepdim=True) * top / count
+def _root_mean_squares(*values: Tensor) -> tuple[Tensor, ...]:
+    """Returns the root mean squares over each sample, ``(B, 1, ...)``; 1 for silent ones."""
+    dims = tuple(range(1, values[0].ndim))
+    count = math.sqrt(values[0].numel() // len(values[0]))
+    sizes = torch.stack([torch.linalg.vector_norm(v, dim=dims, keepdim=True) for v in values]).div_(count)
+    information = torch.finfo(sizes.dtype)
+    low, high = (float(v) for v in sizes.aminmax())
+    if information.tiny**0.4 < low and high < information.max**0.4:
+        return sizes.unbind()
+    return tuple(_guarded_size(v, dims, count) for v in values)
+
+
+def _guarded_size(v: Tensor, dims: tuple[int, ...], count: float) -> Tensor:
+    """Returns a root mean square where squares of tiny signals would underflow, or those of huge ones overflow."""
+    top = v.abs().amax(dims, keepdim=True)
+    top = torch.where(top > 0, top, 1.0)
+    size = torch.linalg.vector_norm(v / top, dim=dims, keepdim=True) * top / count
     return torch.where(size > 0, size, 1.0)

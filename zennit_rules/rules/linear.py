@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .._compat import DisableTorchFunction
+from .._compat import DisableTorchFunction, one_gradient_at_a_time
 from .._moved import renamed
 from ..core.dependence import Dependence, forward_pass
 from ..core.hook import MARKER, SiteCall, SiteHook
 from ..core.linear_calls import is_linear_function, linear_operands
-from ..core.linear_map import LinearMap, LinearOperands
+from ..core.linear_map import ConvolutionMap, LinearMap, LinearOperands
 from ..core.sites import recorder
 from ..errors import RuleError
+from . import linear_pass
 from .contributions import AlphaBetaGate, BoxGate, ContributionGate, EpsilonGate, GammaGate, stabilized
+from .feature_pass import SMALL
 
 _UNGATED = nn.Identity()
 """Stands for the gate of a call until that is found."""
@@ -42,6 +44,7 @@ class GatedLinear(torch.autograd.Function):
         return out
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         """The rule's relevance."""
         return ctx.call.propagate(ctx.saved_tensors[:-1], g), None
@@ -113,7 +116,31 @@ class LinearCall(SiteCall):
         """Returns the relevance of the layer's inputs."""
         x = saved[0].to(g.dtype)
         gate: Any = self.gate
-        return self._boxed(gate, x, g) if isinstance(gate, BoxGate) else self._shared(gate, x, g)
+        if isinstance(gate, BoxGate):
+            return self._boxed(gate, x, g)
+        return self._in_few(gate, x, g) if self._is_simple(gate, x) else self._shared(gate, x, g)
+
+    # -- in few passes -----------------------------------------------------------------------------------------------
+
+    def _is_simple(self, gate: Any, x: Tensor) -> bool:
+        """Whether nothing is differentiated, and `linear_pass` knows the rule."""
+        return not torch.is_grad_enabled() and x.numel() > 0 and linear_pass.serves(self.map, gate)
+
+    def _in_few(self, gate: Any, x: Tensor, g: Tensor) -> Tensor:
+        if g.numel() <= SMALL and not g.any():
+            return torch.zeros_like(x)
+        weight, bias = self.weight.to(g.dtype), None if self.bias is None else self.bias.to(g.dtype)
+        z = self._value(x, weight)
+        if self.merged is not None:
+            scale, shift = (self._per_channel(v, g) for v in self.merged)
+            z, bias = torch.mul(z, scale).add_(shift), shift if bias is None else scale * bias + shift
+            weight = self._with_norm(weight)
+        return linear_pass.relevance(linear_pass.Layer(self.map, weight, bias, x, z), gate, g)
+
+    def _with_norm(self, weight: Tensor) -> Tensor:
+        """Returns the weights ``(outputs, ...)`` of the layer together with a norm."""
+        assert self.merged is not None
+        return weight * self.merged[0].to(weight.dtype).reshape(-1, *(1,) * (weight.ndim - 1))
 
     # -- contributions -----------------------------------------------------------------------------------------------
 
@@ -157,10 +184,12 @@ class LinearCall(SiteCall):
 
     def _boxed(self, gate: BoxGate, x: Tensor, g: Tensor) -> Tensor:
         weight = self.weight.to(g.dtype)
-        up, down = weight.clamp(min=0), weight.clamp(max=0)
         low, high = gate.bounds(x)
         inside = self.map.inside(x)
         above, below = x - low * inside, x - high * inside
+        if type(self.map) is ConvolutionMap and self.map.options.get("groups", 1) == 1:
+            return self._boxed_at_once(gate, self.map, weight, above, below, g)
+        up, down = weight.clamp(min=0), weight.clamp(max=0)
         z = self.map(above, up) + self.map(below, down)
         scale = None if self.merged is None else self._per_channel(self.merged[0], g)
         if scale is None:
@@ -173,6 +202,17 @@ class LinearCall(SiteCall):
         return above * (self._back(x, up, same) + self._back(x, down, changed)) + below * (
             self._back(x, down, same) + self._back(x, up, changed)
         )
+
+    def _boxed_at_once(
+        self, gate: BoxGate, linear: ConvolutionMap, weight: Tensor, above: Tensor, below: Tensor, g: Tensor
+    ) -> Tensor:
+        """The same in one convolution of twice the channels each way: a first layer has few, which come at a price."""
+        weight = weight if self.merged is None else self._with_norm(weight)
+        both, channels = torch.cat((weight.clamp(min=0), weight.clamp(max=0)), dim=1), -1 - linear.dims
+        inputs = torch.cat((above, below), dim=channels)
+        share = g / stabilized(linear(inputs, both), gate.stabilizer)
+        found = (inputs * linear.transpose(inputs.shape, both, share)).chunk(2, dim=channels)
+        return found[0] + found[1]
 
     def _back(self, x: Tensor, weight: Tensor, signal: Tensor) -> Tensor:
         return self.map.transpose(x.shape, weight, signal)
@@ -190,7 +230,7 @@ class _Parts:
 
     def __init__(self, linear: LinearMap, x: Tensor, weight: Tensor, *, by_weight: bool) -> None:
         self.map, self.x, self.weight = linear, x, weight
-        self.one_sided = by_weight or bool((x.detach() >= 0).all())
+        self.one_sided = by_weight or (x.numel() > 0 and float(x.detach().min()) >= 0)
         self._sides: tuple[Tensor, Tensor] | None = None
 
     @property

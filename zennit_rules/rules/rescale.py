@@ -25,7 +25,7 @@ from ..core.interpose import has_own_forward
 from ..errors import RuleError
 from ..gates import PlainGate
 from .activation import ActivationCall, GatedSite, LearnedActivation
-from .feature_pass import Index
+from .feature_pass import Index, part_of
 from .pooling import LearnedMaxPool, PoolCall, PoolGate
 
 EPS = 1e-10
@@ -62,13 +62,22 @@ def in_reference_pass() -> bool:
     return _pass.get() is not None
 
 
+class NotByRows(RuleError):
+    """What a pass of one row of the baseline tells is not what one of all rows would."""
+
+
 class References:
     """The pre-activations of the last reference pass.
 
     Args:
         name_call: Names the call of a module that is being made; None for the references of a single module.
         eps: Differences up to this count as none.
+
+    Attributes:
+        one_row: Whether the reference pass had one row, which stands for as many as the input has.
     """
+
+    one_row = False
 
     def __init__(self, name_call: Callable[[nn.Module], str] | None = None, eps: float = EPS) -> None:
         self.eps = eps
@@ -119,6 +128,7 @@ class References:
         """
         found = self._seen.get(name if self._name_call is not None else "")
         if found is not None and (found.shape[1:] != z.shape[1:] or found.shape[:1] not in ((1,), z.shape[:1])):
+            self.refuse_one_row()
             raise RuleError(
                 f"at site {name!r} the input has shape {tuple(z.shape)}, the baseline {tuple(found.shape)}: "
                 "give a baseline that takes the same way through the model"
@@ -130,6 +140,10 @@ class References:
         self._begin()
         self._operands[name] = tuple(None if isinstance(x, nn.Parameter) else x.detach().clone() for x in tensors)
 
+    def has_call(self, name: str) -> bool:
+        """Whether the reference pass noted the tensors of a call."""
+        return name in self._operands
+
     def find_call(self, name: str, tensors: tuple[Tensor, ...]) -> tuple[Tensor | None, ...] | None:
         """Returns the references of the tensors of a function's call; None if there are none.
 
@@ -139,6 +153,7 @@ class References:
         found = self._operands.get(name)
         if found is None:
             return None
+        self.refuse_one_row()
         shapes, shapes0 = ([tuple(x.shape) for x in some if x is not None] for some in (
             [x for x, x0 in zip(tensors, found, strict=False) if x0 is not None], found
         ))  # fmt: skip
@@ -148,6 +163,15 @@ class References:
                 "baseline: give a baseline that takes the same way through the model"
             )
         return found
+
+    def refuse_one_row(self) -> None:
+        """Says that one row does not do, where there is one.
+
+        Raises:
+            NotByRows: For the composite, which then runs all rows.
+        """
+        if self.one_row:
+            raise NotByRows("one row of the baseline does not do for this model")
 
     @staticmethod
     def missing(name: str) -> RuleError:
@@ -165,6 +189,15 @@ class ReferenceCall(SiteCall):
 
     reference: Tensor | None = None
     eps: float = EPS
+
+    @property
+    def takes_one_row(self) -> bool:
+        """Whether a reference that differs by rounding, as one row's may from those of many, changes nothing else.
+
+        Where input and reference are nearly equal, chords of curves are quotients of nothing but rounding, unless both
+        were rounded alike; those of lines are exact.
+        """
+        return False
 
     def reference_of(self, z: Tensor) -> Tensor:
         """The reference, in the shape of ``z``.
@@ -209,6 +242,8 @@ class ReferenceHook(SiteHook):
         """Runs the activation beside its reference."""
         call, out = super().run(module, name, gate, input)
         assert isinstance(call, ReferenceCall)
+        if not call.takes_one_row:
+            self.references.refuse_one_row()
         call.reference, call.eps = self.references.find(name, input), self.references.eps
         return call, out
 
@@ -229,15 +264,40 @@ class RescaleCall(ActivationCall, ReferenceCall):
         super().__init__(hook, name, gate, fn)
         self.from_output = False  # the chord needs z itself
 
+    @property
+    def takes_one_row(self) -> bool:
+        """Whether the activation is made of lines."""
+        return self.piecewise_linear
+
     def through(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """Returns ``g * (f(z) - f(z0)) / (z - z0)``, and ``g * f'(z)`` where ``z`` is at its reference."""
         (z,) = saved
-        return g * self._chord(z, self.reference_of(z), self._slope(z))
+        if torch.is_grad_enabled() or not self.in_pieces:
+            return g * self._chord(z, self.reference_of(z), self._slope(z))
+        reference = self.reference_of(z) if self.reference is None else self.reference
+        return self._plain_chord(z.detach(), reference.detach()).mul_(g)
 
     def factor(self, saved: tuple[Tensor, ...], index: Index) -> Tensor:
         """Returns the slope of the chord for a piece of the layer."""
-        (z,) = saved
-        return self._chord(z[index].detach(), self.reference_of(z)[index].detach(), super().factor(saved, index))
+        z, reference = saved[0].detach(), self.reference_of(saved[0]) if self.reference is None else self.reference
+        return self._plain_chord(z[index], part_of(reference.detach(), index))
+
+    def _plain_chord(self, z: Tensor, z0: Tensor) -> Tensor:
+        """The slope of the chord without a derivative, its exception made only where there is one.
+
+        Args:
+            z: Pre-activations.
+            z0: Those of the reference, with as many rows or one.
+        """
+        difference = (z - z0).contiguous()
+        chord = (self.fn(z) - self.fn(z0)).contiguous()
+        if difference.numel() == 0 or not bool(difference.abs().amin() <= self.eps):
+            return chord.div_(difference)
+        near = (difference.abs() <= self.eps).flatten().nonzero().squeeze(1)
+        difference.view(-1)[near] = 1.0
+        chord.div_(difference)
+        chord.view(-1)[near] = self.slope_at(z.reshape(-1)[near])
+        return chord
 
     def _chord(self, z: Tensor, z0: Tensor, slope: Tensor) -> Tensor:
         near, apart = self.difference(z, z0)
@@ -266,6 +326,8 @@ class LearnedRescale(ReferenceHook, LearnedActivation):
 class RescalePoolCall(PoolCall, ReferenceCall):
     """A call of a max-pool that shares its change out to two winners."""
 
+    takes_one_row = True
+
     def through(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """What winners gained or lost between reference and input, per unit of their own difference.
 
@@ -273,12 +335,28 @@ class RescalePoolCall(PoolCall, ReferenceCall):
         the input, ``o - t`` to the winner of the reference.
         """
         z = saved[0]
+        if not torch.is_grad_enabled() and self.reference is not None and z.numel() > 0:
+            return self._plain_shares(saved, g, self.reference.detach())
         z0 = self.reference_of(z)
         (o, index), (o0, index0) = self.pool(z), self.pool(z0)
         top = torch.maximum(o, o0)
         shares = self.true_gradient((z, index), g * (top - o0)) + self.true_gradient((z, index0), g * (o - top))
         near, apart = self.difference(z, z0)
         return torch.where(near, self.true_gradient(saved, g), shares / apart)
+
+    def _plain_shares(self, saved: tuple[Tensor, ...], g: Tensor, z0: Tensor) -> Tensor:
+        """The same without a derivative: winners are known, and a reference of one row is pooled once."""
+        z, index = saved[0].detach(), saved[1]
+        dims = self.dims
+        o = z.flatten(-dims).gather(-1, index.flatten(-dims)).reshape(index.shape)
+        o0, index0 = (v.expand(index.shape) for v in self.pool(z0))
+        top = torch.maximum(o, o0)
+        shares = self.true_gradient((z, index), g * (top - o0)).add_(self.true_gradient((z, index0), g * (o - top)))
+        difference = z - z0
+        if not bool(difference.abs().amin() <= self.eps):
+            return shares.div_(difference)
+        near = difference.abs() <= self.eps
+        return torch.where(near, self.true_gradient(saved, g), shares.div_(difference.masked_fill_(near, 1.0)))
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """The above, softened if the gate is a `PoolGate`."""

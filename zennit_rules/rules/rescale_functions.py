@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._compat import DisableTorchFunction
 from ..core.dependence import depends_on_input
@@ -118,6 +118,17 @@ class FunctionRules:
         known = _FUNCTIONS.get(func)
         if known is None or kwargs.get("out") is not None:
             return NotImplemented
+        direct = _direct_tensors(args, kwargs) if known.family in _SEVERAL else None
+        if direct is not None and sum(not isinstance(x, nn.Parameter) for x in direct) < 2:
+            if len(direct) < 2 or any(x.is_complex() for x in direct):
+                return NotImplemented
+            name = self._name_call(known.name)  # a layer with weights, for the most part
+            if in_reference_pass() or not torch.is_grad_enabled() or not self._references.has_call(name):
+                return NotImplemented
+            call = FunctionCall(known.beside, args, kwargs)
+            call.name = name
+            with DisableTorchFunction():
+                return self._compared(known, call, args)
         call = FunctionCall(known.beside, args, kwargs)
         loose = [x for x in call.tensors if not isinstance(x, nn.Parameter)]
         if len(call.tensors) < (2 if known.family in _SEVERAL else 1) or any(x.is_complex() for x in call.tensors):
@@ -149,6 +160,19 @@ class FunctionRules:
             return call.run()
         call.tensors = (call.tensors[0].clone(), *call.tensors[1:])
         return args[0].copy_(call.run())
+
+
+_PLAIN = (type(None), bool, int, float, str)
+
+
+def _direct_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor] | None:
+    """The tensors among arguments; None if some may lie deeper."""
+    values = (*args, *kwargs.values())
+    for value in values:
+        if isinstance(value, (Tensor, *_PLAIN)) or (type(value) is tuple and all(type(one) is int for one in value)):
+            continue
+        return None
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _rule_of(known: _Function, call: FunctionCall) -> Rule | None:

@@ -594,3 +594,54 @@ def test_a_baseline_that_makes_more_calls_is_refused() -> None:
         pytest.raises(zr.RuleError, match=r"baseline went through site 'relu#1' \(1 such sites\), the input did not"),
     ):
         model(x)
+
+
+class Counted(nn.Module):
+    """A net that notes how many rows each pass has."""
+
+    def __init__(self, activation: nn.Module, merge: bool = False) -> None:
+        super().__init__()
+        self.first, self.activation, self.pool = nn.Conv2d(3, 4, 3), activation, nn.MaxPool2d(2)
+        self.merge, self.rows = merge, list[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows.append(len(x))
+        z = self.first(x)
+        z = self.activation(z.flatten(0, 1)).reshape(z.shape) if self.merge else self.activation(z)
+        pooled: Tensor = self.pool(z)
+        return pooled.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("activation", "merge", "training", "baseline", "rows"),
+    [
+        (nn.ReLU(), False, False, 0.3, [1, 3]),
+        (nn.ReLU(inplace=True), False, False, 0.0, [1, 3]),
+        (nn.ReLU(), False, True, 0.3, [3, 3]),
+        (nn.ReLU(), False, False, torch.rand(3, 3, 8, 8, dtype=torch.float64), [3, 3]),
+        (nn.SiLU(), False, False, 0.3, [1, 3, 3, 3]),
+        (nn.ReLU(), True, False, 0.3, [1, 3, 3, 3]),
+    ],
+)
+def test_one_row_of_a_baseline_does_where_it_changes_nothing(
+    activation: nn.Module, merge: bool, training: bool, baseline: Any, rows: list[int]
+) -> None:
+    torch.manual_seed(0)
+    model = Counted(activation, merge).double().train(training)
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    composite = zr.LearnedDeepLift(gate="none")
+    maps = []
+    for given in (baseline, torch.zeros_like(x) + baseline):
+        composite.baselines = given
+        model.rows.clear()
+        with composite.context(model):
+            maps.append(torch.autograd.grad(model(x)[:, 1].sum(), x)[0])
+        if given is baseline:
+            assert model.rows == rows
+    torch.testing.assert_close(maps[0], maps[1], rtol=1e-12, atol=1e-12)
+    if rows[:3] == [1, 3, 3]:  # a model for which one row did not do is remembered
+        composite.baselines = baseline
+        model.rows.clear()
+        with composite.context(model):
+            model(x)
+        assert model.rows == [3, 3]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zennit.composites import NameMapComposite
 
 import zennit_rules as zr
+from zennit_rules.rules import pooling
 
 POOLS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "1d": (nn.MaxPool1d(2), (2, 3, 7)),
@@ -190,3 +191,18 @@ def test_in_a_composite_every_pool_has_a_gate_and_softening_reaches_more_of_the_
             for name in pools:
                 composite.rules.gate(name).raw_strength.data.fill_(1.0)
     assert reached[1] > 1.5 * reached[0] > 0
+
+
+@pytest.mark.parametrize("piece", [1, 60, 10**6])
+def test_a_part_at_a_time(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling, "PIECE", piece)
+    torch.manual_seed(0)
+    gate = zr.PoolGate(samples=2).double()
+    randomise(gate.parameters())
+    x = torch.randn(2, 5, 7, 6, dtype=torch.float64, requires_grad=True)
+    with NameMapComposite([(["0"], zr.LearnedMaxPool(gate))]).context(nn.Sequential(nn.MaxPool2d(3, 2, 1))) as model:
+        out = model(x)
+        g = torch.randn_like(out)
+        (plain,) = torch.autograd.grad(out, x, g, retain_graph=True)
+        (recorded,) = torch.autograd.grad(out, x, g, create_graph=True)
+    torch.testing.assert_close(plain, recorded, rtol=1e-12, atol=1e-12)

@@ -180,7 +180,7 @@ class Rows:
                     ),
                     self.spaces, areas[at], like=self.like, n_steps=n_steps,
                     start=None if start is None else [values[at] for values in start], progress=progress,
-                    drawn=self.drawn,
+                    drawn=self.drawn, growing=self.options.variant == "delete",
                 )
             )  # fmt: skip
             if self.drawn:

@@ -16,7 +16,6 @@ from untouched import assert_untouched, snapshot
 
 import captum_learnprop as cl
 from captum_learnprop.attribution.extremal.mask_parts import Parts
-from captum_learnprop.attribution.extremal.mask_search import away_from_area
 from captum_learnprop.attribution.extremal.perturbations import Blur, Fade, Noise
 from captum_learnprop.attribution.rewards import contrastive, probability
 from captum_learnprop.errors import LearnpropError
@@ -208,21 +207,6 @@ def test_extremal_area_is_that_of_the_disc_and_its_curve_is_drawn() -> None:
         torch.ones(1, 1, size, size), 0, share=2.0, perturbation="fade", areas=(0.1,), n_steps=30
     )
     assert bool(never.area.isnan().all())
-
-
-def test_distance_from_an_area_is_that_of_the_sorted_mask() -> None:
-    masks = torch.rand(3, 50, dtype=torch.float64, requires_grad=True)
-    ones = torch.tensor([1, 10, 50])
-    for row, count in enumerate(ones.tolist()):
-        wanted = torch.cat([torch.zeros(50 - count), torch.ones(count)]).double()
-        expected = (masks[row].sort().values - wanted).square().mean()
-        ours = away_from_area(masks[row : row + 1], ones[row : row + 1]).square().mean()
-        torch.testing.assert_close(ours, expected)
-        for a, b in zip(torch.autograd.grad(ours, masks), torch.autograd.grad(expected, masks), strict=True):
-            torch.testing.assert_close(a, b)
-    flat = torch.full((1, 8), 0.5, requires_grad=True)  # ties are drawn down evenly
-    (pull,) = torch.autograd.grad(away_from_area(flat, torch.tensor([2])).square().mean(), flat)
-    assert torch.equal(pull, torch.full((1, 8), 0.125))
 
 
 def test_blur_has_no_dark_borders_and_its_derivative_is_right() -> None:
@@ -505,7 +489,6 @@ class TestParts:
             return min(float((mask * disc).sum() / disc.sum()) for disc in model.discs)
 
         assert min(least(parts=True, draws=4, seed=seed) for seed in range(3)) > 0.9
-        assert min(least(parts=True, draws=1, seed=seed) for seed in range(3)) < 0.1
 
     def test_rewards_are_those_of_the_whole_mask(self) -> None:
         model, x = TwoDiscs(), torch.ones(2, 1, 32, 32)

@@ -73,6 +73,14 @@ class FoundRows:
     converged: Tensor
     neutral: Tensor
 
+    def replace(self, row: int, other: FoundRows) -> None:
+        """Put the only row of another search in the place of one row."""
+        for name, value in vars(self).items():
+            new = getattr(other, name)
+            pairs = zip(value, new, strict=True) if isinstance(value, tuple) else [(value, new)]
+            for place, one in pairs:
+                place[row] = one[0]
+
 
 @dataclass
 class _Best:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,12 +13,15 @@ from .mask_spaces import FreeMasks, MaskSpace
 Rewards = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 """``(masks of each input (R, *shape), indices of the rows (R,)) -> rewards (R,)``."""
 
-ALL, SOME = 128, 6
+ALL, SOME = 128, 4
 """All exchanges are tried where there are at most so many, else those among this many values in and out that the
 derivative favours."""
 
-TOGETHER, MOST = 32, 24
+TOGETHER, MOST = 32, 12
 """Exchanges that run together, and exchanges that are made at most."""
+
+LEAST = 1e-6
+"""Share of the reward that an exchange has to raise it by: less is rounding."""
 
 
 def binary(masks: Tensor, ones: Tensor) -> Tensor:
@@ -41,35 +45,65 @@ def best_swaps(
     masks = [mask.clone() for mask in masks]
     free = [number for number, space in enumerate(spaces) if isinstance(space, FreeMasks)]
     for row in rows if free else rows[:0]:
-        best: Tensor | None = None
-        for _ in range(MOST):
-            found = [_swap(reward, [mask[row] for mask in masks], row, number, best) for number in free]
-            rewards = torch.stack([value for value, _ in found])
-            top = int(rewards.argmax())
-            value, mask = found[top]
-            if mask is None:
-                break
-            best, masks[free[top]][row] = value, mask
+        own = [mask[row] for mask in masks]
+        ends = [_climbed(reward, start, row, free) for start in _starts(reward, own, row, free)]
+        _, best = max(ends, key=lambda end: end[0])
+        for place, mask in zip(masks, best, strict=True):
+            place[row] = mask
     return masks
 
 
-def _swap(
-    reward: Rewards, masks: list[Tensor], row: Tensor, number: int, best: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """The best exchange in one input's mask and its reward; no mask if none raises it."""
-    shape = masks[number].shape
-    live = masks[number].clone().requires_grad_()
+def _starts(reward: Rewards, masks: list[Tensor], row: Tensor, free: list[int]) -> list[list[Tensor]]:
+    """The masks that were found and, where values are few, those that the derivative at either end favours."""
+    starts = [masks]
+    for number in free:
+        count = (masks[number] > 0.5).sum()
+        if int(count) * (masks[number].numel() - int(count)) > ALL:
+            continue
+        for end in (0.0, 1.0):
+            others = list(masks)
+            others[number] = torch.full_like(masks[number], end)
+            _, slope = _slope(reward, others, row, number)
+            others[number] = binary(slope[None], count[None])[0]
+            starts.append(others)
+    return starts
+
+
+def _climbed(reward: Rewards, masks: list[Tensor], row: Tensor, free: list[int]) -> tuple[float, list[Tensor]]:
+    """The masks that the best exchange of each time leads to, and their reward."""
+    masks, value = list(masks), -math.inf
+    for _ in range(MOST):
+        found = [_swap(reward, masks, row, number) for number in free]
+        now, rises, swapped = max(found, key=lambda one: one[1])
+        value = now + max(0.0, rises)
+        if swapped is None:
+            break
+        number = next(n for n, one in zip(free, found, strict=True) if one[2] is swapped)
+        masks[number] = swapped
+    return value, masks
+
+
+def _slope(reward: Rewards, masks: list[Tensor], row: Tensor, number: int) -> tuple[float, Tensor]:
+    """The reward of one row, and its derivative to one input's mask."""
+    live = masks[number].detach().clone().requires_grad_()
     with torch.enable_grad():
         value = reward(tuple(live[None] if n == number else mask[None] for n, mask in enumerate(masks)), row[None])
-    (slope,) = torch.autograd.grad(value.sum(), live, materialize_grads=True)
-    value, slope, mask = value.detach()[0], slope.flatten(), masks[number].flatten()
+    (slope,) = torch.autograd.grad(value, live, torch.ones_like(value), materialize_grads=True)
+    return float(value.detach()), slope
+
+
+def _swap(reward: Rewards, masks: list[Tensor], row: Tensor, number: int) -> tuple[float, float, Tensor | None]:
+    """The reward, by how much the best exchange in one input's mask raises it, and that mask; None if none does."""
+    shape = masks[number].shape
+    value, slope = _slope(reward, masks, row, number)
+    slope, mask = slope.flatten(), masks[number].flatten()
     inside, outside = (mask > 0.5).nonzero()[:, 0], (mask < 0.5).nonzero()[:, 0]
     if len(inside) * len(outside) > ALL:
         inside = inside[slope[inside].argsort(stable=True)[:SOME]]
         outside = outside[slope[outside].argsort(descending=True, stable=True)[:SOME]]
     pairs = torch.cartesian_prod(inside, outside).reshape(-1, 2)
     if not len(pairs):
-        return value, None
+        return value, 0.0, None
     tried = mask.repeat(len(pairs), 1)
     tried.scatter_(1, pairs[:, :1], 0.0).scatter_(1, pairs[:, 1:], 1.0)
     rewards = []
@@ -82,7 +116,5 @@ def _swap(
             rewards.append(reward(others, row.expand(len(part))))
     values = torch.cat(rewards)
     top = int(values.argmax())
-    rise = values[top] - value
-    if best is not None and not bool(values[top] > best) or not bool(rise > 1e-6 * value.abs()):
-        return value, None
-    return values[top], tried[top].reshape(shape)
+    rise = float(values[top]) - value
+    return (value, rise, tried[top].reshape(shape)) if rise > LEAST * abs(value) else (value, 0.0, None)

@@ -31,9 +31,7 @@ def binary(masks: Tensor, ones: Tensor) -> Tensor:
     return (rank < ones[:, None]).to(masks.dtype).reshape(masks.shape)
 
 
-def best_swaps(
-    reward: Rewards, spaces: Sequence[MaskSpace], masks: Sequence[Tensor], rows: Tensor
-) -> list[Tensor]:
+def best_swaps(reward: Rewards, spaces: Sequence[MaskSpace], masks: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
     """Masks of some rows, those of `FreeMasks` changed while an exchange of two values raises the reward.
 
     Args:

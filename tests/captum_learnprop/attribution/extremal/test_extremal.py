@@ -68,7 +68,7 @@ def test_exact_optimum_of_small_nets() -> None:
     """Every mask is tried; the search must come within 2 % of the best one."""
     generator = torch.Generator().manual_seed(1)
     near = []
-    for number in range(8):
+    for _ in range(8):
         each, first = (torch.randn(s, generator=generator) for s in ((16,), (16, 8)))
         pairs = 0.5 * torch.randn(16, 16, generator=generator).triu(1)
 

@@ -21,7 +21,6 @@ keep_old_names(
         "mask_parts": "captum_learnprop.attribution.extremal.mask_parts",
         "mask_search": "captum_learnprop.attribution.extremal.mask_search",
         "mask_spaces": "captum_learnprop.attribution.extremal.mask_spaces",
-        "max_convolution": "captum_learnprop.attribution.extremal.max_convolution",
         "perturbations": "captum_learnprop.attribution.extremal.perturbations",
         "rect_grad": "captum_learnprop.attribution.rules.rect_grad",
         "stock_lrp": "captum_learnprop.attribution.rules.attach",

@@ -27,7 +27,8 @@ class ExtremalMasks:
         original: Reward of the untouched input, ``(B,)``, in the sign of preservation.
         empty: The same of the input that is perturbed everywhere, ``(B,)``.
         steps: Number of steps that were taken, ``(B, A)``.
-        converged: Whether the energy stopped rising, ``(B, A)``.
+        converged: Whether a further round of the search found no better mask, ``(B, A)``; of drawn rewards, whether all
+            steps were taken.
         neutral: Whether the output does not depend on the mask, ``(B, A)``.
         parameters: What the masks were made from, one tensor for each input, ``(B, A, *cells)``.
     """

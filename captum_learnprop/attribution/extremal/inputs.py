@@ -68,12 +68,14 @@ class ExtremalPerturbation(ShownAsCall, PerturbationAttribution):
     """The smooth mask of a given area that keeps the output highest (or, deleted, lowers it most).
 
     For each sample and area ``a`` it maximises ``reward(model(x under m))`` over smooth masks ``m`` of area ``a``,
-    all samples and areas in one batch. Smooth masks are maxima of a kernel over a coarse grid (see `max_convolution`);
-    the area is a penalty whose weight grows, in units of how far the output of this sample moves.
+    all samples and areas in one batch. A mask keeps the places where a smooth field, a Gaussian's mean over a coarse
+    grid, is highest: exactly the wanted share lies above one half. A search has rounds, each from soft masks of another
+    area to hard ones of the wanted area; the best mask seen is returned, so more steps never find a worse one.
 
     Source: Fong, Patrick and Vedaldi, "Understanding Deep Networks via Extremal Perturbations and Smooth Masks", ICCV
-    2019 (https://arxiv.org/abs/1910.08485). Written from its formulas; the step sizes, the schedule, the scale of the
-    reward, the stop, and the final levelling (values are bent so that the wanted share lies above one half) are ours.
+    2019 (https://arxiv.org/abs/1910.08485), for the problem. The paper's masks are maxima of a kernel, and a penalty
+    pulls them to their area; the fields, the exact area, the rounds and the exchanges at the end of a search over
+    values without order are ours.
 
     Warning:
         A mask is found *against* the model: it can be evidence that only this model sees. It says which region
@@ -144,9 +146,10 @@ class ExtremalPerturbation(ShownAsCall, PerturbationAttribution):
             soften: Standard deviation of a Gaussian that finished masks are smoothed by, as a fraction of the sides
                 (see `per_axis`). Where a mask ends is less certain than where it is: a mean over areas ranks pixels
                 better if masks end softly. Masks without space stay as they are; so do those of ``return_masks``.
-            n_steps: Steps at most; rows whose mask no longer gets better leave earlier.
+            n_steps: Steps at most; rows of which a further round finds no better mask leave earlier.
             step: Distance of the mask's grid cells, as a fraction of the sides (see `per_axis`); at least one pixel.
-            sigma: Width of the mask's kernel, as a fraction of the sides (see `per_axis`).
+            sigma: Standard deviation of the Gaussian that makes masks smooth, as a fraction of the sides (see
+                `per_axis`).
             internal_batch_size: Rows (sample and area; twice as many inputs for ``"dual"``) that run together.
             seed: Where the random numbers of ``"noise"``, ``parts`` and models that draw begin; 0 by default.
             show_progress: Draw a progress bar.

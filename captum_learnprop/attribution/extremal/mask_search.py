@@ -1,45 +1,53 @@
 """The search for masks of given areas under which a reward is highest, many rows at once.
 
-Maximises ``reward(m) / scale - lambda R(m)`` by gradient steps on a mask's parameters, where ``R`` is the distance of
-the sorted mask from one of exactly the wanted area (Fong, Patrick and Vedaldi, ICCV 2019). ``scale`` is how far the
-reward of this row was seen to move, so that ``lambda`` means the same whatever the unit of the output. It grows: at
-first the reward orders the mask, in the end the area decides. A row whose energy no longer rises is done and leaves
-the batch. No row sees another.
+Solves ``max_m reward(m)`` over masks of area ``a`` (Fong, Patrick and Vedaldi, ICCV 2019). Where the paper pulls at the
+area by a penalty, every mask here has it exactly (see `areas`), so that a step follows the reward alone, by a gradient
+whose length does not count: there is no weight to choose, and the unit of the output does not matter. A round begins
+with soft masks of nearly the whole input (a deletion's: of nearly nothing), whose area goes to the wanted one while
+their edges harden. Further rounds go on from the best mask, softened again; the best mask of all is what is found.
+More steps are more rounds after the same ones, so they find nothing worse. No row sees another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .mask_spaces import MaskSpace
+from .areas import Edges, ones_of
+from .mask_spaces import FreeMasks, MaskSpace
+from .swaps import Rewards, best_swaps, binary
 
-FIRST_LAMBDA, LAST_LAMBDA = 3.0, 1000.0
-RAMP = 0.48
-"""Share of the steps in which lambda grows, geometrically."""
+ROUND, NEXT_ROUND = 100, 50
+"""Steps of the first round, and of each after it."""
 
-WARM_RAMP = 0.4
-"""The same for a search that starts from a mask of another area, with lambda from `WARM_LAMBDA`."""
+MOVED, SETTLED = 0.5, 0.8
+"""Shares of a round: after the first the area is the wanted one, after the second edges are as hard as in the end."""
 
-WARM_LAMBDA = 10.0
+SOFT, SOFT_AGAIN = 20.0, 5.0
+"""How much softer edges may be when the first round begins, and when another one does."""
 
-RATE, MOMENTUM = 0.03, 0.8
-PATIENCE, LEAST_RISE = 15, 1e-3
-"""A row is done when its energy rose by less than this, in units of the reward's scale, for so many steps."""
+WIDER = 1.5
+"""Area that another round begins with, in units of the wanted one."""
 
-BENT = 0.2
-"""The level that becomes one half in a finished mask is at least this far from 0 and 1."""
+MOST = 0.98
+"""Area that the first round begins with; a deletion begins with 1 less this."""
+
+RATE, MOMENTUM = 0.1, 0.8
+"""Step of a parameter in [0, 1], for a gradient whose root mean square is 1, and share of the last steps in it."""
+
+LEAST_RISE = 0.01
+"""A round found something better if the reward rose by this share of how far it was seen to move."""
+
+EARLY = 15
+"""Steps after which a reward is known not to depend on the mask."""
 
 FLAT = 1e-5
 """A reward that moves by less than this share of its size, or of whose range the derivative to all parameters together
 is less than this, does not tell masks from each other."""
-
-Rewards = Callable[[tuple[Tensor, ...], Tensor], Tensor]
-"""``(masks of each input (R, *shape), indices of the rows (R,)) -> rewards (R,)``."""
 
 
 @dataclass
@@ -52,7 +60,8 @@ class FoundRows:
         rewards: Rewards of the masks, ``(R,)``.
         areas: Share of each input's mask above one half, ``(R, inputs)``.
         steps: Number of steps that were taken, ``(R,)``.
-        converged: Whether the energy stopped rising, ``(R,)`` bool; of drawn rewards, whether all steps were taken.
+        converged: Whether the last round found no better mask, ``(R,)`` bool; of drawn rewards, whether all steps were
+            taken.
         neutral: Rows whose reward does not depend on the mask: theirs is the wanted area everywhere, ``(R,)`` bool.
     """
 
@@ -64,92 +73,49 @@ class FoundRows:
     converged: Tensor
     neutral: Tensor
 
-
-def away_from_area(masks: Tensor, ones: Tensor) -> Tensor:
-    """Masks ``(R, N)`` minus what their area wants them to be: 1 where the ``ones (R,)`` highest values are, else 0.
-
-    The mean of its square is ``R``. Values that tie with the largest of the zeros are all drawn to 0: a constant mask
-    is drawn down evenly.
-    """
-    edge = masks.new_full((len(masks), 1), -1.0)
-    for count in ones.unique().tolist():
-        rows = ones == count
-        if count < masks.shape[1]:
-            edge[rows] = masks[rows].kthvalue(masks.shape[1] - count, dim=1, keepdim=True).values
-    return masks - (masks > edge).to(masks.dtype)
-
-
-def ones_of(areas: Tensor, space: MaskSpace) -> Tensor:
-    """Number of values that masks of some areas ``(R,)`` have at 1; at least one."""
-    size = torch.Size(space.shape).numel()
-    return (areas.double() * size).round().clamp(1, size).long()
-
-
-def _levelled(masks: Tensor, ones: Tensor) -> Tensor:
-    """Masks whose values are bent, 0 and 1 kept, so that as many as wanted lie above one half, if `BENT` allows."""
-    ranked = masks.flatten(1).sort(1, descending=True).values
-    inside = ranked.gather(1, ones[:, None] - 1)
-    outside = ranked.gather(1, ones[:, None].clamp(max=ranked.shape[1] - 1))
-    level = ((inside + outside) / 2).clamp(BENT, 1 - BENT).reshape(-1, *[1] * (masks.dim() - 1))
-    return torch.where(masks < level, 0.5 * masks / level, 0.5 + 0.5 * (masks - level) / (1 - level))
+    def replace(self, row: int, other: FoundRows) -> None:
+        """Put the only row of another search in the place of one row."""
+        for name, value in vars(self).items():
+            new = getattr(other, name)
+            pairs = zip(value, new, strict=True) if isinstance(value, tuple) else [(value, new)]
+            for place, one in pairs:
+                place[row] = one[0]
 
 
 @dataclass
-class _SearchState:
-    """The rows that are still searched for: their parameters, and what was seen of their rewards."""
+class _Best:
+    """The best masks seen, their rewards, and how far rewards were seen to move, by row."""
 
-    rows: Tensor
+    masks: list[Tensor]
     parameters: list[Tensor]
-    speed: list[Tensor]
+    rewards: Tensor
     low: Tensor
     high: Tensor
     size: Tensor
     pull: Tensor
-    energy: Tensor
-    since: Tensor
-    best: list[Tensor]
-    averaged: int = 0
-
-    def keep(self, which: Tensor) -> None:
-        """Go on with some rows."""
-        for name, value in vars(self).items():
-            if isinstance(value, list):
-                setattr(self, name, [each[which] for each in value])
-            elif isinstance(value, Tensor):
-                setattr(self, name, value[which])
-
-    @property
-    def scale(self) -> Tensor:
-        """How far the reward was seen to move."""
-        return self.high - self.low
 
     @property
     def flat(self) -> Tensor:
         """Rows whose reward was not seen to depend on the mask."""
-        still = self.scale <= FLAT * self.size
-        return still | (self.pull <= FLAT * self.scale)
+        scale = self.high - self.low
+        return (scale <= FLAT * self.size) | (self.pull <= FLAT * scale)
 
-    def see(self, rewards: Tensor, to_masks: Sequence[Tensor]) -> None:
+    def see(self, rows: Tensor, rewards: Tensor, to_masks: Sequence[Tensor]) -> None:
         """How far the reward moves, and how much it depends on the masks."""
-        self.low, self.high = torch.minimum(self.low, rewards), torch.maximum(self.high, rewards)
-        self.size = torch.maximum(self.size, rewards.abs())
+        self.low[rows] = torch.minimum(self.low[rows], rewards)
+        self.high[rows] = torch.maximum(self.high[rows], rewards)
+        self.size[rows] = torch.maximum(self.size[rows], rewards.abs())
         pull = torch.stack([each.flatten(1).abs().sum(1) for each in to_masks]).sum(0)
-        self.pull = torch.maximum(self.pull, pull.to(self.pull))
+        self.pull[rows] = torch.maximum(self.pull[rows], pull.to(self.pull))
 
-    def average(self, *, settled: bool) -> None:
-        """Keep the mean of the parameters since lambda stopped growing: of drawn rewards the highest is luck."""
-        self.averaged = self.averaged + 1 if settled else 1
-        for kept, values in zip(self.best, self.parameters, strict=True):
-            kept.lerp_(values.detach(), 1.0 / self.averaged)
-
-    def judge(self, energy: Tensor, *, settled: bool) -> None:
-        """Keep the parameters of the highest energy since lambda stopped growing; before that, the last ones."""
-        better = energy > self.energy if settled else torch.ones_like(energy, dtype=torch.bool)
-        if settled:
-            self.since = torch.where(energy > self.energy + LEAST_RISE, 0, self.since + 1)
-            self.energy = torch.where(better, energy, self.energy)
-        for kept, values in zip(self.best, self.parameters, strict=True):
-            kept[better] = values.detach()[better]
+    def keep(self, rows: Tensor, rewards: Tensor, masks: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+        """Keep what is better than before."""
+        better = rewards > self.rewards[rows]
+        at = rows[better]
+        self.rewards[at] = rewards[better]
+        for places, values in ((self.masks, masks), (self.parameters, parameters)):
+            for place, value in zip(places, values, strict=True):
+                place[at] = value[better]
 
 
 def search(
@@ -162,122 +128,175 @@ def search(
     start: Sequence[Tensor] | None = None,
     progress: tqdm | None = None,
     drawn: bool = False,
+    growing: bool = False,
 ) -> FoundRows:
     """Masks of the wanted areas under which the reward is highest.
 
     Args:
         reward: A function that is differentiable in the masks.
         spaces: The space of each input's mask.
-        areas: Share of every input's mask that is 1, ``(R,)``.
+        areas: Share of every input's mask that lies above one half, ``(R,)``.
         like: A tensor of the type and on the device of masks.
         n_steps: Steps at most.
-        start: Parameters to start from, one tensor for each input; ones by default.
+        start: Parameters to go on from, one tensor for each input; the first round is then one of those that follow.
         progress: A bar that gets a tick for each step of a row.
-        drawn: Whether rewards are drawn, so that all steps are taken and masks are made from mean parameters.
+        drawn: Whether rewards are drawn: all steps are one round, and masks are made from its mean parameters.
+        growing: Whether areas come from below, not from above.
     """
+    best = _ends(reward, spaces, areas, like)
+    steps = torch.zeros(len(areas), dtype=torch.long, device=like.device)
+    converged = torch.full_like(areas, drawn, dtype=torch.bool)
+    live, taken = torch.arange(len(areas), device=like.device), 0
+    while len(live) and taken < n_steps:
+        first = taken == 0 and start is None
+        length = n_steps - taken if drawn else min(ROUND if first else NEXT_ROUND, n_steps - taken)
+        before = best.rewards[live].clone()
+        if first:
+            begin = [like.new_full((len(live), *space.cells), 0.5) for space in spaces]
+        else:
+            begin = [each[live] for each in (start if start is not None and taken == 0 else best.parameters)]
+        one = _Round(reward, spaces, areas, live, begin, best, length, first=first, growing=growing, drawn=drawn)
+        steps[live] += one.run(progress)
+        taken += length
+        if not first and not drawn:
+            rose = best.rewards[live] - before
+            converged[live] = rose <= LEAST_RISE * (best.high - best.low)[live]
+        live = live[~(converged | best.flat)[live]] if not drawn else live[:0]
+    return _finished(reward, spaces, areas, best, steps, converged & ~best.flat, drawn=drawn)
+
+
+def _ends(reward: Rewards, spaces: Sequence[MaskSpace], areas: Tensor, like: Tensor) -> _Best:
+    """Nothing found yet, but how far the reward moves from nothing to everything."""
     count = len(areas)
-    everything = torch.arange(count, device=like.device)
-    found = [like.new_empty(count, *space.cells) for space in spaces]
-    steps = torch.zeros(count, dtype=torch.long, device=like.device)
-    converged, neutral = steps.bool(), steps.bool()
-    state = _initial_state(reward, spaces, everything, like, start)
-    first, share = (FIRST_LAMBDA, RAMP) if start is None else (WARM_LAMBDA, WARM_RAMP)
-    ramp = max(1, round(share * n_steps))
-    for step in range(n_steps):
-        weight = first * (LAST_LAMBDA / first) ** min(1.0, step / ramp)
-        _step(reward, spaces, areas[state.rows], state, weight, settled=step >= ramp, drawn=drawn)
-        steps[state.rows] += 1
-        if progress is not None:
-            progress.update(len(state.rows))
-        done = state.since >= PATIENCE
-        if step == PATIENCE:
-            done = done | state.flat
-        if done.any():
-            _store(found, converged, neutral, state, done, ended=True)
-            state.keep(~done)
-            if not len(state.rows):
-                break
-    if len(state.rows):
-        _store(found, converged, neutral, state, torch.ones_like(state.rows, dtype=torch.bool), ended=drawn)
-    with torch.no_grad():
-        masks = [
-            _levelled(space.masks(values), ones_of(areas, space)) for space, values in zip(spaces, found, strict=True)
-        ]
-        for values in (*masks, *found):
-            values[neutral] = areas[neutral].to(values).reshape(-1, *[1] * (values.dim() - 1))
-        rewards = reward(tuple(masks), everything).detach()
-        hard = torch.stack([(each > 0.5).flatten(1).double().mean(1) for each in masks], 1)
-    return FoundRows(tuple(masks), tuple(found), rewards, hard, steps, converged, neutral)
-
-
-def _initial_state(
-    reward: Rewards, spaces: Sequence[MaskSpace], rows: Tensor, like: Tensor, start: Sequence[Tensor] | None
-) -> _SearchState:
-    count = len(rows)
-    if start is None:
-        start = [like.new_ones(count, *space.cells) for space in spaces]
+    rows = torch.arange(count, device=like.device)
     with torch.no_grad():
         ends = [reward(tuple(like.new_full((count, *s.shape), v) for s in spaces), rows) for v in (0.0, 1.0)]
     nothing, whole = (end.detach().to(like.dtype) for end in ends)
-    return _SearchState(
-        rows=rows,
-        parameters=[each.detach().clone() for each in start],
-        speed=[torch.zeros_like(each) for each in start],
+    return _Best(
+        masks=[like.new_zeros(count, *space.shape) for space in spaces],
+        parameters=[like.new_zeros(count, *space.cells) for space in spaces],
+        rewards=torch.full_like(nothing, -torch.inf),
         low=torch.minimum(nothing, whole),
         high=torch.maximum(nothing, whole),
         size=torch.maximum(nothing.abs(), whole.abs()),
         pull=torch.zeros_like(nothing),
-        energy=torch.full_like(nothing, -torch.inf),
-        since=torch.zeros(count, dtype=torch.long, device=like.device),
-        best=[each.detach().clone() for each in start],
     )
 
 
-def _step(
+class _Round:
+    """Steps from soft masks of another area to hard ones of the wanted area."""
+
+    def __init__(
+        self,
+        reward: Rewards,
+        spaces: Sequence[MaskSpace],
+        areas: Tensor,
+        rows: Tensor,
+        begin: list[Tensor],
+        best: _Best,
+        length: int,
+        *,
+        first: bool,
+        growing: bool,
+        drawn: bool,
+    ) -> None:
+        self.reward, self.spaces, self.rows, self.best = reward, spaces, rows, best
+        self.length, self.first, self.drawn = length, first, drawn
+        self.wanted = areas[rows]
+        self.from_area = torch.full_like(self.wanted, 1 - MOST if growing else MOST)
+        if not first:
+            self.from_area = self.wanted / WIDER if growing else (self.wanted * WIDER).clamp(max=MOST)
+        self.parameters = begin
+        self.speed = [torch.zeros_like(each) for each in begin]
+        self.edges = [Edges(space.shape, len(rows), begin[0]) for space in spaces]
+        self.mean, self.averaged = [each.clone() for each in begin], 0
+
+    def run(self, progress: tqdm | None) -> int:
+        """Take the steps; returns their number."""
+        for step in range(self.length):
+            self._step(step)
+            if progress is not None:
+                progress.update(len(self.rows))
+            if step == EARLY and bool(self.best.flat[self.rows].all()):
+                return step + 1
+        if self.drawn:
+            self._keep_mean()
+        return self.length
+
+    def _step(self, step: int) -> None:
+        moved = min(1.0, step / (MOVED * self.length))
+        hardened = min(1.0, step / (SETTLED * self.length))
+        areas = self.from_area * (self.wanted / self.from_area) ** moved
+        softness = (SOFT if self.first else SOFT_AGAIN) ** (1.0 - hardened)
+        masks = self._masks(areas, softness, untouched=self.first and step == 0)
+        live = tuple(mask.requires_grad_() for mask in masks)
+        with torch.enable_grad():
+            rewards = self.reward(live, self.rows)
+        to_masks = torch.autograd.grad(rewards, live, torch.ones_like(rewards), materialize_grads=True)
+        rewards = rewards.detach().to(self.best.low)
+        self.best.see(self.rows, rewards, to_masks)
+        if not self.drawn and (hardened == 1.0 or step == self.length - 1):
+            self.best.keep(self.rows, rewards, [mask.detach() for mask in live], self.parameters)
+        if self.drawn and moved == 1.0:
+            self.averaged += 1
+            for kept, values in zip(self.mean, self.parameters, strict=True):
+                kept.lerp_(values, 1.0 / self.averaged)
+        for space, edges, to_mask, values, speed in zip(
+            self.spaces, self.edges, to_masks, self.parameters, self.speed, strict=True
+        ):
+            uphill = space.to_parameters(edges.to_fields(to_mask))
+            speed.mul_(MOMENTUM).add_(_of_length_one(uphill), alpha=1 - MOMENTUM)
+            values.add_(speed, alpha=RATE).clamp_(0.0, 1.0)
+
+    def _masks(self, areas: Tensor, softness: float, *, untouched: bool) -> tuple[Tensor, ...]:
+        """Masks of the parameters; at the first step nothing tells places apart, and they are constant."""
+        if untouched:
+            return tuple(edges.constant(areas) for edges in self.edges)
+        return tuple(
+            edges.masks(space.fields(values), areas, softness)
+            for space, edges, values in zip(self.spaces, self.edges, self.parameters, strict=True)
+        )
+
+    def _keep_mean(self) -> None:
+        """Of drawn rewards the highest is luck: masks are those of the mean parameters since the area was reached."""
+        values = self.mean if self.averaged else self.parameters
+        for _ in range(20):
+            masks = [
+                edges.masks(space.fields(each), self.wanted, 1.0)
+                for space, edges, each in zip(self.spaces, self.edges, values, strict=True)
+            ]
+        self.best.keep(self.rows, torch.zeros_like(self.best.rewards[self.rows]), masks, values)
+
+
+def _of_length_one(gradient: Tensor) -> Tensor:
+    """Gradients ``(R, ...)`` whose root mean square is 1, or 0 where there are none."""
+    size = gradient.flatten(1).abs().amax(1).clamp(min=torch.finfo(gradient.dtype).tiny)
+    size = size.reshape(-1, *[1] * (gradient.dim() - 1))
+    scaled = gradient / size
+    return scaled / scaled.flatten(1).square().mean(1).sqrt().clamp(min=1e-6).reshape(size.shape)
+
+
+def _finished(
     reward: Rewards,
     spaces: Sequence[MaskSpace],
     areas: Tensor,
-    state: _SearchState,
-    weight: float,
+    best: _Best,
+    steps: Tensor,
+    converged: Tensor,
     *,
-    settled: bool,
     drawn: bool,
-) -> None:
-    live = [values.requires_grad_() for values in state.parameters]
-    with torch.enable_grad():
-        masks = tuple(space.masks(values) for space, values in zip(spaces, live, strict=True))
-        rewards = reward(masks, state.rows)
-    to_masks = torch.autograd.grad(rewards, masks, torch.ones_like(rewards), materialize_grads=True)
-    state.see(rewards.detach().to(state.low.dtype), to_masks)
-    scale = torch.where(state.flat, torch.inf, state.scale)
-    away = [
-        away_from_area(each.detach().flatten(1), ones_of(areas, space)).reshape(each.shape)
-        for each, space in zip(masks, spaces, strict=True)
-    ]
-    # The energy's derivative in units of what the area alone moves: a value is drawn by 2 (m - wanted), whatever
-    # lambda, and by the reward less and less.
-    downhill = [
-        (2.0 * gap - to_mask * (gap[0].numel() / (weight * scale)).reshape(-1, *[1] * (gap.dim() - 1))) / space.share
-        for gap, to_mask, space in zip(away, to_masks, spaces, strict=True)
-    ]
-    gradients = torch.autograd.grad(masks, live, downhill)
-    distance = torch.stack([gap.flatten(1).square().mean(1) for gap in away]).mean(0)
+) -> FoundRows:
+    """The best masks, those without order made of zeros and ones, and neutral ones where nothing matters."""
+    neutral = best.flat
+    everything = torch.arange(len(areas), device=areas.device)
+    for number, space in enumerate(spaces):
+        if isinstance(space, FreeMasks):
+            best.masks[number] = binary(best.masks[number], ones_of(areas, space.shape))
+    if not drawn:
+        best.masks = best_swaps(reward, spaces, best.masks, everything[~neutral])
     with torch.no_grad():
-        if drawn:
-            state.average(settled=settled)
-        else:
-            state.judge(rewards.detach() / scale - weight * distance, settled=settled)
-        for values, speed, gradient in zip(state.parameters, state.speed, gradients, strict=True):
-            speed.mul_(MOMENTUM).add_(gradient)
-            values.requires_grad_(False).add_(speed, alpha=-RATE).clamp_(0.0, 1.0)
-
-
-def _store(
-    found: list[Tensor], converged: Tensor, neutral: Tensor, state: _SearchState, which: Tensor, *, ended: bool
-) -> None:
-    rows = state.rows[which]
-    for place, values in zip(found, state.best, strict=True):
-        place[rows] = values[which]
-    flat = state.flat[which]
-    neutral[rows] = flat
-    converged[rows] = ended & ~flat
+        for values in (*best.masks, *best.parameters):
+            values[neutral] = areas[neutral].to(values).reshape(-1, *[1] * (values.dim() - 1))
+        rewards = reward(tuple(best.masks), everything).detach()
+        hard = torch.stack([(each > 0.5).flatten(1).double().mean(1) for each in best.masks], 1)
+    return FoundRows(tuple(best.masks), tuple(best.parameters), rewards, hard, steps, converged, neutral)

@@ -1,4 +1,4 @@
-"""Spaces of masks: what an extremal perturbation may choose from, and the parameters it chooses by."""
+"""Spaces of masks: the fields whose highest places a mask keeps, and the parameters they are made from."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from torch import Tensor
 
 from ...errors import LearnpropError
 from ...maps import per_axis
-from .max_convolution import max_convolution, pixels_of_tiles, window
 
 STEP, SIGMA = 1 / 28, 3 / 32
-"""Fractions of the sides (see `per_axis`): distance of the cells of a smooth mask, and width of its kernel."""
+"""Fractions of the sides (see `per_axis`): distance of the cells of a smooth field, and width of its kernel."""
 
 
 class MaskSpace(ABC):
-    """Masks in [0, 1] of one shape, by parameters in [0, 1].
+    """Fields of one shape, linear in parameters in [0, 1]; a mask keeps the places where they are highest.
 
     Attributes:
-        shape: Shape of a mask.
+        shape: Shape of a field and of its mask.
         cells: Shape of its parameters.
-        share: Mask values per parameter: what a derivative to one is larger by than that to a mask value.
     """
 
     shape: tuple[int, ...]
     cells: tuple[int, ...]
-    share: float
 
     @abstractmethod
-    def masks(self, parameters: Tensor) -> Tensor:
-        """Masks ``(K, *shape)`` in [0, 1] from parameters ``(K, *cells)`` in [0, 1]."""
+    def fields(self, parameters: Tensor) -> Tensor:
+        """Fields ``(K, *shape)`` in [0, 1] from parameters ``(K, *cells)`` in [0, 1]."""
+
+    @abstractmethod
+    def to_parameters(self, to_fields: Tensor) -> Tensor:
+        """Derivatives to parameters ``(K, *cells)`` from those to fields ``(K, *shape)``."""
 
 
 class FreeMasks(MaskSpace):
@@ -39,23 +40,25 @@ class FreeMasks(MaskSpace):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = self.cells = shape
-        self.share = 1.0
 
-    def masks(self, parameters: Tensor) -> Tensor:
+    def fields(self, parameters: Tensor) -> Tensor:
         """The parameters themselves."""
         return parameters
 
+    def to_parameters(self, to_fields: Tensor) -> Tensor:
+        """The derivatives themselves."""
+        return to_fields
+
 
 class SmoothMasks(MaskSpace):
-    """Smooth masks over one to three dimensions of space, see `max_convolution`.
+    """Smooth fields over one to three dimensions of space: a Gaussian's mean of cells on a coarse grid.
 
-    Cells reach beyond the border as far as the kernel, so that pixels there are like others; masks are divided by that
-    of a grid of ones, so that it is exactly 1.
+    At a border the mean is over what cells there are, so a constant stays what it is everywhere.
 
     Args:
         shape: Number of pixels, by dimension.
         step: Distance of cells as a fraction of the sides (see `per_axis`); at least one pixel.
-        sigma: Width of the kernel as a fraction of the sides (see `per_axis`).
+        sigma: Standard deviation of the Gaussian as a fraction of the sides (see `per_axis`).
         like: A tensor of the type and on the device of the parameters.
 
     Raises:
@@ -70,35 +73,30 @@ class SmoothMasks(MaskSpace):
                 raise LearnpropError(f"{name} is a fraction of the input's side in (0, 1], got {value!r}")
         pixels = tuple(max(1, math.floor(one + 0.5)) for one in per_axis(step, shape))
         widths = tuple(max(one, 0.5 * n) for one, n in zip(per_axis(sigma, shape), pixels, strict=True))
-        tiles = window(pixels, widths)
-        self.window = tiles.like(like)
         self.shape = shape
-        self.cells = tuple(math.ceil(n / p) + 2 * reach for n, p, reach in zip(shape, pixels, tiles.reach, strict=True))
-        self.share = float(math.prod(pixels))
-        ones = like.new_ones(1, *(1 + 2 * reach for reach in tiles.reach))
-        self._full = max_convolution(ones, self.window).reshape(1, -1, *[1] * len(shape))
+        self.cells = tuple(math.ceil(n / p) for n, p in zip(shape, pixels, strict=True))
+        self._means = tuple(
+            _gaussian_means(*each).to(like) for each in zip(shape, self.cells, pixels, widths, strict=True)
+        )
 
-    def masks(self, parameters: Tensor) -> Tensor:
-        """Smooth masks ``(K, *shape)``. A value above 1, where a cell stands alone, is 1 with the derivative it had."""
-        tiles = max_convolution(parameters, self.window) / self._full
-        masks = pixels_of_tiles(_at_most_one(tiles), self.window.step)
-        for dim, n in enumerate(self.shape):
-            masks = masks.narrow(1 + dim, 0, n)
-        return masks
+    def fields(self, parameters: Tensor) -> Tensor:
+        """Smooth fields ``(K, *shape)``, each a product of means along the dimensions."""
+        return _along(parameters, self._means)
 
-
-class _AtMostOne(torch.autograd.Function):
-    """Cuts values off at 1, and keeps the derivative there: the area must be able to pull them down."""
-
-    @staticmethod
-    def forward(ctx: object, values: Tensor) -> Tensor:
-        return values.clamp(max=1.0)
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return gradient
+    def to_parameters(self, to_fields: Tensor) -> Tensor:
+        """Derivatives to parameters ``(K, *cells)``: the transposed means."""
+        return _along(to_fields, tuple(mean.T for mean in self._means))
 
 
-def _at_most_one(values: Tensor) -> Tensor:
-    result: Tensor = _AtMostOne.apply(values)
-    return result
+def _gaussian_means(pixels: int, cells: int, step: int, sigma: float) -> Tensor:
+    """Weights of the cells at each pixel of a line, ``(pixels, cells)``; rows sum to 1."""
+    at = torch.arange(pixels, dtype=torch.float64)[:, None]
+    centres = step * torch.arange(cells, dtype=torch.float64) + 0.5 * (step - 1)
+    return torch.softmax(-0.5 * ((at - centres) / sigma).square(), 1)
+
+
+def _along(values: Tensor, matrices: tuple[Tensor, ...]) -> Tensor:
+    """Values ``(K, *dims)`` with one matrix along each dimension."""
+    for dim, matrix in enumerate(matrices, start=1):
+        values = (values.movedim(dim, -1) @ matrix.T).movedim(-1, dim)
+    return values.contiguous()

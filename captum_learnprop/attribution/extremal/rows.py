@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -180,12 +181,31 @@ class Rows:
                     ),
                     self.spaces, areas[at], like=self.like, n_steps=n_steps,
                     start=None if start is None else [values[at] for values in start], progress=progress,
-                    drawn=self.drawn,
+                    drawn=self.drawn, growing=self.options.variant == "delete",
                 )
             )  # fmt: skip
             if self.drawn:
                 parts[-1].rewards = self._finished_rewards(parts[-1].masks, own, stream)
         return _joined(parts)
+
+    def _raise_larger_areas(self, found: FoundRows, samples: Tensor, areas: Tensor) -> None:
+        """Search once more where a sample's reward falls with the area, from the mask of the next smaller area.
+
+        Areas are no upper bounds: a larger one may be worse where all that is left to keep does harm.
+        """
+        for sample in range(self.samples):
+            rows = (samples == sample).nonzero()[:, 0]
+            rows = rows[areas[rows].argsort(stable=True)]
+            for smaller, larger in itertools.pairwise(rows.tolist()):
+                if found.rewards[larger] >= found.rewards[smaller] or bool(found.neutral[larger]):
+                    continue
+                at = torch.tensor([larger], device=samples.device)
+                again = self.search(
+                    samples[at], areas[at], n_steps=self.options.n_steps,
+                    start=[values[smaller : smaller + 1] for values in found.parameters],
+                )  # fmt: skip
+                if again.rewards[0] > found.rewards[larger]:
+                    found.replace(larger, again)
 
     @torch.no_grad()
     def _finished_rewards(self, masks: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
@@ -212,6 +232,8 @@ class Rows:
         streams = torch.arange(areas.shape[1], device=self.like.device).repeat(self.samples)
         with tqdm(total=len(samples) * n_steps, desc=describe, disable=not show_progress) as progress:
             found = self.search(samples, areas.flatten(), n_steps=n_steps, progress=progress, streams=streams)
+        if not self.drawn:
+            self._raise_larger_areas(found, samples, areas.flatten())
         grid = (self.samples, areas.shape[1])
         result = ExtremalMasks(
             masks=tuple(each.reshape(*grid, *each.shape[1:]) for each in found.masks),

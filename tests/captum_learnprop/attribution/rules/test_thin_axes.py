@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -46,18 +47,18 @@ def test_masks_of_a_thin_axis() -> None:
     flat, thin = space(56, 60), space(1, 56, 60)
     assert thin.cells == (1, *flat.cells)
     cells = torch.rand(2, *flat.cells, dtype=torch.float64)
-    torch.testing.assert_close(thin.masks(cells[:, None])[:, 0], flat.masks(cells))
+    torch.testing.assert_close(thin.fields(cells[:, None])[:, 0], flat.fields(cells))
     signals = space(22, 1000)  # single electrodes, and samples in the steps of a signal
-    assert signals.window.step == (1, 36)
-    assert signals.masks(torch.rand(1, *signals.cells, dtype=torch.float64)).shape == (1, 22, 1000)
-    ones = signals.masks(torch.ones(1, *signals.cells, dtype=torch.float64))
+    assert signals.cells == (22, math.ceil(1000 / 36))
+    assert signals.fields(torch.rand(1, *signals.cells, dtype=torch.float64)).shape == (1, 22, 1000)
+    ones = signals.fields(torch.ones(1, *signals.cells, dtype=torch.float64))
     torch.testing.assert_close(ones, torch.ones_like(ones))
-    slices = space(4, 48, 48)  # slices choose for themselves
+    slices = space(4, 48, 48)  # slices all but choose for themselves
     cells = torch.zeros(1, *slices.cells, dtype=torch.float64)
     cells[:, 1] = 1.0
-    found = slices.masks(cells)[0]
-    assert found[1].min() > 0.99
-    assert found[[0, 2, 3]].max() == 0
+    found = slices.fields(cells)[0]
+    assert found[1].min() > 0.75
+    assert found[[0, 2, 3]].max() < 0.15
 
 
 def test_parts_of_a_thin_axis() -> None:

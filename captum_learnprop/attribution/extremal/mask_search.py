@@ -258,7 +258,7 @@ class _Round:
         )
 
     def _keep_mean(self) -> None:
-        """Of drawn rewards the highest is luck: masks are those of the mean parameters since the area was reached."""
+        """Make masks of the mean parameters since the area was reached: of drawn rewards the highest is luck."""
         values = self.mean if self.averaged else self.parameters
         for _ in range(20):
             masks = [

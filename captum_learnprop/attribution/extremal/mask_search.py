@@ -5,7 +5,7 @@ area by a penalty, every mask here has it exactly (see `areas`), so that a step 
 whose length does not count: there is no weight to choose, and the unit of the output does not matter. A round begins
 with soft masks of nearly the whole input (a deletion's: of nearly nothing), whose area goes to the wanted one while
 their edges harden. Further rounds go on from the best mask, softened again; the best mask of all is what is found.
-More steps are more rounds after the same ones, so they find nothing worse. No row sees another.
+More steps are more rounds after the same ones. No row sees another.
 """
 
 from __future__ import annotations

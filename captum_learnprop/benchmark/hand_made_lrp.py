@@ -7,7 +7,8 @@ functions included, and passes relevance through sums, means and normalisations.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +149,20 @@ def _linear_calls(model: nn.Module, image: Tensor) -> tuple[list[_LinearCall], T
     return calls, first[0]
 
 
+@contextmanager
+def parameters_kept(model: nn.Module) -> Iterator[None]:
+    """Gives every module the very parameters back that it had: canonizers of zennit 1.0.0 leave equal ones instead."""
+    kept = [(module, dict(module.named_parameters(recurse=False))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, parameters in kept:
+            now = dict(module.named_parameters(recurse=False))
+            for name in now.keys() | parameters.keys():
+                if now.get(name) is not parameters.get(name):
+                    setattr(module, name, parameters.get(name))
+
+
 @dataclass(frozen=True)
 class Lrp:
     """Layer-wise relevance propagation by a zennit composite.
@@ -176,7 +191,7 @@ class Lrp:
 
         def attribute(images: Tensor, targets: Tensor) -> Tensor:
             leaf = images.detach().clone().requires_grad_()
-            with composite.context(model) as network, torch.enable_grad():
+            with parameters_kept(model), composite.context(model) as network, torch.enable_grad():
                 output = network(leaf)
                 start = torch.zeros_like(output)
                 value = output.detach() if self.seed == "output" else torch.ones_like(output)

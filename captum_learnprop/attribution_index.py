@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from captum_learnprop.attribution_predictions import Prediction
 from captum_learnprop.files import printable, write_text
+from captum_learnprop.html_page import html_page
 
 INDEX, PAGES = "index.html", "pages"
 
@@ -95,7 +96,7 @@ def _said(prediction: Prediction) -> Iterator[str]:
 def _page(page: int, number: int, shown: str, title: str, about: str) -> str:
     parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(about)}</p>" if about else "", _ways(page, number)]
     body = "\n".join([*parts, f"<main>\n{shown}\n</main>", _ways(page, number)])
-    return _PAGE.format(title=escape(title), style=_STYLE, body=body)
+    return html_page(title, _STYLE, body)
 
 
 def _ways(page: int, number: int) -> str:
@@ -115,18 +116,4 @@ h1 { font-size: 1.4em; } nav { margin: 1em 0; } nav a, nav b { padding: .2em .5e
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 14px; }
 figure { margin: 0; } img { display: block; max-width: 100%; min-height: 32px; }
 figcaption { font-size: 12px; overflow-wrap: anywhere; }
-"""
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
 """

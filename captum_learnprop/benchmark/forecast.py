@@ -25,6 +25,7 @@ from captum_learnprop.benchmark.scorecard import JUDGED, PASSES, RANDOMISATION, 
 from captum_learnprop.benchmark.summary import LEARNED
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.road import linear_imputation
+from captum_learnprop.training import smoothing_choice
 from captum_learnprop.training.options import TrainingOptions
 from captum_learnprop.training.parts import held_out_images
 from captum_learnprop.training.trainer import HELD_OUT
@@ -84,7 +85,7 @@ class CellWork:
         explanations: Number of explanations, of test, tuning and re-initialised nets' questions together.
         scoring_passes: Forward passes of the scores, of all questions together.
         training_passes: Attribution passes of a training that is not there, as `TrainingOptions.passes` counts them.
-        measuring_passes: Forward passes of measuring deletions that are not there.
+        measuring_passes: Forward passes of measuring deletions that are not there, and of choosing the smoothing.
         chosen: Number of maps that a treatment is chosen on.
         imputed: Number of images that ROAD fills in.
         name: The method, to tell the user what takes most.
@@ -201,11 +202,19 @@ def cell_work(
         explanations=questions + settings.tuning_questions + again,
         scoring_passes=questions * sum(_passes_of_score(name, judges) for name in scores),
         training_passes=0.0 if training is None else training.passes((images - held_out) * each, held_out * each),
-        measuring_passes=0.0 if training is None or measured else images * (training.deletions + 2),
+        measuring_passes=_measuring_passes(training, images, held_out, measured=measured),
         chosen=settings.tuning_questions,
         imputed=questions * len(ROAD_PERCENTAGES) if road else 0,
         name=contender.name,
     )
+
+
+def _measuring_passes(training: TrainingOptions | None, images: int, held_out: int, *, measured: bool) -> float:
+    """Returns the forward passes that deletions take, those of the training and those that choose the smoothing."""
+    if training is None:
+        return 0.0
+    choice = smoothing_choice.passes(held_out) if training.chooses_smoothing else 0
+    return choice + (0 if measured else images * (training.deletions + 2))
 
 
 def _slower(contender: Contender) -> float:

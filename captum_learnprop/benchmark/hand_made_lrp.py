@@ -151,7 +151,7 @@ def _linear_calls(model: nn.Module, image: Tensor) -> tuple[list[_LinearCall], T
 
 @contextmanager
 def parameters_kept(model: nn.Module) -> Iterator[None]:
-    """Gives every module the very parameters back that it had: canonizers of zennit 1.0.0 leave equal ones instead."""
+    """Gives every module the very parameters back that it had: rules of zennit 1.0.0 leave equal ones instead."""
     kept = [(module, dict(module.named_parameters(recurse=False))) for module in model.modules()]
     try:
         yield

@@ -14,6 +14,7 @@ from captum_learnprop.benchmark.scorecard import RANDOMISATION, in_table_order, 
 from captum_learnprop.benchmark.summary import Row
 from captum_learnprop.benchmark.verdict import verdict
 from captum_learnprop.errors import LearnpropError
+from captum_learnprop.html_page import html_page
 from captum_learnprop.tables import html
 
 Picture = bytes | Path
@@ -57,7 +58,7 @@ def to_html(
         *_failed(rows),
         f'<h2 id="made">How it was made</h2>\n{_facts(about)}',
     ]
-    return _PAGE.format(style=_STYLE, body="\n".join(part for part in body if part))
+    return html_page("learnprop evaluate", _STYLE, "\n".join(part for part in body if part))
 
 
 def _split(rows: Sequence[Row]) -> tuple[list[Section], list[Section]]:
@@ -254,18 +255,4 @@ td:first-child { position: sticky; left: 0; background: #fff; font-weight: 500; 
 tr.learned td, .key { background: #fdeef0; } tr:hover td { background: #eef4fb; }
 img { max-width: 100%; } summary { cursor: pointer; margin: .4em 0; color: #1a4f8b; }
 dt { font-weight: 600; margin-top: .5em; } dd { margin: 0; overflow-wrap: anywhere; }
-"""
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>learnprop evaluate</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
 """

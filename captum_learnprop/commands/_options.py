@@ -17,6 +17,9 @@ POSITIVE = click.IntRange(min=1)
 
 weights_option = click.option("--weights", metavar="NAME", help="Pretrained weights of the model, e.g. DEFAULT.")
 checkpoint_option = click.option("--checkpoint", type=FILE, help="File with the model's weights.")
+SIGNS = ("absolute", "positive", "signed")
+"""Those of `captum_learnprop.maps`, which needs torch; a test compares."""
+
 recursive_option = click.option("--recursive", is_flag=True, help="Look in sub-folders too.")
 
 

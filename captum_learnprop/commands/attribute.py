@@ -13,6 +13,7 @@ from captum_learnprop.commands._one_of import OneOf
 from captum_learnprop.commands._options import (
     PATH,
     POSITIVE,
+    SIGNS,
     checkpoint_option,
     debug_option,
     input_options,
@@ -36,7 +37,6 @@ def _method_option(ctx: click.Context, parameter: click.Parameter, pairs: Any) -
     return options
 
 
-_SIGNS = ("absolute", "positive", "signed")
 _SHARE = click.FloatRange(0, 1)
 _AS_TRAINED = "  [default: as the rules were trained]"
 
@@ -117,7 +117,7 @@ class _Target(click.ParamType):
     help="Gather all maps in one HDF5 file (needs h5py).  [default: yes, for files; no, for shards]",
 )
 @click.option("--dataset-file", is_flag=True, help="Also write the other files that ViRelAy needs.")
-@click.option("--sign", type=OneOf(list(_SIGNS)), help=f"Sign of the map that is drawn.{_AS_TRAINED}")
+@click.option("--sign", type=OneOf(SIGNS), help=f"Sign of the map that is drawn.{_AS_TRAINED}")
 @click.option("--smoothing", type=_SHARE, help=f"Its smoothing, as a fraction of the sides.{_AS_TRAINED}")
 @click.option(
     "--outlines", type=_SHARE, help=f"Radius of a smoothing that follows the image, as a fraction.{_AS_TRAINED}"

@@ -12,14 +12,13 @@ from captum_learnprop.commands._one_of import OneOf
 from captum_learnprop.commands._one_process import one_process
 from captum_learnprop.commands._options import (
     PATH,
+    SIGNS,
     checkpoint_option,
     debug_option,
     input_options,
     threads_option,
     weights_option,
 )
-
-_SIGNS = ("absolute", "positive", "signed")
 
 
 @click.command(name="explain", context_settings={"show_default": True})
@@ -41,7 +40,7 @@ _SIGNS = ("absolute", "positive", "signed")
     "--rules", multiple=True, metavar="FILE|NAME",
     help="Trained rule set: a file, or one that ships, e.g. efficientnet_lite0/lrp. May be repeated.",
 )  # fmt: skip
-@click.option("--sign", type=OneOf(_SIGNS), help="How channels become a map.  [default: what suits the method]")
+@click.option("--sign", type=OneOf(SIGNS), help="How channels become a map.  [default: what suits the method]")
 @click.option(
     "--smoothing", type=float, help="Of maps, as a share of the input's side.  [default: what suits the method]"
 )

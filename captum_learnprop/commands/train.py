@@ -13,6 +13,7 @@ from captum_learnprop.commands._one_of import OneOf
 from captum_learnprop.commands._options import (
     PATH,
     POSITIVE,
+    SIGNS,
     checkpoint_option,
     debug_option,
     input_options,
@@ -23,7 +24,6 @@ from captum_learnprop.commands._options import (
 from captum_learnprop.commands._request import FROM_FOLDER, PREDICTED
 from captum_learnprop.commands._train_request import Request, placed
 
-_SIGNS = ("absolute", "positive", "signed")
 _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", "contrastive_logit")
 
 
@@ -98,7 +98,7 @@ _QUANTITIES = ("softmax", "sigmoid", "logit", "log_probability", "log_sigmoid", 
 )
 @click.option(
     "--sign",
-    type=OneOf(_SIGNS),
+    type=OneOf(SIGNS),
     help="How channels become a map.  [default: absolute, for LRP signed]",
 )
 @click.option("--deletions", type=POSITIVE, default=96, help="Regions removed from each image.")

@@ -21,7 +21,8 @@ class TrainingDefaults:
 
     Attributes:
         sign: How an attribution becomes a map, one of `maps.SIGNS`.
-        smoothing: Width of the smoothing of maps, as a fraction of the sides (see `maps.per_axis`).
+        smoothing: Width of the smoothing of maps in training, as a fraction of the sides (see `maps.per_axis`); that of
+            finished maps is chosen, see `smoothing_choice`.
         outlines: Radius of the smoothing that follows the images, as a fraction of the sides.
         lr: First learning rate.
         density: How much of the loss of the occlusion regression compares densities, in [0, 1]. Its default was chosen
@@ -41,7 +42,7 @@ class TrainingDefaults:
 
 
 _DEFAULTS = {LearnedEpsilonGammaBox: TrainingDefaults("signed", 0.0)}
-"""Relevance says what speaks against a class as well, and is smooth by itself. Average precision on validation scenes
+"""Relevance says what speaks against a class as well. Average precision on validation scenes
 of the VGG-like net: .88 from positive maps, .90 from signed ones."""
 
 

@@ -9,7 +9,6 @@ what the model loses. It depends on the model, on the rules and on the pictures,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,7 +16,9 @@ from tqdm import tqdm
 
 from captum_learnprop.chunks import rows_together
 from captum_learnprop.maps import postprocess
+from captum_learnprop.training.examples import Collection
 from captum_learnprop.training.occlusion import DeletionFills, generator_of, measure_drops
+from captum_learnprop.training.parts import Part
 from captum_learnprop.training.regions import box_regions
 from captum_learnprop.training.rule_maps import RuleMaps
 from captum_learnprop.training.task import TrainingTask
@@ -48,15 +49,15 @@ _SEED = 1
 def chosen_smoothing(task: TrainingTask, *, show_progress: bool = False) -> float:
     """Returns the smoothing, one of `SMOOTHINGS`, whose maps of the held-out rows predict small deletions best.
 
-    It is judged by the mean, over rows and `SIDES`, of the correlation between the mass of a map in a box and what the
-    target loses when that is removed. Of those that the best one does not surpass by `CERTAINTY`, the nearest to
-    `USUAL` is taken.
+    Of those that the best one does not surpass by `CERTAINTY`, the nearest to `USUAL` is taken.
 
     Args:
         task: The training, with the rules that maps are made by, and with held-out rows of images.
         show_progress: Whether a progress bar is drawn.
     """
-    found = torch.stack([rows.mean(0) for rows in _correlations(task, show_progress)])
+    maps = RuleMaps(task.model, task.rules, task.options.sign, 0.0)
+    shown = show_progress and task.processes.main
+    found = correlations(maps, task.held_out, task.what, task.options.outlines, show_progress=shown)
     short = found[:, found.mean(0).argmax(), None] - found
     errors = short.std(0) / math.sqrt(len(short)) if len(short) > 1 else torch.full((len(SMOOTHINGS),), math.inf)
     good = (short.mean(0) <= CERTAINTY * errors).tolist()
@@ -65,27 +66,45 @@ def chosen_smoothing(task: TrainingTask, *, show_progress: bool = False) -> floa
     return float(task.processes.sum(torch.tensor(chosen if task.processes.main else 0.0, dtype=torch.float64)))
 
 
-def _correlations(task: TrainingTask, show_progress: bool) -> Iterator[Tensor]:
-    """Yields the correlations of the rows of each image, ``(K, smoothings)``."""
-    targets_per_image = task.held_out.examples.targets_per_image
-    images = min(MOST_IMAGES, len(task.held_out) // targets_per_image)
-    fills = DeletionFills(task.what.fill, task.held_out.first_images(images))
-    options = task.options
-    maps = RuleMaps(task.model, task.rules, options.sign, 0.0)
-    shown = show_progress and task.processes.main
-    for number in tqdm(range(images), desc="choosing the smoothing", unit="image", disable=not shown):
-        row = task.held_out.rows(number * targets_per_image + torch.arange(targets_per_image))
-        image, targets = row["inputs"][0].to(task.device), row["targets"].to(task.device)
-        generator = generator_of(options.seed + _SEED, number)
-        regions = torch.cat([_boxes(side, tuple(image.shape[1:]), generator) for side in SIDES]).to(task.device)
+def passes(images: int) -> int:
+    """Returns the forward passes of a choice on so many held-out images."""
+    return min(MOST_IMAGES, images) * (len(SIDES) * BOXES + 1)
+
+
+def correlations(
+    maps: RuleMaps, held_out: Part, what: Collection, outlines: float = 0.0, *, show_progress: bool = False
+) -> Tensor:
+    """Returns how well maps of each of `SMOOTHINGS` predict small deletions, ``(images, smoothings)``, in [-1, 1].
+
+    That is the mean, over the rows of an image and `SIDES`, of the correlation between the mass of a map in a box and
+    what the target loses when the box is removed.
+
+    Args:
+        maps: Maps that are not smoothed.
+        held_out: Rows of images, of which `MOST_IMAGES` are looked at.
+        what: What was measured of them; its seed, fill and quantity are used.
+        outlines: Radius of the smoothing that follows the images, as a fraction of the sides.
+        show_progress: Whether a progress bar is drawn.
+    """
+    targets_per_image = held_out.examples.targets_per_image
+    images = min(MOST_IMAGES, len(held_out) // targets_per_image)
+    device = next((parameter.device for parameter in maps.model.parameters()), torch.device("cpu"))
+    fills = DeletionFills(what.fill, held_out.first_images(images))
+    found = []
+    for number in tqdm(range(images), desc="choosing the smoothing", unit="image", disable=not show_progress):
+        rows = held_out.rows(number * targets_per_image + torch.arange(targets_per_image))
+        image, targets = rows["inputs"][0].to(device), rows["targets"].to(device)
+        generator = generator_of(what.seed + _SEED, number)
+        regions = torch.cat([_boxes(side, tuple(image.shape[1:]), generator) for side in SIDES]).to(device)
         drops = measure_drops(
-            task.model, image, targets, regions, fills.draw(len(regions), number, generator), task.what.quantity,
-            internal_batch_size=rows_together(options.internal_batch_size, image.shape, task.device),
+            maps.model, image, targets, regions, fills.draw(len(regions), number, generator), what.quantity,
+            internal_batch_size=rows_together(what.internal_batch_size, image.shape, device),
         )  # fmt: skip
         inputs = image.expand(len(targets), *image.shape)
         plain = maps.record(inputs, create_graph=False).explain(targets)[:, None]
-        finished = [postprocess(plain, "signed", one, options.outlines, inputs) for one in SMOOTHINGS]
-        yield torch.stack([_correlation(one, regions, drops) for one in finished], dim=1)
+        finished = [postprocess(plain, "signed", one, outlines, inputs) for one in SMOOTHINGS]
+        found.append(torch.stack([_correlation(one, regions, drops).mean() for one in finished]))
+    return torch.stack(found)
 
 
 def _boxes(side: float, spatial: tuple[int, ...], generator: torch.Generator) -> Tensor:

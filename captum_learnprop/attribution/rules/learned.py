@@ -205,7 +205,7 @@ class LearnedPropagation(ShownAsCall, GradientAttribution):
         n_steps: int | None = None,
         seed: int | None = None,
     ) -> Tensor:
-        """Maps finished as in training: with the same sign, smoothing and outlines.
+        """Maps with the sign and the outlines of the training, and the smoothing that it chose.
 
         Args:
             inputs: ``(B, C, *spatial)``, or a table ``(B, F)``.

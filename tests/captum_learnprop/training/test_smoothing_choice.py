@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import captum_learnprop as cl
 from captum_learnprop.maps import postprocess
-from captum_learnprop.training.smoothing_choice import SMOOTHINGS, USUAL
+from captum_learnprop.training.smoothing_choice import SMOOTHINGS, USUAL, passes
 
 SIDE = 48
 OPTIONS: dict[str, Any] = {"steps": 1, "batch_size": 4, "deletions": 8}
@@ -71,6 +71,22 @@ def test_one_held_out_image_proves_nothing() -> None:
 
 def test_without_held_out_images_maps_are_finished_as_they_were_learned() -> None:
     assert _chosen(_strokes(), validation=0.0)["smoothing"] == USUAL
+
+
+def test_forward_passes_are_counted() -> None:
+    class Counted(Energy):
+        passed = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passed += len(x) * (not torch.is_grad_enabled())
+            return super().forward(x)
+
+    counts = []
+    for options in ({}, {"smoothing": 0.05}):
+        model = Counted().eval()
+        cl.RuleTrainer(model, **OPTIONS, **options).fit(_strokes())
+        counts.append(model.passed)
+    assert counts[0] - counts[1] == passes(8)
 
 
 def test_maps_are_finished_with_it() -> None:

@@ -33,7 +33,8 @@ _DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 _OPTIONS = (
-    "weights", "checkpoint", "size", "normalization", "device", "seed", "composite", "gate", "start", "pooling",
+    "weights", "checkpoint", "size", "normalization", "mean", "std", "classes", "device", "seed",
+    "composite", "gate", "start", "pooling",
     "rule_option", "method_option", "steps", "sign", "smoothing", "outlines", "threads",
 )  # fmt: skip
 """The options of ``learnprop attribute`` that mean the same here, with ``_`` for ``-``."""
@@ -72,8 +73,10 @@ class ExplainBatches:
         given: dict[str, Any] = {**dict.fromkeys(Request.__dataclass_fields__), **_DEFAULTS, **options}
         given |= {"model": model, "method": method or "learned_propagation", "target": target}
         given |= {"images": Path("."), "out": Path("."), "rules": None if rules is None else Path(rules)}
-        if given["checkpoint"] is not None:
-            given["checkpoint"] = Path(given["checkpoint"])
+        for name in ("checkpoint", "classes"):
+            given[name] = None if given[name] is None else Path(given[name])
+        for name in ("mean", "std"):
+            given[name] = (given[name],) if isinstance(given[name], (int, float)) else given[name]
         self._request = Request(**given)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -11,7 +11,8 @@ import torch
 from captum.attr import Saliency
 from PIL import Image
 
-from captum_learnprop.batches import ExplainBatches
+from captum_learnprop.batches import _OPTIONS, ExplainBatches
+from captum_learnprop.commands._attribute_request import Request
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.images import Preprocessing
 from captum_learnprop.models import load_model
@@ -73,6 +74,24 @@ def test_arrays_of_pixels() -> None:
     assert found["target"].tolist() == [4, 4, 4]
     stacked = explain({"image": np.stack([arrays(1)[0]] * 2), "number": np.arange(2)})
     assert stacked["number"].tolist() == [0, 1]
+
+
+def test_mean_and_deviation_of_the_input() -> None:
+    batch = batch_of([png(each) for each in arrays()])
+    plain, scaled = (ExplainBatches("digits_cnn", "saliency", **FIXED, **options)(batch)
+                     for options in ({}, {"mean": 0.5, "std": (0.25, 0.25, 0.25)}))  # fmt: skip
+    preprocessing = Preprocessing(64, 64, (0.5,) * 3, (0.25,) * 3)
+    pixels = torch.stack([preprocessing.pixels(Image.fromarray(each)) for each in arrays()])
+    with torch.no_grad():
+        expected = load_model("digits_cnn")(preprocessing.normalize(pixels)).numpy()
+    np.testing.assert_allclose(scaled["prediction"], expected, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(scaled["prediction"], plain["prediction"])
+
+
+def test_every_option_of_the_model_and_the_method_is_known() -> None:
+    files = {"images", "out", "recursive", "overwrite", "hdf5", "dataset_file", "workers", "layout", "shard_size"}
+    own = {"model", "method", "rules", "target", "batch_size"}
+    assert set(_OPTIONS) == set(Request.__dataclass_fields__) - files - own
 
 
 def test_what_cannot_be_read_is_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -260,7 +260,7 @@ class _Round:
     def _keep_mean(self) -> None:
         """Make masks of the mean parameters since the area was reached: of drawn rewards the highest is luck."""
         values = self.mean if self.averaged else self.parameters
-        for _ in range(20):
+        for _ in range(20):  # until the steepness has followed the mean, which no step has seen
             masks = [
                 edges.masks(space.fields(each), self.wanted, 1.0)
                 for space, edges, each in zip(self.spaces, self.edges, values, strict=True)

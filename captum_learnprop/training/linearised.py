@@ -16,8 +16,8 @@ from torch import Tensor
 from captum_learnprop.training.pass_by_rules import RulePass
 from zennit_rules import RuleSet
 from zennit_rules.core.hook import SiteCall
+from zennit_rules.core.recomputed import rules_alone
 from zennit_rules.core.tangent import Tape
-from zennit_rules.rules.feature_pass import rules_alone
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def linearised_map(run: RulePass, tape: Tape, rules: RuleSet, seed: Tensor) -> T
 
 
 def doubly_differentiated(run: RulePass, seed: Tensor) -> Tensor:
-    """Returns the same by recording the backward pass."""
+    """Returns the same by recording the backward pass, of which signals are kept alone."""
     with torch.enable_grad(), rules_alone():
         return run.attributions(seed, create_graph=True, keep=True)[0]
 

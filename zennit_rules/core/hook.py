@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .._compat import DisableTorchFunction, Hook, RemovableHandle, RemovableHandleList
 from .interpose import interpose
 from .plain_copies import plain_copies
+from .recomputed import are_alone, recomputed, transposed
 from .sites import recorder
 from .streams import Streams
 
@@ -82,7 +83,25 @@ class SiteCall:
         streams = self.streams
         if streams is not None:
             streams.arrive(self, saved[0], g)
-        return self.signal(saved, g)
+        return self._recomputed(saved, g) if are_alone() and self.is_recomputed else self.signal(saved, g)
+
+    @property
+    def is_recomputed(self) -> bool:
+        """Whether what the rule computes is more than what it is computed from, and nothing else enters."""
+        contrast = getattr(self.gate, "contrast", False)
+        return not contrast and next(self.gate.parameters(), None) is not None
+
+    def _recomputed(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        held = tuple(tensor.detach() for tensor in saved)
+        parameters = dict(self.gate.named_parameters())
+
+        def transpose(g: Tensor, towards: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+            onwards, gradients = self.transpose(held, g, towards[0])
+            return onwards, *(gradients.get(name) for name in parameters)
+
+        (passed,) = recomputed(lambda g: (self.signal(held, g),), g, tuple(parameters.values()), transpose)
+        assert passed is not None
+        return passed
 
     @property
     def streams(self) -> Streams | None:
@@ -113,18 +132,26 @@ class SiteCall:
         Returns:
             Gradient of the loss to the signal that arrived, and to the gate's parameters by name.
         """
-        parameters = dict(self.gate.named_parameters())
-        nothing = tangent.new_zeros(self.shape), {n: torch.zeros_like(p) for n, p in parameters.items()}
         if self.g is None:  # nothing that reaches the output
-            return nothing
-        with torch.enable_grad():
-            g = self.g.detach().requires_grad_()
-            passed = self.signal(self.saved, g)
-            if not passed.requires_grad:  # nothing is passed on, whatever arrives
-                return nothing
-            towards = (g, *parameters.values())
-            gradients = torch.autograd.grad(passed, towards, tangent.to(passed.dtype), materialize_grads=True)
-        return gradients[0], dict(zip(parameters, gradients[1:], strict=True))
+            parameters = self.gate.named_parameters()
+            return tangent.new_zeros(self.shape), {name: torch.zeros_like(p) for name, p in parameters}
+        return self.transpose(self.saved, self.g, tangent)
+
+    def transpose(self, saved: tuple[Tensor, ...], g: Tensor, towards: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Applies the transpose of `signal`.
+
+        Args:
+            saved: What the rule needs of the forward pass, without a graph.
+            g: The signal that arrived.
+            towards: Gradient of a loss to what the site passed on, in its shape.
+
+        Returns:
+            Gradient of the loss to the signal that arrived, and to the gate's parameters by name.
+        """
+        parameters = dict(self.gate.named_parameters())
+        onwards, *gradients = transposed(lambda g: (self.signal(saved, g),), g, tuple(parameters.values()), (towards,))
+        assert onwards is not None
+        return onwards, {name: one for name, one in zip(parameters, gradients, strict=True) if one is not None}
 
 
 class SiteHook(Hook):

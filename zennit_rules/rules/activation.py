@@ -155,18 +155,20 @@ class ActivationCall(SiteCall):
         return self.g * self.gate.scale().to(g.dtype)  # type: ignore[operator]
 
     def push_forward(self, tangent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pushes a tangent through the rule; for scaled gradients and feature gates in closed form."""
-        if self.g is None:
+        """Pushes a tangent through the rule; for scaled gradients in closed form."""
+        if self.g is None or not self.scales_gradient:
             return super().push_forward(tangent)
-        if not self.scales_gradient:
-            factor = partial(self.factor, self.saved)
-            found = feature_transpose(self.gate, self.saved[0], self.g, factor, tangent) if self.in_pieces else None
-            return super().push_forward(tangent) if found is None else found
         raw = self.gate.get_parameter("raw")
         deviation = torch.tanh(raw)  # again: keeping it since propagate() would cost one more activation's memory
         onwards = self.through(self.saved, torch.addcmul(tangent, tangent, deviation.to(tangent.dtype)))
         towards_w = (tangent * self.g).to(raw.dtype).sum_to_size(raw.shape)
         return onwards, {"raw": towards_w.mul_(deviation.square_().neg_().add_(1))}
+
+    def transpose(self, saved: tuple[Tensor, ...], g: Tensor, towards: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Applies the transpose of `signal`, for feature gates in closed form."""
+        factor = partial(self.factor, saved)
+        found = feature_transpose(self.gate, saved[0], g, factor, towards) if self.in_pieces else None
+        return super().transpose(saved, g, towards) if found is None else found
 
     def signal(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """Returns ``a * g * f'(z) + b * g``."""

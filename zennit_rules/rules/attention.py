@@ -27,6 +27,7 @@ from .._compat import DisableTorchFunction
 from .._moved import renamed
 from ..core.functions import TIMES, functions_named, spellings
 from ..core.hook import MARKER, SiteCall, SiteHook
+from ..core.recomputed import are_alone, recomputed
 from ..errors import RuleError
 from ..gates import Gate
 from .activation import ActivationCall, GatedSite, LearnedActivation
@@ -202,7 +203,11 @@ class GatedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """The rule's signals."""
-        return (*ctx.call.shared(ctx.saved_tensors[:-1], g), None)
+        call, operands = ctx.call, ctx.saved_tensors[:-1]
+        if not are_alone():
+            return (*call.shared(operands, g), None)
+        held = tuple(x.detach().requires_grad_() for x in operands)
+        return (*recomputed(lambda g: call.shared(held, g), g, tuple(call.gate.parameters())), None)
 
 
 def vector_jacobian_products(fn: Callable[..., Tensor], operands: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor, ...]:

@@ -6,16 +6,14 @@ what the rule has anyway::
 
     out = s g (m a + b),  a = a_start + tanh(A . phi),  b = b_start + tanh(B . phi),  s = 1 + tanh(P . psi)
 
-with ``m`` what the layer multiplies a signal by. It serves passes on a processor that are not differentiated, or in the
-parameters of rules alone (`rules_alone`); the formula itself serves all others.
+with ``m`` what the layer multiplies a signal by. It serves passes on a processor that are not differentiated, and those
+whose signals are computed again (`core.recomputed`); the formula itself serves all others.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,18 +37,6 @@ Factor = Callable[[Index], Tensor | None]
 Times = Callable[[Index, Tensor], Tensor]
 """The values of a piece times what the layer multiplies a signal by; it may write into them."""
 
-_alone: ContextVar[bool] = ContextVar("_alone", default=False)
-
-
-@contextmanager
-def rules_alone() -> Iterator[None]:
-    """A context whose passes are differentiated in the parameters of rules, and in nothing else."""
-    token = _alone.set(True)
-    try:
-        yield
-    finally:
-        _alone.reset(token)
-
 
 def feature_signal(gate: nn.Module, z: Tensor, g: Tensor, factor: Factor, times: Times | None = None) -> Tensor | None:
     """Returns the signal that a site with a feature gate passes on; None where the formula has to say it.
@@ -65,13 +51,9 @@ def feature_signal(gate: nn.Module, z: Tensor, g: Tensor, factor: Factor, times:
     recorded = torch.is_grad_enabled() and (
         g.requires_grad or z.requires_grad or any(p.requires_grad for p in gate.parameters())
     )
-    if not _serves(gate, z, g) or (recorded and not _alone.get()):
+    if recorded or not _serves(gate, z, g):
         return None
     assert isinstance(gate, FeatureGate)
-    parameters = (gate.raw, gate.raw_position) if gate.uses_position else (gate.raw,)
-    if recorded:
-        found: Tensor = _Recorded.apply(g, gate, z.detach(), factor, times, *parameters)
-        return found
     if g.numel() <= SMALL and not g.any():
         return torch.zeros_like(g)
     return _Pass.of(gate, z, g, factor, times).signal()
@@ -106,31 +88,6 @@ def _serves(gate: nn.Module, z: Tensor, g: Tensor) -> bool:
         return False
     fitting = z.shape == g.shape and gate.channel_dim < g.ndim and gate.raw.ndim == g.ndim + 2
     return fitting and g.numel() > 0 and g.dtype in (torch.float32, torch.float64)
-
-
-class _Recorded(torch.autograd.Function):
-    """The signal, differentiable in ``g`` and the parameters: computed again in the backward pass, not kept."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, g: Tensor, gate: FeatureGate, z: Tensor, factor: Factor, times: Times | None, *parameters: Tensor
-    ) -> Tensor:
-        """What the site passes on."""
-        ctx.gate, ctx.factor = gate, factor
-        ctx.save_for_backward(g, z)
-        ctx.versions = [parameter._version for parameter in parameters]
-        ctx.parameters = parameters
-        return _Pass.of(gate, z, g, factor, times).signal()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, towards: Tensor) -> tuple[Tensor | None, ...]:
-        """The transpose of that."""
-        g, z = ctx.saved_tensors
-        if [parameter._version for parameter in ctx.parameters] != ctx.versions:
-            raise RuntimeError("the parameters of a gate were changed in place between a pass and its gradient")
-        onwards, *gradients = _Pass.of(ctx.gate, z, g, ctx.factor).transpose(towards)
-        return onwards, None, None, None, None, *gradients
 
 
 @dataclass(frozen=True)

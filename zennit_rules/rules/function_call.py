@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._compat import DisableTorchFunction, one_gradient_at_a_time, tree_flatten, tree_unflatten
 from ..core.hook import MARKER
+from ..core.recomputed import are_alone, recomputed
 from .rescale import References
 
 Signals = Sequence[Tensor | None]
@@ -80,6 +81,17 @@ class FunctionCall:
         left = iter(found)
         return [next(left) if takes else None for takes in wanted]
 
+    def signals(self, tensors: tuple[Tensor, ...], references: tuple[Tensor, ...], g: Tensor) -> Signals:
+        """Returns the multipliers of the operands, by the rule; None for those that get none."""
+        rule = self.rule
+        assert rule is not None
+        if not are_alone():
+            return rule(self, tensors, references, g)
+        held = tuple(
+            x.detach().requires_grad_() if takes else x.detach() for x, takes in zip(tensors, self.depends, strict=True)
+        )
+        return recomputed(lambda g: rule(self, held, references, g), g)
+
     def compared(self) -> tuple[Tensor | None, ...]:
         """The references.
 
@@ -120,7 +132,7 @@ class _Rescaled(torch.autograd.Function):
             return None, *call.vjp(tensors, g, wanted)
         noted = call.compared()
         references = tuple(x.detach() if r is None else r for x, r in zip(tensors, noted, strict=True))
-        signals = call.rule(call, tensors, references, g)
+        signals = call.signals(tensors, references, g)
         others = tuple(mine and not takes for mine, takes in zip(wanted, call.depends, strict=True))
         plain = call.vjp(tensors, g, others) if any(others) else signals
         return None, *(

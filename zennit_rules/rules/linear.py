@@ -129,13 +129,17 @@ class LinearCall(SiteCall):
     def _in_few(self, gate: Any, x: Tensor, g: Tensor) -> Tensor:
         if g.numel() <= SMALL and not g.any():
             return torch.zeros_like(x)
+        return linear_pass.relevance(self._layer(x, g), gate, g)
+
+    def _layer(self, x: Tensor, g: Tensor) -> linear_pass.Layer:
+        """Returns the call for `linear_pass`, in the dtype of the relevance."""
         weight, bias = self.weight.to(g.dtype), None if self.bias is None else self.bias.to(g.dtype)
         z = self._value(x, weight)
         if self.merged is not None:
             scale, shift = (self._per_channel(v, g) for v in self.merged)
             z, bias = torch.mul(z, scale).add_(shift), shift if bias is None else scale * bias + shift
             weight = self._with_norm(weight)
-        return linear_pass.relevance(linear_pass.Layer(self.map, weight, bias, x, z), gate, g)
+        return linear_pass.Layer(self.map, weight, bias, x, z)
 
     def _with_norm(self, weight: Tensor) -> Tensor:
         """Returns the weights ``(outputs, ...)`` of the layer together with a norm."""
@@ -145,6 +149,32 @@ class LinearCall(SiteCall):
     # -- contributions -----------------------------------------------------------------------------------------------
 
     def _shared(self, gate: Any, x: Tensor, g: Tensor) -> Tensor:
+        parts, a, b = self._shares(gate, x, g)
+        return parts.share(a, b)
+
+    def transpose(self, saved: tuple[Tensor, ...], g: Tensor, towards: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Applies the transpose of `signal`, which is linear in shares that are made element by element."""
+        gate: Any = self.gate
+        x = saved[0].to(g.dtype)
+        if isinstance(gate, BoxGate):
+            return super().transpose(saved, g, towards)
+        if self._is_simple(gate, x):
+            g = g.detach()
+            onwards, to_raw = linear_pass.transposed(self._layer(x, g), gate, g, towards.to(g.dtype))
+            return onwards, {"raw": to_raw}
+        parameters = dict(gate.named_parameters())
+        with torch.enable_grad():
+            g = g.detach().requires_grad_()
+            parts, a, b = self._shares(gate, x, g)
+            with torch.no_grad():
+                gradients = parts.share_transposed(towards.to(g.dtype), alike=a is b)
+            found = torch.autograd.grad(
+                (a,) if a is b else (a, b), (g, *parameters.values()), gradients, materialize_grads=True
+            )
+        return found[0], dict(zip(parameters, found[1:], strict=True))
+
+    def _shares(self, gate: Any, x: Tensor, g: Tensor) -> tuple[_Parts, Tensor, Tensor]:
+        """Returns contributions, and the relevance per unit of positive and of negative ones."""
         weight = self.weight.to(g.dtype)
         parts = _Parts(self.map, x, weight, by_weight=gate.split == "weights")
         z, bias = self._value(x, weight), None if self.bias is None else self.bias.to(g.dtype)
@@ -166,7 +196,7 @@ class LinearCall(SiteCall):
         if scale is not None:
             a, b = (a * scale,) * 2 if a is b else (scale * torch.where(scale > 0, a, b),
                                                     scale * torch.where(scale > 0, b, a))  # fmt: skip
-        return parts.share(a, b)
+        return parts, a, b
 
     def _value(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer's value, differentiable in its input."""
@@ -263,6 +293,25 @@ class _Parts:
             return self.x * (self._back(up, a) + self._back(down, b))
         return self.x.clamp(min=0) * (self._back(up, a) + self._back(down, b)) + self.x.clamp(max=0) * (
             self._back(up, b) + self._back(down, a)
+        )
+
+    def share_transposed(self, towards: Tensor, *, alike: bool) -> tuple[Tensor, ...]:
+        """Returns gradients to ``a`` and ``b`` of `share`, from those to the relevance of the inputs, without a graph.
+
+        Args:
+            towards: Gradients to the relevance, in the shape of the inputs.
+            alike: Whether ``a`` and ``b`` are one tensor, which gets one gradient.
+        """
+        if alike:
+            return (self.map.apply(self.x * towards, self.weight),)
+        up, down = self.sides
+        if self.one_sided:
+            weighed = self.x * towards
+            return self.map.apply(weighed, up), self.map.apply(weighed, down)
+        above, below = (part * towards for part in (self.x.clamp(min=0), self.x.clamp(max=0)))
+        return (
+            self.map.apply(above, up) + self.map.apply(below, down),
+            self.map.apply(above, down) + self.map.apply(below, up),
         )
 
     def _back(self, weight: Tensor, signal: Tensor) -> Tensor:

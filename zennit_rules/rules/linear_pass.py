@@ -12,7 +12,8 @@ convolutions forwards and four back. Most layers need fewer. With the share ``r`
 
 The scale of a batch norm that counts to the layer is taken into the weights. Nothing is kept between calls: whether
 weights are those of the last call cannot be told for sure (``weight.data`` changes them unseen). It serves passes that
-are not differentiated; `linear` serves all others, and says the same.
+are not differentiated, and `transposed` those of whose derivative no more than the transpose is asked; `linear` serves
+all others, and says the same.
 """
 
 from __future__ import annotations
@@ -87,6 +88,27 @@ def relevance(layer: Layer, gate: GammaGate, g: Tensor) -> Tensor:
     if float(layer.x.min()) >= 0:
         return part.closed() if closed and shared else part.one_sided()
     return part.closed_with_signs() if closed and shared else part.with_signs()
+
+
+def transposed(layer: Layer, gate: GammaGate, g: Tensor, towards: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns gradients of a loss to the relevance of the outputs, and to the gate's ``raw``.
+
+    Args:
+        layer: The call.
+        gate: Its rule, one that `serves`.
+        g: The relevance of its outputs.
+        towards: Gradient of the loss to the relevance of its inputs.
+    """
+    z, bias = layer.value, layer.bias
+    if bias is not None and gate.bias == "zero":
+        z = z - bias
+    raw = gate.raw.detach().requires_grad_()
+    with torch.enable_grad():
+        rest = 1 - reflected(gate.start_mix + gate.shaped(raw, z))
+    part = _Mix(layer, rest.detach(), z, g, _positive_part(bias, gate), gate.stabilizer)
+    onwards, by_rest = part.transposed(towards)
+    (to_raw,) = torch.autograd.grad(rest, raw, by_rest)
+    return onwards, to_raw
 
 
 def _positive_part(bias: Tensor | None, gate: GammaGate) -> Tensor | None:
@@ -169,6 +191,34 @@ class _Mix:
             to_above.add_(layer.back(down, b))
             to_below.add_(layer.back(up, b))
         return to_above.mul_(above).addcmul_(to_below, below)
+
+    def transposed(self, towards: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns gradients to the relevance of the outputs, and to `rest`.
+
+        With positive contributions ``P``, ``d = P + rest (z - P) + epsilon`` and the share ``a = g / d``, inputs get
+        ``a`` times positive contributions and ``rest a`` times negative ones, with ``rest`` 0 where ``z <= 0``.
+        """
+        layer = self.layer
+        up, down = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
+        if float(layer.x.min()) >= 0:
+            weighed = layer.x * towards
+            positive, to_a, to_b = (
+                layer.map.apply(x, w) for x, w in ((layer.x, up), (weighed, up), (weighed, down))
+            )  # fmt: skip
+        else:
+            above, below = layer.x.clamp(min=0), layer.x.clamp(max=0)
+            positive = layer.map.apply(above, up).add_(layer.map.apply(below, down))
+            above.mul_(towards), below.mul_(towards)
+            to_a = layer.map.apply(above, up).add_(layer.map.apply(below, down))
+            to_b = layer.map.apply(above, down).add_(layer.map.apply(below, up))
+        positive = self._with_bias(positive)
+        negative = self.z - positive
+        rest = torch.ops.aten.threshold_backward(self.rest.expand_as(self.z), self.z, 0)
+        divisor = positive.addcmul_(rest, negative).add_(self.stabilizer)
+        onwards = to_a.addcmul_(rest, to_b).div_(divisor)
+        by_rest = to_b.addcmul_(negative, onwards, value=-1).mul_(self.g).div_(divisor)
+        by_rest = torch.ops.aten.threshold_backward(by_rest, self.z, 0)
+        return onwards, by_rest.sum_to_size(self.rest.shape)
 
     # -- pieces ------------------------------------------------------------------------------------------------------
 

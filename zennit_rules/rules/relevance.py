@@ -45,6 +45,7 @@ from ..core.functions import (
     WEIGHTED,
     spellings,
 )
+from ..core.recomputed import are_alone, recomputed
 from .contributions import stabilized
 
 Signals = list[Tensor | None]
@@ -119,6 +120,17 @@ class RelevanceCall:
             self._func(*args, **kwargs)
         return int(counter.get_total_flops()) // 2
 
+    def signals(self, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
+        """Returns the relevance of the operands, by the rule; None for those that get none."""
+        if are_alone() and self.rule is not _pass:
+            held = tuple(x.detach().requires_grad_() for x in operands)
+            return recomputed(lambda g: self._taken(held, g), relevance)
+        return self._taken(operands, relevance)
+
+    def _taken(self, operands: tuple[Tensor, ...], relevance: Tensor) -> Signals:
+        found = self.rule(self, operands, relevance)
+        return [signal if takes else None for signal, takes in zip(found, self.takes, strict=True)]
+
     def vjp(self, operands: tuple[Tensor, ...], signal: Callable[[Tensor], Tensor]) -> Signals:
         """Returns vector-Jacobian products of ``signal(value)``, differentiable if gradients are recorded."""
         again = torch.is_grad_enabled()
@@ -147,9 +159,7 @@ class RelevanceFunction(torch.autograd.Function):
         call, operands = ctx.call, ctx.saved_tensors[:-1]
         if not call.active():
             return None, *call.vjp(operands, lambda _: relevance)
-        signals = [
-            s if takes else None for s, takes in zip(call.rule(call, operands, relevance), call.takes, strict=True)
-        ]
+        signals = call.signals(operands, relevance)
         # Zeros and not None: zennit's rules on the way to a gate cannot do with None.
         gates = [s is None and mine for s, mine in zip(signals, call.from_input, strict=True)]
         return None, *(torch.zeros_like(x) if gate else s for s, x, gate in zip(signals, operands, gates, strict=True))

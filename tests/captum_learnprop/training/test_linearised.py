@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from captum_learnprop.training import linearised
 from captum_learnprop.training.rule_maps import RuleMaps
 from zennit_rules import RuleSet
+from zennit_rules.core import hook
 from zennit_rules.core.tangent import Tape
+from zennit_rules.rules import attention, function_call, relevance
 
 
 class Net(nn.Module):
@@ -29,8 +31,8 @@ class Net(nn.Module):
         return self.last((self.act(self.second(x)) + 0.3 * x[..., 1:-1, 1:-1]).mean((2, 3)))
 
 
-def maps_of(composite: str, **options: Any) -> tuple[RuleMaps, Tensor, list[nn.Parameter]]:
-    net = Net().double().eval()
+def maps_of(composite: str, kind: type[nn.Module] = Net, **options: Any) -> tuple[RuleMaps, Tensor, list[nn.Parameter]]:
+    net = kind().double().eval()
     x = torch.randn(4, 3, 12, 12, dtype=torch.float64)
     rules = RuleSet.build(net, x, composite=composite, gate="feature", **options)
     for parameter in rules.parameters():
@@ -62,6 +64,54 @@ def test_the_gradient_is_that_of_double_backward(options: dict[str, Any]) -> Non
 def test_further_streams_are_differentiated_twice(options: dict[str, Any]) -> None:
     maps, _, _ = maps_of("learned_gradient", **options)
     assert not maps.linearised
+
+
+class Attending(nn.Module):
+    """Attention, a norm, a gate that multiplies, and a curve: what rules of functions are made for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.act = nn.Conv2d(3, 8, 3, stride=3), nn.LayerNorm(8), nn.GELU()
+        self.attention, self.gate, self.last = (
+            nn.MultiheadAttention(8, 2, batch_first=True),
+            nn.Linear(8, 8),
+            nn.Linear(8, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(self.first(x).flatten(2).transpose(1, 2))
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        tokens = self.act(tokens) * torch.sigmoid(self.gate(tokens.mean(1, keepdim=True)))
+        return self.last(tokens.mean(1))
+
+
+OTHERS: list[tuple[str, dict[str, Any]]] = [
+    ("learned_gradient", {"pooling": "soft", "fusion": True}),
+    ("learned_gradient", {"gate_options": {"contrast": True}}),
+    ("learned_epsilon_gamma_box", {"pooling": "soft"}),
+    ("learned_epsilon_gamma_box", {"rule_options": {"gamma": 0.25, "negative": "mirrored", "dense": "alpha_beta"}}),
+    ("learned_epsilon_gamma_box", {"gate_options": {"contrast": True}}),
+    ("learned_deeplift", {"pooling": "soft"}),
+    ("learned_transformer", {}),
+    ("learned_attnlrp", {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("net", "composite", "options"),
+    [(net, *other) for net in (Net, Attending) for other in OTHERS if net is Net or "fusion" not in other[1]],
+    ids=str,
+)
+def test_signals_that_are_computed_again_give_the_gradient_of_those_that_are_kept(
+    net: type[nn.Module], composite: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps, x, parameters = maps_of(composite, net, **options)
+    assert not maps.linearised
+    found = gradients(maps, x, parameters)
+    for module in (hook, relevance, function_call, attention):
+        monkeypatch.setattr(module, "are_alone", lambda: False)
+    torch.testing.assert_close(found, gradients(maps, x, parameters), rtol=1e-7, atol=1e-11)
 
 
 @pytest.mark.parametrize("fault", ["other numbers", "an error"])

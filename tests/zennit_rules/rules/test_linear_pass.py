@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from zennit_rules.core.dependence import depends_on_input
 from zennit_rules.core.linear_calls import linear_operands
 from zennit_rules.core.linear_map import ConvolutionMap
 from zennit_rules.rules import linear_pass
-from zennit_rules.rules.contributions import BoxGate, EpsilonGate, GammaGate
+from zennit_rules.rules.contributions import AlphaBetaGate, BoxGate, EpsilonGate, GammaGate
 from zennit_rules.rules.linear import LearnedGamma, LinearCall
 
 LAYERS = {
@@ -68,10 +70,46 @@ def gamma(layer: str, start: float, **options: object) -> GammaGate:
     return gate
 
 
-@crossed(
-    layer=sorted(LAYERS), signs=[True, False], closed=[True, False], norm=[True, False], samples=[None, 3],
-    bias=["shared", "whole", "zero"], start=[float("inf"), 3.0, 0.0],
-)  # fmt: skip
+CASES = {
+    "layer": sorted(LAYERS), "signs": [True, False], "closed": [True, False], "norm": [True, False],
+    "samples": [None, 3], "bias": ["shared", "whole", "zero"], "start": [float("inf"), 3.0, 0.0],
+}  # fmt: skip
+
+
+@crossed(**CASES)
+def test_the_transpose_is_that_of_the_general_form(
+    layer: str, signs: bool, closed: bool, norm: bool, samples: int | None, bias: str, start: float
+) -> None:
+    case = Case(layer, signs, closed, norm, gamma(layer, start, bias=bias, samples=samples))
+    g, towards = case.g.requires_grad_(), torch.randn_like(case.x)
+    expected = torch.autograd.grad(case.call.signal((case.x,), g), (g, case.call.gate.raw), towards)
+    with torch.no_grad():
+        onwards, parameters = case.call.transpose((case.x,), g, towards)
+    torch.testing.assert_close((onwards, parameters["raw"]), expected, rtol=1e-8, atol=1e-10)
+
+
+OTHER_GATES = {
+    "epsilon": partial(EpsilonGate, epsilon=0.1), "alpha-beta": partial(AlphaBetaGate, beta=0.5),
+    "mirrored": partial(GammaGate, gamma=0.25), "alike": partial(GammaGate, gamma=0.25, negative="alike"),
+    "weights": partial(GammaGate, gamma=0.25, negative="z+", split="weights"),
+    "box": lambda shape: BoxGate((3, 6, 8, 8), low=-4.0, high=4.0, strength=0.6, learn_bounds=True),
+}  # fmt: skip
+
+
+@crossed(gate=sorted(OTHER_GATES), signs=[True, False], norm=[True, False])
+def test_the_transpose_of_other_rules(gate: str, signs: bool, norm: bool) -> None:
+    case = Case("convolution", signs, False, norm, OTHER_GATES[gate]((3, 5)).double())
+    g, towards = case.g.requires_grad_(), torch.randn_like(case.x)
+    parameters = dict(case.call.gate.named_parameters())
+    passed = case.call.signal((case.x,), g)
+    expected = torch.autograd.grad(passed, (g, *parameters.values()), towards)
+    with torch.no_grad():
+        onwards, found = case.call.transpose((case.x,), g, towards)
+    torch.testing.assert_close((onwards, *found.values()), expected, rtol=1e-8, atol=1e-10)
+    assert list(found) == list(parameters)
+
+
+@crossed(**CASES)
 def test_few_passes_are_the_general_form(
     layer: str, signs: bool, closed: bool, norm: bool, samples: int | None, bias: str, start: float
 ) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from zennit_rules import RuleSet, RuleWarning
 from zennit_rules.core.hook import SiteCall
 from zennit_rules.core.protocols import TrainableComposite
+from zennit_rules.core.recomputed import rules_alone
 from zennit_rules.core.tangent import record
 
 from ..errors import TargetError
@@ -101,7 +102,8 @@ class OriginalPass:
         if self.fallback is None and self.tape is not None:
             self.tape.push_forward(v, lambda call, gradients: update(call.name, call.gate, gradients))
             return
-        live = self.attributions(create_graph=True)
+        with rules_alone():
+            live = self.attributions(create_graph=True)
         names = [name for name, _ in self.rules.named_parameters()]
         found = torch.autograd.grad(live, self.rules.parameters(), v, materialize_grads=True)
         by_site: dict[str, dict[str, Tensor]] = {}

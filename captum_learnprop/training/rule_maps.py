@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from captum_learnprop.maps import postprocess
 from captum_learnprop.training.linearised import doubly_differentiated, linearised_map
 from captum_learnprop.training.pass_by_rules import RulePass, leaves_of, rules_recorded
 from zennit_rules import RuleSet
+from zennit_rules.core.constant_weights import constant_weights
 from zennit_rules.core.tangent import record
 
 
@@ -73,7 +75,9 @@ class RecordedMaps:
     def __init__(self, maps: RuleMaps, inputs: Tensor, create_graph: bool) -> None:
         self._maps, self._create_graph = maps, create_graph
         leaves = leaves_of((inputs,))
-        watched = record(leaves) if create_graph and maps.linearised else nullcontext()
+        watched: AbstractContextManager[Any] = nullcontext()
+        if create_graph:
+            watched = record(leaves) if maps.linearised else constant_weights()
         with rules_recorded(maps.model, maps.composite), maps.autocast(inputs), watched as tape:
             self._pass = RulePass.of(maps.model, maps.composite, leaves)
         if tape is not None:

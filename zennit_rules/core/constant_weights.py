@@ -1,0 +1,107 @@
+"""Layers whose weights are constant, also where their backward passes are differentiated.
+
+Torch's convolutions compute a derivative in their weights along with every second derivative, asked for or not, of
+depthwise ones channel by channel; a batch norm in evaluation mode is a factor per channel, and takes a dozen passes.
+Inside `constant_weights`, the calls that a model makes outside of the rules on it keep their values, and pass signals
+back as before; what is differentiated of that is linear in the signal, and costs one call forwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .._compat import DisableTorchFunction
+from .linear_calls import is_linear_function, linear_operands
+from .linear_map import ConvolutionMap
+
+
+class _Constant(torch.autograd.Function):
+    """A layer that is linear but for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Callable[[], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
+        """The layer's own value."""
+        ctx.back = back
+        return value()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        """The layer's transpose."""
+        return ctx.back(g), None, None
+
+
+@contextmanager
+def constant_weights() -> Iterator[None]:
+    """A context for a forward pass of which nothing but its input and parameters of rules is differentiated."""
+    with _ConstantWeights():
+        yield
+
+
+class _ConstantWeights(TorchFunctionMode):
+    """Runs convolutions and batch norms so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.is_grad_enabled():
+            if func is F.batch_norm:
+                found = _batch_norm(*args, **kwargs)
+            else:
+                found = _convolution(func, args, kwargs) if is_linear_function(func) else None
+            if found is not None:
+                return found
+        return func(*args, **kwargs)
+
+
+def _is_constant(weight: Tensor | None) -> bool:
+    return weight is None or weight.grad_fn is None
+
+
+def _convolution(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    """The value of a convolution; None for other functions, and for weights that something computed."""
+    with DisableTorchFunction():
+        operands = linear_operands(func, args, kwargs, lambda x: x.grad_fn is not None or not _is_weight(x))
+        if operands is None or not isinstance(operands.map, ConvolutionMap) or not operands.x.requires_grad:
+            return None
+        if not _is_constant(operands.weight) or not _is_constant(operands.bias):
+            return None
+        size, weight = operands.x.shape, operands.weight.detach()
+        found: Tensor = _Constant.apply(
+            operands.x, partial(func, *args, **kwargs), partial(operands.map.transpose, size, weight)
+        )
+    return found
+
+
+def _is_weight(x: Tensor) -> bool:
+    return isinstance(x, torch.nn.Parameter) or not x.requires_grad
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """The value of a batch norm; None where it depends on the batch, or something computed its weights."""
+    known = running_mean is not None and running_var is not None and not training and input.requires_grad
+    if not known or input.ndim < 2 or not all(map(_is_constant, (running_var, weight, bias))):
+        return None
+    assert running_var is not None
+    with DisableTorchFunction():
+        with torch.no_grad():
+            scale = (running_var + eps).rsqrt() * (1.0 if weight is None else weight)
+            scale = scale.reshape(1, -1, *(1,) * (input.ndim - 2))
+        value = partial(F.batch_norm, input, running_mean, running_var, weight, bias, False, momentum, eps)
+        found: Tensor = _Constant.apply(input, value, lambda g: g * scale.to(g.dtype))
+    return found

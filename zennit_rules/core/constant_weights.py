@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._compat import DisableTorchFunction
@@ -60,17 +60,11 @@ class _ConstantWeights(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _is_constant(weight: Tensor | None) -> bool:
-    return weight is None or weight.grad_fn is None
-
-
 def _convolution(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
-    """The value of a convolution; None for other functions, and for weights that something computed."""
+    """The value of a convolution; None for other functions, and where something computed its weights."""
     with DisableTorchFunction():
-        operands = linear_operands(func, args, kwargs, lambda x: x.grad_fn is not None or not _is_weight(x))
+        operands = linear_operands(func, args, kwargs, lambda x: not _is_weight(x))
         if operands is None or not isinstance(operands.map, ConvolutionMap) or not operands.x.requires_grad:
-            return None
-        if not _is_constant(operands.weight) or not _is_constant(operands.bias):
             return None
         size, weight = operands.x.shape, operands.weight.detach()
         found: Tensor = _Constant.apply(
@@ -80,7 +74,7 @@ def _convolution(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
 
 
 def _is_weight(x: Tensor) -> bool:
-    return isinstance(x, torch.nn.Parameter) or not x.requires_grad
+    return isinstance(x, nn.Parameter) or not x.requires_grad
 
 
 def _batch_norm(
@@ -95,7 +89,7 @@ def _batch_norm(
 ) -> Tensor | None:
     """The value of a batch norm; None where it depends on the batch, or something computed its weights."""
     known = running_mean is not None and running_var is not None and not training and input.requires_grad
-    if not known or input.ndim < 2 or not all(map(_is_constant, (running_var, weight, bias))):
+    if not known or input.ndim < 2 or not all(v is None or _is_weight(v) for v in (weight, bias)):
         return None
     assert running_var is not None
     with DisableTorchFunction():

@@ -30,7 +30,7 @@ FLOORS = {
     ],
     "captum_learnprop": [
         ["_compat", "errors"],
-        ["chunks", "files", "forward", "html_page", "tables", "wording"],
+        ["chunks", "files", "forward", "html_page", "progress", "tables", "wording"],
         [
             "targets",
             "maps",

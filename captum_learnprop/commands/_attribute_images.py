@@ -26,13 +26,13 @@ from captum_learnprop.commands._inputs import (
     weights_name,
 )
 from captum_learnprop.commands._pipeline import readers
-from captum_learnprop.commands._progress import Progress
 from captum_learnprop.commands._request import FROM_FOLDER, LABEL
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.explanation.treatments import MapTreatment
 from captum_learnprop.files import check_folder
 from captum_learnprop.image_lists import list_images
 from captum_learnprop.images import ImageFile, Preprocessing, class_numbers, folder_labels
+from captum_learnprop.progress import Progress
 from zennit_rules.ready import located
 
 

@@ -28,12 +28,12 @@ from captum_learnprop.commands._attribute_request import Request
 from captum_learnprop.commands._explain_batches import Batch, Outcome, explain_all
 from captum_learnprop.commands._pipeline import readers
 from captum_learnprop.commands._processes import Process
-from captum_learnprop.commands._progress import SECONDS, Progress
 from captum_learnprop.commands._request import FROM_FOLDER, LABEL, PREDICTED
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.files import write_text
 from captum_learnprop.image_lists import stream_images
 from captum_learnprop.images import ImageFile, class_numbers
+from captum_learnprop.progress import SECONDS, Progress
 
 
 @dataclass

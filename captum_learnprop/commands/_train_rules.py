@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -207,6 +206,10 @@ class _ReadableImages(IterableDataset[tuple[Any, Any]]):
     ) -> None:
         self._images, self._preprocessing, self._labels, self._skipped = images, preprocessing, labels, skipped
 
+    def __len__(self) -> int:
+        """How many there are at most: not all may be readable."""
+        return len(self._images)
+
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for image in self._images:
             try:
@@ -240,7 +243,7 @@ def _fit(request: Request, trainer: RuleTrainer, data: Any) -> RuleSet:
             examples_dir=request.examples_dir,
             checkpoint=request.resume,
             log_dir=request.log_dir,
-            show_progress=sys.stderr.isatty(),
+            show_progress=is_main(),
         )
     except torch.cuda.OutOfMemoryError as error:
         raise LearnpropError(

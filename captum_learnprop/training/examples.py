@@ -181,7 +181,7 @@ def collect(
         LearnpropError: Labels are missing or out of range, or the folder belongs to other data or cannot be written
             to.
     """
-    store = _Store(model, what, processes, folder)
+    store = _Store(model, what, processes, folder, progress)
     labelled = what.targets == LABELS
     pending: list[dict[str, Tensor]] = []
     done = used = 0
@@ -191,15 +191,13 @@ def collect(
             if len(pending) == SHARD:
                 used += store.add(pending, done)
                 done, pending = done + len(pending), []
-                if progress is not None:
-                    progress(done)
+                store.tell(done)
                 if store.folder is None and used > memory_limit:
                     store.spill()
     if pending:
         store.add(pending, done)
         done += len(pending)
-        if progress is not None:
-            progress(done)
+        store.tell(done)
     digest = hashlib.sha256("".join(store.digests).encode()).hexdigest()
     found = Examples(store.shards, store.sizes, what.targets_per_image, classes=store.classes, digest=digest)
     if store.temporary is not None:
@@ -211,7 +209,11 @@ def collect(
 class _Store:
     """A store that measures shards of images, or reads the ones that were measured before."""
 
-    def __init__(self, model: nn.Module, what: Collection, processes: Processes, folder: Path | None) -> None:
+    def __init__(
+        self, model: nn.Module, what: Collection, processes: Processes, folder: Path | None,
+        tell: Callable[[int], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.tell = tell or (lambda done: None)
         self.model, self.what, self.processes, self.folder = model, what, processes, folder
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.shards: list[dict[str, Tensor] | Path] = []
@@ -303,6 +305,8 @@ class _Store:
         count = self.what.deletions
         kept, drops = [], torch.zeros(len(images), self.what.targets_per_image, count)
         for index, image in enumerate(images):
+            if index:
+                self.tell(first + index)
             generator = generator_of(self.what.seed, first + index)
             regions = random_regions(image, count, generator, self.what.regions)
             kept.append(packed(regions))

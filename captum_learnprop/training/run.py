@@ -10,10 +10,11 @@ import warnings
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from captum_learnprop.errors import LearnpropError, TrainingWarning
+from captum_learnprop.progress import Progress
 from captum_learnprop.training import checkpoint as checkpoints
+from captum_learnprop.training.announcement import Announcement
 from captum_learnprop.training.log import TrainingLog
 from captum_learnprop.training.options import FitOptions
 from captum_learnprop.training.task import TrainingTask
@@ -46,12 +47,14 @@ class Run:
     Args:
         task: What is learned, and from what.
         fit_options: Where the run reads and writes, and what it shows.
+        cost: Says what steps cost, after the first one.
 
     Attributes:
         log: The rows of all steps so far.
     """
 
-    def __init__(self, task: TrainingTask, fit_options: FitOptions) -> None:
+    def __init__(self, task: TrainingTask, fit_options: FitOptions, cost: Announcement) -> None:
+        self.cost = cost
         self.task, self.options, self.fit_options = task, task.options, fit_options
         self.steps = self.options.steps_for(len(task.training))
         self.losses = task.losses()
@@ -128,11 +131,18 @@ class Run:
             if self.state.step == 0 and not self.log.rows:
                 self._validate_start()
             shown = self.fit_options.show_progress and main
-            with tqdm(total=self.steps, initial=self.state.step, desc="training rules", disable=not shown) as bar:
+            with Progress(self.steps, "training rules", shown=shown, unit="step") as bar:
+                bar.advance(self.state.step, worked=False)
+                first = True
                 while self.state.step < self.steps and self.stopped is None:
+                    begin = time.perf_counter()
                     row = self._step(self.state.step)
-                    bar.update()
-                    bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+                    bar.advance(1)
+                    bar.note(f"loss={row['loss']:.4f}")
+                    if first:
+                        seconds, left = time.perf_counter() - begin, self.steps - self.state.step
+                        self.cost.after_step(seconds, left, self.task.device)
+                    first = False
                     if self.fit_options.on_step is not None:
                         self.fit_options.on_step(row)
         except KeyboardInterrupt:

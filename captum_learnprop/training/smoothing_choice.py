@@ -12,10 +12,10 @@ import math
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from captum_learnprop.chunks import rows_together
 from captum_learnprop.maps import postprocess
+from captum_learnprop.progress import Progress
 from captum_learnprop.training.examples import Collection
 from captum_learnprop.training.occlusion import DeletionFills, generator_of, measure_drops
 from captum_learnprop.training.parts import Part
@@ -91,19 +91,21 @@ def correlations(
     device = next((parameter.device for parameter in maps.model.parameters()), torch.device("cpu"))
     fills = DeletionFills(what.fill, held_out.first_images(images))
     found = []
-    for number in tqdm(range(images), desc="choosing the smoothing", unit="image", disable=not show_progress):
-        rows = held_out.rows(number * targets_per_image + torch.arange(targets_per_image))
-        image, targets = rows["inputs"][0].to(device), rows["targets"].to(device)
-        generator = generator_of(what.seed + _SEED, number)
-        regions = torch.cat([_boxes(side, tuple(image.shape[1:]), generator) for side in SIDES]).to(device)
-        drops = measure_drops(
-            maps.model, image, targets, regions, fills.draw(len(regions), number, generator), what.quantity,
-            internal_batch_size=rows_together(what.internal_batch_size, image.shape, device),
-        )  # fmt: skip
-        inputs = image.expand(len(targets), *image.shape)
-        plain = maps.record(inputs, create_graph=False).explain(targets)[:, None]
-        finished = [postprocess(plain, "signed", one, outlines, inputs) for one in SMOOTHINGS]
-        found.append(torch.stack([_correlation(one, regions, drops).mean() for one in finished]))
+    with Progress(images, "choosing the smoothing", shown=show_progress) as bar:
+        for number in range(images):
+            rows = held_out.rows(number * targets_per_image + torch.arange(targets_per_image))
+            image, targets = rows["inputs"][0].to(device), rows["targets"].to(device)
+            generator = generator_of(what.seed + _SEED, number)
+            regions = torch.cat([_boxes(side, tuple(image.shape[1:]), generator) for side in SIDES]).to(device)
+            drops = measure_drops(
+                maps.model, image, targets, regions, fills.draw(len(regions), number, generator), what.quantity,
+                internal_batch_size=rows_together(what.internal_batch_size, image.shape, device),
+            )  # fmt: skip
+            inputs = image.expand(len(targets), *image.shape)
+            plain = maps.record(inputs, create_graph=False).explain(targets)[:, None]
+            finished = [postprocess(plain, "signed", one, outlines, inputs) for one in SMOOTHINGS]
+            found.append(torch.stack([_correlation(one, regions, drops).mean() for one in finished]))
+            bar.advance(1)
     return torch.stack(found)
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from captum_learnprop.errors import LearnpropError, TrainingWarning
 from captum_learnprop.forward import training_mode
 from captum_learnprop.plugins import get_manager, know_plugins_of
+from captum_learnprop.progress import Progress
+from captum_learnprop.training.announcement import Announcement, image_count
 from captum_learnprop.training.data import read_batches, repeats_its_order
 from captum_learnprop.training.defaults import FEATURE_OPTIONS, HELD_OUT, TrainingDefaults, training_defaults
 from captum_learnprop.training.distributed import Processes, processes
@@ -200,7 +201,8 @@ class RuleTrainer:
             checkpoint: File that a run is saved in and resumed from, to the same result. Delete it to begin anew.
             checkpoint_every: Steps between checkpoints.
             log_dir: Folder for ``training.csv`` and, where TensorBoard is installed, its events.
-            show_progress: Whether progress bars are drawn.
+            show_progress: Whether the cost is announced and progress shown: as bars in a terminal, elsewhere as a line
+                every half minute.
             on_step: Called after every step with its row of the log.
 
         Returns:
@@ -230,12 +232,14 @@ class RuleTrainer:
         if targets not in (PREDICTED, LABELS):
             raise LearnpropError(f"unknown targets {targets!r}; choose {PREDICTED!r} or {LABELS!r}")
         what = self._collection(targets, targets_per_image)
+        cost = self._announcement(data, what, validation, fit_options)
+        cost.before()
         start = time.perf_counter()
-        training, held_out = self._parts(data, validation, what, fit_options)
+        training, held_out = self._parts(data, validation, what, fit_options, cost)
         measuring_seconds = time.perf_counter() - start
         task = self._task(training, held_out, what)
         task.warn_of_missing_classes()
-        run = Run(task, fit_options)
+        run = Run(task, fit_options, cost)
         run.resume()
         run.train()
         self.log = run.log.rows
@@ -260,7 +264,7 @@ class RuleTrainer:
             targets: ``"predicted"`` or ``"labels"``.
             targets_per_image: How many classes of each image are explained.
             examples_dir: Folder for images and deletions; `fit` goes on from the same folder.
-            show_progress: Whether a progress bar is drawn.
+            show_progress: Whether progress is shown.
 
         Raises:
             LearnpropError: The data cannot be trained on.
@@ -289,27 +293,45 @@ class RuleTrainer:
             internal_batch_size=self.options.internal_batch_size,
         )
 
-    def _read(self, source: Any, name: str, what: Collection, fit_options: FitOptions) -> Examples:
+    def _announcement(self, data: Any, what: Collection, validation: Any, fit_options: FitOptions) -> Announcement:
+        share = validation if isinstance(validation, (int, float)) else 0.0
+        return Announcement(
+            self.options, image_count(data), what.deletions, what.targets_per_image, share,
+            shown=fit_options.show_progress and self._processes.main,
+        )  # fmt: skip
+
+    def _read(
+        self, source: Any, name: str, what: Collection, fit_options: FitOptions, cost: Announcement | None = None
+    ) -> Examples:
         group, folder = self._processes, fit_options.examples_dir
         if group.world > 1 and not repeats_its_order(source):
             raise LearnpropError(
                 "under torchrun all processes must meet the images in the same order: pass the Dataset"
             )
         shown = fit_options.show_progress and group.main
-        with tqdm(desc=f"measuring {name}", unit="image", disable=not shown) as bar:
+        begin = time.perf_counter()
+        with Progress(image_count(source), f"measuring {name}", shown=shown) as bar:
+
+            def progress(done: int) -> None:
+                if bar.done == 0 and cost is not None:
+                    cost.after_image((time.perf_counter() - begin) / done)
+                bar.advance(done - bar.done)
+
             return collect(
                 self.model, read_batches(source, labelled=what.targets == LABELS), what,
                 processes=group,
                 folder=None if folder is None else folder / name,
-                progress=lambda done: bar.update(done - bar.n) and None,
+                progress=progress,
             )  # fmt: skip
 
-    def _parts(self, data: Any, validation: Any, what: Collection, fit_options: FitOptions) -> tuple[Part, Part]:
+    def _parts(
+        self, data: Any, validation: Any, what: Collection, fit_options: FitOptions, cost: Announcement
+    ) -> tuple[Part, Part]:
         """Returns the rows that are trained on and those that are held out."""
         share = isinstance(validation, (int, float))
         if share and not 0 <= validation < 1:
             raise LearnpropError(f"validation must be a share in [0, 1) or data, got {validation}")
-        examples = self._read(data, "training", what, fit_options)
+        examples = self._read(data, "training", what, fit_options, cost)
         if share:
             return split(examples, validation, what.seed)
         other = self._read(validation, "validation", replace(what, seed=what.seed + 1), fit_options)

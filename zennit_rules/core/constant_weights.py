@@ -66,10 +66,12 @@ def _convolution(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
         operands = linear_operands(func, args, kwargs, lambda x: not _is_weight(x))
         if operands is None or not isinstance(operands.map, ConvolutionMap) or not operands.x.requires_grad:
             return None
-        size, weight = operands.x.shape, operands.weight.detach()
-        found: Tensor = _Constant.apply(
-            operands.x, partial(func, *args, **kwargs), partial(operands.map.transpose, size, weight)
-        )
+        linear, size, dtype, weight = operands.map, operands.x.shape, operands.x.dtype, operands.weight.detach()
+
+        def back(g: Tensor) -> Tensor:
+            return linear.transpose(size, weight.to(g.dtype), g).to(dtype)
+
+        found: Tensor = _Constant.apply(operands.x, partial(func, *args, **kwargs), back)
     return found
 
 
@@ -96,6 +98,7 @@ def _batch_norm(
         with torch.no_grad():
             scale = (running_var + eps).rsqrt() * (1.0 if weight is None else weight)
             scale = scale.reshape(1, -1, *(1,) * (input.ndim - 2))
+        dtype = input.dtype
         value = partial(F.batch_norm, input, running_mean, running_var, weight, bias, False, momentum, eps)
-        found: Tensor = _Constant.apply(input, value, lambda g: g * scale.to(g.dtype))
+        found: Tensor = _Constant.apply(input, value, lambda g: (g * scale.to(g.dtype)).to(dtype))
     return found

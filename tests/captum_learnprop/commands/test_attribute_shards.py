@@ -22,7 +22,6 @@ from test_cli_attribute import Stubborn, attribute, attributions, check_error, i
 from captum_learnprop.attribution_shards import ShardStore
 from captum_learnprop.cli import cli
 from captum_learnprop.commands._processes import Process
-from captum_learnprop.commands._progress import Progress, duration
 
 __all__ = ["images", "parts"]  # fixtures
 
@@ -199,29 +198,3 @@ def start(folder: Path, rank: int, world: int) -> Any:
     process = FORKSERVER.Process(target=_run, args=arguments)
     process.start()
     return process
-
-
-class TestProgress:
-    def test_a_log_gets_a_line_now_and_then(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        now = [100.0]
-        monkeypatch.setattr("captum_learnprop.commands._progress.time.monotonic", lambda: now[0])
-        with Progress(1000, "saliency") as progress:
-            progress.advance(400, worked=False)
-            for _ in range(100):
-                now[0] += 1
-                progress.advance(3)
-        lines = capsys.readouterr().err.splitlines()
-        assert lines == [
-            "saliency: 490 of 1,000 images, 3 a second, 2 min 50 s left",
-            "saliency: 580 of 1,000 images, 3 a second, 2 min 20 s left",
-            "saliency: 670 of 1,000 images, 3 a second, 1 min 50 s left",
-        ]
-        with Progress(10, "other", shown=False) as progress:
-            now[0] += 100
-            progress.advance(1)
-        assert capsys.readouterr().err == ""
-
-    def test_durations(self) -> None:
-        assert [duration(seconds) for seconds in (0.2, 59, 200, 15000)] == ["0 s", "59 s", "3 min 20 s", "4 h 10 min"]

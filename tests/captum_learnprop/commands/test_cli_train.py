@@ -265,7 +265,7 @@ class TestOptions:
         expected = {
             **given, "fusion": True, "rule_options": {}, "gate_options": {"position": True, "contrast": True},
             "targets": "predicted",
-            "checkpoint": tmp_path / "run", "objective": 2 * Sufficiency(), "show_progress": False,
+            "checkpoint": tmp_path / "run", "objective": 2 * Sufficiency(), "show_progress": True,
         }  # fmt: skip
         assert {name: value for name, value in seen.items() if name in expected} == expected
 

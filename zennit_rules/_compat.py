@@ -112,6 +112,18 @@ def unsupported_model(model: torch.nn.Module) -> str | None:
             return f"{where} is a scripted or traced module, which hooks cannot reach: pass the eager model"
         if isinstance(module, torch.nn.DataParallel) and len(module.device_ids) > 1:
             return f"{where} is a DataParallel, which runs copies of its module in other threads: pass `model.module`"
+        distributed = {cls.__name__ for cls in type(module).__mro__}
+        if "DistributedDataParallel" in distributed:
+            return (
+                f"{where} is a DistributedDataParallel, whose passes wait for those of other processes: pass "
+                "`model.module`; training of rules shares the work out by itself"
+            )
+        if distributed & {"FSDPModule", "FullyShardedDataParallel"}:
+            return (
+                f"{where} is sharded (FSDP), and its weights are there during passes alone, but rules need them in "
+                "between: load the whole state (torch.distributed.checkpoint.state_dict, full_state_dict=True) into a "
+                "model that is not sharded"
+            )
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             return f"{where} was compiled (torch.compile), which bypasses hooks: pass the model before compiling"
     return None

@@ -14,12 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointError
 
+from captum_learnprop.errors import LearnpropError
 from captum_learnprop.forward import output_of
 from captum_learnprop.targets import require_finite, select_target
 from zennit_rules import explaining
@@ -107,11 +110,13 @@ class RulePass:
     """A forward pass of a model, from which signals run back by a composite's rules, as often as asked.
 
     Attributes:
+        model: The model.
         composite: It propagates.
         leaves: What is explained, ``(B, ...)`` each.
         output: What the model gave for them, ``(B, ...)``.
     """
 
+    model: nn.Module
     composite: TrainableComposite
     leaves: tuple[Tensor, ...]
     output: Tensor
@@ -142,7 +147,7 @@ class RulePass:
             LearnpropError: If the model does not take inputs of that shape.
         """
         output = output_of(model if forward is None else forward, leaves, additional, model=model, known=known)
-        return cls(composite, leaves, output)
+        return cls(model, composite, leaves, output)
 
     def select(self, target: Any) -> Tensor:
         """The explained entry of the output of each sample, ``(B,)``, by captum's conventions.
@@ -167,7 +172,33 @@ class RulePass:
             seed: The signal at the output, see `seed_of`.
             create_graph: Make the result differentiable in the parameters of the rules.
             keep: Keep the pass for further calls; one that is differentiated is kept in any case.
+
+        Raises:
+            RunsAgainError: Rules do not reach what activation checkpointing runs again.
         """
-        return self.composite.attribute(
-            self.output, self.leaves, seed, create_graph=create_graph, retain_graph=True if keep else None
-        )
+        back = partial(
+            self.composite.attribute, self.output, self.leaves, seed, create_graph=create_graph,
+            retain_graph=True if keep else None,
+        )  # fmt: skip
+        try:
+            return back()
+        except CheckpointError as error:  # a part of the model runs again, and finds other rules than before
+            if not (keep or create_graph):
+                raise _unreached_again() from error
+        try:
+            with self.composite.recorded(self.model):  # they were gone by now
+                return back()
+        except CheckpointError as error:
+            raise _unreached_again() from error
+
+
+class RunsAgainError(LearnpropError):
+    """Activation checkpointing runs a part of a model again where rules do not reach it."""
+
+
+def _unreached_again() -> RunsAgainError:
+    """What is wrong where rules do not reach a part of the model that runs again in the backward pass."""
+    return RunsAgainError(
+        "the model runs a part of itself again in the backward pass (activation checkpointing), where rules do not "
+        "reach the functions that it calls: switch checkpointing off to explain, it serves the training of weights"
+    )

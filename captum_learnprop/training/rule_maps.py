@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from captum_learnprop.errors import LearnpropError
 from captum_learnprop.forward import output_of
 from captum_learnprop.maps import postprocess
 from captum_learnprop.training.linearised import doubly_differentiated, linearised_map
-from captum_learnprop.training.pass_by_rules import RulePass, leaves_of, rules_recorded
+from captum_learnprop.training.pass_by_rules import RulePass, RunsAgainError, leaves_of, rules_recorded
 from zennit_rules import RuleSet
 from zennit_rules.core.constant_weights import constant_weights
 from zennit_rules.core.tangent import record
@@ -44,6 +43,8 @@ class RuleMaps:
         self.composite = rules.composite()
         # Further streams are no part of the one backward pass that can be transposed.
         streams = rules.contrast or rules.fusion is not None
+        self.runs_again = False
+        """Whether a part of the model was seen to run again in backward passes."""
         self.linearised = self.composite.linearised and not streams and precision is None
 
     def plain(self, inputs: Tensor) -> Tensor:
@@ -74,18 +75,21 @@ class RecordedMaps:
 
     def __init__(self, maps: RuleMaps, inputs: Tensor, create_graph: bool) -> None:
         self._maps, self._create_graph = maps, create_graph
+        self._record(inputs)
+        if not self._pass.output.requires_grad:
+            raise LearnpropError("the model's output does not depend on its input in a differentiable way")
+        self.output = _at_least_single(self._pass.output.detach())
+
+    def _record(self, inputs: Tensor) -> None:
+        maps, create_graph = self._maps, self._create_graph
         leaves = leaves_of((inputs,))
-        watched: AbstractContextManager[Any] = nullcontext()
-        if create_graph:
-            watched = record(leaves) if maps.linearised else constant_weights()
-        with rules_recorded(maps.model, maps.composite), maps.autocast(inputs), watched as tape:
+        watched = record(leaves) if create_graph and maps.linearised else nullcontext()
+        around = constant_weights() if create_graph and not maps.linearised and not maps.runs_again else nullcontext()
+        with rules_recorded(maps.model, maps.composite), maps.autocast(inputs), around, watched as tape:
             self._pass = RulePass.of(maps.model, maps.composite, leaves)
         if tape is not None:
             tape.finish(self._pass.output)
         self._tape = tape
-        if not self._pass.output.requires_grad:
-            raise LearnpropError("the model's output does not depend on its input in a differentiable way")
-        self.output = _at_least_single(self._pass.output.detach())
 
     def explain(self, targets: Tensor) -> Tensor:
         """Maps ``(B, *spatial)`` of the targets ``(B,)``."""
@@ -96,8 +100,15 @@ class RecordedMaps:
                 (attribution,) = run.attributions(seed, keep=True)
             elif self._tape is not None and self._tape.unsupported is None:
                 attribution = linearised_map(run, self._tape, maps.rules, seed)
-            else:
+            elif maps.runs_again:
                 attribution = doubly_differentiated(run, seed)
+            else:
+                try:
+                    attribution = doubly_differentiated(run, seed)
+                except RunsAgainError:  # without what `constant_weights` stands in for, which would not run again
+                    maps.runs_again = True
+                    self._record(run.leaves[0].detach())
+                    return self.explain(targets)
         with torch.set_grad_enabled(self._create_graph):
             (inputs,) = run.leaves
             return postprocess(_at_least_single(attribution), maps.sign, maps.smoothing, maps.outlines, inputs.detach())

@@ -35,6 +35,7 @@ from captum_learnprop.training.terms import Objective, Term
 from zennit_rules import RuleSet, composite_class, composite_name
 from zennit_rules._moved import renamed
 from zennit_rules.core.scalars import plain, plain_options
+from zennit_rules.core.sites import refuse_unsupported
 
 
 class RuleTrainer:
@@ -140,6 +141,7 @@ class RuleTrainer:
             raise LearnpropError(
                 f"RuleTrainer needs an nn.Module whose layers it can reach, got {type(model).__name__}"
             )
+        refuse_unsupported(model)  # now: the measuring comes before the rules
         self.model = model
         know_plugins_of(composite, gate)
         composite = composite_name(composite)

@@ -64,6 +64,17 @@ class Site:
     channel_dim: int
 
 
+def refuse_unsupported(model: nn.Module) -> None:
+    """Refuse a model on which rules cannot work.
+
+    Raises:
+        RuleError: If it, or a module of it, is compiled, scripted, or spread over processes or threads.
+    """
+    reason = unsupported_model(model)
+    if reason is not None:
+        raise RuleError(f"rules cannot be applied to {type(model).__name__}: {reason}")
+
+
 # -- functional calls ------------------------------------------------------------------------------------------------
 
 
@@ -212,12 +223,10 @@ class SiteTracker(Canonizer):
         """Interpose on ``root`` and all its modules.
 
         Raises:
-            RuleError: For compiled or scripted models, which cannot be tracked.
+            RuleError: For models that `refuse_unsupported` refuses.
         """
         self.remove()
-        reason = unsupported_model(root)
-        if reason is not None:
-            raise RuleError(f"rules cannot be applied to {type(root).__name__}: {reason}")
+        refuse_unsupported(root)
         self.root = weakref.ref(root)
         for path, module in named_modules(root):
             self.paths[id(module)] = path

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +22,21 @@ from captum_learnprop.training.regions import unpacked
 from captum_learnprop.training.rule_maps import RuleMaps
 from captum_learnprop.training.terms import Objective
 
+_LOG = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
+
+
+@dataclass
+class Room:
+    """The memory there is.
+
+    Attributes:
+        rows: Most rows that may go through the model together.
+    """
+
+    rows: int = sys.maxsize
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -32,6 +50,7 @@ class Losses:
         options: Those of the training; the seed and the rows that go through the model together are read.
         processes: Share the rows among them.
         device: Where the model is.
+        room: How many rows were seen to fit into memory.
     """
 
     objective: Objective
@@ -41,32 +60,58 @@ class Losses:
     options: TrainingOptions
     processes: Processes
     device: torch.device
+    room: Room = field(default_factory=Room)
 
     def chunks(
-        self, part: Part, positions: Tensor, step: int, *, create_graph: bool
-    ) -> Iterator[tuple[Tensor, Tensor, dict[str, float]]]:
-        """Yields the rows of each chunk of this process's share of some rows, their losses, and the parts' sums.
+        self, part: Part, positions: Tensor, step: int, then: Callable[[Tensor], Made], *, create_graph: bool
+    ) -> Iterator[tuple[Tensor, Made, dict[str, float]]]:
+        """Yields rows of this process's share chunk by chunk, with what is made of their losses, and the parts' sums.
 
-        Rows are places in ``positions``, ``(B,)`` int64; losses are ``(B,)``.
+        Rows are places in ``positions``, ``(B,)`` int64. Where a chunk is more than the memory of the device holds, it
+        is cut in two, and so are those that follow: the memory decides how many rows go together, not the result.
 
         Args:
             part: Holds the rows.
             positions: Which of them, ``(R,)``.
             step: Decides the random numbers.
+            then: From the losses of a chunk, ``(B,)``, to what is yielded.
             create_graph: Whether the loss can be differentiated in the rules.
         """
         mine = torch.arange(len(positions))[self.processes.rank :: self.processes.world]
-        if not len(mine):  # more processes than rows; torch.split gives one empty chunk
+        if not len(mine):  # more processes than rows
             return
         shape = part.rows(positions[:1])["inputs"].shape[1:]
-        for chunk in mine.split(rows_together(self.options.internal_batch_size, shape, self.device)):
-            batch = self._batch(part.rows(positions[chunk]), step, chunk.tolist(), create_graph)
-            with torch.set_grad_enabled(create_graph):
-                values = self.objective.values(batch)
-                losses = self.objective.combine(values)
-            sums = {"loss": losses.sum().item(), **{name: value.sum().item() for name, value in values.items()}}
-            yield chunk, losses, sums
-            del batch, values, losses  # the graph of one chunk must be gone before that of the next is recorded
+        while len(mine):
+            most = min(self.room.rows, self.options.internal_batch_size)
+            chunk = mine[: rows_together(most, shape, self.device)]
+            try:
+                made = self._made(part, positions, step, chunk, then, create_graph)
+            except torch.OutOfMemoryError:
+                if len(chunk) == 1:
+                    raise
+                self.room.rows = len(chunk) // 2
+                _LOG.info("%d rows do not fit into memory: %d at a time from here on", len(chunk), self.room.rows)
+                continue
+            yield chunk, *made
+            mine = mine[len(chunk) :]
+
+    def _made(
+        self,
+        part: Part,
+        positions: Tensor,
+        step: int,
+        chunk: Tensor,
+        then: Callable[[Tensor], Made],
+        create_graph: bool,
+    ) -> tuple[Made, dict[str, float]]:
+        """Returns what is made of the losses of a chunk, and the parts' sums; its graph is gone afterwards."""
+        batch = self._batch(part.rows(positions[chunk]), step, chunk.tolist(), create_graph)
+        with torch.set_grad_enabled(create_graph):
+            values = self.objective.values(batch)
+            losses = self.objective.combine(values)
+        sums = {"loss": losses.sum().item(), **{name: value.sum().item() for name, value in values.items()}}
+        del batch, values
+        return then(losses), sums
 
     def each(self, part: Part, positions: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         """Returns the loss of each of some rows, ``(R,)`` float64, their mean and those of its parts, without a graph.
@@ -75,7 +120,7 @@ class Losses:
         """
         values: dict[str, float] = {}
         every = torch.zeros(len(positions), dtype=torch.float64, device=self.device)
-        for rows, losses, sums in self.chunks(part, positions, step, create_graph=False):
+        for rows, losses, sums in self.chunks(part, positions, step, Tensor.detach, create_graph=False):
             every[rows.to(self.device)] = losses.double()
             _add(values, sums, len(positions))
         (every,), values = self._over_processes([every], values)
@@ -90,9 +135,13 @@ class Losses:
         """
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
         values: dict[str, float] = {}
-        for _, losses, sums in self.chunks(part, positions, step, create_graph=True):
+
+        def differentiated(losses: Tensor) -> tuple[Tensor | None, ...]:
+            found: tuple[Tensor | None, ...]
             found = torch.autograd.grad(losses.sum() / len(positions), parameters, allow_unused=True)
-            del losses
+            return found
+
+        for _, found, sums in self.chunks(part, positions, step, differentiated, create_graph=True):
             for total, gradient in zip(gradients, found, strict=True):
                 if gradient is not None:
                     total += gradient

@@ -276,6 +276,39 @@ class TestSameResult:
         model, data = net(dtype=torch.float64), images(dtype=torch.float64)
         assert_same(fit(model, data, internal_batch_size=3, **options), fit(model, data, **options), 1e-9)
 
+    def test_rows_that_do_not_fit_into_memory_go_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, data = net(dtype=torch.float64), images(dtype=torch.float64)
+        expected = fit(model, data)
+        seen: list[int] = []
+
+        def full(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if torch.is_grad_enabled():
+                seen.append(len(args[0]))
+            if len(seen) > 1 and seen[-1] > 2:  # the first pass builds the rules
+                raise torch.OutOfMemoryError("no room for more than two")
+
+        handle = model.register_forward_pre_hook(full)
+        try:
+            found = fit(model, data)
+        finally:
+            handle.remove()
+        assert_same(found, expected, 1e-9)
+        assert max(seen[-4:]) <= 2  # what was learned once holds
+
+    def test_one_row_that_does_not_fit_is_an_error(self) -> None:
+        def full(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if torch.is_grad_enabled() and rules_are_built:
+                raise torch.OutOfMemoryError("no room at all")
+
+        rules_are_built: list[bool] = []
+        model, data = net(), images()
+        model.register_forward_pre_hook(full)
+        trainer = RuleTrainer(model, steps=1, deletions=8)
+        trainer.measure(data)
+        rules_are_built.append(True)
+        with pytest.raises(torch.OutOfMemoryError):
+            trainer.fit(data)
+
     def test_kinds_of_data(self) -> None:
         data, labels = images(), torch.arange(12) % CLASSES
         expected = fit(data=data)

@@ -19,9 +19,9 @@ from captum_learnprop.progress import duration, say
 from captum_learnprop.training import smoothing_choice
 from captum_learnprop.training.options import TrainingOptions
 
-ATTRIBUTION = 6.0
-"""How many times as long as a bare forward pass an attribution pass of a training takes, roughly: 4 to 7 with gates, 6
-to 10 with LRP and DeepLIFT, of ResNet-18 and EfficientNet-B0 at 224 px. The first step tells better."""
+ATTRIBUTION = 4.0
+"""How many times as long as a bare forward pass an attribution pass of a training takes, roughly: 3 to 5 with gates, to
+8 with LRP, of EfficientNet-Lite0 and ResNet-18 at 224 px. The first step tells better."""
 
 
 def image_count(data: Any) -> int | None:

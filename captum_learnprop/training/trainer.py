@@ -311,12 +311,14 @@ class RuleTrainer:
                 "under torchrun all processes must meet the images in the same order: pass the Dataset"
             )
         shown = fit_options.show_progress and group.main
-        begin = time.perf_counter()
+        first: list[float] = []
         with Progress(image_count(source), f"measuring {name}", shown=shown) as bar:
 
             def progress(done: int) -> None:
-                if bar.done == 0 and cost is not None:
-                    cost.after_image((time.perf_counter() - begin) / done)
+                if done == 1:
+                    first.append(time.perf_counter())
+                elif done == 2 and first and cost is not None:  # the first image waits for much that is made once
+                    cost.after_image(time.perf_counter() - first[0])
                 bar.advance(done - bar.done)
 
             return collect(

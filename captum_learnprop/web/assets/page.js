@@ -20,19 +20,20 @@
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
   const short = (value) => (value === 0 ? "0" : Number(value.toPrecision(3)).toString());
 
+  // Gradio brings an element's HTML into line with the new one: it changes the attribute and takes out what was drawn.
+  // So the element looks at itself after every such change, and draws what is missing.
   class Piece extends HTMLElement {
-    static get observedAttributes() {
-      return ["data"];
-    }
     connectedCallback() {
+      this.watcher = new MutationObserver(() => this.redraw());
+      this.watcher.observe(this, { attributes: true, childList: true });
       this.redraw();
     }
-    attributeChangedCallback(name, before, after) {
-      if (this.isConnected && before !== after) this.redraw();
+    disconnectedCallback() {
+      this.watcher.disconnect();
     }
     redraw() {
       const text = this.getAttribute("data");
-      if (!text || text === this.drawn) return;
+      if (!text || (text === this.drawn && this.firstChild)) return;
       this.drawn = text;
       this.replaceChildren();
       this.draw(unpack(text));

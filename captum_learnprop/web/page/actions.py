@@ -56,15 +56,19 @@ def told(where: Callable[[Actions], Any]) -> Callable[..., Any]:
     def around(action: Callable[..., Iterator[Update]]) -> Callable[..., Iterator[Update]]:
         @functools.wraps(action)
         def run(self: Actions, *given: Any) -> Iterator[Update]:
-            yield {where(self): ""}
+            # Of updates that follow each other fast a browser may miss one: each has all that came before.
+            so_far: Update = {where(self): ""}
+            yield dict(so_far)
             try:
-                yield from action(self, *given)
+                for update in action(self, *given):
+                    so_far |= update
+                    yield dict(so_far)
             except (LearnpropError, RuleError, NotImplementedError) as error:
-                yield {where(self): note(str(error), "error")}
+                yield so_far | {where(self): note(str(error), "error")}
             # A user's net may raise anything, and the page must not die of it.
             except Exception as error:
                 _LOG.exception("an action of the page failed")
-                yield {where(self): note(f"That failed: {type(error).__name__}: {error}", "error")}
+                yield so_far | {where(self): note(f"That failed: {type(error).__name__}: {error}", "error")}
 
         return run
 

@@ -30,10 +30,14 @@ def theme() -> gr.themes.Base:
 
 
 def css() -> str:
-    """Returns the style sheet."""
-    return (_ASSETS / "page.css").read_text(encoding="utf-8")
+    """Returns the style sheet; Gradio puts its own container before every selector."""
+    return _asset("page.css")
 
 
 def head() -> str:
-    """Returns the script, for the head of the page."""
-    return f"<script>{(_ASSETS / 'page.js').read_text(encoding='utf-8')}</script>"
+    """Returns the script, and what is different on a phone (inside a media query Gradio's prefix hits nothing)."""
+    return f"<style>{_asset('phone.css')}</style><script>{_asset('page.js')}</script>"
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")

@@ -101,10 +101,11 @@ class Actions:
     def begin(self, request: gr.Request) -> Iterator[Update]:
         """Shows the first example by the first model."""
         visit = self.visit(request)
-        yield self._of_model(visit)
-        first = next((one for one in self._in_order(visit)), None)
+        first = next(iter(self._in_order(visit)), None)
         if first is not None:
             visit.look_at(Shot(first.name, first.image(), example=True))
+        yield self._of_model(visit)
+        if first is not None:
             yield from self._new_picture(visit)
 
     @told(lambda self: self.widgets.note)

@@ -23,8 +23,17 @@ from zennit_rules import RuleSet
 MOST_PICTURES = 8
 """Pictures that are analysed at most: every re-initialised net explains all of them."""
 
-AT_HAND = ("gradient", "guided_backprop", "lrp")
+_PIXELS = 3 * 224 * 224
+"""Pixels of all inputs together, of which a rule takes about a minute of one core on EfficientNet-Lite0."""
+
+AT_HAND = ("gradient",)
 """Rules that are ticked to begin with."""
+
+
+def picture_count(visit: Visit) -> int:
+    """Returns how many pictures are analysed: few of a net with large inputs, never fewer than two."""
+    height, width = visit.input.shape[-2:]
+    return max(2, min(MOST_PICTURES, _PIXELS // (height * width)))
 
 
 def rule_choices(visit: Visit) -> list[str]:
@@ -39,7 +48,7 @@ def start_analysis(visit: Visit, names: Sequence[str], pictures: Sequence[Image.
     Args:
         visit: What is looked at.
         names: Of `rule_choices`.
-        pictures: What is explained, at most `MOST_PICTURES`; of each the predicted class.
+        pictures: What is explained, at most `MOST_PICTURES`, see `picture_count`; of each the predicted class.
 
     Raises:
         LearnpropError: There is no such rule, or no picture.

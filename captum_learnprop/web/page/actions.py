@@ -23,7 +23,7 @@ from captum_learnprop.web.offered import Offer
 from captum_learnprop.web.page.layout import SIGNS, Widgets
 from captum_learnprop.web.patches import said_without
 from captum_learnprop.web.uploads import read_folder, read_upload, read_uploads
-from captum_learnprop.web.verdicts import AT_HAND, MOST_PICTURES, rule_choices, start_analysis
+from captum_learnprop.web.verdicts import AT_HAND, picture_count, rule_choices, start_analysis
 from captum_learnprop.web.visit import Shot, Visit
 from captum_learnprop.web.visits import Visits
 from captum_learnprop.wording import counted
@@ -326,7 +326,7 @@ class Actions:
     def analyse(self, names: list[str], request: gr.Request) -> Iterator[Update]:
         """Says in words what maps depend on."""
         visit, widgets = self.visit(request), self.widgets.verdicts
-        pictures = [visit.seen.image, *many_pictures(visit.model.draws)][:MOST_PICTURES]
+        pictures = [visit.seen.image, *many_pictures(visit.model.draws)][: picture_count(visit)]
         job = visit.begin("analysis", lambda: start_analysis(visit, names or [], pictures))
         try:
             while job.running:

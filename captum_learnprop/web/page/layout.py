@@ -207,7 +207,7 @@ def _verdict_tab() -> VerdictWidgets:
         _step(
             "What maps depend on",
             "Backward rules are compared with those of re-initialised nets and of another class, on a few pictures. "
-            "It takes a minute or more for a large net.",
+            "It takes seconds for a small net, minutes for a real one.",
         )
         rules = gr.CheckboxGroup([], label="Rules", elem_id="lp-analysed")
         with gr.Row():

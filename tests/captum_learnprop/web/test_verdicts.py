@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,9 +9,10 @@ from captum_learnprop.errors import LearnpropError
 from captum_learnprop.evaluation.analysis import analyse
 from captum_learnprop.evaluation.backward_rules import backward_rule
 from captum_learnprop.explanation.framing import framed
+from captum_learnprop.images import Preprocessing
 from captum_learnprop.web.examples import many_pictures
 from captum_learnprop.web.job import Cancelled
-from captum_learnprop.web.verdicts import rule_choices, start_analysis
+from captum_learnprop.web.verdicts import picture_count, rule_choices, start_analysis
 from captum_learnprop.web.visit import Visit
 
 
@@ -34,6 +37,15 @@ def test_it_is_cancelled_amid_a_rule(visit: Visit) -> None:
     with pytest.raises(Cancelled, match="the analysis was cancelled"):
         job.result()
     assert not visit.model.known.net._forward_pre_hooks
+
+
+def test_of_large_inputs_few_are_analysed(visit: Visit) -> None:
+    assert picture_count(visit) == 8
+    known = visit.model.known
+    visit.model = replace(visit.model, known=replace(known, prepare=Preprocessing(224, 224)))
+    assert picture_count(visit) == 3
+    visit.model = replace(visit.model, known=replace(known, prepare=Preprocessing(900, 900)))
+    assert picture_count(visit) == 2
 
 
 def test_what_cannot_be_analysed(visit: Visit) -> None:

@@ -253,8 +253,6 @@ def test_a_training_is_cancelled_and_another_gives_a_method(page: Any) -> None:
 
 def test_verdicts_in_words(page: Any) -> None:
     page.get_by_role("tab", name="Do maps explain the model?").click()
-    page.get_by_label("guided_backprop", exact=True).uncheck()
-    page.get_by_label("lrp", exact=True).uncheck()
     page.get_by_role("button", name="Analyse").click()
     page.wait_for_selector("#lp-verdicts progress")
     page.wait_for_selector("#lp-verdicts .lp-more")

@@ -24,17 +24,16 @@ class ConceptLines:
     similarity: str
 
 
-def python_lines(visit: Visit, methods: Sequence[str]) -> str:
+def python_lines(visit: Visit) -> str:
     """Returns a program that makes the maps of the chosen class and saves them.
 
     Pictures and trained rules that came from the browser are named by their files, which lie where the program is run.
 
     Args:
-        visit: What is looked at.
-        methods: Names of the methods, as the explanations have them.
+        visit: What is looked at, with the methods that are chosen.
     """
     choice, shot = visit.model.choice, visit.seen
-    names = [f"{name}.safetensors" if name in visit.trained else name for name in methods]
+    names = [f"{name}.safetensors" if name in visit.trained else name for name in visit.methods]
     target = visit.target
     arguments = [
         repr(choice.spec),

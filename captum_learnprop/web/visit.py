@@ -128,6 +128,10 @@ class Visit:
             raise LearnpropError(f"{len(names)} methods are too many to look at side by side: take {MOST_METHODS}")
         self.methods = tuple(names)
 
+    def adopt(self, found: Explanation) -> None:
+        """Chooses the method by which an explanation was made while none was chosen."""
+        self.choose_methods(self.model.choice.rules[:1] or [found.method])
+
     def choose_sign(self, sign: str | None) -> None:
         """Shows maps with other signs; None for what suits each method.
 
@@ -170,14 +174,15 @@ class Visit:
     def explanations(self) -> Iterator[Explanation]:
         """Yields the explanations of the chosen class by each method, as `captum_learnprop.explain` makes them.
 
-        It ends where something else is asked for meanwhile.
+        Without a method these are the rules that the command line gave, or what `explain` takes by itself. It ends
+        where something else is asked for meanwhile.
 
         Raises:
             LearnpropError: There is no picture, or a method cannot explain the model.
         """
         self.turn += 1
         turn = self.turn
-        for name in self.methods or (None,):
+        for name in self.methods or self.model.choice.rules[:1] or (None,):
             found = self._explanation(name)
             if self.turn != turn:
                 return

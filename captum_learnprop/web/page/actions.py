@@ -228,13 +228,13 @@ class Actions:
         for one in visit.explanations():
             found.append(one)
             update = {widgets.maps: element("maps", maps_data(found, address))}
-            if not visit.methods:  # what explain() took by itself is ticked
-                visit.choose_methods([one.method])
+            if not visit.methods:  # what was taken by itself is ticked
+                visit.adopt(one)
                 update |= self._ticked(visit)
             yield update
         if len(found) == len(visit.methods):
             yield {
-                widgets.lines: python_lines(visit, [one.method for one in found]),
+                widgets.lines: python_lines(visit),
                 widgets.files: [str(path) for path in visit.save(found)],
             }
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from captum_learnprop.web.choices import method_choices
 from captum_learnprop.web.concepts import explain_concept
 from captum_learnprop.web.examples import example_picture
 from captum_learnprop.web.learning import start_training
@@ -34,7 +35,9 @@ def run(lines: str) -> Any:
 
 def same(visit: Visit, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     shown = list(visit.explanations())
-    lines = python_lines(visit, [one.method for one in shown])
+    if not visit.methods:
+        visit.adopt(shown[0])
+    lines = python_lines(visit)
     monkeypatch.chdir(folder)
     made = run(lines)
     assert [one.method for one in made] == [one.method for one in shown]
@@ -93,6 +96,21 @@ def test_rules_that_were_trained_on_the_page(visit: Visit, tmp_path: Path, monke
     lines = same(visit, visit.folder, monkeypatch)
     assert "'trained_gradient_1.safetensors'" in lines
     assert visit.file_of(name) in visit.save(list(visit.explanations()))
+
+
+def test_rules_of_the_command_line_come_first(visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [example_picture(f"digits {number}") for number in (1, 2, 3, 4)]
+    rules = start_training(visit.model, pictures, "LRP", steps=1).result()
+    (tmp_path / "mine").mkdir()
+    rules.save(tmp_path / "mine" / "rules.safetensors", visit.model.known.net)
+    monkeypatch.chdir(tmp_path)
+    choice = ModelChoice("reference:resnet-digits", {"size": 64}, rules=("mine/rules.safetensors",))
+    other = Visit(Offer([choice]).model("reference:resnet-digits"), tmp_path)
+    other.look_at(visit.seen)
+    other.choose_class(visit.prediction()[0].index)
+    assert method_choices(other.model).at_hand[0] == "mine/rules.safetensors"
+    assert [one.method for one in other.explanations()] == ["rules"]
+    assert "['mine/rules.safetensors']" in same(other, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
+import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch import nn
 
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.explanation.framing import framed
-from captum_learnprop.explanation.known_model import KnownModel
 from captum_learnprop.training.parts import held_out_images
 from captum_learnprop.training.trainer import HELD_OUT, RuleTrainer
 from captum_learnprop.web.job import Job
@@ -23,9 +23,6 @@ FEWEST = 4
 
 MOST_STEPS = 200
 """Steps that may be asked for."""
-
-_TOGETHER = 4
-"""Pictures that are measured together: between two such batches a training can be cancelled."""
 
 _FOR_ANY = {
     "gates": "learned_gradient",
@@ -68,25 +65,25 @@ def start_training(
             net = copy.deepcopy(model.known.net)
         trainer = RuleTrainer(net, known[family], steps=steps)
         count = trainer.options.steps_for(len(pictures) - held_out_images(len(pictures), HELD_OUT))
+        rows, learned = len(pictures) * (1 + trainer.options.deletions), 0
+        seen = 0
+
+        def on_pass(module: nn.Module, given: tuple[Any, ...]) -> None:
+            nonlocal seen
+            seen += len(given[0])
+            if learned:
+                job.check()
+            else:
+                share = min(1.0, seen / rows)
+                job.note(0.5 * share, f"measuring what deletions cost: {100 * share:.0f} %")
 
         def on_step(row: dict[str, float]) -> None:
-            done = int(row["step"])
-            job.note(0.5 + 0.5 * done / count, f"learning: step {done} of {count}")
+            nonlocal learned
+            learned = int(row["step"])
+            job.note(0.5 + 0.5 * learned / count, f"learning: step {learned} of {count}")
 
-        loader: DataLoader[Tensor] = DataLoader(_Watched(model.known, pictures, job), _TOGETHER)
-        return trainer.fit(loader, on_step=on_step)
+        inputs = torch.cat([framed(picture, model.known.prepare).input for picture in pictures]).to(model.known.dtype)
+        net.register_forward_pre_hook(on_pass)  # every pass of the copy looks whether the job goes on
+        return trainer.fit(inputs, on_step=on_step)
 
     return Job(learn, "the training")
-
-
-class _Watched(IterableDataset[Tensor]):
-    """Pictures as inputs, which tell the job that they are asked for."""
-
-    def __init__(self, known: KnownModel, pictures: Sequence[Image.Image], job: Job[RuleSet]) -> None:
-        self._known, self._pictures, self._job = known, pictures, job
-
-    def __iter__(self) -> Iterator[Tensor]:
-        count = len(self._pictures)
-        for number, picture in enumerate(self._pictures):
-            self._job.note(0.5 * number / count, f"measuring what deletions cost: picture {number + 1} of {count}")
-            yield framed(picture, self._known.prepare).input[0].to(self._known.dtype)

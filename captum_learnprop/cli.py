@@ -27,6 +27,7 @@ __all__ = ["LazyGroup", "cli", "main"]
 COMMANDS: dict[str, str] = {
     "demo": "Explain a real net on photographs by rules trained before.",
     "explain": "Explain a picture: prediction, map and cost.",
+    "web": "Open a page that explains pictures in the browser.",
     "attribute": "Write attributions of a model for a folder of images.",
     "merge": "Gather what several processes of `attribute` wrote.",
     "train": "Learn the rules of a model from a folder of images.",

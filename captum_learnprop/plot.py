@@ -100,9 +100,14 @@ def normalize_map(attribution: Tensor | NDArray[np.floating], *, percentile: flo
         raise LearnpropError(f"a map must be (H, W), (C, H, W) or one of a batch of 1, got {array.shape}")
     if not np.isfinite(array).all():
         raise LearnpropError(f"the map has {int((~np.isfinite(array)).sum())} NaN or infinite values")
-    size = np.abs(array)
-    scale = float(np.percentile(size, percentile)) or float(size.max())
+    scale = map_scale(array, percentile=percentile)
     return np.clip(array / scale, -1.0, 1.0) if scale > 0.0 else np.zeros_like(array)
+
+
+def map_scale(values: Array, *, percentile: float = 99.0) -> float:
+    """Returns the value that `normalize_map` brings to 1, 0 for a map of zeros."""
+    size = np.abs(values)
+    return float(np.percentile(size, percentile)) or float(size.max())
 
 
 def overlay(

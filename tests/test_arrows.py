@@ -53,6 +53,7 @@ FLOORS = {
         ["benchmark"],
         ["models"],
         ["explanation"],
+        ["web"],
         ["commands"],
         ["cli", "batches"],
         ["__init__"],

@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -29,7 +30,8 @@ IMPORTED = {"torch": torch, "nn": nn, "np": np, **{name: getattr(evaluation, nam
 def modules(package: ModuleType) -> Iterator[ModuleType]:
     yield package
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        yield import_module(found.name)
+        if find_spec("gradio") is not None or not found.name.startswith("captum_learnprop.web.page."):
+            yield import_module(found.name)
 
 
 def public(module: ModuleType) -> Iterator[tuple[str, Any]]:

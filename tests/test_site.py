@@ -21,6 +21,7 @@ LOOKED_FOR = {
     "new scenes": "how-to/own-scenes",
     "a new method": "how-to/own-method",
     "any model in one line": "how-to/explain",
+    "a page in the browser": "how-to/web",
     "outputs that are no classes": "how-to/explain-other-outputs",
     "a plugin": "how-to/plugins",
     "one's own model on the command line": "how-to/own-model",

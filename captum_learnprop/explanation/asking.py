@@ -61,7 +61,7 @@ def said_of(known: KnownModel, inputs: Tensor) -> Said:
     if not bool(rows.isfinite().all()):
         raise LearnpropError(f"the output of {known.name} is NaN or infinite: check its weights and the input's range")
     require_names_fit(known, rows)
-    return Said(output, rows, _guesses(known, rows[0]) if rows.shape[1] > 1 else ())
+    return Said(output, rows, guesses_of(known, rows[0]) if rows.shape[1] > 1 else ())
 
 
 def _rows_of(output: Any) -> Tensor | None:
@@ -74,8 +74,14 @@ def _rows_of(output: Any) -> Tensor | None:
     return rows.detach().float() if rows.ndim == 2 else None
 
 
-def _guesses(known: KnownModel, row: Tensor) -> tuple[Guess, ...]:
-    chances = row.sigmoid() if known.multi_label else row.softmax(0)
+def chances_of(known: KnownModel, row: Tensor) -> Tensor:
+    """Returns the probabilities ``(N,)`` of outputs ``(N,)``: softmax, or sigmoid where classes are not exclusive."""
+    return row.sigmoid() if known.multi_label else row.softmax(0)
+
+
+def guesses_of(known: KnownModel, row: Tensor) -> tuple[Guess, ...]:
+    """Returns the highest classes of outputs ``(N,)``, highest first."""
+    chances = chances_of(known, row)
     best = chances.topk(min(_GUESSES, len(row)))
     return tuple(
         Guess(int(number), name_of_class(known, int(number)), float(chance))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,6 +80,47 @@ class TokenAblation(TokenAttribution, PerturbationAttribution):
             )
         return result_form.of(scores, given[0], anatomy)
 
+    def output_without(self, inputs: Tensor, patches: Sequence[int], additional_forward_args: Any = None) -> Tensor:
+        """The model's output when several patches leave together.
+
+        Args:
+            inputs: Images ``(B, C, H, W)``.
+            patches: Numbers of the patches that leave, row by row from 0; none gives the whole output.
+            additional_forward_args: Passed on to the model after the images.
+
+        Returns:
+            ``(B, classes)``.
+
+        Raises:
+            LearnpropError: If there is no such patch, none is left, or the model cannot do without a token.
+        """
+        with self._opened(inputs, additional_forward_args) as (given, anatomy, place), torch.no_grad():
+            count = anatomy.grid[0] * anatomy.grid[1]
+            wrong = [one for one in patches if not 0 <= one < count]
+            if wrong:
+                raise LearnpropError(f"there is no patch {wrong[0]}: they are 0 to {count - 1}")
+            kept = sorted(set(range(count)) - set(patches))
+            if not kept:
+                raise LearnpropError(f"no patch is left of {count}: keep one at least")
+            suffix, block = self._suffix(given, anatomy, 0 if self.layer is None else place)
+            if len(kept) == count:
+                return suffix.output
+            samples = torch.arange(len(given[0]), device=given[0].device)
+            tokens = [*range(anatomy.prefix), *(anatomy.prefix + one for one in kept)]
+            others = torch.tensor(tokens, device=samples.device).expand(len(samples), -1)
+            return _with_only(suffix, block, samples, others)
+
+    def _suffix(self, given: tuple[Any, ...], anatomy: Anatomy, place: int) -> tuple[Suffix, nn.Module]:
+        """What follows the tokens of a block, and the block; the model can do without one of them."""
+        block, source = anatomy.blocks[place], anatomy.block_sources[place]
+        if source is None:
+            raise LearnpropError(
+                f"no module is finished before {type(block).__name__} gets its tokens; choose a later block as layer"
+            )
+        suffix = Suffix(self._tensor_model, source, given)
+        _check_positions(suffix, anatomy, place, anatomy.prefix + anatomy.grid[0] * anatomy.grid[1])
+        return suffix, block
+
     def _falls(
         self,
         given: tuple[Any, ...],
@@ -88,16 +130,10 @@ class TokenAblation(TokenAttribution, PerturbationAttribution):
         rows_at_once: int | None,
         prefix_scores: bool,
     ) -> Tensor:
-        block, source = anatomy.blocks[place], anatomy.block_sources[place]
-        if source is None:
-            raise LearnpropError(
-                f"no module is finished before {type(block).__name__} gets its tokens; choose a later block as layer"
-            )
-        suffix = Suffix(self._tensor_model, source, given)
+        suffix, block = self._suffix(given, anatomy, place)
         batch, first = len(given[0]), 0 if prefix_scores else anatomy.prefix
         size = anatomy.prefix + anatomy.grid[0] * anatomy.grid[1]
         device = given[0].device
-        _check_positions(suffix, anatomy, place, size)
         left = torch.arange(first, size, device=device)
         whole = self._selected(suffix.output, target)
         scores = whole.new_zeros(batch, size)
@@ -133,7 +169,11 @@ def _check_positions(suffix: Suffix, anatomy: Anatomy, place: int, size: int) ->
 def _without(suffix: Suffix, block: nn.Module, samples: Tensor, gone: Tensor, size: int) -> Tensor:
     """Output for some samples ``(R,)``, each without one token."""
     others = torch.arange(size - 1, device=gone.device)
-    others = others + (others >= gone[:, None]).long()
+    return _with_only(suffix, block, samples, others + (others >= gone[:, None]).long())
+
+
+def _with_only(suffix: Suffix, block: nn.Module, samples: Tensor, others: Tensor) -> Tensor:
+    """Output for some samples ``(R,)``, each with only some tokens ``(R, n)`` before a block."""
 
     def around(_: nn.Module) -> Any:
         def run(call_next: Any, *args: Any, **kwargs: Any) -> Any:

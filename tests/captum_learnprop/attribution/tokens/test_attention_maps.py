@@ -187,9 +187,30 @@ class TestTokenAblation:
         with pytest.raises(cl.LearnpropError, match=r"cannot do without a token|positions change"):
             cl.TokenAblation(make(name)).attribute(images(name), TARGET)
 
+    def test_output_without_several_patches_is_that_of_a_shorter_sequence(self) -> None:
+        model, x = make("torchvision").double(), images().double()
+        method, gone = cl.TokenAblation(model), [15, 0, 7]
+        with torch.no_grad():
+            tokens = torch.cat([model.class_token.expand(3, -1, -1), model._process_input(x)], 1)
+            tokens = tokens + model.encoder.pos_embedding
+            left = [0, *(1 + i for i in range(16) if i not in gone)]
+            expected = model.heads(model.encoder.ln(model.encoder.layers(tokens[:, left]))[:, 0])
+            whole = model(x)
+        assert (method.output_without(x, gone) - expected).abs().max() < 1e-12
+        assert (method.output_without(x, []) - whole).abs().max() < 1e-12
+        assert (expected - whole).abs().max() > 1e-3
+
+    @pytest.mark.parametrize(
+        ("gone", "message"), [([16], "no patch 16: they are 0 to 15"), (list(range(16)), "no patch is left of 16")]
+    )
+    def test_patches_that_cannot_leave(self, gone: list[int], message: str) -> None:
+        with pytest.raises(cl.LearnpropError, match=message):
+            cl.TokenAblation(make("torchvision")).output_without(images(), gone)
+
     def test_untouched(self) -> None:
         model, x = make("torchvision"), images()
         before = snapshot(model, x)
+        cl.TokenAblation(model).output_without(x, [3])
         cl.TokenAblation(model, model.encoder.layers[1]).attribute(x, TARGET, prefix_scores=False)
         assert_untouched(before, model, x)
 

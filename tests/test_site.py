@@ -25,6 +25,7 @@ LOOKED_FOR = {
     "rows of a table": "how-to/tabular",
     "a series": "how-to/series",
     "a text": "how-to/text",
+    "pytorch-grad-cam": "how-to/grad-cam",
     "a plugin": "how-to/plugins",
     "one's own model on the command line": "how-to/own-model",
     "which method is right about one's own model": "how-to/evaluate-your-model",

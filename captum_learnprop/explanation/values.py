@@ -50,10 +50,11 @@ def values_given(net: nn.Module, given: Any, features: Sequence[str] | None = No
         features: Names of features, of channels, or of the tokens of one text.
 
     Raises:
-        LearnpropError: Values are not finite, or names do not fit.
+        LearnpropError: Values are not finite, names do not fit, or a text model is not in an `OnEmbeddings`.
     """
     if isinstance(net, OnEmbeddings):
         return _texts(net, given, features)
+    _refuse_bare_text_models(net)
     if features is None:
         columns = getattr(given, "columns", None) if hasattr(given, "to_numpy") else None
         columns = given.index if columns is None and hasattr(given, "to_numpy") else columns
@@ -64,6 +65,20 @@ def values_given(net: nn.Module, given: Any, features: Sequence[str] | None = No
     kind, inputs = found
     many = len(inputs) > 1
     return [_values(kind, one, features, f"{kind} {number}" if many else "") for number, one in enumerate(inputs)]
+
+
+def _refuse_bare_text_models(net: nn.Module) -> None:
+    find: Any = getattr(net, "get_input_embeddings", None)
+    vision = hasattr(getattr(net, "config", None), "vision_config")
+    try:
+        table = find() if callable(find) and not vision else None
+    except (NotImplementedError, AttributeError):  # what models without one raise
+        return
+    if isinstance(table, nn.Embedding):
+        raise LearnpropError(
+            f"{type(net).__name__} takes numbers of tokens, which have no gradient: explain OnEmbeddings(model, "
+            "tokenizer), which takes texts"
+        )
 
 
 def _texts(net: OnEmbeddings, given: Any, features: Sequence[str] | None) -> list[Values]:

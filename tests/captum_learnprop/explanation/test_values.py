@@ -224,6 +224,8 @@ def test_mistakes(mistake: str) -> None:
 
 def test_pictures_stay_pictures() -> None:
     conv = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()).eval()
+    config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1])
+    assert values_given(transformers.ResNetForImageClassification(config), torch.rand(3, 8, 8)) is None
     for given in (torch.rand(3, 8, 8), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), "cat.png"):
         assert values_given(conv, given) is None
 

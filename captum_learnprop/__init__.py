@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .errors import LearnpropError as LearnpropError
     from .explanation.explain import explain as explain
     from .explanation.result import Explanation as Explanation
+    from .models.text import OnEmbeddings as OnEmbeddings
     from .training.masks import AreaMask as AreaMask
     from .training.masks import MaxMask as MaxMask
     from .training.objectives import Agreement as Agreement
@@ -78,6 +79,7 @@ _HOMES = {
     "Necessity": "training.terms",
     "NeutralMaskWarning": "attribution.extremal.rows",
     "OcclusionRegression": "training.terms",
+    "OnEmbeddings": "models.text",
     "PatchReadingWarning": "attribution.tokens.token_attribution",
     "RandomizationContrast": "training.terms",
     "RectGrad": "attribution.rules.rect_grad",
@@ -119,6 +121,7 @@ __all__ = [
     "Necessity",
     "NeutralMaskWarning",
     "OcclusionRegression",
+    "OnEmbeddings",
     "PatchReadingWarning",
     "RandomizationContrast",
     "RectGrad",

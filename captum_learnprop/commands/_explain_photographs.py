@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -13,6 +15,7 @@ from captum_learnprop.commands._request import ModelRequest
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.explanation import Explanation, explain
 from captum_learnprop.files import printable
+from captum_learnprop.models import transform_named
 from captum_learnprop.plot import check_figure_path
 
 
@@ -28,6 +31,7 @@ class Request(ModelRequest):
     smoothing: float | None
     out: Path
     threads: int | None
+    transform: str | None
 
 
 def run(request: Request) -> None:
@@ -39,6 +43,7 @@ def run(request: Request) -> None:
     check_figure_path(request.out)  # now, not after the work
     if request.threads is not None:
         torch.set_num_threads(request.threads)
+    prepare = _transform_of(request)
     model = load(request)
     found = explain(
         model,
@@ -46,7 +51,7 @@ def run(request: Request) -> None:
         [int(one) if one.isdecimal() else one for one in request.target] or None,
         list(request.method) or None,
         rules=list(request.rules) or None,
-        preprocessing=preprocessing_of(request, model),
+        preprocessing=preprocessing_of(request, model) if prepare is None else prepare,
         classes=class_names_of(request, model),
         sign=request.sign,
         smoothing=request.smoothing,
@@ -61,6 +66,17 @@ def run(request: Request) -> None:
         click.echo(f"wrote {found.save(request.out)}")
     except OSError as error:
         raise LearnpropError(f"cannot write {request.out}: {error}") from error
+
+
+def _transform_of(request: Request) -> Callable[..., Any] | None:
+    """Returns the function of one's own that makes inputs, None where there is none."""
+    if request.transform is None:
+        return None
+    given = [name for name in ("size", "mean", "std") if getattr(request, name) is not None]
+    given += ["normalization"] if request.normalization != "auto" else []
+    if given:
+        raise LearnpropError(f"--transform decides all of the input by itself: leave out --{given[0]}")
+    return transform_named(request.transform)
 
 
 def _cut_off(one: Explanation) -> str:

@@ -46,6 +46,10 @@ from captum_learnprop.commands._options import (
 )
 @click.option("--out", type=PATH, default=Path("explanation.png"), metavar="FILE", help="Where the picture goes.")
 @input_options
+@click.option(
+    "--transform", metavar="FILE.py:NAME",
+    help="Own function from a picture to the input, in place of --size, --normalization, --mean and --std.",
+)  # fmt: skip
 @threads_option
 @click.option("--device", default="cpu", metavar="NAME", help="Where to compute.")
 @click.option("--seed", type=int, default=0, help="For random weights.")

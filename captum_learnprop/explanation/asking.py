@@ -47,13 +47,18 @@ class Said:
     guesses: tuple[Guess, ...]
 
 
-def said_of(known: KnownModel, inputs: Tensor) -> Said:
-    """Returns what a model says of an input ``(1, C, h, w)``.
+def said_of(known: KnownModel, inputs: Tensor, hint: str = "give size=, or preprocessing=") -> Said:
+    """Returns what a model says of an input ``(1, C, h, w)``, ``(1, C, T)`` or ``(1, F)``.
+
+    Args:
+        known: The model.
+        inputs: The input.
+        hint: What errors say about inputs that it does not take.
 
     Raises:
         LearnpropError: It does not take such an input, its output is not finite, or names do not fit.
     """
-    with torch.no_grad(), shapes_told(known.net, (inputs,), "give size=, or preprocessing="):
+    with torch.no_grad(), shapes_told(known.net, (inputs,), hint):
         output = known.net(inputs)
     rows = _rows_of(output)
     if rows is None:

@@ -20,6 +20,7 @@ from captum_learnprop.explanation.known_model import KnownModel, Prepare, known_
 from captum_learnprop.explanation.methods import Method, Question, Rules, built, find_methods, usual_methods
 from captum_learnprop.explanation.pictures import named, picture_of, pixels_of, several
 from captum_learnprop.explanation.result import Cost, Explanation, Explanations
+from captum_learnprop.explanation.values import PICTURE, Values, values_given
 from captum_learnprop.forward import warn_of_bytes
 from captum_learnprop.images import Preprocessing
 
@@ -40,8 +41,9 @@ def explain(
     classes: Sequence[str] | str | Path | None = None,
     sign: str | None = None,
     smoothing: float | None = None,
+    features: Sequence[str] | None = None,
 ) -> Any:
-    """Explains what a model says of a picture.
+    """Explains what a model says of a picture, a row of a table, a series or a text.
 
     Without a method the one is taken that found most in the comparisons of this project: the rules that ship for the
     model, told by the fingerprint of its weights; else, of the methods that need no training, for vision transformers
@@ -57,7 +59,9 @@ def explain(
             ``"hf:FOLDER"``, ``"FILE.py:FUNCTION"``, ``"package.module:FUNCTION"``, ``"efficientnet_lite:0"``. Of
             structured outputs the logits are taken.
         image: A path, an image of PIL, an array, a tensor of bytes; or a floating-point tensor ``(C, H, W)`` or
-            ``(B, C, H, W)``, which the model takes as it is. Or a list of these.
+            ``(B, C, H, W)``, which the model takes as it is. Or a list of these. For other models a row of a table
+            ``(F,)``, several ``(B, F)``, a series ``(C, T)``, or for an `OnEmbeddings` a text or several (see
+            `explanation.values.values_given`).
         target: What is explained: the number or the name of a class, a function of `captum_learnprop.targets` or one
             of your own, or None for the class that is highest; or a list, each of which is explained for each picture.
         method: A name, such as ``"grad_cam"``; a trained rule set, its file, or the name of one that ships; or a list.
@@ -75,6 +79,7 @@ def explain(
         classes: Names of the classes, a file with one on each line, or ``"imagenet"``.
         sign: ``"absolute"``, ``"positive"`` or ``"signed"``, in place of what suits the method.
         smoothing: Smoothing of maps as a fraction of the input's sides, in place of what suits the method.
+        features: Names of the features of rows, of the channels of series, or of the tokens of a text.
 
     Returns:
         An `Explanation`; where several pictures, targets or methods were given `Explanations`, row by row: for each
@@ -100,8 +105,17 @@ def explain(
     methods = find_methods(method, rules, known.net)
     known = _as_trained(known, methods)
     treated = {name: value for name, value in (("sign", sign), ("smoothing", smoothing)) if value is not None}
-    pictures, many = several(image)
     found: list[Explanation] = []
+    pictures: list[Any] = []
+    values = values_given(known.net, image, features)
+    if values is not None:
+        many = len(values) > 1
+    else:
+        pictures, many = several(image)
+        if features is not None:
+            raise LearnpropError("features= names what rows, series and texts are made of, and this is a picture")
+    for one in values or ():
+        found += _explained(known, _of_values(known, one), target, methods, treated)
     for number, given in enumerate(pictures):
         picture = _picture(known, given, named(given, number) if many or isinstance(given, (str, Path)) else "")
         found += _explained(known, picture, target, methods, treated)
@@ -122,6 +136,14 @@ class _Picture:
     pixels: Tensor
     framed: Framed
     title: str
+    kind: str = PICTURE
+    names: tuple[str, ...] = ()
+
+
+def _of_values(known: KnownModel, values: Values) -> _Picture:
+    inputs = values.input.to(known.device, known.dtype)
+    frame = Frame.whole(1, values.shown.shape[-1])
+    return _Picture(values.shown, Framed(inputs, frame, (), ()), values.title, values.kind, values.names)
 
 
 def _picture(known: KnownModel, given: Any, title: str) -> _Picture:
@@ -174,16 +196,21 @@ def _explained(
     known: KnownModel, picture: _Picture, target: Any, methods: list[Method] | None, treated: dict[str, Any]
 ) -> list[Explanation]:
     """Returns the explanations of one picture: for each target, each method."""
-    said = said_of(known, picture.framed.input)
+    is_picture = picture.kind == PICTURE
+    hint = {} if is_picture else {"hint": "check its features, channels and length"}
+    said = said_of(known, picture.framed.input, **hint)
     found = []
     for asked in asked_of(known, said, target):
         one = picture.framed
         structured = not isinstance(said.output, Tensor)
-        question = Question(known.net, one.input, one.mean, one.std, asked.index, asked.function, structured)
+        question = Question(
+            known.net, one.input, one.mean, one.std, asked.index, asked.function, structured, is_picture
+        )
         choices = [usual_methods(question)] if methods is None else [[method] for method in methods]
         for choice in choices:
             chosen, run = built(choice, question)
-            chosen = replace(chosen, treatment=replace(chosen.treatment, **treated))
+            treatment = chosen.treatment if is_picture else chosen.of_values
+            chosen = replace(chosen, treatment=replace(treatment, **treated))
             found.append(_explanation(picture, said, asked, question, chosen, run))
     return found
 
@@ -200,7 +227,7 @@ def _explanation(
         raise LearnpropError(f"{method.name} gave values that are NaN or infinite for {asked.name!r}")
     frame = picture.framed.frame
     return Explanation(
-        map=frame.place(maps[0].float().cpu()),
+        map=frame.place(maps[0].float().cpu()) if question.is_picture else maps[0].float().cpu(),
         attribution=attribution[0].cpu(),
         prediction=said.guesses,
         target=asked.name,
@@ -212,4 +239,6 @@ def _explanation(
         title=picture.title,
         sign=method.treatment.sign,
         smoothing=method.treatment.smoothing,
+        kind=picture.kind,
+        names=picture.names,
     )

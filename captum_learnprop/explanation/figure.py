@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_learnprop.explanation.framing import Frame
+from captum_learnprop.explanation.value_figure import draw_input, draw_map, panel_size
 from captum_learnprop.plot import OUTLINE_COLOUR, Array, NotebookFigure, overlay, to_hwc
 
 _LONGEST = 640
@@ -33,7 +34,7 @@ class Column:
     """A map of a row.
 
     Attributes:
-        map: ``(H, W)``.
+        map: ``(H, W)``; of a row ``(F,)``, of series and texts ``(T,)``.
         method: The method's name.
         cost: What the map took, in words.
     """
@@ -48,12 +49,14 @@ class Row:
     """A picture and the maps of one target.
 
     Attributes:
-        image: ``(3, H, W)`` in [0, 1].
+        image: ``(3, H, W)`` in [0, 1], or what else is explained, see `values.Values`.
         frame: What the model sees of it.
         title: What the picture is called.
         target: What is explained.
         prediction: Lines of what the model says.
         columns: The maps.
+        kind: ``"picture"``, ``"row"``, ``"series"`` or ``"text"``.
+        names: Of features, channels or tokens.
     """
 
     image: Tensor
@@ -62,6 +65,13 @@ class Row:
     target: str
     prediction: Sequence[str]
     columns: Sequence[Column]
+    kind: str = "picture"
+    names: Sequence[str] = ()
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height of a panel in inches."""
+        return _panel_size(self.image) if self.kind == "picture" else panel_size(self.kind, self.names)
 
 
 def draw(rows: Sequence[Row]) -> NotebookFigure:
@@ -70,8 +80,8 @@ def draw(rows: Sequence[Row]) -> NotebookFigure:
     Red speaks for the target, blue against it.
     """
     across = 1 + max(len(row.columns) for row in rows)
-    heights = [_panel_size(row.image)[1] for row in rows]
-    width = max(_panel_size(row.image)[0] for row in rows)
+    heights = [row.size[1] for row in rows]
+    width = max(row.size[0] for row in rows)
     figure = NotebookFigure(figsize=(width * across, sum(heights) + 1.3 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), across, squeeze=False, height_ratios=heights)
     for row, line in zip(rows, axes, strict=True):
@@ -80,14 +90,11 @@ def draw(rows: Sequence[Row]) -> NotebookFigure:
 
 
 def _draw_row(row: Row, axes: list[Axes]) -> None:
-    picture = to_hwc(_small(row.image))
-    axes[0].imshow(picture, interpolation="nearest")
+    _draw_panels(row, axes)
     axes[0].set_title(textwrap.shorten(row.title, _LETTERS), fontsize=10)
     axes[0].set_xlabel("\n".join(textwrap.shorten(line, _LETTERS) for line in row.prediction), fontsize=8)
     axes[0].set_ylabel(textwrap.fill(row.target, _LETTERS), fontsize=10)
     for panel, column in zip(axes[1:], row.columns, strict=False):
-        panel.imshow(_over(picture, _small(column.map[None])[0], row.frame), interpolation="nearest")
-        _outline(panel, picture, row.frame)
         panel.set_title(textwrap.fill(column.method, _LETTERS), fontsize=10)
         panel.set_xlabel(column.cost, fontsize=8)
     for panel in axes:
@@ -97,6 +104,21 @@ def _draw_row(row: Row, axes: list[Axes]) -> None:
             spine.set_visible(False)
     for panel in axes[1 + len(row.columns) :]:
         panel.set_visible(False)
+
+
+def _draw_panels(row: Row, axes: list[Axes]) -> None:
+    """Draws what is explained, and each map of it."""
+    if row.kind != "picture":
+        first = row.columns[0].map
+        draw_input(axes[0], row.kind, row.image, row.names, first)
+        for panel, column in zip(axes[1:], row.columns, strict=False):
+            draw_map(panel, row.kind, row.image, row.names, column.map, first)
+        return
+    picture = to_hwc(_small(row.image))
+    axes[0].imshow(picture, interpolation="nearest")
+    for panel, column in zip(axes[1:], row.columns, strict=False):
+        panel.imshow(_over(picture, _small(column.map[None])[0], row.frame), interpolation="nearest")
+        _outline(panel, picture, row.frame)
 
 
 def _over(picture: Array, values: Tensor, frame: Frame) -> Array:

@@ -192,7 +192,7 @@ def _changed(prepare: Prepare, assumed: str, size: Any, mean: Any, std: Any) -> 
 def _names(classes: Sequence[str] | str | Path | None) -> tuple[str, ...] | None:
     if classes is None:
         return None
-    if classes == "imagenet":
+    if isinstance(classes, str) and classes == "imagenet":
         return imagenet_names()
     if isinstance(classes, (str, os.PathLike)):
         return names_in(classes)

@@ -23,6 +23,7 @@ from captum_learnprop.benchmark.hand_made import HAND_MADE, HandMade
 from captum_learnprop.benchmark.hand_made_tokens import TOKEN_METHODS, token_method, transformer_in
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.explanation.treatments import MapTreatment, treatment_for
+from captum_learnprop.explanation.value_methods import FOR_VALUES, VALUE_METHODS
 from captum_learnprop.images import Preprocessing
 from captum_learnprop.plugins import get_manager
 from captum_learnprop.plugins.entry import Entry
@@ -55,6 +56,7 @@ class Question:
         target: Number of the explained output; 0 where there is a function.
         function: What is explained in place of one output, or None.
         structured: Whether the model returns a structure with logits, which captum's classes do not know.
+        is_picture: Whether the input is one; else a row ``(1, F)`` or a series ``(1, C, T)``, and no pixels.
     """
 
     net: nn.Module
@@ -64,6 +66,7 @@ class Question:
     target: int
     function: TargetFunction | None = None
     structured: bool = False
+    is_picture: bool = True
 
     @property
     def asked(self) -> nn.Module:
@@ -89,6 +92,9 @@ class Question:
         return torch.tensor([self.target], device=self.input.device)
 
 
+_AS_IT_IS = MapTreatment("signed")
+
+
 @dataclass(frozen=True)
 class Method:
     """A method that explains one input.
@@ -100,6 +106,8 @@ class Method:
             raises a `LearnpropError` with the reason where it cannot.
         passes: Number of forward and backward passes through the net, None where it is not known.
         preprocessing: Of trained rules, how images became inputs in the training, where they say so.
+        of_values: How attributions of inputs that are no pictures become maps: as they are, for no table chose
+            anything; those of rules as they were trained.
     """
 
     name: str
@@ -107,6 +115,7 @@ class Method:
     build: Callable[[Question], Callable[[], Tensor]]
     passes: Callable[[Question], int | None] = lambda question: None
     preprocessing: Preprocessing | None = None
+    of_values: MapTreatment = _AS_IT_IS
 
 
 def find_methods(
@@ -179,16 +188,38 @@ def _plain(name: str) -> str:
 
 def _hand_made(method: HandMade) -> Method:
     def build(question: Question) -> Callable[[], Tensor]:
+        if not question.is_picture:
+            return _of_values(method.name, question)
         pixels = question.pixels
         _require_pixels(pixels, method.name)
         explain = method.build(question.on_pixels, pixels)
         return lambda: explain(pixels, question.targets)
 
-    return Method(method.name, treatment_for(method.name), build, lambda question: method.passes)
+    def passes(question: Question) -> int | None:
+        return method.passes if question.is_picture else VALUE_METHODS[method.name].passes
+
+    return Method(method.name, treatment_for(method.name), build, passes)
+
+
+def _of_values(name: str, question: Question) -> Callable[[], Tensor]:
+    """Returns a hand-made method for a row, a series or a text.
+
+    Raises:
+        LearnpropError: It is for pictures.
+    """
+    if name not in VALUE_METHODS:
+        raise LearnpropError(
+            f"{name} is for pictures: explain rows, series and texts by trained rules, a method of a plugin, or one of "
+            f"{', '.join(VALUE_METHODS)}"
+        )
+    explain = VALUE_METHODS[name].build(question.asked, question.input)
+    return lambda: explain(question.input, question.targets)
 
 
 def _over_tokens(name: str) -> Method:
     def passes(question: Question) -> int | None:
+        if not question.is_picture:
+            return None
         anatomy = transformer_in(question.on_pixels, question.pixels)
         return None if anatomy is None else TOKEN_METHODS[name].passes(anatomy.grid[0] * anatomy.grid[1])
 
@@ -233,7 +264,8 @@ def rules_method(given: Rules, net: nn.Module) -> Method:
     def passes(question: Question) -> int:
         return passes_of(rules.composite_name, rules.contrast)
 
-    return Method(name, MapTreatment.of_rules(rules), build, passes, _preprocessing_of(rules))
+    treatment = MapTreatment.of_rules(rules)
+    return Method(name, treatment, build, passes, _preprocessing_of(rules), treatment)
 
 
 def _preprocessing_of(rules: RuleSet) -> Preprocessing | None:
@@ -277,6 +309,8 @@ def _of_plugin(entry: Entry) -> Method:
 
         return explain
 
+    if name == "learned_propagation":
+        return Method(name, treatment_for(name), build, of_values=treatment_for(name))
     return Method(name, treatment_for(name), build)
 
 
@@ -292,9 +326,10 @@ def _over_patches(parameters: Any) -> bool:
 def _checked(found: Any, inputs: Tensor, name: str) -> Tensor:
     if isinstance(found, tuple) and found:
         found = found[0]
-    if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 1:
+    if not isinstance(found, Tensor) or found.ndim != inputs.ndim or len(found) != 1:
         what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise LearnpropError(f"{name} gave {what} for an input {tuple(inputs.shape)}, expected (1, C, H, W)")
+        expected = {2: "(1, F)", 3: "(1, C, T)"}.get(inputs.ndim, "(1, C, H, W)")
+        raise LearnpropError(f"{name} gave {what} for an input {tuple(inputs.shape)}, expected {expected}")
     return found.detach()
 
 
@@ -322,6 +357,8 @@ def usual_methods(question: Question) -> list[Method]:
     ready = ready_rules_for(question.net)
     if ready:
         return [rules_method(ready[0], question.net)]
+    if not question.is_picture:
+        return [method_named(name) for name in FOR_VALUES]
     transformer = transformer_in(question.on_pixels, question.pixels) is not None
     return [method_named(name) for name in (FOR_TRANSFORMERS if transformer else FOR_OTHERS)]
 

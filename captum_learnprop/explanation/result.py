@@ -20,6 +20,7 @@ from torch import Tensor
 from captum_learnprop.errors import LearnpropError
 from captum_learnprop.explanation.figure import Column, Row, draw
 from captum_learnprop.explanation.framing import Frame
+from captum_learnprop.explanation.value_figure import html_of_tokens
 from captum_learnprop.files import write_bytes
 from captum_learnprop.plot import NotebookFigure, save_figure
 from captum_learnprop.wording import counted
@@ -108,22 +109,26 @@ def _viewed(picture: Image.Image) -> bool:
 
 @dataclass(frozen=True, repr=False)
 class Explanation(Shown):
-    """What in a picture speaks for an output of a model.
+    """What in a picture, a row of a table, a series or a text speaks for an output of a model.
 
     Attributes:
         map: One value per pixel of the picture, ``(H, W)``, in its own size and shape; higher is more relevant. It is 0
-            where the model does not look, because its own preprocessing cuts that off (see `frame`).
-        attribution: What the method gave, ``(C, h, w)``, in the size of the model's input: signed, not smoothed.
+            where the model does not look, because its own preprocessing cuts that off (see `frame`). Of a row
+            ``(F,)``, of a series and a text ``(T,)``.
+        attribution: What the method gave, ``(C, h, w)``, in the size of the model's input: signed, not smoothed. Of
+            a row ``(F,)``, of a series ``(C, T)``, of a text ``(D, T)``, in the embedding.
         prediction: The five highest classes, highest first; empty where the model is no classifier.
         target: Name of what is explained.
         index: Number of the explained class; None where it is a function of the output.
         method: Name of the method.
         cost: Seconds and passes.
-        image: The picture, ``(3, H, W)`` in [0, 1].
+        image: The picture, ``(3, H, W)`` in [0, 1]; or the row ``(F,)``, the series ``(C, T)``, the numbers of tokens.
         frame: Which part of the picture the model sees.
         title: What the picture is called.
         sign: How signs were treated, see `captum_learnprop.maps.postprocess`.
         smoothing: Smoothing of the map, as a fraction of the sides of the input.
+        kind: ``"picture"``, ``"row"``, ``"series"`` or ``"text"``.
+        names: Of the features of a row, of the channels of a series, or the tokens of a text.
     """
 
     map: Tensor
@@ -138,10 +143,18 @@ class Explanation(Shown):
     title: str = ""
     sign: str = "absolute"
     smoothing: float = 0.0
+    kind: str = "picture"
+    names: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        height, width = self.map.shape
-        return f"Explanation({self.target!r} by {self.method!r}, map {height} x {width}, {self.cost})"
+        sides = " x ".join(map(str, self.map.shape))
+        return f"Explanation({self.target!r} by {self.method!r}, map {sides}, {self.cost})"
+
+    def _repr_html_(self) -> str:
+        """Returns the figure with what it shows in words, for a notebook; of a text its tokens, coloured."""
+        if self.kind != "text":
+            return super()._repr_html_()
+        return f"{html_of_tokens(self.names, self.map)}<code>{escape(repr(self))}</code>"
 
     def _rows(self) -> list[Row]:
         return [_row([self])]
@@ -163,7 +176,7 @@ class Explanation(Shown):
         about = {
             "prediction": [asdict(guess) for guess in self.prediction], "target": self.target, "index": self.index,
             "method": self.method, "cost": asdict(self.cost), "frame": asdict(self.frame), "title": self.title,
-            "sign": self.sign, "smoothing": self.smoothing,
+            "sign": self.sign, "smoothing": self.smoothing, "kind": self.kind, "names": self.names,
         }  # fmt: skip
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         return write_bytes(path, save(whole, metadata={"learnprop_explanation": json.dumps(about)}))
@@ -231,4 +244,5 @@ class Explanations(Shown, Sequence[Explanation]):
 def _row(row: Sequence[Explanation]) -> Row:
     first = row[0]
     columns = [Column(one.map, one.method, str(one.cost)) for one in row]
-    return Row(first.image, first.frame, first.title, first.target, [str(guess) for guess in first.prediction], columns)
+    said = [str(guess) for guess in first.prediction]
+    return Row(first.image, first.frame, first.title, first.target, said, columns, first.kind, first.names)

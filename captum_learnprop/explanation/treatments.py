@@ -39,14 +39,16 @@ class MapTreatment:
         return cls(kept.get("sign", usual.sign), kept.get("smoothing", usual.smoothing), kept.get("outlines", 0.0))
 
     def maps(self, attribution: Tensor, inputs: Tensor) -> Tensor:
-        """Returns the maps ``(B, h, w)`` of attributions ``(B, C, h', w')``, as `LearnedPropagation.maps` gives them.
+        """Returns the maps of attributions, as `LearnedPropagation.maps` gives them: ``(B, *spatial)``, or ``(B, F)``.
 
         Args:
-            attribution: What the method gave; a coarse one is brought to the size of the inputs first.
-            inputs: What the model took, ``(B, C, h, w)``, whose outlines the maps may follow.
+            attribution: What the method gave, ``(B, C, *spatial)`` or ``(B, F)``; a coarse one is brought to the
+                size of the inputs first.
+            inputs: What the model took, whose outlines the maps may follow.
         """
-        if attribution.shape[-2:] != inputs.shape[-2:]:
-            attribution = F.interpolate(attribution, inputs.shape[-2:], mode="bilinear")
+        if attribution.shape[2:] != inputs.shape[2:]:
+            mode = {3: "linear", 4: "bilinear"}[inputs.ndim]
+            attribution = F.interpolate(attribution, inputs.shape[2:], mode=mode)
         return postprocess(attribution, self.sign, self.smoothing, self.outlines, inputs)
 
 

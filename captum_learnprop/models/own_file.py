@@ -32,7 +32,7 @@ def is_module(spec: str) -> bool:
     name, colon, function = spec.partition(":")
     if not colon or not function.isidentifier() or not all(part.isidentifier() for part in name.split(".")):
         return False
-    with _folder_on_path(Path()):
+    with folder_on_path(Path()):
         try:
             return find_spec(name) is not None
         except (ImportError, ValueError):
@@ -51,9 +51,9 @@ def model_of_module(spec: str, weights: str | None = None, checkpoint: str | Pat
         LearnpropError: The module or the function fails, or gives no module; the error names the line.
     """
     name, _, function = spec.partition(":")
-    with _folder_on_path(Path()):
+    with folder_on_path(Path()):
         path = file_of_module(spec)
-        with _told(path, f"{name} cannot be imported"):
+        with made_in(path, f"{name} cannot be imported"):
             module = import_module(name)
         return _made(module, path, function, weights, checkpoint)
 
@@ -61,7 +61,7 @@ def model_of_module(spec: str, weights: str | None = None, checkpoint: str | Pat
 def file_of_module(spec: str) -> Path:
     """Returns the file of the module in ``package.module:FUNCTION``."""
     name = spec.partition(":")[0]
-    with _folder_on_path(Path()):
+    with folder_on_path(Path()):
         found = find_spec(name)
     return Path(found.origin if found is not None and found.origin else name)
 
@@ -81,8 +81,8 @@ def model_of_file(spec: str, weights: str | None = None, checkpoint: str | Path 
         LearnpropError: The file or the function is missing or fails, or gives no module; the error names the line.
     """
     path, name = _split(spec)
-    with _folder_on_path(path.parent):
-        return _made(_run(path), path, name, weights, checkpoint)
+    with folder_on_path(path.parent):
+        return _made(run_file(path), path, name, weights, checkpoint)
 
 
 def _made(module: ModuleType, path: Path, name: str, weights: str | None, checkpoint: str | Path | None) -> nn.Module:
@@ -107,7 +107,7 @@ def _split(spec: str) -> tuple[Path, str]:
 
 
 @contextmanager
-def _folder_on_path(folder: Path) -> Iterator[None]:
+def folder_on_path(folder: Path) -> Iterator[None]:
     """Lets the file import what lies beside it."""
     entry = str(folder.resolve())
     sys.path.insert(0, entry)
@@ -117,7 +117,8 @@ def _folder_on_path(folder: Path) -> Iterator[None]:
         sys.path.remove(entry)
 
 
-def _run(path: Path) -> ModuleType:
+def run_file(path: Path) -> ModuleType:
+    """Returns a Python file as a module, run anew."""
     # Two files of one name must not be taken for each other, and neither for an installed package.
     name = f"learnprop_model_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     found = spec_from_file_location(name, path)
@@ -125,7 +126,7 @@ def _run(path: Path) -> ModuleType:
         raise LearnpropError(f"{path} cannot be run as Python")
     module = module_from_spec(found)
     sys.modules[name] = module  # dataclasses and the like look up their module
-    with _told(path, f"{path} cannot be run"):
+    with made_in(path, f"{path} cannot be run"):
         found.loader.exec_module(module)
     return module
 
@@ -175,7 +176,7 @@ def _call(maker: Callable[..., Any], path: Path, name: str, weights: str | None,
             f"{name} in {path} needs {', '.join(map(repr, missing))}: it must be callable without arguments, or with "
             "'weights' and 'checkpoint'; give the others a default, or write a function that fills them in"
         )
-    with _told(path, f"{name} in {path} failed"):
+    with made_in(path, f"{name} in {path} failed"):
         return maker(**options)
 
 
@@ -185,7 +186,7 @@ def _required(maker: Callable[..., Any], key: str) -> bool:
 
 
 @contextmanager
-def _told(path: Path, what: str) -> Iterator[None]:
+def made_in(path: Path, what: str) -> Iterator[None]:
     """Raises whatever the user's file raises as one error that names its line."""
     try:
         yield

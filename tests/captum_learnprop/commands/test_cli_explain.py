@@ -99,3 +99,57 @@ def test_grey_nets_go_with_every_command(folder: Path) -> None:
     assert written.exit_code == 0, written.output
     shown = run("photo0.png", *options, "--rules", "rules.safetensors")
     assert "by rules: " in shown.output, shown.output
+
+
+TRANSFORM = """
+from torchvision import transforms
+
+ready = transforms.Compose([transforms.Resize((16, 16)), transforms.ToTensor(), transforms.Normalize(0.5, 0.25)])
+number = 3
+
+
+def make_it():
+    return ready
+
+
+def by_hand(picture):
+    return ready(picture)
+
+
+def of_nothing(*, side=3):
+    return side
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["prepare_it.py:ready", "prepare_it.py:by_hand", "prepare_it.py:make_it", "prepare_it:ready"]
+)
+def test_a_function_of_ones_own_makes_the_input(folder: Path, name: str) -> None:
+    (folder / "prepare_it.py").write_text(TRANSFORM)
+    options = ["photo0.png", "--model", "my_cli_net.py:make", "--method", "saliency"]
+    own = run(*options, "--transform", name)
+    assert own.exit_code == 0, own.output
+    usual = run(*options, "--size", "16", "--mean", "0.5", "--std", "0.25")
+    first, other = (next(line for line in one.output.splitlines() if line.startswith("photo0")) for one in (own, usual))
+    assert [part.split()[0] for part in first.split(": ")[1].split(", ")] == [
+        part.split()[0] for part in other.split(": ")[1].split(", ")
+    ]
+    assert "says nothing" not in own.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--transform", "prepare_it.py:redy"], "has no transform 'redy'"),
+        (["--transform", "prepare_it.py:number"], "has a int for the transform 'number'"),
+        (["--transform", "prepare_it.py:of_nothing"], "it must return a function that does, and not int"),
+        (["--transform", "gone.py:ready"], "there is no file gone.py"),
+        (["--transform", "ready"], "is neither FILE.py:FUNCTION nor package.module:FUNCTION"),
+        (["--transform", "prepare_it.py:ready", "--size", "16"], "leave out --size"),
+    ],
+)
+def test_a_wrong_function_is_refused(folder: Path, options: list[str], message: str) -> None:
+    (folder / "prepare_it.py").write_text(TRANSFORM)
+    result = run("photo0.png", "--model", "my_cli_net.py:make", "--method", "saliency", *options)
+    assert result.exit_code != 0
+    assert message in " ".join(result.output.split())

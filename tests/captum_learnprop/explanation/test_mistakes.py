@@ -1,4 +1,4 @@
-"""Ten typical mistakes, each with the sentence that it gets: the table on the page *Explain any model*."""
+"""Typical mistakes, each with the sentence that it gets: the table on the page *Explain any model*."""
 
 from __future__ import annotations
 
@@ -54,6 +54,14 @@ def hugging_face_batch() -> Any:
     return transformers.BatchFeature({"pixel_values": torch.zeros(1, 3, SIZE, SIZE)})
 
 
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+VIT = transformers.ViTConfig(image_size=SIZE, patch_size=8, **SMALL)
+
+
+def text_model() -> nn.Module:
+    return transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=20, **SMALL)).eval()
+
+
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "`eval()` is forgotten": (
         lambda: cl.explain(model().train(), photograph()), "the model is in training mode",
@@ -88,6 +96,21 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         "such as Region or Detection",
     ),
     "an extra that is not installed": (without_timm, "pip install 'captum-learnprop[vit]'"),
+    "a text model of Hugging Face as it is": (
+        lambda: cl.explain(text_model(), "a text"),
+        "takes numbers of tokens, which have no gradient: explain OnEmbeddings",
+    ),
+    "a model of Hugging Face without its head": (
+        lambda: cl.explain(transformers.ViTModel(VIT).eval(), photograph()),
+        "ViTModel is no classifier, it returned BaseModelOutputWithPooling",
+    ),
+    "a processor or a configuration in place of a model": (
+        lambda: cl.explain(VIT, photograph()), "a name such as 'torchvision:resnet50', got ViTConfig",
+    ),
+    "the name of a model that is misspelt": (
+        lambda: cl.explain("torchvision:resnet5", photograph()),
+        "torchvision has no classification model 'resnet5'; did you mean 'resnet50'",
+    ),
     "rules of another model": (
         lambda: cl.explain(model(), photograph(), rules="efficientnet_lite0/gates"),
         "this rule set belongs to another model",

@@ -107,6 +107,10 @@ class ActivationCall(SiteCall):
         """What comes through the layer for the gate to weigh: the true gradient, unless a rule knows better."""
         return self.true_gradient(saved, g)
 
+    def seen(self, z: Tensor) -> Tensor:
+        """What of the pre-activation the gate sees: all of it, unless a rule knows better."""
+        return z
+
     def in_one_pass(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor | None:
         """Returns what `signal` does where a feature gate can say it in one pass; else None."""
         if not self.in_pieces:
@@ -174,7 +178,8 @@ class ActivationCall(SiteCall):
         """Returns ``a * g * f'(z) + b * g``."""
         if (found := self.in_one_pass(saved, g)) is not None:
             return found
-        a, b = self.gate(saved[0], g, self.contrast()) if self.has_contrast else self.gate(saved[0], g)
+        z = self.seen(saved[0])
+        a, b = self.gate(z, g, self.contrast()) if self.has_contrast else self.gate(z, g)
         passed = None
         if not (isinstance(a, float) and a == 0.0):
             passed = self.through(saved, g) * (a.to(g.dtype) if isinstance(a, Tensor) else a)

@@ -41,6 +41,9 @@ PRODUCTS: dict[Any, tuple[Any, bool]] = {
 }
 """Products that are sites: what computes the same beside its operand, and whether this one writes into it."""
 
+MASKED = -1e9
+"""Scores below are masked: their weight is 0 in any precision, beside any score that is not."""
+
 _NEAR_ZERO = 1e-4
 """The size of ``z`` below which ``f(z) / z`` would be rounding."""
 
@@ -165,6 +168,10 @@ class NormCall(MixedCall):
 
 class SoftmaxCall(ActivationCall):
     """A call of the softmax along a dimension."""
+
+    def seen(self, z: Tensor) -> Tensor:
+        """The scores, those that a mask took away as 0: beside ``-inf``, or -3e38, no other has a size."""
+        return z.masked_fill(z < MASKED, 0.0)
 
     def true_gradient(self, saved: tuple[Tensor, ...], g: Tensor) -> Tensor:
         """Returns ``y (g - sum(y g))``."""

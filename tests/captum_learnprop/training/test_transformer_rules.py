@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 import captum_learnprop as cl
@@ -33,6 +35,36 @@ def test_trainer_improves_on_the_start(composite: str) -> None:
         site.kind for site in rules.sites if any(float(p.abs().max()) > 0 for p in rules.gate(site.name).parameters())
     }
     assert moved == {"activation", "norm", "softmax", "product"}
+
+
+class Masked(nn.Module):
+    """Attention to the tokens up to each, as in GPT; a feature a token."""
+
+    def __init__(self, low: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.last = nn.Linear(1, 8), nn.Linear(8, 3)
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+        self.register_buffer("mask", torch.full((6, 6), low).triu(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x[..., None])
+        scores = self.query(tokens) @ self.key(tokens).transpose(1, 2) + self.mask
+        return self.last((torch.softmax(scores, -1) @ self.value(tokens)).mean(1))
+
+
+@pytest.mark.parametrize("low", [-math.inf, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("composite", ["learned_transformer", "learned_attnlrp"])
+def test_masked_attention_trains_as_with_a_low_score(composite: str, low: float) -> None:
+    x = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+
+    def trained(model: nn.Module) -> Tensor:
+        rules = cl.RuleTrainer(model, composite, steps=3, deletions=8).fit(x)
+        return cl.LearnedPropagation(model, rules=rules).attribute(x, target=1)
+
+    found = trained(Masked(low).eval())
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, trained(Masked(-1e10).eval()))
 
 
 def test_single_samples_learn() -> None:

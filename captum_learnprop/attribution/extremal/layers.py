@@ -238,7 +238,7 @@ class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttri
             crop: Side of a crop as a fraction of the image's sides; a layer's units often see more or less than that.
 
         Returns:
-            The crops ``(N, K, C, h, w)``; `captum_learnprop.attribution.extremal.channel_figure.channel_figure` draws them.
+            The crops ``(N, K, C, h, w)``; `channel_figure` (in the file of that name) draws them.
 
         Raises:
             LearnpropError: For options out of range, without a batch, or for a layer without space.

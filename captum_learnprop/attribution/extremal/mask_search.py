@@ -5,7 +5,7 @@ area by a penalty, every mask here has it exactly (see `areas`), so that a step 
 whose length does not count: there is no weight to choose, and the unit of the output does not matter. A round begins
 with soft masks of nearly the whole input (a deletion's: of nearly nothing), whose area goes to the wanted one while
 their edges harden. Further rounds go on from the best mask, by turns softened a little, and softened much from a larger
-area; the best mask of all is what is found. More steps are more rounds after the same ones. No row sees another.
+area; the best mask of all is what is found. More steps are more rounds after the same ones. No sample sees another.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def search(
     n_steps: int,
     start: Sequence[Tensor] | None = None,
     start_areas: Tensor | None = None,
+    samples: Tensor | None = None,
     progress: tqdm | None = None,
     drawn: bool = False,
     growing: bool = False,
@@ -142,6 +143,8 @@ def search(
         n_steps: Steps at most.
         start: Parameters to go on from, one tensor for each input; the first round is then one of those that follow.
         start_areas: Areas of what is gone on from, ``(R,)``: that round begins with them.
+        samples: The sample of each row, ``(R,)``: a row whose reward is below that of a smaller area of the same
+            sample goes on from the smaller area's mask. None: no row sees another.
         progress: A bar that gets a tick for each step of a row.
         drawn: Whether rewards are drawn: all steps are one round, and masks are made from its mean parameters.
         growing: Whether areas come from below, not from above.
@@ -157,11 +160,15 @@ def search(
         if first:
             begin = [like.new_full((len(live), *space.cells), 0.5) for space in spaces]
         else:
-            begin = [each[live] for each in (start if start is not None and taken == 0 else best.parameters)]
+            given = start is not None and taken == 0
+            source = live if given or samples is None else _better_smaller(samples, areas, best.rewards)[live]
+            begin = [each[source] for each in (start if start is not None and given else best.parameters)]
         again = None if first else AGAIN[rounds % len(AGAIN)]
         one = _Round(reward, spaces, areas, live, begin, best, length, again=again, growing=growing, drawn=drawn)
         if start_areas is not None and taken == 0:
             one.from_area = start_areas[live].to(one.from_area)
+        elif not first:
+            one.from_area = torch.where(source == live, one.from_area, areas[source])
         rounds += not first
         steps[live] += one.run(progress)
         taken += length
@@ -170,6 +177,15 @@ def search(
             converged[live] = rose <= LEAST_RISE * (best.high - best.low)[live]
         live = live[~(converged | best.flat)[live]] if not drawn else live[:0]
     return _finished(reward, spaces, areas, best, steps, converged & ~best.flat, drawn=drawn)
+
+
+def _better_smaller(samples: Tensor, areas: Tensor, rewards: Tensor) -> Tensor:
+    """The row to go on from, ``(R,)``: that of the same sample, not of a larger area, that has the highest reward."""
+    allowed = (samples[:, None] == samples) & (areas <= areas[:, None])
+    best = torch.where(allowed, rewards, -torch.inf)
+    own = torch.arange(len(areas), device=areas.device)
+    top = best.max(1)
+    return torch.where(top.values > rewards, top.indices, own)
 
 
 def _ends(reward: Rewards, spaces: Sequence[MaskSpace], areas: Tensor, like: Tensor) -> _Best:

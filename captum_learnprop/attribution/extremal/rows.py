@@ -183,7 +183,8 @@ class Rows:
                     ),
                     self.spaces, areas[at], like=self.like, n_steps=n_steps,
                     start=None if start is None else [values[at] for values in start],
-                    start_areas=None if start_areas is None else start_areas[at], progress=progress,
+                    start_areas=None if start_areas is None else start_areas[at],
+                    samples=own if self.options.variant != "delete" else None, progress=progress,
                     drawn=self.drawn, growing=self.options.variant == "delete",
                 )
             )  # fmt: skip

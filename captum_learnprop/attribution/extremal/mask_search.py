@@ -129,6 +129,7 @@ def search(
     start: Sequence[Tensor] | None = None,
     start_areas: Tensor | None = None,
     samples: Tensor | None = None,
+    at_least: Tensor | None = None,
     progress: tqdm | None = None,
     drawn: bool = False,
     growing: bool = False,
@@ -145,6 +146,7 @@ def search(
         start_areas: Areas of what is gone on from, ``(R,)``: that round begins with them.
         samples: The sample of each row, ``(R,)``: a row whose reward is below that of a smaller area of the same
             sample goes on from the smaller area's mask. None: no row sees another.
+        at_least: Rewards ``(R,)`` below which a search goes on although a round found nothing better.
         progress: A bar that gets a tick for each step of a row.
         drawn: Whether rewards are drawn: all steps are one round, and masks are made from its mean parameters.
         growing: Whether areas come from below, not from above.
@@ -175,7 +177,8 @@ def search(
         if not first and not drawn:
             rose = best.rewards[live] - before
             converged[live] = rose <= LEAST_RISE * (best.high - best.low)[live]
-        live = live[~(converged | best.flat)[live]] if not drawn else live[:0]
+        done = converged if at_least is None else converged & (best.rewards >= at_least)
+        live = live[~(done | best.flat)[live]] if not drawn else live[:0]
     return _finished(reward, spaces, areas, best, steps, converged & ~best.flat, drawn=drawn)
 
 

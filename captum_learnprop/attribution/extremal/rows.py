@@ -156,6 +156,7 @@ class Rows:
         n_steps: int,
         start: Sequence[Tensor] | None = None,
         start_areas: Tensor | None = None,
+        at_least: Tensor | None = None,
         progress: tqdm | None = None,
         streams: Tensor | None = None,
     ) -> FoundRows:
@@ -167,6 +168,7 @@ class Rows:
             n_steps: Steps at most.
             start: Parameters to start from, one tensor for each input; ones by default.
             start_areas: Areas of what is started from, ``(R,)``; a little more than the wanted ones by default.
+            at_least: Rewards ``(R,)`` below which a search goes on although a round found nothing better.
             progress: A bar that gets a tick for each step of a row.
             streams: The stream of random numbers that each row draws from, ``(R,)``; one for all by default.
         """
@@ -184,6 +186,7 @@ class Rows:
                     self.spaces, areas[at], like=self.like, n_steps=n_steps,
                     start=None if start is None else [values[at] for values in start],
                     start_areas=None if start_areas is None else start_areas[at],
+                    at_least=None if at_least is None else at_least[at],
                     samples=own if self.options.variant != "delete" else None, progress=progress,
                     drawn=self.drawn, growing=self.options.variant == "delete",
                 )
@@ -207,6 +210,7 @@ class Rows:
                 again = self.search(
                     samples[at], areas[at], n_steps=self.options.n_steps,
                     start=[values[smaller : smaller + 1] for values in found.parameters], start_areas=areas[[smaller]],
+                    at_least=found.rewards[[smaller]],
                 )  # fmt: skip
                 if again.rewards[0] > found.rewards[larger]:
                     found.replace(larger, again)

@@ -187,7 +187,7 @@ class Rows:
                     start=None if start is None else [values[at] for values in start],
                     start_areas=None if start_areas is None else start_areas[at],
                     at_least=None if at_least is None else at_least[at],
-                    samples=own if self.options.variant != "delete" else None, progress=progress,
+                    samples=own, progress=progress,
                     drawn=self.drawn, growing=self.options.variant == "delete",
                 )
             )  # fmt: skip

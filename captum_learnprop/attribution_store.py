@@ -8,6 +8,7 @@ made from them at the end, so that an interrupted run loses nothing::
     overlays/<id>.png         the map laid over the image
     attributions.h5           attribution, prediction, label and index of all images
     predictions.csv           what the model said of each image
+    extremal_areas.csv        of extremal perturbations: how the output grows with the area, and the area that suffices
     index.html, pages/        thumbnails of all overlays
     report.json               what was done, resumed and skipped
     dataset.h5, label_map.json, project.yaml     on request: what ViRelAy needs beside it
@@ -42,6 +43,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from captum_learnprop.attribution_curves import CURVES, write_curves
 from captum_learnprop.attribution_index import INDEX, PAGES, Card, write_index
 from captum_learnprop.attribution_predictions import PREDICTIONS, prediction_of, write_predictions
 from captum_learnprop.errors import LearnpropError
@@ -79,12 +81,14 @@ class StoredMap:
         prediction: The model's output, (classes,), float32.
         target: The class that was explained.
         thumbnail: A small JPEG of the overlay; empty for none.
+        curve: Areas of extremal masks and the shares of the output that they preserve, (P, 2); None for other methods.
     """
 
     attribution: torch.Tensor
     prediction: torch.Tensor
     target: int
     thumbnail: bytes = b""
+    curve: torch.Tensor | None = None
 
 
 def require_h5py() -> Any:
@@ -173,6 +177,8 @@ class AttributionStore:
             "target": torch.tensor(stored.target),
             "thumbnail": torch.from_numpy(np.frombuffer(stored.thumbnail, np.uint8).copy()),
         }
+        if stored.curve is not None:
+            tensors["curve"] = stored.curve.detach().to("cpu", torch.float32).contiguous()
         metadata = {"format": str(FORMAT), "id": image.id, "image_sha256": sha256 or image.sha256()}
         files = {OVERLAYS: _png(overlay), MAPS: save(tensors, metadata=metadata)}
         known = self._stem(image.id)
@@ -222,6 +228,21 @@ class AttributionStore:
                 return {name: file.get_tensor(name) for name in names}
         except (OSError, SafetensorError) as error:
             raise LearnpropError(f"cannot read the map {path}: {error}") from error
+
+    def write_curves(self, images: Sequence[ImageFile]) -> Path | None:
+        """Writes ``extremal_areas.csv``, if the maps are extremal masks with curves.
+
+        Args:
+            images: Images whose maps are there.
+        """
+        curves = []
+        for image in images:
+            stem = self._stem(image.id)
+            assert stem is not None
+            with safe_open(self._path(MAPS, stem), framework="pt") as file:
+                if "curve" in file.keys():  # noqa: SIM118 - a file of safetensors is no mapping
+                    curves.append((image.id, file.get_tensor("curve")))
+        return write_curves(self.folder, curves) if curves else None
 
     def write_hdf5(self, images: Sequence[ImageFile]) -> Path:
         """Gathers the maps of these images, one at a time, into ``attributions.h5``.
@@ -501,7 +522,7 @@ def delete_run(folder: Path) -> bool:
         return False
     for name in (MAPS, OVERLAYS, PAGES, SHARDS):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (HDF5, DATASET, LABEL_MAP, PROJECT, REPORT, PREDICTIONS, INDEX, LISTING, MANIFEST):
+    for name in (HDF5, DATASET, LABEL_MAP, PROJECT, REPORT, PREDICTIONS, CURVES, INDEX, LISTING, MANIFEST):
         (folder / name).unlink(missing_ok=True)
     return True
 

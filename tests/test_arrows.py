@@ -42,6 +42,7 @@ FLOORS = {
             "plugins",
             "attribution_store",
             "attribution_predictions",
+            "attribution_curves",
             "attribution_index",
             "attribution_shards",
             "claims",

@@ -40,9 +40,12 @@ from captum_learnprop.benchmark.hand_made_lrp import (
 )
 from captum_learnprop.benchmark.hand_made_perturbations import (
     EXTREMAL,
+    EXTREMAL_AREA,
     EXTREMAL_QUICK,
     EXTREMAL_X_INPUT,
     RISE_MASKS,
+    extremal_area,
+    extremal_area_passes,
     extremal_passes,
     extremal_perturbation,
     extremal_perturbation_quick,
@@ -162,6 +165,7 @@ HAND_MADE: dict[str, HandMade] = {
             extremal_perturbation_x_input,
             options=str(EXTREMAL_X_INPUT),
         ),
+        HandMade("extremal area", "perturbation", extremal_area_passes(), extremal_area, options=str(EXTREMAL_AREA)),
         HandMade("random", "control", 0, random_map),
         HandMade("centre prior", "control", 0, centre_prior),
         HandMade("intensity", "control", 0, intensity),

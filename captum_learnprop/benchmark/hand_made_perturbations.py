@@ -28,10 +28,14 @@ EXTREMAL_X_INPUT: dict[str, Any] = {
     **_NOISE_AND_PARTS, "areas": (0.06, 0.1, 0.15), "draws": 3, "n_steps": 60, "reward": "contrastive", "soften": 0.08,
 }  # fmt: skip
 EXTREMAL_QUICK: dict[str, Any] = {**_NOISE_AND_PARTS, "areas": (0.05, 0.1), "draws": 1, "n_steps": 50}
+EXTREMAL_AREA: dict[str, Any] = {
+    "areas": (0.02, 0.05, 0.1, 0.2, 0.4), "halvings": 1, "n_steps": 100, "perturbation": "noise",
+    "reward": "contrastive",
+}  # fmt: skip
 """Options of extremal perturbations, chosen on validation scenes: masks that keep and delete, of which random parts
 count, and noise in the place of what is removed. Over a blur or a fixed colour masks find evidence that is not the
 object. A mask by itself must be fine; one that is multiplied by the input need not. The quick ones, for large images,
-are the method's own but for areas, steps and draws; nothing was chosen for them."""
+are the method's own but for areas, steps and draws; nothing was chosen for them, nor for the extremal area's."""
 
 
 def occlusion(model: nn.Module, example: Tensor) -> Explain:
@@ -123,6 +127,28 @@ def extremal_perturbation_x_input(model: nn.Module, example: Tensor) -> Explain:
     A contribution is the mask times the distance from the median colour. Source: ours, on masks of Fong et al., 2019.
     """
     return _extremal(model, EXTREMAL_X_INPUT, multiply_by_inputs=True)
+
+
+def extremal_area(model: nn.Module, example: Tensor) -> Explain:
+    """Returns the mask of the smallest area that preserves the output, ``(B, 1, H, W)`` in [0, 1] (Fong et al., 2019).
+
+    Where no area does, it is that of the largest one.
+    """
+    method = ExtremalPerturbation(model)
+
+    def attribute(images: Tensor, targets: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=NeutralMaskWarning)
+            found = method.extremal_area(images, target=targets, **EXTREMAL_AREA)
+        return found.mask[0].to(images.dtype)
+
+    return attribute
+
+
+def extremal_area_passes() -> int:
+    """Returns the passes of an extremal area: steps for each area of the curve, and half as many for each halving."""
+    steps = int(EXTREMAL_AREA["n_steps"])
+    return 2 * (len(EXTREMAL_AREA["areas"]) * steps + int(EXTREMAL_AREA["halvings"]) * (steps // 2))
 
 
 def _extremal(model: nn.Module, options: dict[str, Any], *, multiply_by_inputs: bool) -> Explain:

@@ -184,6 +184,7 @@ def _gather(
         store.write_hdf5(images)
     if images and request.dataset_file:
         store.write_dataset(images, lambda image: subject.preprocessing.pixels(image.image()), names)
+    store.write_curves(images)
     cards = store.write_cards(images, names, about=about(subject)) if images else []
     store.write_report(
         {

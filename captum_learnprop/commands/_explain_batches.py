@@ -53,6 +53,7 @@ class Explained:
         prediction: ``(classes,)``, float32.
         target: The class that was explained.
         shown: The map that is drawn, ``(H, W)``.
+        curve: Of extremal masks, areas and the shares of the output that they preserve, ``(P, 2)``.
     """
 
     source: Prepared
@@ -60,10 +61,11 @@ class Explained:
     prediction: Tensor
     target: int
     shown: Tensor
+    curve: Tensor | None = None
 
     def stored(self, small: bytes = b"") -> StoredMap:
         """Returns what is kept of it, with a thumbnail."""
-        return StoredMap(self.attribution, self.prediction, self.target, small)
+        return StoredMap(self.attribution, self.prediction, self.target, small, self.curve)
 
     def picture(self) -> tuple[npt.NDArray[np.uint8], bytes]:
         """Returns the overlay ``(H, W, 3)`` and its thumbnail."""
@@ -167,6 +169,7 @@ class Engine:
             return
         targets = self._targets(found, predictions)
         attributions = self.explainer.attribute(pixels, inputs, targets)
+        curves = self.explainer.curves()
         wrong = (~attributions.isfinite()).flatten(1).sum(1).tolist()
         shown = self.explainer.drawing.maps(attributions.nan_to_num().float(), inputs.float()).cpu()
         kept, predictions, numbers = attributions.float().cpu(), predictions.float().cpu(), targets.tolist()
@@ -177,7 +180,8 @@ class Engine:
                 count = kept[row].numel()
                 outcome.skipped[one.image] = f"refused: {wrong[row]} of {count} attribution values are not finite"
             else:
-                outcome.explained.append(Explained(one, kept[row], predictions[row], numbers[row], shown[row]))
+                curve = None if curves is None else curves[row]
+                outcome.explained.append(Explained(one, kept[row], predictions[row], numbers[row], shown[row], curve))
 
     def _refuse(self, found: list[Prepared], finite: Tensor, done: set[ImageFile], outcome: Outcome) -> None:
         """Leaves out the images whose output is not finite, and explains the others."""

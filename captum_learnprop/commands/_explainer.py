@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ import torch
 from captum.attr import LRP, Deconvolution, DeepLift, GradientAttribution, GuidedBackprop
 from torch import Tensor, nn
 
+from captum_learnprop.attribution.extremal.found_masks import ExtremalMasks
+from captum_learnprop.attribution.extremal.inputs import ExtremalPerturbation
 from captum_learnprop.benchmark.candidate import Candidate
 from captum_learnprop.benchmark.hand_made import GREY, HAND_MADE, hand_made_for
 from captum_learnprop.benchmark.hand_made_tokens import TOKEN_METHODS
@@ -37,10 +40,13 @@ class Explainer:
     Attributes:
         attribute: Gives attributions of images in [0, 1], of the same images as inputs of the model, and of targets.
         drawing: How they are drawn.
+        curves: Gives, after a call, the curves of its extremal masks ``(B, P, 2)``: areas and the shares of the output
+            that they preserve; None for other methods and variants.
     """
 
     attribute: Attribute
     drawing: MapTreatment
+    curves: Callable[[], Tensor | None] = lambda: None
 
 
 def explainer(request: Request, candidate: Candidate) -> Explainer:
@@ -52,15 +58,21 @@ def explainer(request: Request, candidate: Candidate) -> Explainer:
     known = get_manager().available("method")
     name = request.method
     if name not in known and (name in HAND_MADE or name in TOKEN_METHODS):
-        attribute, method, rules = _by_hand(request, candidate)
+        (attribute, method, rules), curves = _by_hand(request, candidate), _no_curves
     elif name not in known:
         names = [*sorted(known), *HAND_MADE, *TOKEN_METHODS]
         raise LearnpropError(f"unknown method {name!r}{did_you_mean(name, names) or ';'} available: {', '.join(names)}")
     else:
-        attribute, method, rules = _registered(request, candidate.net)
+        attribute, method, rules, curves = _registered(request, candidate.net)
     usual = drawing_of(name, method, rules)
     asked = {each: getattr(request, each) for each in ("sign", "smoothing", "outlines")}
-    return Explainer(attribute, replace(usual, **{each: value for each, value in asked.items() if value is not None}))
+    drawing = replace(usual, **{each: value for each, value in asked.items() if value is not None})
+    return Explainer(attribute, drawing, curves)
+
+
+def _no_curves() -> Tensor | None:
+    """Returns no curves."""
+    return None
 
 
 def _by_hand(request: Request, candidate: Candidate) -> tuple[Attribute, None, None]:
@@ -85,8 +97,10 @@ def _by_hand(request: Request, candidate: Candidate) -> tuple[Attribute, None, N
     return attribute, None, None
 
 
-def _registered(request: Request, model: nn.Module) -> tuple[Attribute, Any, RuleSet | None]:
-    """Returns a method that a plugin, or ours, has registered, with what it made and the rules it goes by."""
+def _registered(
+    request: Request, model: nn.Module
+) -> tuple[Attribute, Any, RuleSet | None, Callable[[], Tensor | None]]:
+    """Returns a method that a plugin, or ours, has registered, with what it made, its rules and its curves."""
     entry = get_manager().get("method", request.method)
     factory = entry.resolve()
     built = _built(request)
@@ -109,15 +123,33 @@ def _registered(request: Request, model: nn.Module) -> tuple[Attribute, Any, Rul
         def around() -> AbstractContextManager[Any]:
             return rules.applied(model)
 
+    found: list[Any] = []
+    extremal = isinstance(method, ExtremalPerturbation)
+    if extremal:
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        options = {"show_progress": terminal, **options, "return_masks": True}
+
     def attribute(pixels: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         with around():
             # Captum warns at every call when it must ask for the gradient itself.
             inputs = inputs.detach().requires_grad_(wants_gradient)
             with entry.used(options):
-                attribution: Tensor = method.attribute(inputs, target=targets, **options)
+                attribution: Any = method.attribute(inputs, target=targets, **options)
+        if extremal:
+            attribution, found[:] = attribution[0], [attribution[1]]
         return _checked(attribution, inputs, request.method, entry.label if entry.home else "").detach()
 
-    return attribute, method, rules
+    def curves() -> Tensor | None:
+        return _curves_of(found[0]) if found and options.get("variant", "preserve") == "preserve" else None
+
+    return attribute, method, rules, curves
+
+
+def _curves_of(found: ExtremalMasks) -> Tensor:
+    """Returns areas and the shares of the output that masks preserve, counted from the input without any."""
+    span = (found.original - found.empty)[:, None]
+    shares = (found.rewards - found.empty[:, None]) / torch.where(span == 0, torch.ones_like(span), span)
+    return torch.stack([found.areas.expand_as(shares).to(shares), shares], 2).detach().cpu()
 
 
 def _built(request: Request) -> dict[str, Any]:

@@ -16,12 +16,20 @@ from ..checked_inputs import checked_inputs
 from ..rewards import Reward
 from ..shown import ShownAsCall
 from ..suffix import Suffix
+from .channel_crops import CROP, ChannelCrops, MostActive, batches_of_images
 from .inputs import undisturbed
+from .inversion import inverted
 from .mask_spaces import SIGMA, STEP, FreeMasks, MaskSpace, SmoothMasks
 from .options import DEFAULT_STEPS, SearchOptions
+from .perturbations import Blur
 from .rows import Rows, areas_of, checked_areas, mask_type
 
 KINDS = ("channels", "spatial")
+
+PERTURBATIONS = ("fade", "blur")
+
+INVERSION_STEPS, SMOOTHNESS = 200, 0.05
+"""Steps of an inversion, and the weight of differences of neighbouring pixels in it."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +96,8 @@ class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttri
         areas: float | Sequence[float] | Tensor = 0.1,
         variant: str = "preserve",
         reward: str | Reward = "logit",
-        baselines: float | Tensor = 0.0,
+        perturbation: str = "fade",
+        baselines: float | Tensor | None = None,
         n_steps: int = DEFAULT_STEPS,
         step: float = STEP,
         sigma: float = SIGMA,
@@ -107,7 +116,9 @@ class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttri
             areas: Share of the channels or places in (0, 1), or their number (an int of at least 1); or several.
             variant: ``"preserve"``, ``"delete"`` or ``"dual"``, as in `ExtremalPerturbation.attribute`.
             reward: A name or a function, as in `ExtremalPerturbation.attribute`.
-            baselines: What a masked activation is; broadcasts to the layer's output.
+            perturbation: ``"fade"`` (to ``baselines``), or ``"blur"``: a masked activation is that of the blurred
+                input, so that masks choose what the layer sees of the detail.
+            baselines: What a masked activation is; broadcasts to the layer's output; 0 by default.
             n_steps: Steps at most; rows whose mask no longer gets better leave earlier.
             step: Distance of the grid cells of spatial masks, as a fraction of the sides.
             sigma: Width of the kernel of spatial masks, as a fraction of the sides.
@@ -126,6 +137,10 @@ class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttri
         """
         if masks not in KINDS:
             raise LearnpropError(f"unknown masks {masks!r}; choose 'channels' or 'spatial'")
+        if perturbation not in PERTURBATIONS:
+            raise LearnpropError(f"unknown perturbation {perturbation!r} of a layer; choose 'fade' or 'blur'")
+        if perturbation == "blur" and baselines is not None:
+            raise LearnpropError("baselines are what perturbation='fade' ends at; leave them out, or 'blur'")
         options = SearchOptions(
             variant=variant, reward=reward, n_steps=n_steps, step=step, sigma=sigma,
             internal_batch_size=internal_batch_size, seed=seed,
@@ -137,10 +152,13 @@ class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttri
             like = activation.new_empty(0, dtype=mask_type(activation))
             space = _space(masks, activation, options, like, suffix.name)
             wanted = _shares(areas, space, like)
-            fading = torch.as_tensor(baselines, dtype=activation.dtype, device=activation.device)
+            if perturbation == "blur":
+                blurred = tuple(_blurred(x.detach()) for x in tensors)
+                baselines = Suffix(self.model, self.layer, (*blurred, *additional)).activation
+            fading = _filling(0.0 if baselines is None else baselines, activation)
 
             def masked(chosen: tuple[Tensor, ...], samples: Tensor, streams: Tensor) -> Tensor:
-                return suffix.run(lambda a: _faded(a, chosen[0], fading, masks), samples)
+                return suffix.run(lambda a: _faded(a, chosen[0], fading[samples], masks), samples)
 
             rows = Rows(
                 masked=masked,
@@ -208,6 +226,91 @@ class LayerExtremalPerturbation(ShownAsCall, LayerAttribution, PerturbationAttri
             raise LearnpropError("a summary needs at least one batch of inputs")
         return ChannelSummary((total / samples).float(), samples)
 
+    def crops(
+        self, batches: Iterable[Tensor], channels: Sequence[int] | Tensor, *, count: int = 6, crop: float = CROP
+    ) -> ChannelCrops:
+        """The parts of images in which channels are most active, such as those of `ChannelSummary.top`.
+
+        Args:
+            batches: Batches of images ``(B, C, H, W)``, as the model takes them.
+            channels: Numbers of the channels, ``(N,)``.
+            count: Crops of each channel, one of an image at most.
+            crop: Side of a crop as a fraction of the image's sides; a layer's units often see more or less than that.
+
+        Returns:
+            The crops ``(N, K, C, h, w)``; `channel_figure` (in the file of that name) draws them.
+
+        Raises:
+            LearnpropError: For options out of range, without a batch, or for a layer without space.
+        """
+        numbers = channels.tolist() if isinstance(channels, Tensor) else list(channels)
+        most = MostActive(numbers, count, crop)
+        for images in batches_of_images(batches):
+            tensors, additional = checked_inputs(self.model, images, None)
+            with undisturbed(self.model, None):
+                most.see(images, Suffix(self.model, self.layer, (tensors[0].detach(), *additional)).activation)
+        return most.crops()
+
+    def invert(
+        self,
+        inputs: Tensor,
+        masks: Tensor | None = None,
+        *,
+        n_steps: int = INVERSION_STEPS,
+        smoothness: float = SMOOTHNESS,
+        seed: int = 0,
+    ) -> Tensor:
+        """Images that the layer sees as it sees the inputs under masks of channels: what the masks leave of them.
+
+        Beside the inversion without masks it shows what goes with the channels that were left out. The search begins
+        with weak noise around the mean colour, so that nothing of the input gets in but through the layer.
+
+        Source: Mahendran and Vedaldi, CVPR 2015, on activations under extremal masks (Fong et al., ICCV 2019).
+
+        Args:
+            inputs: Images ``(B, C, *spatial)``.
+            masks: Masks of channels, ``(B, C)``; None for the whole activation.
+            n_steps: Steps of the search.
+            smoothness: Weight of differences of neighbouring pixels.
+            seed: Seed of the noise.
+
+        Returns:
+            ``(B, C, *spatial)``, in the range of each input's channels.
+
+        Raises:
+            LearnpropError: For masks of another shape, options out of range, or a layer that is not called once.
+        """
+        tensors, _ = checked_inputs(self.model, inputs, None)
+        x = tensors[0].detach()
+        if x.dim() < 3:
+            raise LearnpropError(f"inversion is for inputs (B, C, *spatial), got {tuple(x.shape)}")
+        with undisturbed(self.model, None):
+            activation = Suffix(self.model, self.layer, (x,)).activation
+            if masks is not None:
+                if masks.shape != activation.shape[:2]:
+                    raise LearnpropError(
+                        f"masks {tuple(masks.shape)} are none of the channels of {tuple(activation.shape)}"
+                    )
+                activation = _faded(activation, masks, torch.zeros_like(activation), "channels")
+            space = tuple(range(2, x.dim()))
+            low, high, mean = x.amin(space, True), x.amax(space, True), x.mean(space, True)
+            generator = torch.Generator().manual_seed(seed)
+            noise = torch.randn(x.shape[1:], generator=generator).to(x)
+            return inverted(
+                self._activation_of, activation, mean + 0.05 * (high - low) * noise, n_steps=n_steps,
+                smoothness=smoothness, low=low, high=high,
+            )  # fmt: skip
+
+    def _activation_of(self, inputs: Tensor) -> Tensor:
+        """The layer's output, differentiable."""
+        found: list[Tensor] = []
+        handle = self.layer.register_forward_hook(lambda module, args, output: found.append(output))
+        try:
+            self.model(inputs)
+        finally:
+            handle.remove()
+        return found[0]
+
     def attribute_future(self) -> None:
         """Not implemented, as in captum's own methods."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
@@ -234,6 +337,25 @@ def _shares(areas: Any, space: MaskSpace, like: Tensor) -> Tensor:
             raise LearnpropError(f"areas as numbers of channels or places are between 1 and {size - 1}, got {number}")
     shares = [one / size if isinstance(one, int) and not isinstance(one, bool) else one for one in given]
     return checked_areas(shares, like)
+
+
+def _filling(baselines: float | Tensor, activation: Tensor) -> Tensor:
+    filled = torch.as_tensor(baselines, dtype=activation.dtype, device=activation.device)
+    try:
+        return filled.detach().expand_as(activation)
+    except RuntimeError as error:
+        raise LearnpropError(
+            f"baselines {tuple(filled.shape)} do not broadcast to the layer's output {tuple(activation.shape)}"
+        ) from error
+
+
+def _blurred(inputs: Tensor) -> Tensor:
+    """Inputs ``(B, C, *spatial)`` as blurred as masks of inputs make them."""
+    if inputs.dim() < 3 or not inputs.is_floating_point():
+        raise LearnpropError(
+            f"perturbation='blur' needs inputs (B, C, *spatial), got {inputs.dtype} {tuple(inputs.shape)}; use 'fade'"
+        )
+    return Blur(inputs)(inputs.new_zeros(len(inputs), *inputs.shape[2:]), torch.arange(len(inputs)).to(inputs.device))
 
 
 def _faded(activation: Tensor, mask: Tensor, baseline: Tensor, masks: str) -> Tensor:

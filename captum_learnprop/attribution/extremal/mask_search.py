@@ -4,8 +4,8 @@ Solves ``max_m reward(m)`` over masks of area ``a`` (Fong, Patrick and Vedaldi, 
 area by a penalty, every mask here has it exactly (see `areas`), so that a step follows the reward alone, by a gradient
 whose length does not count: there is no weight to choose, and the unit of the output does not matter. A round begins
 with soft masks of nearly the whole input (a deletion's: of nearly nothing), whose area goes to the wanted one while
-their edges harden. Further rounds go on from the best mask, softened again; the best mask of all is what is found.
-More steps are more rounds after the same ones. No row sees another.
+their edges harden. Further rounds go on from the best mask, by turns softened a little, and softened much from a larger
+area; the best mask of all is what is found. More steps are more rounds after the same ones. No sample sees another.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ ROUND, NEXT_ROUND = 100, 50
 MOVED, SETTLED = 0.5, 0.8
 """Shares of a round: after the first the area is the wanted one, after the second edges are as hard as in the end."""
 
-SOFT, SOFT_AGAIN = 20.0, 5.0
-"""How much softer edges may be when the first round begins, and when another one does."""
+SOFT = 20.0
+"""How much softer edges may be when the first round begins."""
 
-WIDER = 1.5
-"""Area that another round begins with, in units of the wanted one."""
+AGAIN = ((1.0, 1.5), (1.5, 5.0))
+"""Further rounds by turns: area that they begin with, in units of the wanted one, and how much softer edges may be. The
+gentle ones climb on from where the search is, the others leave it for another place."""
 
 MOST = 0.98
 """Area that the first round begins with; a deletion begins with 1 less this."""
@@ -126,6 +127,9 @@ def search(
     like: Tensor,
     n_steps: int,
     start: Sequence[Tensor] | None = None,
+    start_areas: Tensor | None = None,
+    samples: Tensor | None = None,
+    at_least: Tensor | None = None,
     progress: tqdm | None = None,
     drawn: bool = False,
     growing: bool = False,
@@ -139,6 +143,10 @@ def search(
         like: A tensor of the type and on the device of masks.
         n_steps: Steps at most.
         start: Parameters to go on from, one tensor for each input; the first round is then one of those that follow.
+        start_areas: Areas of what is gone on from, ``(R,)``: that round begins with them.
+        samples: The sample of each row, ``(R,)``: a row whose reward is below that of a smaller area of the same
+            sample goes on from the smaller area's mask. None: no row sees another.
+        at_least: Rewards ``(R,)`` below which a search goes on although a round found nothing better.
         progress: A bar that gets a tick for each step of a row.
         drawn: Whether rewards are drawn: all steps are one round, and masks are made from its mean parameters.
         growing: Whether areas come from below, not from above.
@@ -146,7 +154,7 @@ def search(
     best = _ends(reward, spaces, areas, like)
     steps = torch.zeros(len(areas), dtype=torch.long, device=like.device)
     converged = torch.full_like(areas, drawn, dtype=torch.bool)
-    live, taken = torch.arange(len(areas), device=like.device), 0
+    live, taken, rounds = torch.arange(len(areas), device=like.device), 0, 0
     while len(live) and taken < n_steps:
         first = taken == 0 and start is None
         length = n_steps - taken if drawn else min(ROUND if first else NEXT_ROUND, n_steps - taken)
@@ -154,15 +162,33 @@ def search(
         if first:
             begin = [like.new_full((len(live), *space.cells), 0.5) for space in spaces]
         else:
-            begin = [each[live] for each in (start if start is not None and taken == 0 else best.parameters)]
-        one = _Round(reward, spaces, areas, live, begin, best, length, first=first, growing=growing, drawn=drawn)
+            given = start is not None and taken == 0
+            source = live if given or samples is None else _better_smaller(samples, areas, best.rewards)[live]
+            begin = [each[source] for each in (start if start is not None and given else best.parameters)]
+        again = None if first else AGAIN[rounds % len(AGAIN)]
+        one = _Round(reward, spaces, areas, live, begin, best, length, again=again, growing=growing, drawn=drawn)
+        if start_areas is not None and taken == 0:
+            one.from_area = start_areas[live].to(one.from_area)
+        elif not first:
+            one.from_area = torch.where(source == live, one.from_area, areas[source])
+        rounds += not first
         steps[live] += one.run(progress)
         taken += length
         if not first and not drawn:
             rose = best.rewards[live] - before
             converged[live] = rose <= LEAST_RISE * (best.high - best.low)[live]
-        live = live[~(converged | best.flat)[live]] if not drawn else live[:0]
+        done = converged if at_least is None else converged & (best.rewards >= at_least)
+        live = live[~(done | best.flat)[live]] if not drawn else live[:0]
     return _finished(reward, spaces, areas, best, steps, converged & ~best.flat, drawn=drawn)
+
+
+def _better_smaller(samples: Tensor, areas: Tensor, rewards: Tensor) -> Tensor:
+    """The row to go on from, ``(R,)``: that of the same sample, not of a larger area, that has the highest reward."""
+    allowed = (samples[:, None] == samples) & (areas <= areas[:, None])
+    best = torch.where(allowed, rewards, -torch.inf)
+    own = torch.arange(len(areas), device=areas.device)
+    top = best.max(1)
+    return torch.where(top.values > rewards, top.indices, own)
 
 
 def _ends(reward: Rewards, spaces: Sequence[MaskSpace], areas: Tensor, like: Tensor) -> _Best:
@@ -196,16 +222,18 @@ class _Round:
         best: _Best,
         length: int,
         *,
-        first: bool,
+        again: tuple[float, float] | None,
         growing: bool,
         drawn: bool,
     ) -> None:
         self.reward, self.spaces, self.rows, self.best = reward, spaces, rows, best
-        self.length, self.first, self.drawn = length, first, drawn
+        self.length, self.first, self.drawn = length, again is None, drawn
         self.wanted = areas[rows]
-        self.from_area = torch.full_like(self.wanted, 1 - MOST if growing else MOST)
-        if not first:
-            self.from_area = self.wanted / WIDER if growing else (self.wanted * WIDER).clamp(max=MOST)
+        if again is None:
+            self.softness, self.from_area = SOFT, torch.full_like(self.wanted, 1 - MOST if growing else MOST)
+        else:
+            wider, self.softness = again
+            self.from_area = self.wanted / wider if growing else (self.wanted * wider).clamp(max=MOST)
         self.parameters = begin
         self.speed = [torch.zeros_like(each) for each in begin]
         self.edges = [Edges(space.shape, len(rows), begin[0]) for space in spaces]
@@ -227,7 +255,7 @@ class _Round:
         moved = min(1.0, step / (MOVED * self.length))
         hardened = min(1.0, step / (SETTLED * self.length))
         areas = self.from_area * (self.wanted / self.from_area) ** moved
-        softness = (SOFT if self.first else SOFT_AGAIN) ** (1.0 - hardened)
+        softness = self.softness ** (1.0 - hardened)
         masks = self._masks(areas, softness, untouched=self.first and step == 0)
         live = tuple(mask.requires_grad_() for mask in masks)
         with torch.enable_grad():

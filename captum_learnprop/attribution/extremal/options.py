@@ -14,7 +14,7 @@ from ...errors import LearnpropError
 from ..rewards import Reward, reward_of
 from .mask_spaces import SIGMA, STEP
 
-DEFAULT_STEPS = 250
+DEFAULT_STEPS = 150
 
 VARIANTS = ("preserve", "delete", "dual")
 

@@ -155,6 +155,8 @@ class Rows:
         *,
         n_steps: int,
         start: Sequence[Tensor] | None = None,
+        start_areas: Tensor | None = None,
+        at_least: Tensor | None = None,
         progress: tqdm | None = None,
         streams: Tensor | None = None,
     ) -> FoundRows:
@@ -165,6 +167,8 @@ class Rows:
             areas: The area of each row, ``(R,)``.
             n_steps: Steps at most.
             start: Parameters to start from, one tensor for each input; ones by default.
+            start_areas: Areas of what is started from, ``(R,)``; a little more than the wanted ones by default.
+            at_least: Rewards ``(R,)`` below which a search goes on although a round found nothing better.
             progress: A bar that gets a tick for each step of a row.
             streams: The stream of random numbers that each row draws from, ``(R,)``; one for all by default.
         """
@@ -180,7 +184,10 @@ class Rows:
                         self._step_rewards(masks, own[rows], stream[rows])
                     ),
                     self.spaces, areas[at], like=self.like, n_steps=n_steps,
-                    start=None if start is None else [values[at] for values in start], progress=progress,
+                    start=None if start is None else [values[at] for values in start],
+                    start_areas=None if start_areas is None else start_areas[at],
+                    at_least=None if at_least is None else at_least[at],
+                    samples=own, progress=progress,
                     drawn=self.drawn, growing=self.options.variant == "delete",
                 )
             )  # fmt: skip
@@ -189,7 +196,7 @@ class Rows:
         return _joined(parts)
 
     def _raise_larger_areas(self, found: FoundRows, samples: Tensor, areas: Tensor) -> None:
-        """Search once more where a sample's reward falls with the area, from the mask of the next smaller area.
+        """Search once more where a sample's reward falls with the area, and let the next smaller area's mask grow.
 
         Areas are no upper bounds: a larger one may be worse where all that is left to keep does harm.
         """
@@ -202,7 +209,8 @@ class Rows:
                 at = torch.tensor([larger], device=samples.device)
                 again = self.search(
                     samples[at], areas[at], n_steps=self.options.n_steps,
-                    start=[values[smaller : smaller + 1] for values in found.parameters],
+                    start=[values[smaller : smaller + 1] for values in found.parameters], start_areas=areas[[smaller]],
+                    at_least=found.rewards[[smaller]],
                 )  # fmt: skip
                 if again.rewards[0] > found.rewards[larger]:
                     found.replace(larger, again)

@@ -11,7 +11,12 @@ from torch.nn import functional as F
 
 from captum_learnprop import ExtremalPerturbation
 from captum_learnprop.benchmark.hand_made import FAMILIES, HAND_MADE, hand_made
-from captum_learnprop.benchmark.hand_made_perturbations import EXTREMAL, EXTREMAL_X_INPUT
+from captum_learnprop.benchmark.hand_made_perturbations import (
+    EXTREMAL,
+    EXTREMAL_AREA,
+    EXTREMAL_X_INPUT,
+    extremal_area_passes,
+)
 from captum_learnprop.errors import LearnpropError
 
 SIZE = 64
@@ -297,6 +302,21 @@ def test_passes_of_extremal_perturbations(
         hand_made(name).build(model, images[:1])(images, targets)
         totals.append(passes[-1])
     assert 2 * (totals[1] - totals[0]) / len(images) == 2 * wanted  # forward and backward passes of two steps
+
+
+def test_an_extremal_area_takes_its_passes_and_gives_the_mask_of_that_area(
+    images: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("n_steps", 4), ("areas", (0.1, 0.3))):
+        monkeypatch.setitem(EXTREMAL_AREA, name, value)
+    model, passes = make(), [0]
+    model.register_forward_hook(lambda module, args, output: passes.append(passes[-1] + len(output)))
+    found = hand_made("extremal area").build(model, images[:1])(images, targets)
+    expected = ExtremalPerturbation(model).extremal_area(images, target=targets, **EXTREMAL_AREA)
+    torch.testing.assert_close(found, expected.mask[0])
+    assert found.shape == (3, 1, SIZE, SIZE)
+    assert extremal_area_passes() == 2 * (2 * 4 + 2)
+    assert passes[-1] > 0
 
 
 def test_controls_and_names(images: Tensor, targets: Tensor) -> None:

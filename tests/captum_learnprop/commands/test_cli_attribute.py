@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -268,6 +269,33 @@ class TestOutput:
         masks = attributions(tmp_path / "out")
         assert masks.shape == (5, 1, SIZE, SIZE)
         assert 0 <= masks.min() < masks.max() <= 1
+
+    def test_extremal_masks_bring_their_curve_and_the_area_that_suffices(self, images: Path, tmp_path: Path) -> None:
+        areas = [0.1, 0.3, 0.6]
+        options = ("--target", "2", "--steps", "20", "--method-option", f"areas={areas}")
+        out = tmp_path / "out"
+        for _ in range(2):  # the second run resumes, and writes the same
+            assert attribute(images, out, *options, method="extremal_perturbation").exit_code == 0
+            with (out / "extremal_areas.csv").open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            assert [(row["id"], float(row["area"])) for row in rows] == [
+                (f"{number}.png", area) for number in range(5) for area in areas
+            ]
+        pixels = torch.stack([preprocessed(path) for path in sorted(images.iterdir())])
+        masks, found = ExtremalPerturbation(TinyNet().eval()).attribute(
+            pixels, 2, areas=areas, n_steps=20, return_masks=True
+        )
+        torch.testing.assert_close(attributions(out), masks, atol=1e-5, rtol=1e-3)
+        shares = (found.rewards - found.empty[:, None]) / (found.original - found.empty)[:, None]
+        torch.testing.assert_close(
+            torch.tensor([float(row["preserved"]) for row in rows]), shares.flatten(), atol=1e-3, rtol=1e-3
+        )
+        for row, share in zip(rows[::3], shares, strict=True):
+            enough = [area for area, one in zip(areas, share.tolist(), strict=True) if one >= 0.9]
+            assert row["extremal_area"] == (f"{min(enough):g}" if enough else "")
+        deleted = (*options, "--method-option", "variant=delete")
+        assert attribute(images, tmp_path / "deleted", *deleted, method="extremal_perturbation").exit_code == 0
+        assert not (tmp_path / "deleted" / "extremal_areas.csv").exists()
 
     def test_options_of_methods_and_of_their_attribute(self, images: Path, tmp_path: Path) -> None:
         given = {

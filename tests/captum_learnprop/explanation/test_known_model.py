@@ -24,7 +24,10 @@ from captum_learnprop.images import Preprocessing
 from captum_learnprop.models import imagenet_names
 from zennit_rules import RuleSet
 
-SLOW = ("extremal perturbation", "extremal perturbation x input", "extremal perturbation, quick", "learned_propagation")
+SLOW = (
+    "extremal perturbation", "extremal perturbation x input", "extremal perturbation, quick", "extremal area",
+    "learned_propagation",
+)  # fmt: skip
 
 
 def hugging_face(**options: Any) -> nn.Module:

@@ -572,3 +572,28 @@ class TestParts:
     def test_draws_out_of_range(self) -> None:
         with pytest.raises(cl.LearnpropError, match="draws must be"):
             cl.ExtremalPerturbation(TwoDiscs()).attribute(torch.ones(1, 1, 32, 32), target=0, draws=0)
+
+
+def test_the_curve_over_areas_hardly_falls() -> None:
+    torch.manual_seed(7)
+    areas = [0.05, 0.1, 0.2, 0.4]
+    _, found = cl.ExtremalPerturbation(net()).attribute(
+        torch.randn(3, 2, 16, 16), [0, 1, 2], areas=areas, perturbation="fade", return_masks=True
+    )
+    before, after = found.rewards[:, :-1], found.rewards[:, 1:]
+    assert bool((after >= before - 0.01 * before.abs()).all()), found.rewards
+
+
+def test_seeds_of_drawn_rewards_agree() -> None:
+    """What is drawn differs by seed, but hardly what is found."""
+    model, disc = Visible(24), disc_of(24)
+    x = (disc | disc_of(24, centre=(0.3, 0.75))).float()[None, None]
+    masks = torch.cat([
+        cl.ExtremalPerturbation(model).attribute(
+            x, 0, areas=0.08, n_steps=100, perturbation="noise", parts=True, draws=2, seed=seed
+        )
+        for seed in range(5)
+    ])  # fmt: skip
+    kept = model(masks)[:, 0]
+    assert float((kept.max() - kept.min()) / kept.mean()) <= 0.03, kept
+    assert not torch.equal(masks[0], masks[1])

@@ -14,6 +14,7 @@ from torchvision.models import get_model
 from untouched import assert_untouched, snapshot
 
 import captum_learnprop as cl
+from captum_learnprop.attribution.extremal.channel_figure import channel_figure
 from captum_learnprop.attribution.suffix import Suffix
 from zennit_rules.core.interpose import interpose
 
@@ -204,3 +205,102 @@ def test_layers_that_cannot_be_cut_at_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             method.attribute(torch.rand(1, 3, 8, 8), 0, **options)
+
+
+class Detail(nn.Module):
+    """Channel 0 of a layer responds to what a blur leaves (the mean), channel 1 to what it takes away (an edge)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 2, (1, 2), bias=False)
+        self.layer.weight.data = torch.tensor([[[[0.5, 0.5]]], [[[-1.0, 1.0]]]])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).abs().mean((2, 3)).sum(1)
+
+
+def test_a_blur_puts_the_blurred_inputs_activation_in_place_of_a_masked_one() -> None:
+    model, x = Detail(), (torch.arange(16) % 2).float().expand(2, 1, 16, 16).contiguous()
+    method = cl.LayerExtremalPerturbation(model, model.layer)
+    masks, found = method.attribute(x, areas=1, perturbation="blur", return_masks=True)
+    assert masks.tolist() == [[0.0, 1.0], [0.0, 1.0]]  # faded, either channel would be lost; blurred, the mean stays
+    with torch.no_grad():
+        torch.testing.assert_close(found.rewards[:, 0], model(x), atol=0.02, rtol=0)
+    own = torch.tensor([0.1, 0.2]).reshape(2, 1, 1, 1)
+    _, faded = method.attribute(x, areas=1, baselines=own, return_masks=True)
+    torch.testing.assert_close(faded.empty, torch.tensor([0.2, 0.4]))  # each sample ends at its own baseline
+    spatial = method.attribute(x, masks="spatial", areas=0.25, perturbation="blur", n_steps=10)
+    assert spatial.shape == (2, 1, 16, 15)
+    for options, message in (
+        ({"perturbation": "noise"}, "choose 'fade' or 'blur'"),
+        ({"perturbation": "blur", "baselines": 0.0}, "leave them out"),
+        ({"baselines": torch.zeros(5)}, "do not broadcast to the layer's output"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            method.attribute(x, **options)
+
+
+class Corners(nn.Module):
+    """Channel 0 of a layer is the red of a pixel, channel 1 the green."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 2, 1, bias=False)
+        self.layer.weight.data = torch.eye(3)[:2, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).mean((2, 3))
+
+
+def test_crops_are_cut_around_the_most_active_places() -> None:
+    images = torch.zeros(3, 3, 20, 30)
+    for sample, (red, green) in enumerate((((5, 7), (12, 20)), ((0, 29), (3, 3)), ((10, 10), (19, 0)))):
+        images[sample, 0, red[0], red[1]] = 1.0 + sample
+        images[sample, 1, green[0], green[1]] = 5.0 - sample
+    model = Corners()
+    method = cl.LayerExtremalPerturbation(model, model.layer)
+    crops = method.crops([images[:2], images[2:]], torch.tensor([1, 0]), count=2, crop=0.3)
+    assert crops.crops.shape == (2, 2, 3, 6, 9)
+    assert crops.samples.tolist() == [[0, 1], [2, 1]]
+    assert crops.values.tolist() == [[5.0, 4.0], [3.0, 2.0]]
+    for row, channel in enumerate((1, 0)):
+        for part, value in zip(crops.crops[row], crops.values[row], strict=True):
+            assert float(part[channel].max()) == float(value)
+    assert (crops.crops[1, 0, 0] == 3.0).nonzero().tolist() == [[2, 4]]  # the middle
+    assert method.crops([images], [0], count=9).crops.shape[1] == 3  # one of an image at most
+    figure = channel_figure(torch.tensor([0.25, 1.0]), crops, title="class", scale=0.2)
+    assert len(figure.axes) == 2 * 3
+    assert "channel 1: 1.00" in figure.axes[0].get_title(loc="left")
+    for call, message in (
+        (lambda: method.crops([], [0]), "at least one batch"),
+        (lambda: method.crops([images], [2]), "the layer has 2"),
+        (lambda: method.crops([images], [0], crop=0.0), "crop is a fraction"),
+        (lambda: method.crops([images], [], count=1), "need a channel"),
+        (lambda: method.crops([(images,)], [0]), "batches of images"),  # type: ignore[list-item]
+        (lambda: channel_figure(torch.zeros(1), crops), "mean must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_inversion_shows_what_masks_leave() -> None:
+    torch.manual_seed(0)
+    model, x = Corners().eval(), torch.rand(2, 3, 8, 8)
+    method = cl.LayerExtremalPerturbation(model, model.layer)
+    before = snapshot(model, x)
+    whole = method.invert(x, smoothness=0.0)
+    torch.testing.assert_close(whole[:, :2], x[:, :2], atol=0.05, rtol=0)
+    assert float((whole[:, 2] - x[:, 2]).abs().mean()) > 0.1  # the layer does not see blue
+    red = method.invert(x, torch.tensor([[1.0, 0.0], [1.0, 0.0]]), smoothness=0.0)
+    torch.testing.assert_close(red[:, 0], x[:, 0], atol=0.05, rtol=0)
+    assert float(red[:, 1].mean()) < 0.1
+    assert_untouched(before, model, x)
+    alone = method.invert(x[1:], n_steps=5)
+    torch.testing.assert_close(method.invert(x, n_steps=5)[1:], alone, atol=0.05, rtol=0)
+    for options, message in (
+        ({"masks": torch.ones(2, 3)}, "none of the channels"),
+        ({"n_steps": 0}, "n_steps must be"),
+        ({"smoothness": -1.0}, "smoothness must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            method.invert(x, **options)

@@ -1,7 +1,7 @@
 """Maps that are differentiable in shared rules by one linearised forward pass (see `zennit_rules.core.tangent`).
 
-Double backward gives the same gradient and keeps every operation of the backward pass for it, which takes more memory
-and time (`examples/benchmarks/cost.py` compares them).
+Double backward gives the same gradient, and serves the rules that have no linearised pass: it keeps the signals that
+arrive at sites, and computes again what a rule made of them (`zennit_rules.core.recomputed`).
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import evaluation as evaluation
+    from . import explanation as explanation
+    from . import models as models
     from . import plugins as plugins
     from . import scenes as scenes
     from . import targets as targets
@@ -93,7 +95,7 @@ _HOMES = {
     "detach_rules": "attribution.rules.attach",
     "explain": "explanation.explain",
 }
-_ROOMS = ("evaluation", "plugins", "scenes", "targets", "training")
+_ROOMS = ("evaluation", "explanation", "models", "plugins", "scenes", "targets", "training")
 
 __all__ = [
     "CDAM",

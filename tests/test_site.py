@@ -27,6 +27,7 @@ LOOKED_FOR = {
     "a series": "how-to/series",
     "a text": "how-to/text",
     "pytorch-grad-cam": "how-to/grad-cam",
+    "a module of Lightning": "how-to/lightning",
     "a plugin": "how-to/plugins",
     "one's own model on the command line": "how-to/own-model",
     "which method is right about one's own model": "how-to/evaluate-your-model",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_learnprop.attribution.tokens.concepts import Embedding
 from captum_learnprop.errors import LearnpropError, TargetError
 from captum_learnprop.explanation.known_model import KnownModel, require_names_fit
 from captum_learnprop.explanation.result import Guess
@@ -39,7 +40,7 @@ class Said:
     Attributes:
         output: Whatever it returned.
         rows: The output as ``(1, N)``; None where it has another shape.
-        guesses: The highest classes, highest first; none where there are no classes.
+        guesses: The highest classes, highest first; none where there are no classes, as in an `Embedding`.
     """
 
     output: Any
@@ -66,7 +67,8 @@ def said_of(known: KnownModel, inputs: Tensor, hint: str = "give size=, or prepr
     if not bool(rows.isfinite().all()):
         raise LearnpropError(f"the output of {known.name} is NaN or infinite: check its weights and the input's range")
     require_names_fit(known, rows)
-    return Said(output, rows, guesses_of(known, rows[0]) if rows.shape[1] > 1 else ())
+    are_classes = rows.shape[1] > 1 and not isinstance(known.net, Embedding)
+    return Said(output, rows, guesses_of(known, rows[0]) if are_classes else ())
 
 
 def _rows_of(output: Any) -> Tensor | None:

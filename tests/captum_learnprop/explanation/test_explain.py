@@ -18,6 +18,7 @@ from captum_learnprop.errors import InputWarning
 from captum_learnprop.explanation import Explanation, Explanations
 from captum_learnprop.images import Preprocessing
 from captum_learnprop.maps import postprocess
+from captum_learnprop.scenes import reference_nets
 from zennit_rules import RuleSet
 
 PREPARED = Preprocessing(SIZE, SIZE, mean=(0.4, 0.5, 0.6), std=(0.3, 0.2, 0.25))
@@ -215,3 +216,11 @@ def test_an_own_size_and_normalisation(model: nn.Module) -> None:
 def test_no_grad_around_does_no_harm(model: nn.Module) -> None:
     with torch.no_grad():
         assert cl.explain(model, photograph(), method="saliency").map.max() > 0
+
+
+def test_numbers_of_an_embedding_are_no_classes() -> None:
+    vit = reference_nets.load("vit", "digits")
+    embedding, pictures = cl.Embedding(vit), torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = cl.explain(embedding, pictures[0], cl.Concept.of(embedding, pictures, similarity="cosine"), "CDAM")
+    assert found.prediction == ()
+    assert len(cl.explain(vit, pictures[0], 3, "CDAM").prediction) == 5

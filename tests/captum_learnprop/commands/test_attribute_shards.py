@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -156,27 +155,28 @@ class TestSeveralProcesses:
         assert json.loads((tmp_path / "out" / "report.json").read_text())["done"] == 24
 
     def test_a_killed_one(self, tmp_path: Path) -> None:
-        pictures(tmp_path / "images", 48)
+        count = 160
+        pictures(tmp_path / "images", count)
         done = CliRunner().invoke(cli, [*command(tmp_path, "whole")[1:], "--layout", "shards"])
         assert done.exit_code == 0, done.output
         victims = [start(tmp_path, rank, 2) for rank in range(2)]
-        piece = tmp_path / "out" / "shards" / "0000" / "00000001.part"
+        shards = tmp_path / "out" / "shards" / "0000"
         end = time.monotonic() + 120
-        while not list(piece.glob("[0-9]*")) and victims[1].is_alive() and time.monotonic() < end:
+        while not list(shards.glob("*.safetensors")) and time.monotonic() < end:
             time.sleep(0.002)
-        os.kill(victims[1].pid, signal.SIGKILL)
-        os.kill(victims[0].pid, signal.SIGKILL)
+        for victim in victims:
+            victim.kill()
         for victim in victims:
             victim.join()
         left = len(contents(tmp_path / "out"))
         resumed = CliRunner().invoke(cli, command(tmp_path, "out")[1:])
         assert resumed.exit_code == 0, resumed.output
         assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-        assert left < 12  # they were killed in the middle
+        assert 1 <= left < count // 4  # they were killed in the middle
         numbers = [
             number for shard in ShardStore(tmp_path / "out").shards() for number in shard.tensor("number").tolist()
         ]
-        assert numbers == list(range(48))
+        assert numbers == list(range(count))
 
 
 def pictures(folder: Path, count: int) -> None:

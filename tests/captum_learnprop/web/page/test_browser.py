@@ -80,6 +80,11 @@ def page(session: SimpleNamespace) -> Any:
     return session.page
 
 
+def expect(locator: Any) -> Any:
+    """What playwright expects of a part of the page, for which it waits."""
+    return import_module("playwright.sync_api").expect(locator)
+
+
 def shot(page: Any, name: str) -> None:
     folder = os.environ.get("LEARNPROP_SHOTS")
     if folder:
@@ -116,9 +121,9 @@ def choose_transformer(page: Any) -> None:
 def test_it_loads_with_an_example_explained(page: Any) -> None:
     assert page.title() == "What in this picture speaks for the class?"
     assert methods(page) == ["LRP gamma x Grad-CAM"]
-    assert page.locator("#lp-top input").count() == 5
+    expect(page.locator("#lp-top input")).to_have_count(5)
     assert page.locator("#lp-examples [aria-pressed=true]").text_content() == "digits 1"
-    assert page.locator("#lp-methods input:checked").count() == 1
+    expect(page.locator("#lp-methods input:checked")).to_have_count(1)
     assert re.fullmatch(r"\d", target(page))
 
 
@@ -131,7 +136,7 @@ def test_a_class_is_chosen_among_the_highest_and_by_name(page: Any) -> None:
     wait_for_target(page, name)
     other = next(digit for digit in "0123456789" if digit not in (first, name))
     page.get_by_label("Another class, by name").press_sequentially(other)
-    assert page.get_by_role("option").count() == 1
+    expect(page.get_by_role("option")).to_have_count(1)
     page.get_by_role("option", name=other, exact=True).click()
     wait_for_target(page, other)
 
@@ -187,9 +192,9 @@ def test_an_upload_is_explained_and_a_broken_file_gets_a_sentence(page: Any, tmp
     chooser = page.locator("#lp-picture input[type=file]")
     chooser.set_input_files(tmp_path / "mine.png")
     page.wait_for_function("() => document.querySelector('#lp-maps figcaption strong')?.textContent === 'mine.png'")
-    assert note.count() == 0
-    assert "96 x 48 pixels" in page.text_content("#lp-maps figcaption")
-    assert page.locator("#lp-maps .lp-frame").count() == 2  # the model sees the middle square
+    expect(note).to_have_count(0)
+    expect(page.locator("#lp-maps figcaption").first).to_contain_text("96 x 48 pixels")
+    expect(page.locator("#lp-maps .lp-frame")).to_have_count(2)  # the model sees the middle square
 
 
 def test_what_is_saved_makes_the_same_map(page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,13 +227,13 @@ def test_a_concept_and_patches_of_a_transformer(page: Any, tmp_path: Path) -> No
     page.wait_for_selector("#lp-concept-maps strong:text('CDAM, cosine')")
     shot(page, "concept")
     page.get_by_role("tab", name="Patches").click()
-    assert page.locator("#lp-patches .lp-grid button").count() == 64
+    expect(page.locator("#lp-patches .lp-grid button")).to_have_count(64)
     page.get_by_label("patch in row 3, column 4", exact=True).click()
     page.wait_for_selector("#lp-without :text('without 1 of 64 patches')")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Space")
     page.wait_for_selector("#lp-without :text('without 2 of 64 patches')")
-    assert page.locator("#lp-patches [aria-pressed=true]").count() == 2
+    expect(page.locator("#lp-patches [aria-pressed=true]")).to_have_count(2)
     shot(page, "patches")
     page.get_by_role("button", name="Bring all back").click()
     page.wait_for_selector("#lp-without :text('without 0 of 64 patches')")
@@ -246,8 +251,8 @@ def test_a_training_is_cancelled_and_another_gives_a_method(page: Any) -> None:
     page.get_by_label("number input for Steps; 0 for as many as suit").press("Tab")
     page.get_by_role("button", name="Train", exact=True).click()
     wait_for_methods(page, "LRP gamma x Grad-CAM", "trained_gradient_1")
-    assert "in 2 steps" in page.text_content("#lp-training")
-    assert page.get_by_label("trained_gradient_1").first.is_checked()
+    expect(page.locator("#lp-training")).to_contain_text("in 2 steps")
+    expect(page.get_by_label("trained_gradient_1").first).to_be_checked()
     shot(page, "trained")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -25,12 +24,18 @@ from captum_learnprop.commands._own_options import FLAGS, OWN
 from captum_learnprop.errors import LearnpropError, did_you_mean
 from captum_learnprop.explanation.treatments import MapTreatment
 from captum_learnprop.plugins import get_manager
+from captum_learnprop.progress import in_terminal
 from zennit_rules import RuleSet, composite_class
 
 _LOG = logging.getLogger(__name__)
 
 Attribute: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attributions ``(B, C, H', W')`` of images ``(B, 3, H, W)`` in [0, 1], the same as inputs, and targets ``(B,)``."""
+
+
+def _no_curves() -> Tensor | None:
+    """Returns no curves."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Explainer:
 
     attribute: Attribute
     drawing: MapTreatment
-    curves: Callable[[], Tensor | None] = lambda: None
+    curves: Callable[[], Tensor | None] = _no_curves
 
 
 def explainer(request: Request, candidate: Candidate) -> Explainer:
@@ -68,11 +73,6 @@ def explainer(request: Request, candidate: Candidate) -> Explainer:
     asked = {each: getattr(request, each) for each in ("sign", "smoothing", "outlines")}
     drawing = replace(usual, **{each: value for each, value in asked.items() if value is not None})
     return Explainer(attribute, drawing, curves)
-
-
-def _no_curves() -> Tensor | None:
-    """Returns no curves."""
-    return None
 
 
 def _by_hand(request: Request, candidate: Candidate) -> tuple[Attribute, None, None]:
@@ -126,8 +126,7 @@ def _registered(
     found: list[Any] = []
     extremal = isinstance(method, ExtremalPerturbation)
     if extremal:
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        options = {"show_progress": terminal, **options, "return_masks": True}
+        options = {"show_progress": in_terminal(), **options, "return_masks": True}
 
     def attribute(pixels: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         with around():

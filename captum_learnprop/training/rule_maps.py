@@ -100,13 +100,13 @@ class RecordedMaps:
                 (attribution,) = run.attributions(seed, keep=True)
             elif self._tape is not None and self._tape.unsupported is None:
                 attribution = linearised_map(run, self._tape, maps.rules, seed)
-            elif maps.runs_again:
-                attribution = doubly_differentiated(run, seed)
             else:
                 try:
                     attribution = doubly_differentiated(run, seed)
-                except RunsAgainError:  # without what `constant_weights` stands in for, which would not run again
-                    maps.runs_again = True
+                except RunsAgainError:
+                    if maps.runs_again:
+                        raise
+                    maps.runs_again = True  # without what `constant_weights` stands in for, which would not run again
                     self._record(run.leaves[0].detach())
                     return self.explain(targets)
         with torch.set_grad_enabled(self._create_graph):

@@ -247,7 +247,7 @@ def _fit(request: Request, trainer: RuleTrainer, data: Any) -> RuleSet:
         )
     except torch.cuda.OutOfMemoryError as error:
         raise LearnpropError(
-            f"out of memory with --internal-batch-size {request.internal_batch_size}; less gives the same rules"
+            "out of memory even with one image at a time; train at a smaller --size, or with --device cpu"
         ) from error
 
 

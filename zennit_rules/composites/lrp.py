@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .._compat import DisableTorchFunction, Hook
+from ..core.batch_norm import BatchNorm
 from ..core.coverage import LinearWork, check_reach
 from ..core.dependence import Inputs, current, depends_on_input
 from ..core.hook import SiteHook
@@ -309,7 +310,7 @@ class LearnedEpsilonGammaBox(LearnedComposite):
         if is_linear_function(func):
             return self._linear(func, args, kwargs)
         if func is F.batch_norm and options["merge"]:
-            merged = self._merged(*args, **kwargs)
+            merged = self._merged(BatchNorm(*args, **kwargs))
             if merged is not None:
                 return merged
         if func is F.pad:
@@ -357,28 +358,16 @@ class LearnedEpsilonGammaBox(LearnedComposite):
             return operands
         return replace(operands, map=replace(operands.map, padding=pads))
 
-    def _merged(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor | None:
+    def _merged(self, norm: BatchNorm) -> Tensor | None:
         """The norm's value as that of the linear layer before it; None if there is none, or something lies between."""
-        call, x = self._linear_outputs.get(input, (None, None))
-        if call is None or training or running_mean is None or running_var is None or call.overwritten:
+        call, x = self._linear_outputs.get(norm.input, (None, None))
+        if call is None or not norm.is_line or call.overwritten:
             return None
-        if input.ndim < 2 or call.map.channel_dim(input) != 1:  # the norm's channels are not the layer's
+        if norm.input.ndim < 2 or call.map.channel_dim(norm.input) != 1:  # the norm's channels are not the layer's
             return None
-        scale = (running_var + eps).rsqrt() * (1.0 if weight is None else weight)
-        shift = (0.0 if bias is None else bias) - running_mean * scale
+        scale, shift = norm.scale, norm.shift
         with DisableTorchFunction():
-            value = F.batch_norm(input.detach(), running_mean, running_var, weight, bias, False, momentum, eps)
-            merged: Tensor = GatedLinear.apply(x, call.behind(scale, shift, value))
+            merged: Tensor = GatedLinear.apply(x, call.behind(scale, shift, norm.value(norm.input.detach())))
         return merged
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._compat import DisableTorchFunction
+from .batch_norm import BatchNorm
 from .linear_calls import is_linear_function, linear_operands
 from .linear_map import ConvolutionMap
 
@@ -52,7 +53,7 @@ class _ConstantWeights(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.is_grad_enabled():
             if func is F.batch_norm:
-                found = _batch_norm(*args, **kwargs)
+                found = _batch_norm(BatchNorm(*args, **kwargs))
             else:
                 found = _convolution(func, args, kwargs) if is_linear_function(func) else None
             if found is not None:
@@ -79,26 +80,13 @@ def _is_weight(x: Tensor) -> bool:
     return isinstance(x, nn.Parameter) or not x.requires_grad
 
 
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor | None:
+def _batch_norm(norm: BatchNorm) -> Tensor | None:
     """The value of a batch norm; None where it depends on the batch, or something computed its weights."""
-    known = running_mean is not None and running_var is not None and not training and input.requires_grad
-    if not known or input.ndim < 2 or not all(v is None or _is_weight(v) for v in (weight, bias)):
+    x = norm.input
+    weights = [one for one in (norm.weight, norm.bias) if one is not None]
+    if not (norm.is_line and x.requires_grad and x.ndim >= 2 and all(map(_is_weight, weights))):
         return None
-    assert running_var is not None
     with DisableTorchFunction():
-        with torch.no_grad():
-            scale = (running_var + eps).rsqrt() * (1.0 if weight is None else weight)
-            scale = scale.reshape(1, -1, *(1,) * (input.ndim - 2))
-        dtype = input.dtype
-        value = partial(F.batch_norm, input, running_mean, running_var, weight, bias, False, momentum, eps)
-        found: Tensor = _Constant.apply(input, value, lambda g: (g * scale.to(g.dtype)).to(dtype))
+        scale, dtype = norm.scale.detach().reshape(1, -1, *(1,) * (x.ndim - 2)), x.dtype
+        found: Tensor = _Constant.apply(x, partial(norm.value, x), lambda g: (g * scale.to(g.dtype)).to(dtype))
     return found

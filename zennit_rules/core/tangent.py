@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .._compat import tree_flatten, tree_unflatten
+from .batch_norm import BatchNorm
 from .hook import SiteCall
 from .sites import recorder
 
@@ -361,13 +362,10 @@ def _without_bias(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> M
 
 
 def _batch_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Map | None:
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    given = dict(zip(names, args, strict=False)) | kwargs
-    if given.get("training") or given["running_var"] is None:
+    norm = BatchNorm(*args, **kwargs)
+    if not norm.is_line:
         return None
-    scale = (given["running_var"] + given.get("eps", 1e-5)).rsqrt()
-    if given.get("weight") is not None:
-        scale = scale * given["weight"]
+    scale = norm.scale
 
     def run(t: Tensor) -> Tensor:
         return t * scale.to(t.dtype).reshape(1, -1, *(1,) * (t.ndim - 2))

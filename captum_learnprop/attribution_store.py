@@ -240,8 +240,9 @@ class AttributionStore:
             stem = self._stem(image.id)
             assert stem is not None
             with safe_open(self._path(MAPS, stem), framework="pt") as file:
-                if "curve" in file.keys():  # noqa: SIM118 - a file of safetensors is no mapping
-                    curves.append((image.id, file.get_tensor("curve")))
+                if "curve" not in file.keys():  # noqa: SIM118 - a file of safetensors is no mapping
+                    return None  # the maps of one run are all of one method
+                curves.append((image.id, file.get_tensor("curve")))
         return write_curves(self.folder, curves) if curves else None
 
     def write_hdf5(self, images: Sequence[ImageFile]) -> Path:

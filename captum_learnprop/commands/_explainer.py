@@ -146,8 +146,7 @@ def _registered(
 
 def _curves_of(found: ExtremalMasks) -> Tensor:
     """Returns areas and the shares of the output that masks preserve, counted from the input without any."""
-    span = (found.original - found.empty)[:, None]
-    shares = (found.rewards - found.empty[:, None]) / torch.where(span == 0, torch.ones_like(span), span)
+    shares = found.preserved(found.rewards)
     return torch.stack([found.areas.expand_as(shares).to(shares), shares], 2).detach().cpu()
 
 

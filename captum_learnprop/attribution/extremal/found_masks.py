@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from zennit_rules.core.notebook import html_table
@@ -43,6 +44,17 @@ class ExtremalMasks:
     converged: Tensor
     neutral: Tensor
     parameters: tuple[Tensor, ...] = field(default=())
+
+    def preserved(self, rewards: Tensor) -> Tensor:
+        """Returns what of the reward masks preserve, ``(reward - empty) / (original - empty)``, counted from none.
+
+        Args:
+            rewards: Rewards of preservation ``(B, ...)``; such as `rewards`, or those of further masks.
+        """
+        shape = (-1, *(1,) * (rewards.ndim - 1))
+        span = self.original - self.empty
+        span = torch.where(span == 0, torch.ones_like(span), span).reshape(shape)
+        return (rewards - self.empty.reshape(shape)) / span
 
     def _means(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Means over samples, by area ``(A,)``: area, realised area, reward, steps."""

@@ -316,13 +316,7 @@ def _narrowed(rows: Rows, ladder: Tensor, *, share: float, halvings: int, show_p
     halves go on from the smallest mask that suffices.
     """
     wide = rows.masks(ladder.expand(rows.samples, -1), show_progress=show_progress, describe="extremal areas")
-    span = wide.original - wide.empty
-    span = torch.where(span == 0, torch.ones_like(span), span)
-
-    def preserved(rewards: Tensor) -> Tensor:
-        return (rewards - wide.empty) / span
-
-    curve = [preserved(rewards) for rewards in wide.rewards.unbind(1)]
+    curve = list(wide.preserved(wide.rewards).unbind(1))
     areas = [area.expand(rows.samples) for area in ladder.unbind()]
     enough = torch.stack(curve, 1) >= share
     first = torch.where(enough.any(1), enough.double().argmax(1), len(ladder) - 1)
@@ -335,7 +329,7 @@ def _narrowed(rows: Rows, ladder: Tensor, *, share: float, halvings: int, show_p
         middle = ((below + best) / 2).nan_to_num(float(ladder[-1]))
         found = rows.search(everyone, middle, n_steps=max(1, rows.options.n_steps // 2), start=start)
         areas.append(middle)
-        curve.append(preserved(found.rewards))
+        curve.append(wide.preserved(found.rewards))
         suffices = (curve[-1] >= share) & ~best.isnan()
         best, below = torch.where(suffices, middle, best), torch.where(suffices, below, middle)
         masks = tuple(_chosen(suffices, new, old) for new, old in zip(found.masks, masks, strict=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas  # comes with quantus
 import pytest
 import torch
 import transformers
@@ -240,3 +241,15 @@ def test_every_method_gives_signed_maps_of_both(method: str, kind: str) -> None:
     assert found._repr_png_().startswith(b"\x89PNG")
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_a_table_of_pandas_names_its_features() -> None:
+    values = torch.stack([row(), -row()])
+    table = pandas.DataFrame(values.numpy(), columns=list(NAMES))
+    net = linear()
+    expected = cl.explain(net, values, 1, features=NAMES)
+    found = cl.explain(net, table, 1)
+    assert [one.names for one in found] == [NAMES, NAMES]
+    assert cl.explain(net, table.iloc[1], 1).names == NAMES  # a series of pandas is a row
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.map, other.map)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 from PIL import Image
@@ -16,7 +16,7 @@ from captum_learnprop.web.choices import method_choices
 from captum_learnprop.web.concepts import explain_concept
 from captum_learnprop.web.drawn import element, frame_data, maps_data, picture_address, thumbnail
 from captum_learnprop.web.examples import Example, example_picture, many_pictures
-from captum_learnprop.web.job import Cancelled
+from captum_learnprop.web.job import Cancelled, Job
 from captum_learnprop.web.learning import families, start_training
 from captum_learnprop.web.lines import ConceptLines, concept_lines, python_lines
 from captum_learnprop.web.offered import Offer
@@ -32,6 +32,8 @@ from zennit_rules import RuleError
 _LOG = logging.getLogger(__name__)
 
 Update = dict[Any, Any]
+
+Made = TypeVar("Made")
 """New values of widgets."""
 
 EXAMPLES, UPLOADS = "examples", "your pictures"
@@ -292,15 +294,9 @@ class Actions:
         model = visit.model
         pictures, left_out = self._pictures(visit, source, [*(paths or []), *(folder or [])])
         job = visit.begin("training", lambda: start_training(model, pictures, family, int(steps) or None))
-        try:
-            while job.running:
-                yield {widgets.said: _progress(job.wait(_TICK))}
-            rules = job.result()
-        except Cancelled as error:
-            yield {widgets.said: note(str(error))}
+        rules = yield from _finished(job, widgets.said)
+        if rules is None:
             return
-        finally:
-            job.cancel()  # nobody waits for it any more
         name = visit.keep_rules(rules, model)
         yield {
             widgets.said: note(_summary(name, rules.training, len(pictures)), "good", more=left_out),
@@ -328,15 +324,9 @@ class Actions:
         visit, widgets = self.visit(request), self.widgets.verdicts
         pictures = [visit.seen.image, *many_pictures(visit.model.draws)][: picture_count(visit)]
         job = visit.begin("analysis", lambda: start_analysis(visit, names or [], pictures))
-        try:
-            while job.running:
-                yield {widgets.said: _progress(job.wait(_TICK))}
-            analysis = job.result()
-        except Cancelled as error:
-            yield {widgets.said: note(str(error))}
+        analysis = yield from _finished(job, widgets.said)
+        if analysis is None:
             return
-        finally:
-            job.cancel()
         more = [f"{one.rule}. {' '.join(one.verdicts.values())}" for one in analysis.reports]
         yield {
             widgets.said: note(
@@ -360,6 +350,19 @@ class Actions:
 
 def _percent(share: float) -> str:
     return "under 1 %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
+
+
+def _finished(job: Job[Made], said: Any) -> Generator[Update, None, Made | None]:
+    """Shows how far a job is until it ends, and returns what it made; None if it was cancelled."""
+    try:
+        while job.running:
+            yield {said: _progress(job.wait(_TICK))}
+        return job.result()
+    except Cancelled as error:
+        yield {said: note(str(error))}
+        return None
+    finally:
+        job.cancel()  # nobody waits for it any more
 
 
 def _progress(progress: Any) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import torch
 from captum.attr import Saliency
-from default_cost import drawn_model, moved_rules, step
+from default_cost import FAMILIES, drawn_model, moved_rules, step
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer
@@ -30,7 +30,6 @@ from captum_learnprop.errors import LearnpropError
 from captum_learnprop.training.rule_maps import RuleMaps
 
 MODELS = ["resnet50", "efficientnet_b0", "vit_b_16", "convnext_base"]
-FAMILIES = {"gates": "learned_gradient", "LRP": "learned_epsilon_gamma_box", "DeepLIFT": "learned_deeplift"}
 ROUNDS = 3
 
 

@@ -28,7 +28,11 @@ _alone: ContextVar[bool] = ContextVar("_alone", default=False)
 
 @contextmanager
 def rules_alone() -> Iterator[None]:
-    """A context whose passes are differentiated once, in the parameters of rules, and in nothing else."""
+    """A context whose passes are differentiated once, in the parameters of rules, and in nothing else.
+
+    On accelerators autograd runs backward passes in threads of its own, which do not see it: signals are kept there,
+    which takes more memory and gives the same gradients.
+    """
     token = _alone.set(True)
     try:
         yield
